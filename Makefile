@@ -1,0 +1,77 @@
+# Katapod. `make run` and `make test` do everything on a fresh Debian 12, as root.
+
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help run setup image test unit integration e2e check format messages bench install clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup ## Set up, then run a container in a VM, its kernel beside the host's
+	@printf 'host kernel:  '; uname -r
+	@printf 'guest kernel: '; $(BIN)/kata-runtime run --rm busybox uname -r
+
+setup: $(BIN)/.installed image ## Set up: packages, Python environment, guest image
+
+build/.packages: packaging/debian-packages.txt tools/install-packages
+	@mkdir -p build
+	@tools/install-packages $<
+	@touch $@
+
+build/.packages-test: packaging/debian-packages-test.txt tools/install-packages
+	@mkdir -p build
+	@tools/install-packages $<
+	@touch $@
+
+$(BIN)/.installed: pyproject.toml constraints.txt | build/.packages
+	@echo "setting up the Python environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+image: $(BIN)/.installed
+	@$(BIN)/kata-runtime image build
+
+test: setup check build/.packages-test ## Set up, then all checks and tests
+	$(PYTEST) tests/unit -q -n 2
+	$(PYTEST) tests/integration tests/e2e -v
+
+unit: $(BIN)/.installed ## The unit tests: seconds, no root, no VM
+	$(PYTEST) tests/unit -q
+
+integration: setup build/.packages-test
+	$(PYTEST) tests/integration -v
+
+e2e: setup build/.packages-test
+	$(PYTEST) tests/e2e -v
+
+check: $(BIN)/.installed ## Format, lint, types, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_messages.py --check
+
+format: $(BIN)/.installed ## Format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
+	$(BIN)/python tools/generate_messages.py
+
+bench: setup build/.packages-test ## Measure the budgets of the design; writes build/bench.json
+	$(BIN)/python bench/run.py
+
+install: build/.packages ## Install below PREFIX (default /usr/local); DESTDIR for packagers
+	PYTHON=$(PYTHON) tools/install "$(DESTDIR)" "$(PREFIX)"
+
+clean: ## Remove what was built in this directory
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,371 @@
+"""Containers and their processes: the calls from CreateContainer to RemoveContainer.
+
+crun makes and runs them; here are the bundle, the streams and the answers. Whatever a container has
+acquired is registered in its `undo` list at once, so that one function removes any half-made one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from katapod.agent import crun, devices, log, tree
+from katapod.agent.launch import Launch, resolve_process
+from katapod.agent.paths import CGROUP_ROOT, bundle_of, check_id
+from katapod.agent.process import Process, read_stdio, write_stdin
+from katapod.agent.program import ProgramError
+from katapod.agent.sandbox import Agent, share_pid_namespace
+from katapod.agent.spec import cgroup_path, process_json, resources_json, spec_json
+from katapod.kernel.mount import MNT_DETACH, MS_BIND, MS_REC, mount, umount
+from katapod.rpc.pb import agent_pb2
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Container", "destroy"]
+
+PROCESSES_MAX = 512  # of one container known to the agent at a time, ended ones included
+ENDED_KEPT_MAX = 32  # processes whose end was told but whose output was not read to its end
+KILL_LIMIT_S = 10.0
+ENDING_S = 0.3
+FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
+
+
+class Container:
+    """A container that crun knows."""
+
+    def __init__(self, container_id: str, cgroup: str) -> None:
+        self.id = container_id
+        self.cgroup = cgroup
+        self.state = "creating"  # creating, created, running, paused, stopped
+        self.init_pid = 0
+        self.annotations: dict[str, str] = {}
+        self.has_poststart = False
+        self.processes: dict[str, Process] = {}
+        self.undo: list[Callable[[], None]] = []
+        self.binds: list[tuple[str, str]] = []
+
+    @property
+    def bundle(self) -> str:
+        return bundle_of(self.id)
+
+    @property
+    def cgroup_folder(self) -> str:
+        return f"{CGROUP_ROOT}{self.cgroup}"
+
+    def require(self, *states: str, verb: str) -> None:
+        """Raises RpcError (FAILED_PRECONDITION)."""
+        if self.state not in states:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                f"cannot {verb} container {self.id} in state {self.state}; needs {' or '.join(states)}",
+            )
+
+
+def find_container(agent: Agent, container_id: str) -> Container:
+    """Raises RpcError (INVALID_ARGUMENT), as the protocol has it for an unknown container."""
+    container = agent.containers.get(container_id)
+    if container is None:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"invalid container id: {container_id[:200]!r}")
+    return container
+
+
+def find_process(agent: Agent, container_id: str, exec_id: str, *, waited: bool = False) -> Process:
+    """Raises RpcError: INVALID_ARGUMENT for the container, NOT_FOUND for the process. With `waited`, also
+    processes whose end has been told already."""
+    container = find_container(agent, container_id)
+    process = container.processes.get(exec_id or container_id)
+    if process is None or (process.waited and not waited):
+        raise RpcError(StatusCode.NOT_FOUND, f"no process {exec_id[:200]!r} in container {container_id}")
+    return process
+
+
+async def create_container(agent: Agent, request: agent_pb2.CreateContainerRequest) -> None:
+    container_id = check_id(request.container_id, "container id")
+    if container_id in agent.containers:
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"container {container_id} exists already")
+    if not request.HasField("OCI") or not request.OCI.Process.Args:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot create container: the OCI spec has no process")
+    container = Container(container_id, cgroup_path(container_id, request.OCI.Linux.CgroupsPath))
+    agent.containers[container_id] = container
+    try:
+        await _create(agent, container, request)
+    except BaseException:
+        await agent.tasks.spawn(f"undo-{container_id}", destroy(agent, container))
+        raise
+    container.state = "created"
+    log.info(f"container {container_id} created")
+
+
+async def _create(agent: Agent, container: Container, request: agent_pb2.CreateContainerRequest) -> None:
+    spec = request.OCI
+    timeout_s = agent.options.hotplug_timeout_s
+    await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
+    os.makedirs(container.bundle, mode=0o711)
+    container.undo.append(lambda: tree.remove_bundle(container.bundle))
+    held = await agent.storages.add(request.storages, container.id)
+    container.undo.append(lambda: agent.storages.release(held))
+    rootfs = f"{container.bundle}/rootfs"
+    os.mkdir(rootfs)
+    if not os.path.isdir(spec.Root.Path):
+        raise RpcError(
+            StatusCode.INVALID_ARGUMENT, f"cannot create container: no root file system at {spec.Root.Path[:500]!r}"
+        )
+    mount(spec.Root.Path, rootfs, None, MS_BIND | MS_REC)
+    container.undo.append(lambda: umount(rootfs, MNT_DETACH))
+
+    container.annotations = dict(spec.Annotations)
+    container.has_poststart = bool(spec.Hooks.Poststart)
+    container.binds = [(m.source, m.destination) for m in spec.Mounts if m.type == "bind" or "rbind" in m.options]
+    await resolve_process(agent.loop, spec.Process, request.string_user, rootfs, make_cwd=True)
+    join_pid = request.sandbox_pidns or agent.sandbox_pidns
+    shared = {k: v for k, v in agent.shared_namespaces.items() if k != "pid" or join_pid}
+    config = json.dumps(spec_json(spec, rootfs, container.cgroup, shared))
+    with open(f"{container.bundle}/config.json", "w") as handle:
+        handle.write(config)
+    command = Launch(agent.loop, spec.Process, rootfs, container.binds)
+    container.undo.append(lambda: _forget_in_crun(agent, container))
+    arguments = ["create", "--bundle", container.bundle, container.id]
+    process = await command.run(container.id, arguments, container.bundle, agent.options.container_pipe_size_bytes)
+    container.init_pid = process.pid
+    container.processes[container.id] = process
+    process.ended.on_done(lambda: _init_ended(agent, container))
+    if join_pid and "pid" not in agent.shared_namespaces:
+        share_pid_namespace(agent, process.pid)
+    agent.oom.watch(container.id, container.cgroup)
+    container.undo.append(lambda: agent.oom.forget(container.id))
+
+
+def _init_ended(agent: Agent, container: Container) -> None:
+    agent.oom.check(container.id)
+    container.state = "stopped"
+
+
+def _forget_in_crun(agent: Agent, container: Container) -> None:
+    """Remove crun's record if there is one; the processes are dead."""
+    crun.forget(container.id)
+    folder = container.cgroup_folder
+    for child, _, _ in os.walk(folder, topdown=False):
+        try:
+            os.rmdir(child)
+        except OSError as exc:
+            log.debug(f"cannot remove {child}: {exc.strerror}")
+
+
+def kill_all(container: Container) -> None:
+    """SIGKILL to every process in the container's cgroup; cgroup.kill does it at one stroke."""
+    try:
+        with open(f"{container.cgroup_folder}/cgroup.kill", "w") as handle:
+            handle.write("1")
+    except FileNotFoundError:
+        if container.init_pid and container.state not in ("stopped", "creating"):
+            os.kill(container.init_pid, signal.SIGKILL)
+
+
+async def destroy(agent: Agent, container: Container) -> None:
+    """Kill and remove a container in whatever state. Every step is done even if one fails."""
+    try:
+        kill_all(container)
+        for process in list(container.processes.values()):
+            if not await agent.loop.wait_any([process.ended], KILL_LIMIT_S):
+                log.warning(f"process {process.pid} of container {container.id} does not die")
+    except OSError as exc:
+        log.warning(f"cannot kill container {container.id}: {exc.strerror}")
+    for _ in range(100):
+        if not _populated(container):
+            break
+        await agent.loop.sleep(0.01)
+    for process in container.processes.values():
+        process.stdio.close()
+    while container.undo:
+        step = container.undo.pop()
+        try:
+            step()
+        except OSError as exc:
+            log.warning(f"container {container.id}: {exc}")
+    agent.containers.pop(container.id, None)
+
+
+def _populated(container: Container) -> bool:
+    try:
+        with open(f"{container.cgroup_folder}/cgroup.events") as handle:
+            return "populated 1" in handle.read()
+    except OSError:
+        return False
+
+
+async def start_container(agent: Agent, request: agent_pb2.StartContainerRequest) -> None:
+    container = find_container(agent, request.container_id)
+    container.require("created", verb="start")
+    try:
+        if container.has_poststart or not crun.release(container.id):
+            await crun.run(agent.loop, ["start", container.id])
+    except ProgramError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot start container {container.id}: {exc.tail or exc}") from exc
+    if container.state == "created":  # it may have ended by now
+        container.state = "running"
+    log.info(f"container {container.id} started")
+
+
+async def remove_container(agent: Agent, request: agent_pb2.RemoveContainerRequest) -> None:
+    """With a timeout (seconds), the container is given that long to end by itself."""
+    container = find_container(agent, request.container_id)
+    init = container.processes.get(container.id)
+    if request.timeout and init is not None:
+        await agent.loop.wait_any([init.ended], float(request.timeout))
+    # not in the call's own task: a host that goes away in the middle must not leave half a container
+    await agent.tasks.spawn(f"remove-{container.id}", destroy(agent, container))
+    log.info(f"container {container.id} removed")
+
+
+async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> None:
+    container = find_container(agent, request.container_id)
+    exec_id = check_id(request.exec_id, "exec id")
+    container.require("running", verb="run a process in")
+    if exec_id in container.processes:
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} exists already in container {container.id}")
+    if len(container.processes) >= PROCESSES_MAX:
+        raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"container {container.id} has {PROCESSES_MAX} processes")
+    if not request.process.Args:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot run a process: it has no arguments")
+    root = f"/proc/{container.init_pid}/root"
+    folder = f"{container.bundle}/exec-{exec_id}"
+    os.mkdir(folder)
+    try:
+        await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
+        with open(f"{folder}/process.json", "w") as handle:
+            json.dump(process_json(request.process), handle)
+        arguments = ["exec", "--detach", "--process", f"{folder}/process.json", container.id]
+        command = Launch(agent.loop, request.process, root, ())
+        process = await command.run(exec_id, arguments, folder, agent.options.container_pipe_size_bytes)
+    except (OSError, RpcError) as exc:
+        told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
+        if not told and await _is_ending(agent, container):
+            # crun meets a pid namespace whose init is dead, and has strange words for it; so has its /proc/PID/root
+            raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
+        raise
+    finally:
+        tree.remove(folder)
+    if agent.containers.get(container.id) is not container:
+        process.kill(signal.SIGKILL)
+        process.stdio.close()
+        raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} was removed")
+    container.processes[exec_id] = process
+    process.ended.on_done(lambda: agent.oom.check(container.id))
+
+
+async def _is_ending(agent: Agent, container: Container) -> bool:
+    """Whether the container's init has ended, or does so in a moment: its death is seen after its effects."""
+    init = container.processes.get(container.id)
+    return init is None or bool(await agent.loop.wait_any([init.ended], ENDING_S))
+
+
+async def signal_process(agent: Agent, request: agent_pb2.SignalProcessRequest) -> None:
+    container = find_container(agent, request.container_id)
+    process = find_process(agent, request.container_id, request.exec_id)
+    if not request.exec_id and request.signal == signal.SIGKILL:
+        kill_all(container)
+    else:
+        process.kill(request.signal)
+
+
+async def wait_process(agent: Agent, request: agent_pb2.WaitProcessRequest) -> agent_pb2.WaitProcessResponse:
+    container = find_container(agent, request.container_id)
+    process = find_process(agent, request.container_id, request.exec_id)
+    status = await process.ended
+    process.waited = True
+    _drop_read_out(container)
+    return agent_pb2.WaitProcessResponse(status=status)
+
+
+def _drop_read_out(container: Container) -> None:
+    """Forget waited-for processes: those read to the end, and the oldest beyond ENDED_KEPT_MAX."""
+    ended = [p for p in container.processes.values() if p.waited]
+    kept = [p for p in ended if not p.stdio.drained]
+    for process in ended:
+        if process.stdio.drained or process in kept[:-ENDED_KEPT_MAX]:
+            process.stdio.close()
+            container.processes.pop(process.exec_id, None)
+
+
+async def _read(agent: Agent, request: agent_pb2.ReadStreamRequest, stderr: bool) -> agent_pb2.ReadStreamResponse:
+    process = find_process(agent, request.container_id, request.exec_id, waited=True)
+    output = process.stdio.stderr if stderr else process.stdio.stdout
+    if output is None:  # a terminal has one stream
+        return agent_pb2.ReadStreamResponse()
+    data = await read_stdio(agent.loop, process, output, request.len)
+    if not data and process.waited and request.container_id in agent.containers:
+        _drop_read_out(agent.containers[request.container_id])
+    return agent_pb2.ReadStreamResponse(data=data)
+
+
+async def read_stdout(agent: Agent, request: agent_pb2.ReadStreamRequest) -> agent_pb2.ReadStreamResponse:
+    return await _read(agent, request, stderr=False)
+
+
+async def read_stderr(agent: Agent, request: agent_pb2.ReadStreamRequest) -> agent_pb2.ReadStreamResponse:
+    return await _read(agent, request, stderr=True)
+
+
+async def write_stream(agent: Agent, request: agent_pb2.WriteStreamRequest) -> agent_pb2.WriteStreamResponse:
+    process = find_process(agent, request.container_id, request.exec_id)
+    return agent_pb2.WriteStreamResponse(len=await write_stdin(agent.loop, process, request.data))
+
+
+async def close_stdin(agent: Agent, request: agent_pb2.CloseStdinRequest) -> None:
+    process = find_process(agent, request.container_id, request.exec_id)
+    if not process.stdio.terminal:
+        await write_stdin(agent.loop, process, b"")  # in turn: after what is still being written
+
+
+async def resize_terminal(agent: Agent, request: agent_pb2.TtyWinResizeRequest) -> None:
+    process = find_process(agent, request.container_id, request.exec_id)
+    if process.stdio.stdin >= 0 or not process.stdio.terminal:
+        process.stdio.resize(request.row, request.column)
+
+
+async def _freeze(agent: Agent, container: Container, verb: str, frozen: bool) -> None:
+    """Freeze or thaw the cgroup, as crun would, and wait until the kernel says that it is done."""
+    folder = container.cgroup_folder
+    with open(f"{folder}/cgroup.freeze", "w") as handle:
+        handle.write("1" if frozen else "0")
+    wanted = f"frozen {int(frozen)}"
+    for _ in range(int(FREEZE_LIMIT_S / FREEZE_POLL_S)):
+        with open(f"{folder}/cgroup.events") as handle:
+            if wanted in handle.read():
+                container.state = "paused" if frozen else "running"
+                return
+        await agent.loop.sleep(FREEZE_POLL_S)
+    raise RpcError(
+        StatusCode.DEADLINE_EXCEEDED, f"cannot {verb} container {container.id}: not done in {FREEZE_LIMIT_S:g} s"
+    )
+
+
+async def pause_container(agent: Agent, request: agent_pb2.PauseContainerRequest) -> None:
+    container = find_container(agent, request.container_id)
+    container.require("running", verb="pause")
+    await _freeze(agent, container, "pause", True)
+
+
+async def resume_container(agent: Agent, request: agent_pb2.ResumeContainerRequest) -> None:
+    container = find_container(agent, request.container_id)
+    container.require("paused", verb="resume")
+    await _freeze(agent, container, "resume", False)
+
+
+async def update_container(agent: Agent, request: agent_pb2.UpdateContainerRequest) -> None:
+    container = find_container(agent, request.container_id)
+    path = f"{container.bundle}/resources.json"
+    with open(path, "w") as handle:
+        json.dump(resources_json(request.resources), handle)
+    try:
+        await crun.run(agent.loop, ["update", "--resources", path, container.id])
+    except ProgramError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot update container {container.id}: {exc.tail or exc}") from exc
+
+
+async def get_oom_event(agent: Agent, request: agent_pb2.GetOOMEventRequest) -> agent_pb2.OOMEvent:
+    return agent_pb2.OOMEvent(container_id=await agent.oom.next_event())

@@ -1,0 +1,107 @@
+"""crun in the guest: how it is called, and how its errors are read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+
+from katapod.agent import program, tree
+from katapod.agent.loop import Loop
+
+__all__ = ["forget", "release", "run", "sealed_binary"]
+
+ROOT = "/run/crun"
+LOG_FOLDER = "/run/kata-containers"
+LIMIT_S = 60.0
+ERROR_MAX = 4096
+_count = 0
+_sealed_fd = -1
+
+
+def sealed_binary() -> str:
+    """The path of a sealed copy of crun in memory.
+
+    So that a container cannot overwrite crun through /proc/PID/exe, crun starts itself a second time from
+    a read-only mount, unless it finds itself in a sealed file: 0.06 s each time under emulation.
+    """
+    global _sealed_fd
+    if _sealed_fd < 0:
+        fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(program.find_program("crun"), "rb") as source:
+            while True:
+                data = source.read(1 << 20)
+                if not data:
+                    break
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        _sealed_fd = fd
+    return f"/proc/self/fd/{_sealed_fd}"
+
+
+def _last_error(path: str) -> str:
+    """The message of the last line of a JSON log."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - 4 * ERROR_MAX))
+            lines = handle.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("msg"):
+            return str(entry["msg"])[:ERROR_MAX]
+    return ""
+
+
+async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None) -> None:
+    """Run crun with `arguments`; `stdio` are descriptors 0 to 2 for the container, which stay the caller's.
+
+    Raises ProgramError whose `tail` is crun's own last error.
+    """
+    global _count
+    _count += 1
+    log_path = f"{LOG_FOLDER}/crun-{_count}.log"
+    command = ["crun", "--root", ROOT, "--cgroup-manager=cgroupfs", "--log", log_path, "--log-format=json"]
+    try:
+        await program.run(loop, command + arguments, LIMIT_S, stdio, sealed_binary())
+    except program.ProgramError as exc:
+        raise program.ProgramError(f"crun {arguments[0]} failed", _last_error(log_path) or str(exc)) from exc
+    finally:
+        if os.path.exists(log_path):
+            os.unlink(log_path)
+
+
+def release(container_id: str) -> bool:
+    """Start a created container as `crun start` does: write to the fifo it waits at, and remove that,
+    which tells crun that the container runs. False if there is no fifo. Raises OSError.
+
+    A crun of its own would take 0.1 s more under emulation.
+    """
+    path = f"{ROOT}/{container_id}/exec.fifo"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENXIO):  # another version of crun, or its child has died
+            return False
+        raise
+    try:
+        os.unlink(path)
+        os.write(fd, b"\0")
+    finally:
+        os.close(fd)
+    return True
+
+
+def forget(container_id: str) -> None:
+    """Drop crun's record of a container whose processes are dead. Raises OSError."""
+    folder = f"{ROOT}/{container_id}"
+    if os.path.isdir(folder):
+        tree.remove(folder)

@@ -1,0 +1,109 @@
+"""Devices in the guest: found by PCI path, waited for when they have just been plugged in."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from katapod.agent.loop import Loop
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from katapod.rpc.pb import agent_pb2, oci_pb2
+
+__all__ = ["HANDLERS", "apply_devices", "block_device", "parse_pci_path"]
+
+HANDLERS = ("blk", "mmioblk", "nvdimm")
+ROOT_BUS = "/sys/devices/pci0000:00"
+POLL_S = 0.02
+
+
+def parse_pci_path(text: str) -> list[str]:
+    """ "02/01" to the slots ["02.0", "01.0"]. Raises RpcError (INVALID_ARGUMENT)."""
+    slots = []
+    for part in text.split("/"):
+        slot, _, function = part.partition(".")
+        try:
+            number, sub = int(slot, 16), int(function or "0", 16)
+        except ValueError:
+            number, sub = -1, 0
+        if len(slot) != 2 or not (0 <= number < 32 and 0 <= sub < 8):
+            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot read the PCI path {text[:64]!r}")
+        slots.append(f"{number:02x}.{sub}")
+    return slots
+
+
+def _pci_folder(slots: list[str], root: str) -> str | None:
+    """The sysfs folder of the device, if it is there."""
+    folder, bus = root, "0000:00"
+    for depth, slot in enumerate(slots):
+        if depth:
+            try:
+                bus = os.listdir(f"{folder}/pci_bus")[0]
+            except (OSError, IndexError):
+                return None
+        folder = f"{folder}/{bus}:{slot}"
+        if not os.path.isdir(folder):
+            return None
+    return folder
+
+
+def _block_name(slots: list[str], root: str) -> str | None:
+    folder = _pci_folder(slots, root)
+    try:
+        for name in os.listdir(folder) if folder else ():
+            if name.startswith("virtio"):
+                return os.listdir(f"{folder}/{name}/block")[0]
+    except (OSError, IndexError):
+        return None
+    return None
+
+
+async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
+    """The node of the disk at a PCI path, or at a path in /dev, as soon as it is there.
+
+    Raises RpcError: INVALID_ARGUMENT, or DEADLINE_EXCEEDED after `timeout_s`.
+    """
+    slots = [] if source.startswith("/dev/") else parse_pci_path(source)
+    for _ in range(max(1, int(timeout_s / POLL_S))):
+        if slots:
+            name = _block_name(slots, ROOT_BUS)
+            node = f"/dev/{name}" if name else ""
+        else:
+            node = source
+        if node and os.path.exists(node) and stat.S_ISBLK(os.stat(node).st_mode):
+            return node
+        await loop.sleep(POLL_S)
+    raise RpcError(
+        StatusCode.DEADLINE_EXCEEDED, f"cannot find the disk at {source}: it did not appear in {timeout_s:g} s"
+    )
+
+
+async def apply_devices(loop: Loop, devices: Iterable[agent_pb2.Device], spec: oci_pb2.Spec, timeout_s: float) -> None:
+    """Wait for `devices` and give the spec's entries for them the guest's numbers. Raises RpcError."""
+    for device in devices:
+        if device.type == "blk":
+            node = await block_device(loop, device.id or device.vm_path, timeout_s)
+        elif device.type in HANDLERS:
+            node = await block_device(loop, device.vm_path, timeout_s)
+        else:
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT,
+                f"cannot use the device {device.container_path}: type {device.type[:64]!r} is not supported",
+            )
+        numbers = os.stat(node).st_rdev
+        for entry in spec.Linux.Devices:
+            if entry.Path == device.container_path:
+                old = entry.Major, entry.Minor
+                entry.Major, entry.Minor, entry.Type = os.major(numbers), os.minor(numbers), "b"
+                for rule in spec.Linux.Resources.Devices:
+                    if (rule.Major, rule.Minor) == old and rule.Type == "b":
+                        rule.Major, rule.Minor = entry.Major, entry.Minor
+                break
+        else:
+            spec.Linux.Devices.add(
+                Path=device.container_path, Type="b", Major=os.major(numbers), Minor=os.minor(numbers), FileMode=0o660
+            )

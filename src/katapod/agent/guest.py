@@ -1,0 +1,144 @@
+"""The guest as a machine: health, versions, CPUs and memory put online, clock, random numbers, swap."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import katapod
+from katapod.agent import log
+from katapod.rpc.pb import agent_pb2, health_pb2
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from katapod.agent.sandbox import Agent
+
+GRPC_VERSION = "0.0.1"  # of the agent protocol
+CPU_FOLDER = "/sys/devices/system/cpu"
+MEMORY_FOLDER = "/sys/devices/system/memory"
+ONLINE_TRIES, ONLINE_PAUSE_S = 100, 0.05
+RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
+SEED_MAX = 4096  # bytes
+CLOCK_REALTIME = 0
+
+
+async def check(agent: Agent, request: health_pb2.CheckRequest) -> health_pb2.HealthCheckResponse:
+    return health_pb2.HealthCheckResponse(status="SERVING")
+
+
+async def version(agent: Agent, request: health_pb2.CheckRequest) -> health_pb2.VersionCheckResponse:
+    return health_pb2.VersionCheckResponse(grpc_version=GRPC_VERSION, agent_version=katapod.__version__)
+
+
+async def get_guest_details(agent: Agent, request: agent_pb2.GuestDetailsRequest) -> agent_pb2.GuestDetailsResponse:
+    from katapod.agent import devices, storage
+
+    details = agent_pb2.AgentDetails(
+        version=katapod.__version__,
+        init_daemon=agent.is_init,
+        device_handlers=devices.HANDLERS,
+        storage_handlers=storage.DRIVERS,
+        supports_seccomp=True,
+    )
+    response = agent_pb2.GuestDetailsResponse(agent_details=details)
+    if request.mem_block_size:
+        try:
+            with open(f"{MEMORY_FOLDER}/block_size_bytes") as handle:
+                response.mem_block_size_bytes = int(handle.read(), 16)
+        except FileNotFoundError:
+            response.mem_block_size_bytes = 0  # a kernel without memory hot-plug
+    if request.mem_hotplug_probe:
+        response.support_mem_hotplug_probe = os.path.exists(f"{MEMORY_FOLDER}/probe")
+    return response
+
+
+def _set_online(folder: str, prefix: str) -> int:
+    """Put every offline CPU or memory block online; returns how many entries are online now."""
+    online = 0
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        if not (name.startswith(prefix) and name[len(prefix) :].isdigit()):
+            continue
+        path = f"{folder}/{name}/online"
+        try:
+            with open(path) as handle:
+                state = handle.read(1)
+            if state == "0":
+                with open(path, "w") as handle:
+                    handle.write("1")
+            online += 1
+        except FileNotFoundError:
+            online += 1  # cpu0 may have no such file: it is always online
+        except OSError as exc:
+            log.warning(f"cannot put {name} online: {exc.strerror}")
+    return online
+
+
+async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
+    """Wait until `added` CPUs more than before are online, however they came to be."""
+    before = agent.cpus
+    for attempt in range(ONLINE_TRIES):
+        if attempt:
+            await agent.loop.sleep(ONLINE_PAUSE_S)
+        agent.cpus = _set_online(CPU_FOLDER, "cpu")
+        if not cpu_only:
+            _set_online(MEMORY_FOLDER, "memory")
+        if agent.cpus >= before + added:
+            return True
+    log.warning(f"fewer than {before + added} CPUs are online")
+    return False
+
+
+async def online_cpu_mem(agent: Agent, request: agent_pb2.OnlineCPUMemRequest) -> None:
+    """A new CPU or memory block appears some time after it was plugged in, so it is waited for: by the
+    caller if it says so, else behind its back."""
+    work = _put_online(agent, request.nb_cpus, request.cpu_only)
+    if not request.wait:
+        agent.tasks.spawn("online", work)
+    elif not await work:
+        raise RpcError(
+            StatusCode.DEADLINE_EXCEEDED, f"cannot put {request.nb_cpus} CPUs online: they did not appear in time"
+        )
+
+
+async def mem_hotplug_by_probe(agent: Agent, request: agent_pb2.MemHotplugByProbeRequest) -> None:
+    for address in request.memHotplugProbeAddr:
+        with open(f"{MEMORY_FOLDER}/probe", "w") as handle:
+            handle.write(f"{address:#x}")
+
+
+async def reseed_random_dev(agent: Agent, request: agent_pb2.ReseedRandomDevRequest) -> None:
+    """Credit the host's bytes to the kernel's pool and make it use them at once: a clone must not go on
+    with the random state of its template."""
+    import fcntl
+
+    data = bytes(request.data)
+    if not 0 < len(data) <= SEED_MAX:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot reseed with {len(data)} bytes: give 1 to {SEED_MAX}")
+    with open("/dev/random", "wb", buffering=0) as device:
+        fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
+        fcntl.ioctl(device, RNDRESEEDCRNG)
+
+
+async def set_guest_date_time(agent: Agent, request: agent_pb2.SetGuestDateTimeRequest) -> None:
+    import time
+
+    time.clock_settime_ns(CLOCK_REALTIME, (request.Sec * 1_000_000 + request.Usec) * 1000)
+
+
+async def add_swap_path(agent: Agent, request: agent_pb2.AddSwapPathRequest) -> None:
+    from katapod.kernel.system import swap_on
+
+    swap_on(request.path)
+
+
+async def add_swap(agent: Agent, request: agent_pb2.AddSwapRequest) -> None:
+    from katapod.agent.devices import block_device
+    from katapod.kernel.system import swap_on
+
+    path = "/".join(f"{slot:02x}" for slot in request.PCIPath)
+    swap_on(await block_device(agent.loop, path, agent.options.hotplug_timeout_s))

@@ -1,0 +1,72 @@
+"""Which function answers which call. Modules are imported at the first call that needs them, so that
+Health.Check can be answered while most of the agent is not even loaded."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    Method = Callable[[Any, Any], Coroutine[Any, None, Any]]
+
+__all__ = ["METHODS", "MODULES", "NO_NETWORK", "load_method"]
+
+METHODS = {
+    "grpc.Health/Check": "guest.check",
+    "grpc.Health/Version": "guest.version",
+    "grpc.AgentService/CreateSandbox": "sandbox.create_sandbox",
+    "grpc.AgentService/DestroySandbox": "sandbox.destroy_sandbox",
+    "grpc.AgentService/UpdateEphemeralMounts": "sandbox.update_ephemeral_mounts",
+    "grpc.AgentService/CreateContainer": "containers.create_container",
+    "grpc.AgentService/StartContainer": "containers.start_container",
+    "grpc.AgentService/RemoveContainer": "containers.remove_container",
+    "grpc.AgentService/ExecProcess": "containers.exec_process",
+    "grpc.AgentService/SignalProcess": "containers.signal_process",
+    "grpc.AgentService/WaitProcess": "containers.wait_process",
+    "grpc.AgentService/UpdateContainer": "containers.update_container",
+    "grpc.AgentService/PauseContainer": "containers.pause_container",
+    "grpc.AgentService/ResumeContainer": "containers.resume_container",
+    "grpc.AgentService/WriteStdin": "containers.write_stream",
+    "grpc.AgentService/ReadStdout": "containers.read_stdout",
+    "grpc.AgentService/ReadStderr": "containers.read_stderr",
+    "grpc.AgentService/CloseStdin": "containers.close_stdin",
+    "grpc.AgentService/TtyWinResize": "containers.resize_terminal",
+    "grpc.AgentService/GetOOMEvent": "containers.get_oom_event",
+    "grpc.AgentService/StatsContainer": "stats.stats_container",
+    "grpc.AgentService/GetMetrics": "stats.get_metrics",
+    "grpc.AgentService/GetVolumeStats": "stats.get_volume_stats",
+    "grpc.AgentService/OnlineCPUMem": "guest.online_cpu_mem",
+    "grpc.AgentService/GetGuestDetails": "guest.get_guest_details",
+    "grpc.AgentService/MemHotplugByProbe": "guest.mem_hotplug_by_probe",
+    "grpc.AgentService/ReseedRandomDev": "guest.reseed_random_dev",
+    "grpc.AgentService/SetGuestDateTime": "guest.set_guest_date_time",
+    "grpc.AgentService/AddSwap": "guest.add_swap",
+    "grpc.AgentService/AddSwapPath": "guest.add_swap_path",
+    "grpc.AgentService/CopyFile": "files.copy_file",
+    "grpc.AgentService/GetDiagnosticData": "files.get_diagnostic_data",
+}
+MODULES = ("containers", "storage", "stats", "files")  # loaded when there is nothing better to do
+NO_NETWORK = (
+    "UpdateInterface",
+    "UpdateRoutes",
+    "ListInterfaces",
+    "ListRoutes",
+    "AddARPNeighbors",
+    "GetIPTables",
+    "SetIPTables",
+)
+
+
+def load_module(name: str) -> Any:
+    return getattr(__import__(f"katapod.agent.{name}").agent, name)
+
+
+def load_method(service: str, method: str) -> Method | None:
+    """The function of a call, taking the Agent and the request; None if there is none."""
+    entry = METHODS.get(f"{service}/{method}")
+    if entry is None:
+        return None
+    module, _, function = entry.partition(".")
+    found: Method = getattr(load_module(module), function)
+    return found

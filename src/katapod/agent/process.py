@@ -1,0 +1,174 @@
+"""One process of a container: its stdio, its terminal, its end.
+
+Nothing is read from a process before the host asks, so a writer whom nobody reads stalls in its pipe
+and loses nothing; a write is answered when all of it is in the pipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+import termios
+
+from katapod.agent.loop import Future, Lock, Loop
+from katapod.rpc.status import RpcError, StatusCode
+
+__all__ = ["DRAIN_S", "READ_MAX", "Process", "Stdio", "read_stdio", "write_stdin"]
+
+READ_MAX = 256 * 1024  # bytes for one ReadStdout, whatever is asked for
+DRAIN_S = 0.5  # output that others still hold open is waited for so long after the process's end
+
+
+class Output:
+    """The read end of stdout, stderr or a terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.at_end = False
+        self.lock = Lock()
+
+
+class Stdio:
+    """The agent's ends of a process's streams; owns the descriptors."""
+
+    def __init__(self, loop: Loop, stdin: int, stdout: int, stderr: int, terminal: bool) -> None:
+        """With a terminal, stdin and stdout are both the master's descriptor and stderr is -1."""
+        self._loop = loop
+        self.terminal = terminal
+        self.stdin = stdin
+        self.stdin_lock = Lock()
+        self.stdout = Output(stdout)
+        self.stderr = Output(stderr) if stderr >= 0 else None
+        for fd in {stdin, stdout, stderr} - {-1}:
+            os.set_blocking(fd, False)
+
+    def close_stdin(self) -> None:
+        """Idempotent. A terminal stays: its end is typed, not closed."""
+        if not self.terminal and self.stdin >= 0:
+            self._loop.close_fd(self.stdin)
+            self.stdin = -1
+
+    def close(self) -> None:
+        self.close_stdin()
+        self.stdin = -1
+        for output in (self.stdout, self.stderr):
+            if output is not None and output.fd >= 0:
+                self._loop.close_fd(output.fd)
+                output.fd = -1
+                output.at_end = True
+
+    @property
+    def drained(self) -> bool:
+        return self.stdout.at_end and (self.stderr is None or self.stderr.at_end)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Raises RpcError (UNAVAILABLE) if there is no terminal."""
+        if not self.terminal:
+            raise RpcError(StatusCode.UNAVAILABLE, "cannot resize the terminal: the process has none")
+        size = struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
+        fcntl.ioctl(self.stdin, termios.TIOCSWINSZ, size)
+
+
+class Process:
+    """A process that runs in a container (its init, or an exec)."""
+
+    def __init__(self, exec_id: str, pid: int, stdio: Stdio, wait_status: Future) -> None:
+        self.exec_id = exec_id
+        self.pid = pid
+        self.stdio = stdio
+        self.waited = False  # WaitProcess has told its end: only what it wrote may still be read
+        self.ended = Future()  # of the exit code, or 128 + signal
+        self._wait_status = wait_status
+        wait_status.on_done(self._on_exit)
+
+    def _on_exit(self) -> None:
+        code = os.waitstatus_to_exitcode(self._wait_status.result())
+        self.stdio.close_stdin()
+        self.ended.set(code if code >= 0 else 128 - code)
+
+    def kill(self, number: int) -> None:
+        """Send a signal; a process that has ended is no error. Raises OSError, RpcError."""
+        if self.ended.done:
+            return
+        if not 0 < number <= 64:
+            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: there is no signal {number}")
+        if number == signal.SIGTERM and not _catches(self.pid, number):
+            number = signal.SIGKILL  # as init of its pid namespace it would ignore it
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal, or is no init of a pid namespace."""
+    try:
+        with open(f"/proc/{pid}/status") as handle:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in handle if ":\t" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    is_init = fields.get("NSpid", "").split()[-1:] == ["1"]
+    return not is_init or bool(int(fields["SigCgt"], 16) >> (number - 1) & 1)
+
+
+async def read_stdio(loop: Loop, process: Process, output: Output, size: int) -> bytes:
+    """Up to `size` bytes; blocks; empty at the end of the stream."""
+    size = max(1, min(size, READ_MAX))
+    async with output.lock:
+        while not output.at_end:
+            try:
+                data = os.read(output.fd, size)
+            except BlockingIOError:
+                if not await _more_may_come(loop, process, output.fd):
+                    data = b""
+                else:
+                    continue
+            except OSError as exc:
+                if exc.errno != errno.EIO:  # EIO: nobody has the terminal open any more
+                    raise
+                data = b""
+            if data:
+                return data
+            output.at_end = True
+    return b""
+
+
+async def _more_may_come(loop: Loop, process: Process, fd: int) -> bool:
+    if process.ended.done:
+        return await loop.readable(fd, DRAIN_S)
+    readable = Future()
+
+    # Whichever comes first: output, or the end of the process, after which there is DRAIN_S left.
+    waiter = loop.watch_readable(fd, readable)
+    try:
+        await loop.wait_any([readable, process.ended])
+    finally:
+        waiter()
+    return readable.done or await loop.readable(fd, DRAIN_S)
+
+
+async def write_stdin(loop: Loop, process: Process, data: bytes) -> int:
+    """Write all of `data`; empty data closes stdin. Raises RpcError (FAILED_PRECONDITION) if it is closed."""
+    stdio = process.stdio
+    async with stdio.stdin_lock:
+        if not data:
+            stdio.close_stdin()
+            return 0
+        view = memoryview(data)
+        while view:
+            if stdio.stdin < 0 or process.ended.done:
+                raise RpcError(StatusCode.FAILED_PRECONDITION, "cannot write to stdin: it is closed")
+            try:
+                view = view[os.write(stdio.stdin, view) :]
+            except BlockingIOError:
+                await loop.writable(stdio.stdin)
+            except (BrokenPipeError, OSError) as exc:
+                if exc.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                raise RpcError(
+                    StatusCode.FAILED_PRECONDITION, "cannot write to stdin: the process has closed it"
+                ) from exc
+        return len(data)

@@ -1,0 +1,149 @@
+"""Other programs, and forked children of our own: the one place that starts processes.
+
+Children get default signals (Python ignores SIGPIPE, and an ignored signal would reach the container),
+a small environment, and no descriptor but those given.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from katapod.agent.loop import Cancelled, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ENVIRONMENT", "ProgramError", "find_program", "in_child", "run"]
+
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
+OUTPUT_MAX = 64 * 1024
+TAIL_MAX = 4096
+
+
+class ProgramError(Exception):
+    """A program could not be started, ran too long or failed. `tail` is the end of what it wrote."""
+
+    def __init__(self, what: str, tail: str = "") -> None:
+        super().__init__(f"{what}: {tail}" if tail else what)
+        self.tail = tail
+
+
+def find_program(name: str) -> str:
+    """Raises ProgramError."""
+    for folder in ENVIRONMENT["PATH"].split(":"):
+        if os.access(f"{folder}/{name}", os.X_OK):
+            return f"{folder}/{name}"
+    raise ProgramError(f"cannot run {name}: the guest image has no such program")
+
+
+async def run(
+    loop: Loop,
+    arguments: list[str],
+    limit_s: float,
+    stdio: tuple[int, int, int] | None = None,
+    path: str = "",
+) -> str:
+    """Run a program (at `path`, else found by its name) to its end and return the first 64 KiB of its
+    output (with errors), unless `stdio` is given as its descriptors 0 to 2, which stay the caller's.
+
+    Raises ProgramError, also if it does not exit with 0.
+    """
+    path = path or find_program(arguments[0])
+    output = -1
+    if stdio is None:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        output, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(output, False)
+        fds = (null, write_end, write_end)
+    else:
+        fds = stdio
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    try:
+        pid = os.posix_spawn(  # noqa: ASYNC221 - it only starts the program
+            path,
+            arguments,
+            ENVIRONMENT,
+            file_actions=actions,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+            setsigmask=[],
+        )
+        exit_status = loop.child_exit(pid)
+    except OSError as exc:
+        if output >= 0:
+            os.close(output)
+        raise ProgramError(f"cannot run {arguments[0]}: {exc.strerror}") from exc
+    finally:
+        if stdio is None:
+            os.close(null)
+            os.close(write_end)
+    try:
+        if not await loop.wait_any([exit_status], limit_s):
+            os.kill(pid, signal.SIGKILL)
+            await exit_status
+            raise ProgramError(f"cannot finish {' '.join(arguments[:2])}: it ran longer than {limit_s:g} s")
+        text = _read_available(output) if output >= 0 else ""
+    except Cancelled:
+        if not exit_status.done:
+            os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        if output >= 0:
+            loop.close_fd(output)
+    code = os.waitstatus_to_exitcode(exit_status.result())
+    if code:
+        raise ProgramError(f"{' '.join(arguments[:2])} ended with {code}", text[-TAIL_MAX:].strip())
+    return text
+
+
+def _read_available(fd: int) -> str:
+    """What is in the pipe of a program that has ended. A chattier one would have stalled: its limit ends it."""
+    try:
+        return os.read(fd, OUTPUT_MAX).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+
+
+async def in_child(loop: Loop, action: Callable[[], str], limit_s: float) -> str:
+    """Fork, run `action` in the child (which may change root, user, namespaces) and return its text.
+
+    The child must not import anything it has not yet got. Raises ProgramError with the text of an
+    OSError or ValueError of the action.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _child(action, write_end)
+    exit_status = loop.child_exit(pid)
+    os.close(write_end)
+    os.set_blocking(read_end, False)
+    try:
+        if not await loop.wait_any([exit_status], limit_s):
+            raise ProgramError(f"a step in the container's root took longer than {limit_s:g} s")
+        text = _read_available(read_end)
+    finally:
+        if not exit_status.done:
+            os.kill(pid, signal.SIGKILL)
+        loop.close_fd(read_end)
+    if exit_status.result():
+        raise ProgramError(text or f"a child ended with wait status {exit_status.result()}")
+    return text
+
+
+def _child(action: Callable[[], str], write_end: int) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        text = action()
+        code = 0
+    except (OSError, ValueError, LookupError) as exc:
+        text = str(exc)
+    except BaseException as exc:
+        text = repr(exc)
+    try:
+        os.write(write_end, text.encode(errors="replace")[:OUTPUT_MAX])
+    finally:
+        os._exit(code)

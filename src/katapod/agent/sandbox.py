@@ -1,0 +1,175 @@
+"""The agent's state, and the calls about the sandbox as a whole: create, destroy, tmpfs sizes."""
+
+from __future__ import annotations
+
+import os
+
+from katapod.agent import log
+from katapod.agent.loop import Future, Lock, Loop, Tasks
+from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SANDBOX_NS, SHARED
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from katapod.agent.containers import Container
+    from katapod.agent.oom import OomWatch
+    from katapod.agent.options import Options
+    from katapod.agent.storage import Storages
+    from katapod.rpc.pb import agent_pb2
+
+__all__ = ["Agent", "create_sandbox", "destroy_sandbox", "update_ephemeral_mounts"]
+
+HOSTNAME_MAX = 64  # bytes, of Linux's utsname
+MODPROBE_LIMIT_S = 30.0
+GUEST_NAMESPACES = ("ipc", "uts")
+
+
+class Agent:
+    """All that the calls share. `containers`, by id, hold their own resources."""
+
+    def __init__(self, loop: Loop, options: Options, is_init: bool) -> None:
+        self.loop = loop
+        self.options = options
+        self.is_init = is_init
+        self.tasks = Tasks(loop, "agent")
+        self.finished = Future()  # set when the sandbox is destroyed: main ends
+        self.containers: dict[str, Container] = {}
+        self.create_lock = Lock()
+        self.sandbox_id = ""
+        self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
+        self.sandbox_pidns = False
+        self.scrapes = 0
+        self.cpus = os.cpu_count() or 1  # that were online when we last looked
+        self._storages: Storages | None = None
+        self._oom: OomWatch | None = None
+
+    @property
+    def storages(self) -> Storages:
+        if self._storages is None:
+            from katapod.agent.storage import Storages
+
+            self._storages = Storages(self.loop, self.options.hotplug_timeout_s)
+        return self._storages
+
+    @property
+    def oom(self) -> OomWatch:
+        if self._oom is None:
+            from katapod.agent.oom import OomWatch
+
+            self._oom = OomWatch(self.loop)
+        return self._oom
+
+
+async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:
+    if agent.sandbox_id:
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox exists already: {agent.sandbox_id}")
+    if request.guest_hook_path and os.path.isdir(request.guest_hook_path):
+        log.warning(f"guest hooks at {request.guest_hook_path} are not run")
+    for module in request.kernel_modules:
+        await _load_module(agent, module.name, list(module.parameters))
+    for folder in (BASE, SANDBOX, SHARED):
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    hostname = request.hostname.encode()[:HOSTNAME_MAX].decode(errors="ignore")
+    await agent.storages.add(request.storages, "")
+    try:
+        await _share_namespaces(agent, hostname)
+        if hostname and agent.is_init:
+            import _socket
+
+            _socket.sethostname(hostname)
+        if request.dns:
+            with open(RESOLV_CONF, "w") as handle:
+                handle.write("\n".join(request.dns) + "\n")
+    except BaseException:
+        _drop_namespaces(agent)
+        agent.storages.release_all()
+        raise
+    agent.sandbox_pidns = request.sandbox_pidns
+    agent.sandbox_id = request.sandbox_id or "sandbox"
+    log.info(f"sandbox {agent.sandbox_id} created")
+
+
+async def _load_module(agent: Agent, name: str, parameters: list[str]) -> None:
+    from katapod.agent import program
+
+    if not name or name.startswith("-"):
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot load the kernel module {name[:64]!r}: no such name")
+    try:
+        await program.run(agent.loop, ["modprobe", "--", name, *parameters], MODPROBE_LIMIT_S)
+    except program.ProgramError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot load the kernel module {name}: {exc}") from exc
+
+
+async def _share_namespaces(agent: Agent, hostname: str) -> None:
+    """Make ipc and uts namespaces that outlive their makers, as bind mounts."""
+    import _socket
+
+    from katapod.agent.program import ProgramError, in_child
+    from katapod.kernel.mount import MS_BIND, mount
+    from katapod.kernel.process import CLONE_NEWIPC, CLONE_NEWUTS, unshare
+
+    os.makedirs(SANDBOX_NS, exist_ok=True)
+
+    def make() -> str:
+        unshare(CLONE_NEWIPC | CLONE_NEWUTS)
+        if hostname:
+            _socket.sethostname(hostname)
+        for kind in GUEST_NAMESPACES:
+            os.close(os.open(f"{SANDBOX_NS}/{kind}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+            mount(f"/proc/self/ns/{kind}", f"{SANDBOX_NS}/{kind}", None, MS_BIND)
+        return ""
+
+    try:
+        await in_child(agent.loop, make, 10.0)
+    except ProgramError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot make the sandbox's namespaces: {exc}") from exc
+    agent.shared_namespaces = {kind: f"{SANDBOX_NS}/{kind}" for kind in GUEST_NAMESPACES}
+
+
+def share_pid_namespace(agent: Agent, pid: int) -> None:
+    """Let later containers join the pid namespace of the first one's init. Raises OSError."""
+    from katapod.kernel.mount import MS_BIND, mount
+
+    path = f"{SANDBOX_NS}/pid"
+    os.makedirs(SANDBOX_NS, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+    mount(f"/proc/{pid}/ns/pid", path, None, MS_BIND)
+    agent.shared_namespaces["pid"] = path
+
+
+def _drop_namespaces(agent: Agent) -> None:
+    from katapod.kernel.mount import MNT_DETACH, umount
+
+    for path in agent.shared_namespaces.values():
+        try:
+            umount(path, MNT_DETACH)
+            os.unlink(path)
+        except OSError as exc:
+            log.warning(f"cannot drop {path}: {exc.strerror}")
+    agent.shared_namespaces = {}
+
+
+async def destroy_sandbox(agent: Agent, request: agent_pb2.DestroySandboxRequest) -> None:
+    """Kill and unmount everything. `main` ends when this answer is on its way."""
+    from katapod.agent.containers import destroy
+
+    for container in list(agent.containers.values()):
+        await destroy(agent, container)
+    _drop_namespaces(agent)
+    agent.storages.release_all()
+    os.sync()
+    log.info(f"sandbox {agent.sandbox_id} destroyed")
+    agent.sandbox_id = ""
+    agent.finished.set()
+
+
+async def update_ephemeral_mounts(agent: Agent, request: agent_pb2.UpdateEphemeralMountsRequest) -> None:
+    """Give tmpfs mounts another size."""
+    from katapod.agent.storage import parse_options
+    from katapod.kernel.mount import MS_REMOUNT, mount
+
+    for storage in request.storages:
+        if storage.driver != "ephemeral":
+            continue
+        flags, data = parse_options(o for o in storage.options if not o.startswith("fsgid="))
+        mount("tmpfs", storage.mount_point, "tmpfs", flags | MS_REMOUNT, data)

@@ -1,0 +1,229 @@
+"""The run of the agent: start, channels, end. As PID 1 it is the guest's init as well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from katapod.agent import channel, log, methods
+from katapod.agent.loop import Loop
+from katapod.agent.options import Options, UsageError, parse_arguments
+from katapod.agent.sandbox import Agent
+from katapod.agent.server import Server
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+__all__ = ["run"]
+
+AGENT_PORT = "katapod.agent.0"
+CONSOLE_PORT = "katapod.console.0"
+AGENT_VSOCK = "vsock://-1:1024"
+PORT_WAIT_S, PORT_POLL_S = 10.0, 0.005
+FIRST_ANSWER_S = 0.2
+VSOCK_DEVICE = "0x0013"  # virtio device id of a vsock
+OOM_SCORE = "-997"
+
+
+class Program:
+    """The agent's parts put together for one run."""
+
+    def __init__(self, loop: Loop, options: Options, is_init: bool) -> None:
+        self.loop = loop
+        self.options = options
+        self.agent = Agent(loop, options, is_init)
+        self.server = Server(loop, self.find)
+        self.late_done = not is_init
+
+    def find(self, service: str, method: str) -> Callable[[Any], Coroutine[Any, None, Any]] | None:
+        if service == "grpc.AgentService":
+            self.finish_start()
+            if method in methods.NO_NETWORK:
+                raise RpcError(
+                    StatusCode.UNIMPLEMENTED,
+                    f"method {method}: this agent does not configure the guest's network; containers have loopback",
+                )
+        function = methods.load_method(service, method)
+        if function is None:
+            return None
+        return lambda request: function(self.agent, request)
+
+    def finish_start(self) -> None:
+        """The part of the start that Health.Check need not wait for."""
+        if self.late_done:
+            return
+        self.late_done = True
+        from katapod.agent import init
+
+        init.late()
+
+    async def finish_start_in_turn(self) -> None:
+        """The same in the background, and the modules that the first container needs."""
+        await self.loop.wait_any([self.server.first_answer], FIRST_ANSWER_S)
+        self.finish_start()
+        for name in methods.MODULES:
+            await self.loop.turn()
+            methods.load_module(name)
+        log.info(f"ready, {_uptime()} s after the kernel's start, {_resident_kib()} KiB resident")
+
+    async def open_channels(self) -> None:
+        """Serve where the command line says, else on what there is. Raises OSError, ValueError."""
+        address = self.options.server_addr
+        if not address and channel.find_port(AGENT_PORT) is None and _has_vsock():
+            self.finish_start()  # loads the vsock modules
+            address = AGENT_VSOCK
+        if address:
+            self.serve_address(address)
+            return
+        path = await self.wait_for_port(AGENT_PORT)
+        self.server.reset_ids = True
+        self.agent.tasks.spawn(
+            "port", channel.serve_port(self.loop, path, self.server.serve, lambda: self.opened(path))
+        )
+
+    def serve_address(self, address: str) -> None:
+        listener = channel.Listener(self.loop, address)
+        self.agent.tasks.spawn("listener", channel.listen(self.loop, listener, self.server.serve))
+        self.opened(address)
+
+    async def wait_for_port(self, name: str) -> str:
+        """Raises OSError if there is no such port after PORT_WAIT_S."""
+        for _ in range(int(PORT_WAIT_S / PORT_POLL_S)):
+            path = channel.find_port(name)
+            if path is not None:
+                return path
+            await self.loop.sleep(PORT_POLL_S)
+        raise OSError(19, f"no virtio-serial port is named {name}, and there is no vsock")
+
+    def opened(self, where: str) -> None:
+        log.info(f"version {_version()} serves on {where}, {_uptime()} s after the kernel's start")
+
+    async def run(self) -> None:
+        def stop(number: int) -> None:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self.agent.finished.set()
+
+        self.loop.on_signal = stop
+        await self.open_channels()
+        if self.agent.is_init:
+            self.agent.tasks.spawn("start", self.finish_start_in_turn())
+        if self.options.debug_console:
+            from katapod.agent import console
+
+            self.agent.tasks.spawn("console", console.serve(self.loop, self.options, CONSOLE_PORT))
+        await self.agent.finished
+        # the answer to DestroySandbox is written in the same turn; give the host a moment to take it
+        await self.loop.sleep(0.05)
+        self.agent.tasks.cancel()
+
+
+def _version() -> str:
+    import katapod
+
+    return katapod.__version__
+
+
+def _uptime() -> str:
+    try:
+        with open("/proc/uptime") as handle:
+            return handle.read().split()[0]
+    except OSError:
+        return "?"
+
+
+def _resident_kib() -> int:
+    with open("/proc/self/statm") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def _has_vsock() -> bool:
+    folder = "/sys/bus/virtio/devices"
+    try:
+        for name in os.listdir(folder):
+            with open(f"{folder}/{name}/device") as handle:
+                if handle.read().strip() == VSOCK_DEVICE:
+                    return True
+    except FileNotFoundError:
+        return os.path.exists("/dev/vsock")
+    return False
+
+
+def _cmdline() -> str:
+    with open("/proc/cmdline") as handle:
+        return handle.read()
+
+
+def _prepare_service() -> None:
+    """Not PID 1: what an init would have given us."""
+    from katapod.kernel.process import become_subreaper
+
+    become_subreaper()
+    try:
+        with open("/proc/self/oom_score_adj", "w") as handle:
+            handle.write(OOM_SCORE)
+    except PermissionError:
+        log.debug("not allowed to lower the OOM score")
+
+
+def _serve(options: Options, is_init: bool) -> None:
+    log.set_level(options.log_level)
+    loop = Loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)  # the loop hears of them through its wakeup pipe
+    program = Program(loop, options, is_init)
+    try:
+        loop.run(program.run())
+    finally:
+        loop.close()
+
+
+def _run_as_init() -> None:
+    """Never returns."""
+    from katapod.agent import init
+    from katapod.kernel.system import power_off
+
+    reason = ""
+    try:
+        init.early()
+        log.info(f"started, {_uptime()} s after the kernel's start")
+        options = parse_arguments([], _cmdline())
+        if options.prove_token:
+            from katapod.agent.prove import prove
+
+            prove(options.prove_token)
+        else:
+            _serve(options, is_init=True)
+            log.info("powering off")
+    except BaseException as exc:
+        reason = f"{type(exc).__name__}: {exc}" + "".join(f" ({n})" for n in getattr(exc, "__notes__", ()))
+        if isinstance(exc, Exception):
+            _show_traceback(exc)
+    if reason:
+        init.die(reason)
+    os.sync()
+    power_off()
+
+
+def _show_traceback(exc: BaseException) -> None:
+    trace = exc.__traceback__
+    while trace is not None:
+        log.error(f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+
+
+def run() -> None:
+    """As PID 1, power the machine off in the end, whatever happens."""
+    if os.getpid() == 1:
+        _run_as_init()
+        return
+    try:
+        options = parse_arguments(sys.argv[1:], _cmdline())
+        _prepare_service()
+        _serve(options, is_init=False)
+    except (UsageError, OSError, ValueError) as exc:
+        log.error(str(exc))
+        sys.exit(1)

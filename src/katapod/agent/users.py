@@ -1,0 +1,83 @@
+"""Users and groups as an image's /etc/passwd and /etc/group have them. Pure."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Identity", "UnknownUser", "find_home", "resolve_user"]
+
+ID_MAX = 0xFFFFFFFE
+
+
+class UnknownUser(ValueError):
+    """The image does not know the user or group. The text says which and where it was looked up."""
+
+
+class Identity:
+    __slots__ = ("gid", "groups", "home", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+
+def _rows(text: str, columns: int) -> list[list[str]]:
+    rows = [line.split(":") for line in text.splitlines()]
+    return [row for row in rows if len(row) >= columns and row[0]]
+
+
+def _number(text: str) -> int | None:
+    if text.isascii() and text.isdigit() and int(text) <= ID_MAX:
+        return int(text)
+    return None
+
+
+def _group_id(name: str, group: str) -> int:
+    for row in _rows(group, 3):
+        gid = _number(row[2])
+        if row[0] == name and gid is not None:
+            return gid
+    number = _number(name)
+    if number is None:
+        raise UnknownUser(f"no group {name[:64]} in the image's /etc/group")
+    return number
+
+
+def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, group: str) -> Identity:
+    """Resolve a name or number as `docker run -u` does.
+
+    A number without an entry is taken as it is, with group 0. A given group replaces the user's groups.
+    Raises UnknownUser.
+    """
+    number = _number(user)
+    name, uid, gid, home = "", number, 0, ""
+    for row in _rows(passwd, 6):
+        row_uid, row_gid = _number(row[2]), _number(row[3])
+        if row_uid is None or row_gid is None:
+            continue
+        if row[0] == user or row_uid == number:
+            name, uid, gid, home = row[0], row_uid, row_gid, row[5]
+            break
+    if uid is None:
+        raise UnknownUser(f"no user {user[:64]} in the image's /etc/passwd")
+    groups: list[int] = []
+    if group_name:
+        gid = _group_id(group_name, group)
+    elif name:
+        for row in _rows(group, 4):
+            row_gid = _number(row[2])
+            if row_gid is not None and row_gid != gid and name in row[3].split(","):
+                groups.append(row_gid)
+    groups += [_group_id(entry, group) for entry in more]
+    return Identity(uid, gid, list(dict.fromkeys(groups)), home or "/")
+
+
+def find_home(uid: int, passwd: str) -> str:
+    for row in _rows(passwd, 6):
+        if _number(row[2]) == uid and row[5]:
+            return row[5]
+    return "/"

@@ -1,0 +1,211 @@
+"""`kata-runtime image`: container images (ls, import, pull, rm) and the guest image (build)."""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from katapod.cli.settings import Globals, need_root
+from katapod.cli.tables import Column, print_table, shown_size
+from katapod.model.errors import KatapodError, UsageError
+
+__all__ = ["register"]
+
+image = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Images of containers, and the image that guests boot from.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(image, name="image", short_help="Manage images.")
+
+
+def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """Run to the end, or, at SIGINT and SIGTERM, to where all is undone again."""
+    import signal
+
+    async def go() -> int:
+        task = asyncio.create_task(work)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            print("kata-runtime: interrupted, nothing was changed", file=sys.stderr)
+            return 130
+
+    return asyncio.run(go())
+
+
+@image.command("ls", short_help="List container images.")
+def list_images(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")] = False,
+) -> None:
+    """List the container images of the store. `busybox` is made when it is first run."""
+    settings: Globals = context.obj
+    records = asyncio.run(settings.image_store().list_images())
+    if as_json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n")
+    elif quiet:
+        for record in records:
+            for name in record.names:
+                print(name)
+    else:
+        rows = [(name, record) for record in records for name in (record.names or ("<none>",))]
+        print_table(
+            [
+                Column("NAME", lambda row: row[0]),
+                Column("DIGEST", lambda row: row[1].digest.removeprefix("sha256:")[:12]),
+                Column("SIZE", lambda row: shown_size(row[1].size_bytes)),
+                Column("CREATED", lambda row: f"{row[1].created:%Y-%m-%d %H:%M}"),
+            ],
+            rows,
+        )
+
+
+@image.command("import", short_help="Bring in an image from an archive or a directory.")
+def import_image(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH.")],
+    name: Annotated[str | None, typer.Argument(help="Name in the store; default: made from the source.")] = None,
+) -> int:
+    """Copy an image into the store, unpack it, and give it a name."""
+    need_root("image import")
+    return _bring_in(context.obj, source, name)
+
+
+@image.command("pull", short_help="Fetch an image from a registry.")
+def pull(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="docker://HOST/NAME:TAG", help="The image.")],
+    name: Annotated[str | None, typer.Argument(help="Name in the store; default: made from the source.")] = None,
+    tls_verify: Annotated[
+        str, typer.Option(metavar="true|false", help="Check the registry's certificate; default: true.")
+    ] = "",
+    authfile: Annotated[str, typer.Option(metavar="FILE", help="Credentials; default: skopeo's own.")] = "",
+) -> int:
+    """Fetch an image from a registry into the store."""
+    need_root("image pull")
+    return _bring_in(context.obj, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
+
+
+def _parse_truth(text: str) -> bool | None:
+    """As skopeo and podman write it: --tls-verify=false. None: not given."""
+    if text not in ("", "true", "false"):
+        raise UsageError(f"cannot use --tls-verify {text!r}: it is neither true nor false")
+    return None if not text else text == "true"
+
+
+def _bring_in(
+    settings: Globals,
+    source: str,
+    name: str | None,
+    *,
+    tls_verify: bool | None = None,
+    authfile: str = "",
+    pull: bool = False,
+) -> int:
+    from katapod.cli.progress import image_progress
+    from katapod.images import Access
+
+    access = Access(tls_verify=tls_verify, authfile=Path(authfile) if authfile else None)
+
+    async def go() -> int:
+        store = settings.image_store()
+        with image_progress() as progress:
+            bring = store.pull if pull else store.import_image
+            record = await bring(source, name, access=access, progress=progress)
+        print(f"{', '.join(record.names)}  {record.digest}")
+        return 0
+
+    return _interruptible(go())
+
+
+@image.command("rm", short_help="Remove images.")
+def remove(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Images, by name.")],
+) -> int:
+    """Remove names from the store; data goes with its last name, once no container uses it."""
+    need_root("image rm")
+    settings: Globals = context.obj
+
+    async def go() -> int:
+        failed = 0
+        for name in names:
+            try:
+                print(await settings.image_store().remove(name))
+            except KatapodError as exc:
+                failed = 1
+                print(f"kata-runtime: {exc}" + (f"\n  hint: {exc.hint}" if exc.hint else ""), file=sys.stderr)
+        return failed
+
+    return _interruptible(go())
+
+
+@image.command("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")
+def build(
+    context: typer.Context,
+    kernel: Annotated[
+        str, typer.Option(metavar="VERSION|FILE", help="Kernel; default: the newest that is installed.")
+    ] = "",
+    _check: Annotated[bool, typer.Option("-c", "--check", help="Accepted; a build is always only if needed.")] = False,
+) -> int:
+    """Build kernel and initrd for the guests from this machine's kernel, prove them by a boot, and use them.
+
+    Does nothing when the image is up to date.
+    """
+    need_root("image build")
+    settings: Globals = context.obj
+
+    async def go() -> int:
+        from katapod.cli.progress import step_progress
+        from katapod.host.facts import collect_host_facts
+        from katapod.model.config import load_config
+        from katapod.osbuilder import ImageRequest, build_guest_image
+        from katapod.plan.vmm import Accelerator
+        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot
+
+        config = load_config(Path(settings.config_file) if settings.config_file else None).config
+        qemu, layout = config.qemu.path, settings.layout
+
+        async def prove(kernel_path: Path, initrd: Path) -> None:
+            # in the build's own directory, which the next build removes if we are killed
+            await prove_boot(
+                kernel_path, initrd, qemu, Accelerator.TCG, limit_s=TCG_LIMIT_S, scratch_parent=initrd.parent
+            )
+
+        request = ImageRequest(kernel=kernel or None, cache_dir=layout.guest_image_root)
+        with step_progress() as progress:
+            built = await build_guest_image(request, prove=prove, progress=progress)
+        verb = "is built" if built.fresh else "is up to date"
+        for note in built.notes if built.fresh else ():
+            print(f"note: {note}", file=sys.stderr)
+        print(f"guest image for {built.kernel_version} {verb}: {built.initrd} ({shown_size(built.size)})")
+        # find out now which accelerator boots it, so that the first container need not wait for that
+        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+            verdict = await choose_accelerator(
+                config.katapod.accelerator,
+                collect_host_facts(),
+                layout.guest_image_root / "vmlinuz.container",
+                layout.guest_image_root / "kata-containers-initrd.img",
+                qemu,
+                layout.proof_file,
+                Path(scratch),
+            )
+        if verdict.fresh:
+            print(f"accelerator: {verdict.accelerator.value} ({verdict.reason})")
+        return 0
+
+    return _interruptible(go())

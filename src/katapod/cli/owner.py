@@ -1,0 +1,352 @@
+"""The process that owns a sandbox while it lives: this one (attached) or a child in the background."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from katapod.cli.progress import image_progress
+from katapod.cli.settings import Globals
+from katapod.cli.terminal import follow_size, raw_terminal
+from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.model import oci
+from katapod.model.config import Config
+from katapod.model.errors import KatapodError, NotFound, SpecError
+from katapod.model.flags import parse_signal
+from katapod.model.ids import ContainerId
+from katapod.model.record import SandboxRecord
+from katapod.model.sizing import ContainerLimits
+from katapod.plan.container_spec import (
+    ContainerOptions,
+    ProcessDefaults,
+    effective_user,
+    plan_container_spec,
+    with_etc_files,
+)
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs
+from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
+from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.recovery import reap_dead
+from katapod.sandbox.runner import Outcome, Streams, claimed, run_container
+from katapod.sandbox.stdio import InputFd, OutputFd
+
+__all__ = ["RunRequest", "run_attached", "run_detached"]
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """`run`, parsed. Exactly one of image, rootfs and bundle is set."""
+
+    container_id: ContainerId
+    image: str
+    rootfs: Path | None
+    bundle: Path | None
+    options: ContainerOptions
+    remove: bool
+    interactive: bool
+    accel: str
+    labels: dict[str, str]
+    stop_signal: int | None
+
+
+async def run_attached(settings: Globals, request: RunRequest) -> int:
+    """Run in the foreground; returns the exit status."""
+    streams = Streams(
+        stdin=InputFd(0) if request.interactive else None,
+        stdout=OutputFd(1),
+        stderr=OutputFd(2),
+        keep_log=not request.remove,
+    )
+    container: list[Container] = []
+    task = asyncio.create_task(_own(settings, request, streams, container.append), name="run")
+    caught: list[signal.Signals] = []
+    loop = asyncio.get_running_loop()
+    sending: set[asyncio.Task[None]] = set()
+
+    def on_signal(number: signal.Signals) -> None:
+        caught.append(number)
+        if not container:
+            _cancel_once(task)  # the start is undone
+            return
+        # A second request to end is meant seriously: the container's init may ignore what it does not handle.
+        # A third does not count on the guest any more.
+        requests = sum(item in ENDING for item in caught) if number in ENDING else 0
+        if requests > 2:
+            _cancel_once(task)
+            return
+        sent = asyncio.create_task(_forward(container[0], signal.SIGKILL if requests > 1 else number), name="forward")
+        sending.add(sent)
+        sent.add_done_callback(sending.discard)
+
+    for number in FORWARDED:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        outcome = await task
+    except asyncio.CancelledError:
+        if caught:
+            return 128 + caught[0]
+        raise
+    return _report(request, outcome)
+
+
+def _cancel_once(task: "asyncio.Task[Outcome]") -> None:
+    """A further signal must not break off the clean-up that the first one began."""
+    if not task.cancelling():
+        task.cancel()
+
+
+async def _forward(container: Container, number: int) -> None:
+    with contextlib.suppress(KatapodError):
+        await container.kill(number)
+
+
+def _report(request: RunRequest, outcome: Outcome) -> int:
+    if outcome.oom_killed:
+        limit = request.options.memory_bytes
+        shown = f" (its limit: {limit >> 20} MiB)" if limit else ""
+        print(f"kata-runtime: {request.container_id} was killed: out of memory{shown}", file=sys.stderr)
+    return outcome.exit_code
+
+
+async def _own(
+    settings: Globals, request: RunRequest, streams: Streams, on_started: Callable[[Container], None]
+) -> Outcome:
+    """The whole way from a request to its outcome."""
+    config, facts, store = settings.load_config(), collect_host_facts(), settings.states()
+    bundle_spec = _load_bundle(request) if request.bundle else None
+    size = size_for(config, facts, (_limits(request.options, bundle_spec),))
+    await reap_dead(store)
+    record = SandboxRecord(
+        sandbox_id=request.container_id,
+        created_at=time.time(),
+        owner_pid=os.getpid(),
+        boot_id=facts.boot_id,
+        auto_remove=request.remove,
+        labels=request.labels,
+    )
+    async with claimed(store, record):
+        dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
+        container = await _plan_container(settings, config, request, bundle_spec)
+        kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
+        verdict = await choose_accelerator(
+            request.accel or config.katapod.accelerator,
+            facts,
+            kernel,
+            initrd,
+            config.qemu.path,
+            store.layout.proof_file,
+            store.layout.sandbox(request.container_id).state,
+        )
+        if verdict.fresh:
+            print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+        plan = plan_sandbox(
+            request.container_id,
+            config,
+            facts,
+            store.layout,
+            accelerator=verdict.accelerator,
+            dialect=await dialect,
+            size=size,
+            owner_pid=os.getpid(),
+            hostname=container.spec.hostname or request.container_id,
+            shm_size_bytes=request.options.shm_bytes,
+            auto_remove=request.remove,
+            labels=request.labels,
+        )
+        with contextlib.ExitStack() as stack:
+            with_terminal = _take_terminal(request, container, stack, on_started)
+            return await run_container(plan, container, store, streams, on_started=with_terminal)
+
+
+def _take_terminal(
+    request: RunRequest,
+    container: ContainerPlan,
+    stack: contextlib.ExitStack,
+    on_started: Callable[[Container], None],
+) -> Callable[[Container], None]:
+    """Wrap `on_started` so that a started container with a terminal gets ours, until `stack` is closed."""
+    if not container.spec.process.terminal or not os.isatty(0):
+        return on_started
+
+    def started(running: Container) -> None:
+        on_started(running)
+        if request.interactive:
+            stack.enter_context(raw_terminal(0))
+        stack.enter_context(follow_size(running.process, 0))
+
+    return started
+
+
+def _limits(options: ContainerOptions, bundle_spec: oci.Spec | None) -> ContainerLimits:
+    if bundle_spec is None:
+        return ContainerLimits(memory_bytes=options.memory_bytes, cpus=options.cpus)
+    return ContainerLimits(memory_bytes=bundle_spec.memory_limit, cpus=bundle_spec.cpu_limit)
+
+
+def _load_bundle(request: RunRequest) -> oci.Spec:
+    assert request.bundle is not None
+    path = request.bundle / "config.json"
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise SpecError(f"cannot read {path}: {exc.strerror}", hint="a bundle has a config.json and a rootfs") from exc
+    spec = oci.parse_bundle_spec(data, str(request.bundle), str(path))
+    return msgspec.structs.replace(
+        spec,
+        process=msgspec.structs.replace(
+            spec.process,
+            terminal=spec.process.terminal or request.options.tty,
+            console_size=request.options.console_size,
+        ),
+    )
+
+
+async def _plan_container(
+    settings: Globals, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
+) -> ContainerPlan:
+    seccomp, timeout_s = not config.runtime.disable_guest_seccomp, float(config.runtime.create_container_timeout)
+    if bundle_spec is not None:
+        root = Path(bundle_spec.root.path)
+        _check_rootfs(root)
+        _check_sources(bundle_spec)
+        return ContainerPlan(
+            container_id=request.container_id,
+            image=str(request.bundle),
+            spec=bundle_spec,
+            rootfs=Rootfs(root, direct=True),
+            stop_signal=request.stop_signal or signal.SIGTERM,
+            guest_seccomp=seccomp,
+            create_timeout_s=timeout_s,
+        )
+    if request.rootfs is not None:
+        _check_rootfs(request.rootfs)
+        defaults, digest, lower = ProcessDefaults(), "", request.rootfs
+    else:
+        store = settings.image_store()
+        with image_progress() as progress:
+            found = await store.acquire(request.image, request.container_id, progress=progress)
+        image = found.config
+        defaults = ProcessDefaults(
+            entrypoint=image.entrypoint,
+            cmd=image.cmd,
+            env=image.env,
+            cwd=image.working_dir,
+            user=image.user,
+            stop_signal=image.stop_signal,
+            labels=image.labels,
+        )
+        digest, lower = found.digest, store.rootfs_path(found.digest)
+    user = effective_user(defaults, request.options)
+    spec = plan_container_spec(defaults, request.options, str(lower))
+    _check_sources(spec)
+    image_signal = parse_signal(defaults.stop_signal) if defaults.stop_signal else signal.SIGTERM
+    return ContainerPlan(
+        container_id=request.container_id,
+        image=request.image or str(request.rootfs),
+        image_digest=digest,
+        spec=with_etc_files(spec, str(settings.layout.sandbox(request.container_id).etc(request.container_id))),
+        rootfs=Rootfs(lower),
+        user=f"{user.user}:{user.group}" if user.group else user.user,
+        stop_signal=request.stop_signal or image_signal,
+        guest_seccomp=seccomp,
+        create_timeout_s=timeout_s,
+    )
+
+
+def _check_rootfs(path: Path) -> None:
+    if not path.is_dir():
+        raise NotFound(f"cannot use {path} as root file system: it is not a directory")
+
+
+def _check_sources(spec: oci.Spec) -> None:
+    """What is to be mounted has to be there: said before a VM is started for it."""
+    for mount in spec.mounts:
+        if oci.is_bind(mount) and not os.path.exists(mount.source):
+            raise NotFound(
+                f"cannot mount {mount.source} at {mount.destination}: no such file or directory on this host",
+                hint="make it first: unlike Docker, Katapod does not",
+            )
+
+
+def run_detached(settings: Globals, request: RunRequest) -> int:
+    """Run in a child that goes on when we have ended; returns once the container runs, or raises its error."""
+    reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until both sides have handlers
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_background(settings, request, writer))
+    os.close(writer)
+    caught: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        caught.append(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+    for number in ENDING:
+        signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    with os.fdopen(reader, "rb") as handle:
+        report = handle.read()
+    if caught:
+        os.waitpid(pid, 0)
+        return 128 + caught[0]
+    if not report:
+        os.waitpid(pid, 0)
+        raise KatapodError("cannot start the container: the process in the background was killed")
+    answer = json.loads(report)
+    if "error" in answer:
+        os.waitpid(pid, 0)
+        kind = {127: CommandNotFound, 126: CommandNotExecutable}.get(answer["code"], KatapodError)
+        raise kind(answer["error"], hint=answer["hint"])
+    print(request.container_id)
+    return 0
+
+
+def _background(settings: Globals, request: RunRequest, writer: int) -> int:
+    """The child: a session of its own; standard error stays the caller's until the container runs."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+
+    def tell(message: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):
+            os.write(writer, json.dumps(message).encode())
+
+    def started(container: Container) -> None:
+        tell({"id": request.container_id})
+        os.close(writer)
+        os.dup2(null, 2)
+
+    async def own() -> None:
+        task = asyncio.create_task(_own(settings, request, Streams(), started), name="run")
+        loop = asyncio.get_running_loop()
+        for number in ENDING:
+            loop.add_signal_handler(number, _cancel_once, task)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        await task
+
+    try:
+        asyncio.run(own())
+    except asyncio.CancelledError:
+        return 143
+    except BaseException as exc:
+        hint = exc.hint if isinstance(exc, KatapodError) else ""
+        code = exc.exit_code if isinstance(exc, KatapodError) else 125
+        tell({"error": str(exc) or repr(exc), "hint": hint, "code": code})
+        return 1
+    return 0

@@ -1,0 +1,232 @@
+"""`kata-runtime run`: the flags, in the words that users of `docker run` know."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from katapod.cli.settings import Globals, need_root
+from katapod.model.errors import UsageError
+from katapod.model.flags import (
+    parse_cap,
+    parse_cpus,
+    parse_env,
+    parse_env_file,
+    parse_hostname,
+    parse_label,
+    parse_memory,
+    parse_pids_limit,
+    parse_signal,
+    parse_size,
+    parse_sysctl,
+    parse_tmpfs,
+    parse_ulimit,
+    parse_user,
+    parse_volume,
+    parse_workdir,
+)
+from katapod.model.ids import new_id, parse_container_name, short_id
+
+if TYPE_CHECKING:
+    from katapod.model import oci
+    from katapod.plan.container_spec import ContainerOptions
+
+__all__ = ["register"]
+
+Texts = list[str]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "run",
+        context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+        short_help="Run a command in a container in a virtual machine of its own.",
+    )(run)
+
+
+def run(
+    context: typer.Context,
+    words: Annotated[
+        Texts | None,
+        typer.Argument(
+            metavar="IMAGE [COMMAND...]",
+            help="A stored image, or oci:PATH, oci-archive:FILE, docker-archive:FILE, docker://HOST/NAME:TAG. "
+            "With --rootfs or --bundle there is no IMAGE.",
+        ),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove the container when it ends.")] = False,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Keep standard input open.")] = False,
+    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the container a terminal.")] = False,
+    detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background; print the name.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the container; default: a random id.")] = "",
+    env: Annotated[Texts | None, typer.Option("-e", "--env", metavar="K[=V]", help="Set a variable.")] = None,
+    env_file: Annotated[Texts | None, typer.Option(metavar="FILE", help="Read variables from a file.")] = None,
+    workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
+    user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
+    volume: Annotated[
+        Texts | None, typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host file or directory.")
+    ] = None,
+    tmpfs: Annotated[Texts | None, typer.Option(metavar="DST[:OPTS]", help="Mount a tmpfs.")] = None,
+    memory: Annotated[
+        str, typer.Option("-m", "--memory", metavar="SIZE", help="Memory limit (512m, 2g); sizes the VM too.")
+    ] = "",
+    cpus: Annotated[str, typer.Option(metavar="N", help="CPU limit (1.5); sizes the VM too.")] = "",
+    pids_limit: Annotated[str, typer.Option(metavar="N", help="Limit of processes.")] = "",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
+    cap_add: Annotated[Texts | None, typer.Option(metavar="CAP", help="Add a capability, or ALL.")] = None,
+    cap_drop: Annotated[Texts | None, typer.Option(metavar="CAP", help="Drop a capability, or ALL.")] = None,
+    privileged: Annotated[bool, typer.Option("--privileged", help="All rights inside the VM; none outside.")] = False,
+    security_opt: Annotated[
+        Texts | None, typer.Option(metavar="OPT", help="no-new-privileges, or seccomp=FILE.")
+    ] = None,
+    ulimit: Annotated[Texts | None, typer.Option(metavar="NAME=SOFT[:HARD]", help="Resource limit.")] = None,
+    sysctl: Annotated[Texts | None, typer.Option(metavar="K=V", help="Kernel parameter.")] = None,
+    shm_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of /dev/shm; default 64m.")] = "",
+    entrypoint: Annotated[str | None, typer.Option(metavar="CMD", help="Replace the image's entry point.")] = None,
+    hostname: Annotated[str, typer.Option("-h", "--hostname", metavar="NAME", help="Host name inside.")] = "",
+    label: Annotated[Texts | None, typer.Option("-l", "--label", metavar="K=V", help="Label of the container.")] = None,
+    stop_signal: Annotated[str, typer.Option(metavar="SIGNAL", help="Signal that asks the container to end.")] = "",
+    accel: Annotated[
+        str, typer.Option(metavar="auto|kvm|tcg", help="Accelerator; auto uses KVM where guests boot under it.")
+    ] = "",
+    rootfs: Annotated[str, typer.Option(metavar="DIR", help="Use a directory as image; it is not changed.")] = "",
+    bundle: Annotated[str, typer.Option(metavar="DIR", help="Run an OCI bundle as it is.")] = "",
+) -> int:
+    """Run a command in a container in a virtual machine of its own.
+
+    The container has a loopback interface only: networks are not there yet. The exit status is the
+    command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
+    137: it was killed, by its memory limit for example.
+    """
+    from katapod.cli.owner import RunRequest, run_attached, run_detached
+    from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
+
+    need_root("run")
+    image, command = _image_and_command(words or [], rootfs, bundle)
+    if tty and not detach and interactive and not os.isatty(0):
+        raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
+    if detach and interactive:
+        raise UsageError("cannot use -i with -d: nobody would write to the container's standard input")
+    if accel not in ("", "auto", "kvm", "tcg"):
+        raise UsageError(f"cannot use --accel {accel!r}: it is none of auto, kvm, tcg")
+    container_id = parse_container_name(name or short_id(new_id()))
+    no_new_privileges, seccomp = _security(security_opt or [])
+    options = ContainerOptions(
+        args=tuple(command),
+        entrypoint=entrypoint,
+        env=(*_env_files(env_file or []), *parse_env(env or [], os.environ)),
+        cwd=parse_workdir(workdir) if workdir else "",
+        user=parse_user(user) if user else None,
+        hostname=parse_hostname(hostname) if hostname else container_id[:63],
+        tty=tty,
+        console_size=_terminal_size() if tty else None,
+        memory_bytes=parse_memory(memory) if memory else None,
+        cpus=parse_cpus(cpus) if cpus else None,
+        pids_limit=parse_pids_limit(pids_limit) if pids_limit else None,
+        read_only=read_only,
+        cap_add=tuple(parse_cap(item, "--cap-add") for item in cap_add or []),
+        cap_drop=tuple(parse_cap(item, "--cap-drop") for item in cap_drop or []),
+        volumes=tuple(parse_volume(item, os.getcwd()) for item in volume or []),
+        tmpfs=tuple(parse_tmpfs(item) for item in tmpfs or []),
+        shm_bytes=parse_size(shm_size) if shm_size else DEFAULT_SHM_BYTES,
+        ulimits=tuple(parse_ulimit(item) for item in ulimit or []),
+        sysctls=dict(parse_sysctl(item) for item in sysctl or []),
+        privileged=privileged,
+        no_new_privileges=no_new_privileges,
+        seccomp=seccomp,
+    )
+    if bundle:
+        _refuse_with_bundle(options, container_id, entrypoint)
+    request = RunRequest(
+        container_id=container_id,
+        image=image,
+        rootfs=Path(rootfs).resolve() if rootfs else None,
+        bundle=Path(bundle).resolve() if bundle else None,
+        options=options,
+        remove=remove,
+        interactive=interactive,
+        accel=accel,
+        labels=dict(parse_label(item) for item in label or []),
+        stop_signal=parse_signal(stop_signal, "--stop-signal") if stop_signal else None,
+    )
+    settings: Globals = context.obj
+    if detach:
+        return run_detached(settings, request)
+    return asyncio.run(run_attached(settings, request))
+
+
+def _image_and_command(words: Texts, rootfs: str, bundle: str) -> tuple[str, Texts]:
+    if rootfs and bundle:
+        raise UsageError("cannot use --rootfs and --bundle together")
+    if bundle:
+        if words:
+            raise UsageError(f"cannot run {words[0]!r} in a bundle: its command is in its config.json")
+        return "", []
+    if rootfs:
+        return "", words
+    if not words:
+        raise UsageError("cannot run: no image given", hint="for example: kata-runtime run --rm busybox uname -r")
+    return words[0], words[1:]
+
+
+def _env_files(paths: Texts) -> tuple[str, ...]:
+    found: list[str] = []
+    for path in paths:
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise UsageError(f"cannot read --env-file {path}: {exc}") from exc
+        found.extend(parse_env_file(text, os.environ, path))
+    return tuple(found)
+
+
+def _security(words: Texts) -> tuple[bool, "oci.Seccomp | None"]:
+    from katapod.model.oci import parse_seccomp
+
+    no_new_privileges, seccomp = False, None
+    for word in words:
+        if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
+            no_new_privileges = True
+        elif word in ("seccomp=unconfined", "seccomp:unconfined", "apparmor=unconfined", "label=disable"):
+            continue  # as it is already: the VM is the wall
+        elif word.startswith("seccomp="):
+            path = word.partition("=")[2]
+            try:
+                seccomp = parse_seccomp(Path(path).read_bytes(), path)
+            except OSError as exc:
+                raise UsageError(f"cannot read the seccomp profile {path}: {exc.strerror}") from exc
+        else:
+            raise UsageError(
+                f"cannot use --security-opt {word!r}: it is not known",
+                hint="no-new-privileges, seccomp=FILE and seccomp=unconfined are",
+            )
+    return no_new_privileges, seccomp
+
+
+def _refuse_with_bundle(options: "ContainerOptions", container_id: str, entrypoint: str | None) -> None:
+    """A bundle runs as it is: what its config.json decides cannot be given by flags too."""
+    import msgspec
+
+    from katapod.plan.container_spec import ContainerOptions
+
+    plain = ContainerOptions(hostname=container_id[:63], tty=options.tty, console_size=options.console_size)
+    for field in msgspec.structs.fields(ContainerOptions):
+        if getattr(options, field.name) != getattr(plain, field.name):
+            raise UsageError(
+                f"cannot change {field.name} of a bundle by a flag: --bundle runs it as it is",
+                hint="change its config.json",
+            )
+
+
+def _terminal_size() -> "oci.Box | None":
+    from katapod.model.oci import Box
+
+    for fd in (0, 1, 2):
+        if os.isatty(fd):
+            size = os.get_terminal_size(fd)
+            return Box(height=size.lines, width=size.columns)
+    print("kata-runtime: warning: there is no terminal here to take a size from", file=sys.stderr)
+    return None

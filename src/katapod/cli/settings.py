@@ -1,0 +1,77 @@
+"""What every verb needs: the global flags, the configuration, the stores."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from katapod.cli.tables import shown_text
+from katapod.model.errors import KatapodError
+from katapod.model.layout import Layout
+
+if TYPE_CHECKING:
+    from katapod.host.state import StateStore
+    from katapod.images import ImageStore
+    from katapod.model.config import Config
+
+__all__ = ["Globals", "need_root", "print_error"]
+
+LINES = "\n\t"
+
+
+@dataclass(slots=True)
+class Globals:
+    """The flags before the verb."""
+
+    config_file: str = ""
+    debug: bool = False
+
+    def set_up_logging(self) -> None:
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=logging.DEBUG if self.debug else logging.WARNING,
+            format="kata-runtime: %(levelname)s: %(message)s"
+            if not self.debug
+            else "%(relativeCreated)6d %(name)s: %(message)s",
+        )
+        logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout()
+
+    def load_config(self) -> "Config":
+        """Read the configuration and print what it has that is not acted upon. Raises ConfigError."""
+        from katapod.model.config import check_paths, load_config
+
+        parsed = load_config(Path(self.config_file) if self.config_file else None)
+        for problem in parsed.problems:
+            print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+        if parsed.config.runtime.enable_debug and not self.debug:
+            logging.getLogger().setLevel(logging.DEBUG)
+        return check_paths(parsed, os.path.exists)
+
+    def states(self) -> "StateStore":
+        from katapod.host.state import StateStore
+
+        return StateStore(self.layout)
+
+    def image_store(self) -> "ImageStore":
+        from katapod.images import ImageStore
+
+        return ImageStore(self.layout.image_root)
+
+
+def need_root(verb: str) -> None:
+    """Raises KatapodError for another user: mounts, tap devices and /run/vc are root's."""
+    if os.geteuid() != 0:
+        raise KatapodError(f"cannot {verb}: this needs root", hint=f"sudo kata-runtime {verb} ...")
+
+
+def print_error(error: BaseException) -> None:
+    """Say on standard error what failed and, where the error knows, what to do about it."""
+    print(f"kata-runtime: {shown_text(str(error), keep=LINES)}", file=sys.stderr)
+    if hint := getattr(error, "hint", ""):
+        print(f"  hint: {shown_text(hint, keep=LINES)}", file=sys.stderr)

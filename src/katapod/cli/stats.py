@@ -1,0 +1,107 @@
+"""The samples behind `kata-runtime stats`."""
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+from katapod.cli.tables import Column, print_table, shown_size
+from katapod.host.state import StateStore
+from katapod.model.errors import KatapodError
+from katapod.model.record import State
+from katapod.rpc.pb import agent_pb2
+from katapod.rpc.status import RpcError
+from katapod.sandbox.client import connect_control
+
+__all__ = ["show_stats"]
+
+UNLIMITED = 2**62  # cgroup "max" arrives as a number near 2^63
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    taken_at: float  # seconds, monotonic
+    cpu_ns: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    pids: int
+
+
+async def show_stats(store: StateStore, names: list[str], as_json: bool, once: bool, interval_s: float) -> int:
+    """Print samples until interrupted, or one. A named container that does not run is an error."""
+    chosen = names or [record.sandbox_id for record in store.records() if record.state is State.RUNNING]
+    before = await _sample_all(store, chosen, strict=bool(names))
+    while True:
+        await asyncio.sleep(min(interval_s, 1.0) if once or as_json else interval_s)
+        now = await _sample_all(store, chosen, strict=bool(names) and once)
+        rows = [(sample, _cpu_percent(before.get(sample.name), sample)) for sample in now.values()]
+        if as_json:
+            print(json.dumps([_as_json(sample, cpu) for sample, cpu in rows], indent=2))
+            return 0
+        if not once and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")
+        print_table(
+            [
+                Column("NAME", lambda row: row[0].name),
+                Column("CPU", lambda row: f"{row[1]:.1f} %"),
+                Column("MEMORY", lambda row: shown_size(row[0].memory_bytes)),
+                Column("LIMIT", lambda row: _shown_limit(row[0].memory_limit_bytes)),
+                Column("PIDS", lambda row: str(row[0].pids)),
+            ],
+            rows,
+        )
+        if once or not now:
+            return 0
+        before = now
+
+
+async def _sample_all(store: StateStore, names: list[str], *, strict: bool) -> dict[str, Sample]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = await _sample(store, name)
+        except KatapodError:
+            if strict:
+                raise
+    return found
+
+
+async def _sample(store: StateStore, name: str) -> Sample:
+    async with connect_control(store, name) as client:
+        try:
+            answer = await client.agent.call(
+                "StatsContainer", agent_pb2.StatsContainerRequest(container_id=name), timeout_s=10
+            )
+        except RpcError as exc:
+            raise KatapodError(f"cannot read the statistics of {name}: {exc.message}") from exc
+    stats = answer.cgroup_stats
+    return Sample(
+        name,
+        time.monotonic(),
+        stats.cpu_stats.cpu_usage.total_usage,
+        stats.memory_stats.usage.usage,
+        stats.memory_stats.usage.limit,
+        stats.pids_stats.current,
+    )
+
+
+def _cpu_percent(before: Sample | None, now: Sample) -> float:
+    if before is None or now.taken_at <= before.taken_at:
+        return 0.0
+    return max(0.0, (now.cpu_ns - before.cpu_ns) / (now.taken_at - before.taken_at) / 1e7)
+
+
+def _shown_limit(limit_bytes: int) -> str:
+    return shown_size(limit_bytes) if 0 < limit_bytes < UNLIMITED else "none"
+
+
+def _as_json(sample: Sample, cpu_percent: float) -> dict[str, object]:
+    return {
+        "name": sample.name,
+        "cpu_percent": round(cpu_percent, 2),
+        "memory_bytes": sample.memory_bytes,
+        "memory_limit_bytes": sample.memory_limit_bytes if 0 < sample.memory_limit_bytes < UNLIMITED else None,
+        "pids": sample.pids,
+    }

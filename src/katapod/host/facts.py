@@ -1,0 +1,96 @@
+"""What this machine has: collected once, passed to the pure plans."""
+
+import fcntl
+import os
+import random
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from katapod.host.process import run
+from katapod.model.errors import DeviceMissing
+from katapod.plan.virtiofsd import VirtiofsdDialect, parse_dialect
+
+__all__ = ["HostFacts", "boot_time", "claim_vsock_cid", "collect_host_facts", "file_identity", "virtiofsd_dialect"]
+
+KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
+VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
+CID_MAX = 0xFFFFFFFE
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    cpus: int
+    mem_mib: int
+    kvm: bool  # /dev/kvm opens and answers; whether guests boot under it is another question
+    vhost_vsock: bool
+    boot_id: str
+    kernel_release: str
+
+
+def collect_host_facts() -> HostFacts:
+    return HostFacts(
+        cpus=len(os.sched_getaffinity(0)),
+        mem_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        kvm=_kvm_answers(),
+        vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK) and hasattr(socket, "AF_VSOCK"),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        kernel_release=os.uname().release,
+    )
+
+
+def _kvm_answers() -> bool:
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, KVM_GET_API_VERSION) == 12
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def boot_time() -> float:
+    """When this host was started, seconds since the epoch. Source: proc(5), /proc/stat."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    return 0.0
+
+
+def claim_vsock_cid() -> tuple[int, int]:
+    """Claim a free guest CID; returns (cid, descriptor of /dev/vhost-vsock that holds the claim).
+
+    Source: facts qemu.md section 4: a random start of at least 3, then upwards.
+    Raises DeviceMissing.
+    """
+    try:
+        fd = os.open("/dev/vhost-vsock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise DeviceMissing(
+            f"cannot open /dev/vhost-vsock: {exc.strerror}", hint="load the module: modprobe vhost_vsock"
+        ) from exc
+    start = random.randrange(3, CID_MAX - 1000)  # noqa: S311 - an address, not a secret
+    for cid in range(start, start + 1000):
+        try:
+            fcntl.ioctl(fd, VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
+        except OSError:
+            continue  # in use by another VM
+        return cid, fd
+    os.close(fd)
+    raise DeviceMissing("cannot claim a vsock context id: 1000 in a row are in use")
+
+
+def file_identity(path: str | Path) -> str:
+    """A cheap identity of a file's content: it changes when the file is replaced. Raises OSError."""
+    resolved = os.path.realpath(path)
+    status = os.stat(resolved)
+    return f"{resolved}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+
+async def virtiofsd_dialect(program: str) -> VirtiofsdDialect:
+    answer = await run([program, "--version"], timeout_s=10, check=False)
+    return parse_dialect(answer.stdout + answer.stderr)

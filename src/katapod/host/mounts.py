@@ -1,0 +1,154 @@
+"""Mounts on the host: binds, overlays, and their removal. Everything is below a sandbox's own directories.
+
+Targets are created here and never taken from a guest; sources are what the user named.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from katapod.kernel.mount import (
+    MNT_DETACH,
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REMOUNT,
+    MS_SHARED,
+    MS_SLAVE,
+    attach_tree,
+    clone_tree,
+    mount,
+    set_tree_attributes,
+    umount,
+)
+from katapod.model.errors import KatapodError, NotFound
+
+__all__ = ["bind", "export_directory", "mount_overlay", "mounts_below", "remove_tree", "unmount_below"]
+
+log = logging.getLogger(__name__)
+
+
+class MountFailed(KatapodError):
+    pass
+
+
+def export_directory(mounts: Path, shared: Path) -> None:
+    """Make `shared` the read-only, live view of `mounts` that is given to the guest.
+
+    What is mounted below `mounts` later appears below `shared`, with flags of its own, and then inside
+    virtiofsd's mount namespace: `mounts` is a shared peer, `shared` its slave. The top of the view is
+    read-only, so that a guest cannot put files beside what it was given.
+    """
+    mounts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        mount(str(mounts), str(mounts), None, MS_BIND)
+        # private first: the host's / may be a shared peer, which would copy all this into other namespaces
+        mount("none", str(mounts), None, MS_PRIVATE)
+        mount("none", str(mounts), None, MS_SHARED)
+        mount(str(mounts), str(shared), None, MS_BIND)
+        mount("none", str(shared), None, MS_SLAVE)
+        mount("none", str(shared), None, MS_SHARED)
+        mount("none", str(shared), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
+    except OSError as exc:
+        raise MountFailed(f"cannot export {mounts}: {exc.strerror}", hint="mounting needs CAP_SYS_ADMIN") from exc
+
+
+def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Bind a file or directory, with the mounts below it, to `target`, which is made. Raises NotFound, MountFailed.
+
+    The copy is complete before it is attached: private, since an unmount below a shared one would reach the
+    user's own tree, and with `read_only` read-only throughout, since what is propagated to the exported view
+    (export_directory) keeps the flags it has at that moment.
+    """
+    try:
+        kind = os.stat(source).st_mode
+    except OSError as exc:
+        raise NotFound(f"cannot mount {source}: {exc.strerror}") from exc
+    try:
+        if stat.S_ISDIR(kind):
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            target.touch(mode=0o600)
+        tree = clone_tree(str(source))
+        try:
+            set_tree_attributes(tree, attributes=MOUNT_ATTR_RDONLY if read_only else 0, propagation=MS_PRIVATE)
+            attach_tree(tree, str(target))
+        finally:
+            os.close(tree)
+    except OSError as exc:
+        raise MountFailed(f"cannot bind {source} to {target}: {exc.strerror}") from exc
+
+
+def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    """Mount `lower` with a writable layer at `target`. All paths are our own: none needs escaping."""
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    try:
+        for directory in (upper, work, target):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # the root directory's owner and mode come from the upper layer
+        shutil.copystat(lower, upper)
+        owner = os.stat(lower)
+        os.chown(upper, owner.st_uid, owner.st_gid)
+        mount("overlay", str(target), "overlay", 0, options)
+    except OSError as exc:
+        raise MountFailed(
+            f"cannot mount the root file system: overlay on {upper.parent}: {exc.strerror}",
+            hint="the directory must not lie on an overlay file system itself" if exc.errno == errno.EINVAL else "",
+        ) from exc
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points at or below `directory`, newest first. Source: proc(5), mountinfo."""
+    prefix = os.path.realpath(directory)  # mountinfo knows no symbolic links
+    found = []
+    with open("/proc/self/mountinfo", "rb") as handle:
+        for line in handle:
+            point = os.fsdecode(_unescape(line.split(b" ", 5)[4]))
+            if point == prefix or point.startswith(prefix + "/"):
+                found.append(point)
+    found.reverse()
+    return found
+
+
+def _unescape(field: bytes) -> bytes:
+    """mountinfo writes blank, tab, newline and backslash as octal."""
+    if b"\\" not in field:
+        return field
+    for escaped, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        field = field.replace(escaped, char)
+    return field
+
+
+def unmount_below(directory: Path) -> None:
+    """Unmount all at or below `directory`; a busy one is detached. Idempotent. Raises MountFailed."""
+    for _ in range(8):  # a propagated mount may appear twice; each round removes the visible ones
+        points = mounts_below(directory)
+        if not points:
+            return
+        for point in points:
+            try:
+                umount(point)
+            except OSError as exc:
+                if exc.errno == errno.EBUSY:
+                    log.debug("%s is busy and is detached", point)
+                    with contextlib.suppress(FileNotFoundError):
+                        umount(point, MNT_DETACH)
+                elif exc.errno not in (errno.EINVAL, errno.ENOENT):
+                    raise MountFailed(f"cannot unmount {point}: {exc.strerror}") from exc
+    left = mounts_below(directory)
+    if left:
+        raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts come back")
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory of ours with all in it, after unmounting what is mounted there. Idempotent."""
+    unmount_below(directory)
+    if directory.exists():
+        shutil.rmtree(directory)

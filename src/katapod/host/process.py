@@ -1,0 +1,212 @@
+"""The one door to other programs.
+
+Arguments are lists, the environment is built up and never inherited whole, every wait has a limit, and a
+failure carries the command (ready to paste), its status and the tail of what it said.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import shlex
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from katapod.kernel.process import die_with_parent
+from katapod.model.errors import KatapodError, MissingProgram
+
+__all__ = ["CannotRun", "Child", "Completed", "ProcessFailed", "find_program", "run", "spawn", "stop_child"]
+
+log = logging.getLogger(__name__)
+
+OUTPUT_MAX = 4 * 1024 * 1024  # bytes kept of each stream; a program that says more has gone wrong
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
+STOP_GRACE_S = 2.0
+
+
+class ProcessFailed(KatapodError):
+    """A program ended with a status other than zero, or did not end in time."""
+
+    def __init__(self, argv: Sequence[str], status: str, stderr: str, *, hint: str = "") -> None:
+        tail = stderr.strip()[-2000:]
+        super().__init__(f"{argv[0]} failed: {status}" + (f": {tail}" if tail else ""), hint=hint)
+        self.command = shlex.join(argv)
+        self.status = status
+        self.stderr = stderr
+
+
+class CannotRun(KatapodError):
+    """The file is there, but the kernel does not execute it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    stdout: str
+    stderr: str
+    returncode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A program that runs beside us."""
+
+    argv: tuple[str, ...]
+    process: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def describe_end(self) -> str:
+        """How it ended, in words. Only after it has ended."""
+        return describe_status(self.process.returncode)
+
+
+def describe_status(returncode: int | None) -> str:
+    if returncode is None:
+        return "still running"
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-returncode).name}"
+        return f"killed by signal {-returncode}"
+    return f"exit status {returncode}"
+
+
+def find_program(name: str, *, package: str) -> str:
+    """Return the absolute path of `name`. Raises MissingProgram that names Debian's `package`."""
+    path = shutil.which(name)
+    if path is None and os.path.isabs(name) and os.path.exists(name):
+        raise MissingProgram(f"cannot run {name}: it is not an executable file")
+    if path is None:
+        raise MissingProgram(
+            f"cannot run {name}: it is not installed",
+            hint=f"install the package {package}: apt-get install {package}",
+        )
+    return path
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    environment.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    environment["LC_ALL"] = "C.UTF-8"
+    environment.update(extra or {})
+    return environment
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float | None = 60.0,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    input: bytes | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a program to its end.
+
+    Raises MissingProgram if it is not there, CannotRun if it is no program, and ProcessFailed (with `check`)
+    on a status other than zero or when `timeout_s` runs out. When we are cancelled the program and its
+    process group are killed.
+    """
+    log.debug("run: %s", shlex.join(argv))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as exc:
+        raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    except OSError as exc:  # no program at all: a configuration may name any file
+        raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    try:
+        async with asyncio.timeout(timeout_s):
+            stdout, stderr, _ = await asyncio.gather(
+                _read_bounded(process.stdout), _read_bounded(process.stderr), _feed(process.stdin, input)
+            )
+            returncode = await process.wait()
+    except TimeoutError as exc:
+        raise ProcessFailed(argv, f"no end within {timeout_s:g} s", "") from exc
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.shield(process.wait())
+    completed = Completed(stdout.decode(errors="replace"), stderr.decode(errors="replace"), returncode)
+    if check and returncode != 0:
+        raise ProcessFailed(argv, describe_status(returncode), completed.stderr or completed.stdout)
+    return completed
+
+
+async def _read_bounded(stream: asyncio.StreamReader | None) -> bytes:
+    assert stream is not None
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: max(0, OUTPUT_MAX - len(kept))]
+    return bytes(kept)
+
+
+async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:
+    if stream is None:
+        return
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stream.write(data or b"")
+        await stream.drain()
+    stream.close()
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    output: BinaryIO | int,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+) -> Child:
+    """Start a program that lives beside us and dies with us.
+
+    Its streams are /dev/null and `output` (a bounded sink of the caller). It gets SIGKILL when this
+    process dies, however that happens: the child asks the kernel for it before it becomes the program, and
+    looks whether it came too late, which an outer program such as setpriv(1) cannot. A session of its own
+    keeps the terminal's Ctrl-C from reaching it.
+    """
+    log.debug("spawn: %s", shlex.join(argv))
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=_environment(env),
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )
+    return Child(tuple(argv), process)
+
+
+async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:
+    """Make sure that `child` has ended: SIGTERM, a wait, SIGKILL. Returns whether it went softly. Idempotent."""
+    process = child.process
+    if process.returncode is not None:
+        return True
+    if soft:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+                return True
+        except TimeoutError:
+            log.warning("%s did not end within %g s and is killed", child.argv[0], grace_s)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+    return False

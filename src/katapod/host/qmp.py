@@ -1,0 +1,193 @@
+"""QMP: one connection to a QEMU's monitor. Source: QEMU's docs/interop/qmp-spec.
+
+Replies are matched by id; events go to whoever waits for them; a broken link fails every waiter.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from katapod.model.errors import KatapodError
+from katapod.plan.hotplug import HotplugPlan, QmpStep
+
+__all__ = ["QmpClient", "QmpError", "QmpLinkBroken"]
+
+log = logging.getLogger(__name__)
+
+REPLY_LIMIT_S = 20.0
+LINE_MAX = 4 * 1024 * 1024
+
+
+class QmpError(KatapodError):
+    """QEMU refused a command."""
+
+
+class QmpLinkBroken(KatapodError):
+    """The monitor is gone: QEMU has ended, or does not speak QMP."""
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """Any message of the monitor: greeting, reply or event."""
+
+    QMP: Any = None
+    id: int | None = None
+    result: Any = msgspec.field(default=msgspec.UNSET, name="return")
+    error: dict[str, str] | None = None
+    event: str | None = None
+    data: dict[str, Any] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Reply)
+
+
+class QmpClient:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._watchers: list[tuple[Callable[[str, Any], bool], asyncio.Future[Any]]] = []
+        self._broken: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, sock: socket.socket, *, limit_s: float) -> "QmpClient":
+        """Negotiate on a connected socket, which the client owns. Raises QmpLinkBroken."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LINE_MAX)
+        client = cls(reader, writer)
+        try:
+            async with asyncio.timeout(limit_s):
+                line = await reader.readline()
+            if not line:
+                raise QmpLinkBroken("QEMU closed its monitor before it greeted")
+            if _decoder.decode(line).QMP is None:
+                raise QmpLinkBroken("cannot open QEMU's monitor: it does not greet as QMP does")
+            client._task = asyncio.create_task(client._read(), name="qmp-reader")
+            await client.execute("qmp_capabilities", limit_s=limit_s)
+        except (QmpError, OSError, ValueError) as exc:  # as in _read; a TimeoutError is an OSError
+            await client.close()
+            raise QmpLinkBroken(f"cannot open QEMU's monitor: {str(exc) or 'no greeting in time'}") from exc
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, limit_s: float = REPLY_LIMIT_S
+    ) -> Any:
+        """Run one command; returns its `return` value. Raises QmpError, QmpLinkBroken."""
+        if self._broken is not None:
+            raise QmpLinkBroken(f"cannot {command}: {self._broken}")
+        number = next(self._ids)
+        message: dict[str, Any] = {"execute": command, "id": number}
+        if arguments:
+            message["arguments"] = arguments
+        log.debug("qmp: %s %s", command, arguments or "")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self._writer.write(msgspec.json.encode(message) + b"\n")
+            async with asyncio.timeout(limit_s):
+                await self._writer.drain()
+                reply: _Reply = await future
+        except TimeoutError as exc:
+            raise QmpLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s") from exc
+        except OSError as exc:
+            raise QmpLinkBroken(f"cannot {command}: {exc}") from exc
+        finally:
+            self._waiting.pop(number, None)
+        if reply.error is not None:
+            raise QmpError(f"cannot {command}: QEMU says: {reply.error.get('desc', '?')}")
+        return reply.result
+
+    async def run_steps(self, steps: Iterable[QmpStep]) -> None:
+        """Run the steps of a plan in order."""
+        for step in steps:
+            await self.execute(step.command, step.arguments)
+
+    async def plug(self, plan: HotplugPlan) -> None:
+        """Plug a device; what was done of a plan that fails half-way is undone."""
+        done = 0
+        try:
+            for step in plan.steps:
+                await self.execute(step.command, step.arguments)
+                done += 1
+        except QmpError:
+            for step in plan.undo[len(plan.undo) - done :] if done else ():
+                with contextlib.suppress(QmpError):
+                    await self.execute(step.command, step.arguments)
+            raise
+
+    async def unplug(self, plan: HotplugPlan, *, limit_s: float = REPLY_LIMIT_S) -> None:
+        """Take a device out; waits until the guest has let go of it. Raises QmpError, QmpLinkBroken."""
+        if not plan.removable:
+            raise QmpError(f"cannot unplug {plan.what}: it stays until the VM ends")
+        deleted = self.expect("DEVICE_DELETED", lambda data: data.get("device") == plan.device_id)
+        first, *rest = plan.undo
+        try:
+            await self.execute(first.command, first.arguments)
+            async with asyncio.timeout(limit_s):
+                await deleted
+        except TimeoutError as exc:
+            raise QmpError(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
+        finally:
+            self._watchers = [watcher for watcher in self._watchers if watcher[1] is not deleted]
+        await self.run_steps(rest)
+
+    def expect(self, event: str, wanted: Callable[[Any], bool] = lambda data: True) -> asyncio.Future[Any]:
+        """Return a future of the next `event` whose data is `wanted`. Call it before what causes the event."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._broken is not None:
+            future.set_exception(QmpLinkBroken(f"cannot wait for {event}: {self._broken}"))
+            future.exception()  # as in _fail
+            return future
+        self._watchers.append((lambda name, data: name == event and wanted(data or {}), future))
+        return future
+
+    async def close(self) -> None:
+        """Idempotent."""
+        self._fail("the monitor was closed")
+        self._writer.transport.abort()  # a close would first wait until QEMU has read what was written
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def _fail(self, cause: str) -> None:
+        if self._broken is None:
+            self._broken = cause
+        for future in [*self._waiting.values(), *(future for _, future in self._watchers)]:
+            if not future.done():
+                future.set_exception(QmpLinkBroken(f"the link to QEMU broke: {cause}"))
+                future.exception()  # a watcher may be gone: not an error of its own
+        self._watchers.clear()
+
+    async def _read(self) -> None:
+        try:
+            while line := await self._reader.readline():
+                self._take(_decoder.decode(line))
+            self._fail("QEMU closed its monitor")
+        except (OSError, ValueError) as exc:  # ValueError: a line past the limit, not JSON, or not QMP
+            self._fail(str(exc))
+
+    def _take(self, reply: _Reply) -> None:
+        if reply.event is not None:
+            log.debug("qmp event: %s", reply.event)
+            for watcher in list(self._watchers):
+                wanted, future = watcher
+                if future.done() or wanted(reply.event, reply.data):
+                    self._watchers.remove(watcher)
+                    if not future.done():
+                        future.set_result(reply.data)
+        elif reply.id is not None:
+            waiter = self._waiting.get(reply.id)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(reply)

@@ -1,0 +1,73 @@
+"""A running virtiofsd: bound to its socket by us, started, watched, stopped."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from katapod.host.logs import kept_pipe, read_tail
+from katapod.host.process import Child, find_program, spawn, stop_child
+from katapod.host.tasks import finish
+from katapod.model.errors import KatapodError
+from katapod.plan.virtiofsd import VirtiofsdPlan, render_virtiofsd
+
+__all__ = ["VirtiofsdFailed", "VirtiofsdProcess", "running_virtiofsd"]
+
+
+LOG_BYTES = 64 * 1024
+
+
+class VirtiofsdFailed(KatapodError):
+    pass
+
+
+class VirtiofsdProcess:
+    def __init__(self, child: Child, log_path: Path) -> None:
+        self.child = child
+        self.stopping = False
+        self._log_path = log_path
+
+    async def wait_end(self) -> str:
+        await self.child.process.wait()
+        return self.child.describe_end()
+
+    def explain_end(self) -> VirtiofsdFailed:
+        said = read_tail(self._log_path, max_lines=5)
+        text = f"virtiofsd ended unexpectedly: {self.child.describe_end()}"
+        return VirtiofsdFailed(text + (f"; it said: {said}" if said else ""), command=" ".join(self.child.argv))
+
+    async def stop(self) -> None:
+        """It ends by itself when QEMU closes the connection; so this is mostly a wait. Idempotent."""
+        self.stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await self.child.process.wait()
+        await stop_child(self.child, soft=False)
+
+
+@contextlib.asynccontextmanager
+async def running_virtiofsd(plan: VirtiofsdPlan, socket_path: Path, log_path: Path) -> AsyncIterator[VirtiofsdProcess]:
+    """Serve plan.shared_dir on `socket_path`, to which QEMU connects; end it when the block ends.
+
+    The socket is bound here and inherited, so QEMU may connect before the daemon is up.
+    """
+    program = find_program(plan.program, package="qemu-system-common")
+    socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        socket_path.unlink()
+    async with kept_pipe(log_path, LOG_BYTES) as said_to:  # bounded: what it says, the guest can provoke
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                listener.bind(str(socket_path))
+            except OSError as exc:
+                raise VirtiofsdFailed(f"cannot listen on {socket_path}: {exc.strerror or exc}") from exc
+            listener.listen(1)
+            argv = render_virtiofsd(plan, fd=listener.fileno())
+            child = await spawn([program, *argv[1:]], output=said_to.write_end, pass_fds=[listener.fileno()])
+        said_to.close()
+        daemon = VirtiofsdProcess(child, log_path)
+        try:
+            yield daemon
+        finally:
+            await finish(daemon.stop(), name="stop-virtiofsd")

@@ -1,0 +1,128 @@
+"""From what skopeo and umoci say when they fail to our error tree. Pure.
+
+Both programs report every failure with exit status 1 and a sentence, so their text is all there is to tell
+a missing tag from a full disk. The phrases are those of Go's standard library, of containers/image and of the
+registry protocol; a sentence that matches none becomes a plain ImageError which shows it whole.
+"""
+
+import re
+
+from katapod.images.errors import (
+    BrokenImage,
+    ImageError,
+    ImageNotFound,
+    RegistryDenied,
+    RegistryUnreachable,
+    StoreFull,
+    WrongPlatform,
+)
+
+__all__ = ["explain_failure", "last_words"]
+
+TAIL_CHARS = 2000
+
+# In this order: a copy that breaks off on a full disk also speaks of an unexpected EOF.
+_CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
+    (
+        r"no space left on device|disk quota exceeded",
+        StoreFull,
+        "no space left in the image store",
+        "remove images that are not needed: kata-runtime image rm NAME",
+    ),
+    (
+        r"server gave HTTP response to HTTPS client",
+        RegistryUnreachable,
+        "the registry speaks plain HTTP",
+        "use --tls-verify=false if you trust the network to that registry",
+    ),
+    (
+        r"x509: |tls: |certificate",
+        RegistryUnreachable,
+        "the registry's certificate is not trusted",
+        "install its CA certificate on this host, or use --tls-verify=false if you trust the network",
+    ),
+    (
+        (
+            r"unauthorized|authentication required|access to the resource is denied|invalid username/password"
+            r"|status code 40[13]|denied:"
+        ),
+        RegistryDenied,
+        "the registry asks for other credentials",
+        "log in with `skopeo login HOST`, or name a file of credentials with --authfile",
+    ),
+    (
+        r"connection refused",
+        RegistryUnreachable,
+        "connection refused",
+        "is the registry running, and are host and port right?",
+    ),
+    (
+        r"no such host|server misbehaving|Temporary failure in name resolution",
+        RegistryUnreachable,
+        "its host name is not known",
+        "check the host name and this host's DNS",
+    ),
+    (
+        (
+            r"i/o timeout|TLS handshake timeout|network is unreachable|no route to host|connection reset"
+            r"|context deadline exceeded|dial tcp|status code 5\d\d|toomanyrequests"
+        ),
+        RegistryUnreachable,
+        "the registry cannot be reached",
+        "try again; check the network and proxy settings (HTTPS_PROXY)",
+    ),
+    (
+        r"no image found in",
+        WrongPlatform,
+        "none of its variants is built for this machine",
+        "",
+    ),
+    (
+        r"more than one image in oci|expected 1 item, got \d+",
+        ImageNotFound,
+        "it holds several images and no tag was given",
+        "add the tag: oci:PATH:TAG, docker-archive:FILE:NAME:TAG",
+    ),
+    (
+        (
+            r"manifest unknown|name unknown|no descriptor found for reference|[Tt]ag \"[^\"]*\" not found"
+            r"|repository .* not found|status code 404"
+        ),
+        ImageNotFound,
+        "there is no image of that name or tag",
+        "",
+    ),
+    (
+        (
+            r"unexpected EOF|invalid tar header|invalid header|manifest\.json: file does not exist"
+            r"|(index\.json|oci-layout|manifest\.json): no such file|digest mismatch|diffid mismatch"
+            r"|did not match|does not match|invalid image detected|corrupt input|invalid checksum|unmarshal"
+            r"|invalid character"
+            r"|malicious tar entry|blobs/sha256/[0-9a-f]*: no such file|invalid JSON|unpack layer|unpack manifest"
+        ),
+        BrokenImage,
+        "it is damaged, or is no container image",
+        "",
+    ),
+)
+
+
+def last_words(output: str) -> str:
+    """The sentence that a failed skopeo or umoci ended with, without time stamps and marks."""
+    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
+    for line in reversed(lines):
+        logged = re.search(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"', line)
+        if logged:
+            return logged[1].replace('\\"', '"').replace("\\\\", "\\")[-TAIL_CHARS:]
+        if line.startswith("\N{VECTOR OR CROSS PRODUCT}"):
+            return line.lstrip("\N{VECTOR OR CROSS PRODUCT} ")[-TAIL_CHARS:]
+    return lines[-1][-TAIL_CHARS:] if lines else ""
+
+
+def explain_failure(doing: str, output: str, status: str) -> ImageError:
+    """Make the error for `cannot <doing>: ...` out of a program's `output` and, if it is silent, its status."""
+    words = last_words(output)
+    for pattern, kind, cause, hint in _CAUSES:
+        if re.search(pattern, words):
+            return kind(f"cannot {doing}: {cause} ({words})", hint=hint)
+    return ImageError(f"cannot {doing}: {words or status}")

@@ -1,0 +1,324 @@
+"""The store on disk: its layout, the lock of its writers, staging, and the removal of what nobody needs.
+
+    ROOT/lock                        flock(2), held by a writer for moments only
+    ROOT/names.json                  name -> digest and source; replaced by rename
+    ROOT/images/HEX/                 image.json, config.json (verbatim), rootfs/; moved here whole by rename
+    ROOT/refs/HEX/CONTAINER-ID       empty file: this container uses the image
+    ROOT/tmp/RANDOM/                 staging of one writer, with a flock(2) of its own; or trash, without
+
+A process may die between any two of its steps. Then an image is there whole or not at all, the kernel has
+dropped its locks, and the next writer sees from an unlocked staging directory that it can go. HEX instead of
+`sha256:HEX`, since a colon separates the layers in overlayfs's lowerdir option.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from katapod.host.process import run
+from katapod.host.tasks import finish
+from katapod.images.errors import ImageError, ImageNotFound, StoreDamaged, StoreFull
+from katapod.model.image import ImageParseError, ImageRecord, parse_digest, parse_image_config
+
+__all__ = ["NameEntry", "Staging", "StoreFiles", "is_full", "remove_trees"]
+
+log = logging.getLogger(__name__)
+
+LOCK_POLL_S = 0.01
+LOCK_TIMEOUT_S = 60.0
+
+
+class NameEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a name stands for."""
+
+    digest: str
+    source: str
+    """The reference that it was imported from, paths made absolute."""
+    source_digest: str = ""
+    """Digest of the manifest (or index) at the source, where the source has one."""
+    stamp: str = ""
+    """Identity of a local source when it was read; another stamp means that it may have changed."""
+
+
+class _NamesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    names: dict[str, NameEntry]
+    version: int = 1
+
+
+class _ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """image.json: what the OCI config does not say."""
+
+    size_bytes: int
+    created: datetime
+    source: str
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A directory of one writer. Whatever is still in it at the end is removed."""
+
+    path: Path
+
+    @property
+    def layout(self) -> Path:
+        return self.path / "layout"
+
+    @property
+    def scratch(self) -> Path:
+        return self.path / "scratch"
+
+    @property
+    def image(self) -> Path:
+        return self.path / "image"
+
+    @property
+    def rootfs(self) -> Path:
+        return self.image / "rootfs"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def describe_image(self, config: bytes, *, size_bytes: int, created: datetime, source: str) -> None:
+        """Complete `image`, beside its unpacked rootfs."""
+        info = _ImageFile(size_bytes=size_bytes, created=created, source=source)
+        _write_durably(self.image / "config.json", config)
+        _write_durably(self.image / "image.json", msgspec.json.encode(info))
+
+
+class StoreFiles:
+    """Methods that say so need `locked()` to be held by the caller."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._names = root / "names.json"
+        self._images = root / "images"
+        self._refs = root / "refs"
+        self._tmp = root / "tmp"
+
+    # -- reading: no lock, because every file appears whole
+
+    def image_dir(self, digest: str) -> Path:
+        return self._images / parse_digest(digest)
+
+    def read_names(self) -> dict[str, NameEntry]:
+        try:
+            return msgspec.json.decode(self._names.read_bytes(), type=_NamesFile).names
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as exc:
+            raise StoreDamaged(
+                f"cannot read {self._names}: {exc}",
+                hint="move that file away; images then have to be imported again",
+            ) from exc
+
+    def digests(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(f"sha256:{entry}" for entry in os.listdir(self._images))
+        return []
+
+    def read_record(self, digest: str, names: Mapping[str, NameEntry]) -> ImageRecord | None:
+        """The image of that digest, or None if it is not there (any more)."""
+        place = self.image_dir(digest)
+        try:
+            info = msgspec.json.decode((place / "image.json").read_bytes(), type=_ImageFile)
+            config = parse_image_config((place / "config.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, ImageParseError) as exc:
+            raise StoreDamaged(f"cannot read the image in {place}: {exc}") from exc
+        return ImageRecord(
+            digest=digest,
+            names=tuple(sorted(name for name, entry in names.items() if entry.digest == digest)),
+            config=config,
+            size_bytes=info.size_bytes,
+            created=info.created,
+            source=info.source,
+        )
+
+    # -- writing
+
+    @contextlib.asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        """Be the only writer. Polls, since a thread that waits in flock(2) cannot be cancelled."""
+        self._make_root()
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                async with asyncio.timeout(LOCK_TIMEOUT_S):
+                    while not _try_lock(fd):  # noqa: ASYNC110 - the holder is another process
+                        await asyncio.sleep(LOCK_POLL_S)
+            except TimeoutError as exc:
+                raise ImageError(
+                    f"cannot lock the image store {self.root}: another process has held it for {LOCK_TIMEOUT_S:g} s"
+                ) from exc
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_root(self) -> None:
+        if ":" in str(self.root):
+            raise ImageError(f"cannot use the image store {self.root}: a colon in its path separates overlay layers")
+        try:
+            # Nobody but root may reach the set-user-id programs in the images.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self._images, self._refs, self._tmp):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as exc:
+            raise ImageError(
+                f"cannot use the image store {self.root}: {exc.strerror}", hint="run this as root"
+            ) from exc
+
+    @contextlib.asynccontextmanager
+    async def staging(self) -> AsyncIterator[Staging]:
+        """Open a directory for new things; first take away those of writers that have died.
+
+        A full disk, in whatever step within, leaves as StoreFull.
+        """
+        try:
+            async with self.locked():
+                dead = self._claim_dead()
+                place = self._tmp / secrets.token_hex(8)
+                place.mkdir(mode=0o700)
+                fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                assert _try_lock(fd)
+            try:
+                await finish(remove_trees([path for path, _ in dead]))
+                staging = Staging(place)
+                for directory in (staging.scratch, staging.image):
+                    directory.mkdir(mode=0o700)
+                yield staging
+            finally:
+                for _, claim in dead:
+                    os.close(claim)
+                try:
+                    await finish(remove_trees([place]))
+                finally:
+                    os.close(fd)
+        except OSError as exc:
+            raise _store_error(self.root, exc) from exc
+
+    def _claim_dead(self) -> list[tuple[Path, int]]:
+        """Lock the staging directories whose owner is gone, so that no other writer removes them too.
+
+        Needs the lock. What has no lock file is trash, or a file that was not renamed in time: it can go.
+        """
+        dead = []
+        for place in self._tmp.iterdir():
+            try:
+                fd = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                dead.append((place, fd))
+                continue
+            if _try_lock(fd):
+                dead.append((place, fd))
+            else:
+                os.close(fd)
+        return dead
+
+    def write_names(self, names: Mapping[str, NameEntry]) -> None:
+        """Needs the lock. Others see the old names or the new ones, after a crash as well."""
+        temporary = self._tmp / f"names.{secrets.token_hex(8)}"
+        try:
+            data = msgspec.json.encode(_NamesFile(names=dict(sorted(names.items()))))
+            _write_durably(temporary, msgspec.json.format(data))
+            os.replace(temporary, self._names)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def adopt(self, digest: str, staging: Staging) -> None:
+        """Needs the lock. Move a finished image in `staging` to its place, if nobody was faster."""
+        place = self.image_dir(digest)
+        if (staging.image / "image.json").exists() and not place.exists():
+            os.rename(staging.image, place)
+
+    def collect(self, names: Mapping[str, NameEntry]) -> list[Path]:
+        """Needs the lock. Put images without a name and a user aside, for remove_trees() after the lock.
+
+        A rename, which works on a full disk too.
+        """
+        wanted = {entry.digest for entry in names.values()}
+        trash = []
+        for digest in self.digests():
+            if digest not in wanted and not self.users(digest):
+                place = self._tmp / f"trash.{secrets.token_hex(8)}"
+                os.rename(self.image_dir(digest), place)
+                trash.append(place)
+        return trash
+
+    def users(self, digest: str) -> list[str]:
+        """The containers that hold the image."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(self._refs / parse_digest(digest)))
+        return []
+
+    def add_user(self, digest: str, container_id: str) -> None:
+        """Needs the lock. Raises ImageNotFound if the image is gone."""
+        if not self.image_dir(digest).exists():
+            raise ImageNotFound(f"cannot use image {digest} for container {container_id}: it was removed")
+        refs = self._refs / parse_digest(digest)
+        refs.mkdir(mode=0o700, exist_ok=True)
+        (refs / container_id).touch(mode=0o600)
+
+    def drop_user(self, container_id: str) -> bool:
+        """Needs the lock. Forget a container; tells whether an image is left without a user."""
+        freed = False
+        for refs in self._refs.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                (refs / container_id).unlink()
+            with contextlib.suppress(OSError):  # not empty: other containers use it
+                refs.rmdir()
+                freed = True
+        return freed
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def remove_trees(paths: Sequence[Path]) -> None:
+    """Remove what may hold hostile trees: rm(1) copes with any depth and follows no symbolic link.
+
+    Two may remove the same one; what is still there then goes with the next writer.
+    """
+    if not paths:
+        return
+    argv = ["rm", "-rf", "--one-file-system", "--", *map(str, paths)]
+    done = await run(argv, timeout_s=None, check=False)
+    if done.returncode != 0:
+        log.warning("cannot remove all of %s yet: %s", ", ".join(map(str, paths)), done.stderr.strip())
+
+
+def is_full(exc: OSError) -> bool:
+    return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _store_error(root: Path, exc: OSError) -> ImageError:
+    if is_full(exc):
+        return StoreFull(
+            f"cannot write to the image store {root}: {exc.strerror}",
+            hint="remove images that are not needed: kata-runtime image rm NAME",
+        )
+    return ImageError(f"cannot work in the image store {root}: {exc}")

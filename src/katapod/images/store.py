@@ -1,0 +1,377 @@
+"""The image store: names, images, and who uses them.
+
+Every method may be called by many processes at once; files.py says what makes that safe.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from katapod.host.tasks import finish
+from katapod.images import busybox
+from katapod.images.errors import AmbiguousName, ImageNotFound, WrongPlatform
+from katapod.images.files import NameEntry, Staging, StoreFiles, is_full, remove_trees
+from katapod.images.source import (
+    ARCHIVES,
+    DEFAULT_ACCESS,
+    Access,
+    Survey,
+    absolute,
+    archive_tags,
+    explain_archive_platform,
+    read_stamp,
+    survey,
+    wrong_platform,
+)
+from katapod.images.transfer import Fetched, Progress, fetch, open_archive, scan_disk_bytes, sync_tree, unpack
+from katapod.model.errors import UsageError
+from katapod.model.ids import ContainerId
+from katapod.model.image import (
+    ImageRecord,
+    SkopeoReference,
+    StoredName,
+    Transport,
+    find_name,
+    parse_image_name,
+    parse_image_ref,
+    parse_platform,
+    suggest_name,
+)
+
+__all__ = ["DEFAULT_ROOT", "ImageStore"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ROOT = Path("/var/lib/katapod/images")
+STALL_TIMEOUT_S = 120.0
+BUSYBOX_PROGRAM = Path("/bin/busybox")
+ACQUIRE_ATTEMPTS = 3
+
+
+class ImageStore:
+    """Images below `root`. `stall_timeout_s` is how long a transfer may stand still."""
+
+    def __init__(
+        self,
+        root: Path = DEFAULT_ROOT,
+        *,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        busybox_program: Path = BUSYBOX_PROGRAM,
+    ) -> None:
+        self.root = root
+        self._files = StoreFiles(root)
+        self._platform = parse_platform(os.uname().machine)
+        self._stall_timeout_s = stall_timeout_s
+        self._busybox_program = busybox_program
+
+    # -- looking
+
+    def rootfs_path(self, digest: str) -> Path:
+        """The unpacked files, to be used read-only (lowerdir of an overlay); hold() the image before."""
+        return self._files.image_dir(digest) / "rootfs"
+
+    async def list_images(self) -> tuple[ImageRecord, ...]:
+        """All images by name; last those that only a container keeps."""
+        names = self._files.read_names()
+        found = (self._files.read_record(digest, names) for digest in self._files.digests())
+        return tuple(sorted(filter(None, found), key=lambda item: (not item.names, item.names, item.digest)))
+
+    async def resolve(
+        self, text: str, *, access: Access = DEFAULT_ACCESS, progress: Progress | None = None
+    ) -> ImageRecord:
+        """The image that a user means: a stored one, or a reference, which is imported if need be.
+
+        A registry is asked only when nothing is stored under that name; `oci:` and archives are
+        imported again when they have changed. Raises ImageError or ImageParseError.
+        """
+        reference = parse_image_ref(text)
+        if isinstance(reference, StoredName):
+            return await self._resolve_name(reference)
+        if reference.transport is Transport.DOCKER:
+            stored = self._lookup(suggest_name(reference).text)
+            return stored or await self.pull(text, access=access, progress=progress)
+        source = absolute(reference, cwd=Path.cwd())
+        entry = _known(self._files.read_names(), str(source), read_stamp(source))
+        stored = self._files.read_record(entry.digest, self._files.read_names()) if entry else None
+        return stored or await self._import(source, str(source), access, progress)
+
+    async def _resolve_name(self, wanted: StoredName) -> ImageRecord:
+        names = self._files.read_names()
+        if wanted.text == busybox.BUSYBOX_NAME:
+            entry = names.get(busybox.BUSYBOX_NAME)
+            if entry is None or entry.source == busybox.BUSYBOX_SOURCE:
+                return await self.ensure_busybox()
+        name = _one_name(wanted, names)
+        record = self._lookup(name) if name else None
+        if record is None:
+            raise ImageNotFound(
+                f"cannot find image {wanted.text}: it is not in the store",
+                hint=f"see `kata-runtime image ls`, or fetch it: kata-runtime image pull docker://{wanted.text}",
+            )
+        return record
+
+    def _lookup(self, name: str) -> ImageRecord | None:
+        names = self._files.read_names()
+        entry = names.get(name)
+        return self._files.read_record(entry.digest, names) if entry else None
+
+    # -- bringing in
+
+    async def import_image(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        access: Access = DEFAULT_ACCESS,
+        progress: Progress | None = None,
+    ) -> ImageRecord:
+        """Copy and unpack an image, and give it `name`, or one made from the reference.
+
+        The same image under a second name costs nothing more. Raises ImageError or ImageParseError.
+        """
+        reference = parse_image_ref(source)
+        if isinstance(reference, StoredName):
+            raise UsageError(
+                f"cannot import {source}: it does not say where from",
+                hint=f"write for example oci-archive:FILE, docker-archive:FILE or docker://{reference.text}",
+            )
+        chosen = parse_image_name(name).text if name is not None else None
+        return await self._import(absolute(reference, cwd=Path.cwd()), chosen, access, progress)
+
+    async def pull(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        access: Access = DEFAULT_ACCESS,
+        progress: Progress | None = None,
+    ) -> ImageRecord:
+        """import_image() for `docker://` references."""
+        reference = parse_image_ref(source)
+        if isinstance(reference, StoredName) or reference.transport is not Transport.DOCKER:
+            raise UsageError(
+                f"cannot pull {source}: it names no registry", hint=f"write docker://HOST/NAME:TAG, not {source}"
+            )
+        return await self.import_image(source, name, access=access, progress=progress)
+
+    async def _import(
+        self, reference: SkopeoReference, name: str | None, access: Access, progress: Progress | None
+    ) -> ImageRecord:
+        source, stamp = str(reference), read_stamp(reference)
+        known = _known(self._files.read_names(), source, stamp)
+        if known is not None and name is not None:
+            record = await self._commit(name, known, None)
+            if record is not None:
+                return record
+        async with self._files.staging() as staging:
+            opened = await open_archive(reference, staging)
+            name = name or await _default_name(reference, opened, staging)
+            what = await survey(opened, access, self._platform, timeout_s=self._stall_timeout_s)
+            known = _known_digest(self._files.read_names(), what)
+            if known is not None:
+                record = await self._commit(name, NameEntry(known.digest, source, what.source_digest, stamp), None)
+                if record is not None:
+                    return record
+            image = await self._fetch(opened, source, what, staging, access, progress)
+            entry = NameEntry(image.digest, source, what.source_digest, stamp)
+            return await self._keep(name, entry, image, staging, progress)
+
+    async def _fetch(
+        self,
+        reference: SkopeoReference,
+        source: str,
+        what: Survey,
+        staging: Staging,
+        access: Access,
+        progress: Progress | None,
+    ) -> Fetched:
+        try:
+            image = await fetch(what, staging, access, stall_timeout_s=self._stall_timeout_s, progress=progress)
+        except WrongPlatform as exc:
+            if reference.transport in ARCHIVES:
+                raise await explain_archive_platform(
+                    reference, source, self._platform, scratch=staging.scratch
+                ) from exc
+            raise
+        if not self._platform.runs(image.config.platform):
+            raise wrong_platform(source, [image.config.platform], self._platform)
+        return image
+
+    async def _keep(
+        self,
+        name: str,
+        entry: NameEntry,
+        image: Fetched,
+        staging: Staging,
+        progress: Progress | None,
+    ) -> ImageRecord:
+        """Unpack, unless somebody has, and give the name."""
+        while True:
+            if not self._files.image_dir(image.digest).exists():
+                await unpack(image, staging, what=entry.source, progress=progress)
+                await self._seal(staging, image.config_bytes, entry.source)
+                await sync_tree(staging.image)
+            record = await self._commit(name, entry, staging)
+            if record is not None:
+                return record
+            # It was removed between our look and our lock. Then we unpack it ourselves.
+
+    async def _seal(self, staging: Staging, config: bytes, source: str) -> None:
+        size_bytes = await finish(asyncio.to_thread(scan_disk_bytes, staging.rootfs))
+        staging.describe_image(config, size_bytes=size_bytes, created=datetime.now(UTC), source=source)
+
+    async def _commit(self, name: str, entry: NameEntry, staging: Staging | None) -> ImageRecord | None:
+        """Put the image of `staging`, if any, in place and name it, in one moment. None if it is not there."""
+        async with self._files.locked():
+            if staging is not None:
+                self._files.adopt(entry.digest, staging)
+            if not self._files.image_dir(entry.digest).exists():
+                return None
+            names = self._files.read_names() | {name: entry}
+            self._files.write_names(names)
+            trash = self._files.collect(names)
+            record = self._files.read_record(entry.digest, names)
+        await finish(remove_trees(trash))
+        return record
+
+    async def ensure_busybox(self) -> ImageRecord:
+        """The image around the host's busybox; made when it is not there or the program has changed.
+
+        Quick otherwise: one stat and three small files. Raises ImageError without a static busybox.
+        """
+        program, name = self._busybox_program, busybox.BUSYBOX_NAME
+        stored = self._files.read_names().get(name)
+        record = self._lookup(name)
+        if stored is not None and record is not None and not program.exists():
+            log.warning("%s is gone; its image is used as it is", program)
+            return record
+        stamp = busybox.busybox_stamp(program)
+        if stored is not None and record is not None and stored.stamp == stamp:
+            return record
+        data = await asyncio.to_thread(program.read_bytes)
+        busybox.check_static(data, program)
+        config = busybox.busybox_config(data, architecture=self._platform.architecture)
+        digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+        entry = NameEntry(digest, busybox.BUSYBOX_SOURCE, stamp=stamp)
+        applets = await busybox.list_applets(program)
+        async with self._files.staging() as staging:
+            await finish(asyncio.to_thread(busybox.make_rootfs, staging.rootfs, data, applets))
+            await self._seal(staging, config, busybox.BUSYBOX_SOURCE)
+            made = await self._commit(name, entry, staging)
+        assert made is not None
+        return made
+
+    # -- using and removing
+
+    async def hold(self, digest: str, container_id: ContainerId) -> None:
+        """Say that a container uses the image, so that nothing removes it until release().
+
+        Kept on disk: it outlives this process. Idempotent. Raises ImageNotFound if the image is gone.
+        """
+        async with self._files.locked():
+            self._files.add_user(digest, container_id)
+
+    async def release(self, container_id: ContainerId) -> None:
+        """Forget a container; an image that nobody names or uses any more is removed. Idempotent."""
+        if not self.root.exists():
+            return
+        async with self._files.locked():
+            freed = self._files.drop_user(container_id)
+            trash = self._files.collect(self._files.read_names()) if freed else []
+        await finish(remove_trees(trash))
+
+    async def acquire(
+        self,
+        text: str,
+        container_id: ContainerId,
+        *,
+        access: Access = DEFAULT_ACCESS,
+        progress: Progress | None = None,
+    ) -> ImageRecord:
+        """resolve() and hold(): also when somebody removes the image in between."""
+        for _ in range(ACQUIRE_ATTEMPTS - 1):
+            record = await self.resolve(text, access=access, progress=progress)
+            try:
+                await self.hold(record.digest, container_id)
+            except ImageNotFound:
+                log.debug("image %s was removed before we held it", record.digest)
+            else:
+                return record
+        record = await self.resolve(text, access=access, progress=progress)
+        await self.hold(record.digest, container_id)
+        return record
+
+    async def remove(self, text: str) -> str:
+        """Remove a name, and the image with its last name once no container uses it. Returns the full name.
+
+        Works on a full disk. Raises ImageNotFound or AmbiguousName.
+        """
+        reference = parse_image_ref(text)
+        async with self._files.locked():
+            names = self._files.read_names()
+            if isinstance(reference, StoredName):
+                name = _one_name(reference, names)
+            elif reference.transport is Transport.DOCKER:
+                name = suggest_name(reference).text
+            else:
+                name = str(
+                    SkopeoReference(
+                        reference.transport,
+                        os.path.normpath(Path.cwd() / reference.location),
+                        reference.selector,
+                    )
+                )
+            if name is None or name not in names:
+                raise ImageNotFound(
+                    f"cannot remove image {text}: it is not in the store", hint="see `kata-runtime image ls`"
+                )
+            left = {key: entry for key, entry in names.items() if key != name}
+            try:
+                self._files.write_names(left)
+                trash = self._files.collect(left)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                # No room for the new names: make some. A name without an image is as good as none.
+                await finish(remove_trees(self._files.collect(left)))
+                self._files.write_names(left)
+                trash = []
+        await finish(remove_trees(trash))
+        return name
+
+
+async def _default_name(reference: SkopeoReference, opened: SkopeoReference, staging: Staging) -> str:
+    """The one that a docker-archive brings along, or one made from the reference."""
+    if reference.transport is Transport.DOCKER_ARCHIVE and not reference.selector:
+        tags = await archive_tags(opened, scratch=staging.scratch)
+        if tags:
+            return parse_image_name(tags[0]).text
+    return suggest_name(reference).text
+
+
+def _one_name(wanted: StoredName, names: Mapping[str, NameEntry]) -> str | None:
+    found = find_name(wanted, names)
+    if len({names[name].digest for name in found}) > 1:
+        raise AmbiguousName(
+            f"cannot tell which image {wanted.text} is: it stands for {', '.join(found)}",
+            hint="write the whole name",
+        )
+    return found[0] if found else None
+
+
+def _known(names: Mapping[str, NameEntry], source: str, stamp: str) -> NameEntry | None:
+    """An earlier import of the same unchanged local source."""
+    if not stamp:
+        return None
+    return next((item for item in names.values() if (item.source, item.stamp) == (source, stamp)), None)
+
+
+def _known_digest(names: Mapping[str, NameEntry], what: Survey) -> NameEntry | None:
+    """An earlier import of the same manifest."""
+    if not what.source_digest:
+        return None
+    return next((item for item in names.values() if item.source_digest == what.source_digest), None)

@@ -1,0 +1,110 @@
+"""mount(2), umount2(2), and the calls on trees of mounts: open_tree, mount_setattr(2), move_mount.
+
+The flags are those of linux/mount.h. Mount trees need Linux 5.12.
+"""
+
+import ctypes
+import os
+
+__all__ = [
+    "MNT_DETACH",
+    "MOUNT_ATTR_RDONLY",
+    "MS_BIND",
+    "MS_MOVE",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_RELATIME",
+    "MS_REMOUNT",
+    "MS_SHARED",
+    "MS_SLAVE",
+    "attach_tree",
+    "clone_tree",
+    "mount",
+    "set_tree_attributes",
+    "umount",
+]
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_MOVE, MS_REC = 4096, 8192, 16384
+MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_RELATIME = 1 << 18, 1 << 19, 1 << 20, 1 << 21
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+MOUNT_ATTR_RDONLY = 1
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 1, 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """Raises OSError with `target` as its file name."""
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode() if fstype else None,
+        flags,
+        os.fsencode(data) if data else None,
+    )
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """Never follows a symbolic link at `target`. Raises OSError."""
+    if _libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), target)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def _call(path: str, number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+    return result
+
+
+def clone_tree(path: str) -> int:
+    """Copy the mounts at and below `path` into a tree that is attached nowhere; the descriptor is the caller's
+    and holds it: the tree is gone when it is closed before attach_tree. Raises OSError."""
+    flags = OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
+    return _call(path, SYS_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
+
+
+def set_tree_attributes(tree: int, *, attributes: int = 0, propagation: int = 0) -> None:
+    """Set attributes (MOUNT_ATTR_*) and propagation (MS_PRIVATE, ...) of all mounts of a tree. Raises OSError."""
+    wanted = _MountAttr(attr_set=attributes, propagation=propagation)
+    _call(
+        "",
+        SYS_MOUNT_SETATTR,
+        ctypes.c_int(tree),
+        b"",
+        ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE),
+        ctypes.byref(wanted),
+        ctypes.c_size_t(ctypes.sizeof(wanted)),
+    )
+
+
+def attach_tree(tree: int, target: str) -> None:
+    """Mount a cloned tree at `target`. Raises OSError."""
+    _call(
+        target,
+        SYS_MOVE_MOUNT,
+        ctypes.c_int(tree),
+        b"",
+        ctypes.c_int(AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+    )

@@ -1,0 +1,47 @@
+"""unshare(2), and prctl(2) for orphans and death signals. Constants: linux/sched.h, linux/prctl.h."""
+
+import ctypes
+import os
+import signal
+
+__all__ = [
+    "CLONE_NEWIPC",
+    "CLONE_NEWNS",
+    "CLONE_NEWUTS",
+    "become_subreaper",
+    "die_with_parent",
+    "unshare",
+]
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread new namespaces. Raises OSError."""
+    _check(_libc.unshare(flags))
+
+
+def become_subreaper() -> None:
+    """From now on orphaned descendants become children of this process, as they do of PID 1."""
+    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """In a child, before it executes its program: get SIGKILL when the parent's thread that forked us ends.
+
+    A parent that died before this call sends no signal any more; then the child ends here. Between fork and
+    exec nothing else may be done, so errors end the child as well.
+    """
+    if _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent_pid:
+        os._exit(127)

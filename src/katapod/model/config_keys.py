@@ -1,0 +1,133 @@
+"""The keys of configuration.toml that Katapod acts upon: one struct for each table of the file.
+
+The type is what the file may hold; the docstring gives unit, default and reason. config.py reads the
+file; config_unused.py has the keys that are only known.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+__all__ = ["Accelerator", "AgentConfig", "Config", "KatapodConfig", "QemuConfig", "RuntimeConfig"]
+
+_U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+_U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+
+
+class QemuConfig(Struct, frozen=True, kw_only=True):
+    """[hypervisor.qemu]"""
+
+    path: str = "/usr/bin/qemu-system-x86_64"
+    """QEMU's program. Default: where Debian and Fedora install it."""
+
+    kernel: str = "/var/cache/kata-containers/vmlinuz.container"
+    """Guest kernel. Default: the link that `kata-runtime image build` keeps up to date."""
+
+    initrd: str = "/var/cache/kata-containers/kata-containers-initrd.img"
+    """Guest initramfs. Default: as for `kernel`."""
+
+    image: Literal[""] = ""
+    """Guest root disk image. Images are not supported; an empty string means no image, as upstream."""
+
+    machine_type: Literal["q35"] = "q35"
+    """QEMU machine. Only q35 has the PCIe hot-plug that a sandbox is built with."""
+
+    kernel_params: str = ""
+    """Appended to the kernel's command line, so that they win. Default: none."""
+
+    cpu_features: str = "pmu=off"
+    """Comma list appended to -cpu. Default as upstream: a guest PMU costs exits and leaks host events."""
+
+    default_vcpus: float = 1
+    """vCPUs of a sandbox without CPU limits; fractions are rounded up. Default 1. A negative number means
+    all CPUs of the host, 0 the default."""
+
+    default_maxvcpus: _U32 = 0
+    """Hot-plug ceiling. Default 0 = CPUs of the host."""
+
+    default_memory: _U32 = 2048
+    """MiB of a sandbox without memory limits. Default as upstream; the host pays only for touched pages."""
+
+    memory_slots: Annotated[int, Meta(ge=0, le=256)] = 10
+    """Number of memory hot-plug operations possible. Default as upstream; 256 is QEMU's limit."""
+
+    default_maxmemory: _U63 = 0
+    """MiB, ceiling of memory hot-plug. Default 0 = memory of the host."""
+
+    shared_fs: Literal["virtio-fs"] = "virtio-fs"
+    """How files reach the guest. 9p lost its handler in upstream's agent; nydus is not supported."""
+
+    virtio_fs_daemon: str = ""
+    """virtiofsd's program. Default: the first of VIRTIOFSD_PATHS that exists."""
+
+    virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"
+    """How the guest caches. Default auto: changes on the host become visible after one second."""
+
+    virtio_fs_extra_args: tuple[str, ...] = ()
+    """Further arguments of virtiofsd. Default none: its two programs spell them differently."""
+
+    virtio_fs_queue_size: Annotated[int, Meta(ge=0, le=1024)] = 1024
+    """Entries of the virtqueue, a power of two. Default as upstream, which is QEMU's limit; 0 means it."""
+
+    virtio_fs_cache_size: Literal[0] = 0
+    """MiB of the DAX window. Neither QEMU 7 nor virtiofsd's releases have DAX, so only 0 (off)."""
+
+    entropy_source: str = "/dev/urandom"
+    """Host file that feeds the guest's virtio-rng. Default: never blocks, and is as good as /dev/random."""
+
+    seccompsandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    """QEMU's -sandbox. Default: what upstream recommends (its default is off); an empty string is off."""
+
+    enable_debug: bool = False
+    """The guest's kernel and agent say more on its console. Default off."""
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True):
+    """[agent.kata]"""
+
+    enable_debug: bool = False
+    """Guest agent logs at level debug. Default off."""
+
+    debug_console_enabled: bool = False
+    """A root shell inside the guest on a port of its own. Default off: it bypasses the container."""
+
+    dial_timeout: _U32 = 45
+    """Seconds to wait for the agent after QEMU's start. Default as upstream's file; 0 means the default."""
+
+    kernel_modules: tuple[str, ...] = ()
+    """Modules for the agent to load, each "name param=value ...". Default none."""
+
+
+class RuntimeConfig(Struct, frozen=True, kw_only=True):
+    """[runtime]"""
+
+    enable_debug: bool = False
+    """Katapod logs at level debug. Default off."""
+
+    disable_guest_seccomp: bool = False
+    """Do not apply seccomp profiles to containers. Default off, safer than upstream's shipped file."""
+
+    create_container_timeout: _U32 = 60
+    """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""
+
+
+class KatapodConfig(Struct, frozen=True, kw_only=True):
+    """[katapod]: settings that upstream does not have."""
+
+    accelerator: Accelerator = "auto"
+    """auto = KVM where a guest is seen to boot under it, else software emulation. Default auto."""
+
+    guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
+    """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""
+
+    console_log_kib: Annotated[int, Meta(ge=4, le=65536)] = 256
+    """KiB kept of a guest's console. Default: a whole boot at level debug; a guest cannot fill the disk."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    qemu: QemuConfig = QemuConfig()
+    agent: AgentConfig = AgentConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    katapod: KatapodConfig = KatapodConfig()

@@ -1,0 +1,93 @@
+"""Where things lie on the host. Source: facts qemu.md section 9; ours are below /var/lib/katapod."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["GUEST_SANDBOX_DIR", "GUEST_SHARE", "SHARE_TAG", "Layout", "SandboxPaths"]
+
+SHARE_TAG = "kataShared"
+GUEST_SHARE = "/run/kata-containers/shared/containers"  # mount point of the share in the guest
+GUEST_SANDBOX_DIR = "/run/kata-containers/sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPaths:
+    """The directories of one sandbox. All four are removed with it."""
+
+    state: Path  # /run/vc/sbs/SID: persist.json, lock, control.sock, console.log
+    vm: Path  # /run/vc/vm/SID: qmp.sock, vhost-fs.sock, pid
+    share: Path  # .../sandboxes/SID: mounts (we write), shared (the guest sees), private
+    data: Path  # /var/lib/katapod/sandboxes/SID: upper layers, container logs
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """In the order of removal: the state directory last, since it says what there is to remove."""
+        return (self.share, self.vm, self.data, self.state)
+
+    @property
+    def persist(self) -> Path:
+        return self.state / "persist.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.state / "control.sock"
+
+    @property
+    def console_log(self) -> Path:
+        return self.state / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        return self.state / "vmm.log"
+
+    @property
+    def layers(self) -> Path:
+        """Writable layers of containers: gone when the VM ends."""
+        return self.data / "layers"
+
+    def etc(self, container_id: str) -> Path:
+        """The container's own hosts and hostname."""
+        return self.layers / container_id / "etc"
+
+    @property
+    def container_log(self) -> Path:
+        """What the container wrote: stays until the container is deleted."""
+        return self.data / "container.log"
+
+    def spec(self, container_id: str) -> Path:
+        """The container's OCI spec as planned: execs take its environment and rights from here."""
+        return self.state / f"{container_id}.config.json"
+
+    @property
+    def mounts(self) -> Path:
+        return self.share / "mounts"
+
+    @property
+    def shared(self) -> Path:
+        return self.share / "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The roots; tests move them, users cannot."""
+
+    state_root: Path = Path("/run/vc/sbs")
+    vm_root: Path = Path("/run/vc/vm")
+    share_root: Path = Path("/run/kata-containers/shared/sandboxes")
+    data_root: Path = Path("/var/lib/katapod/sandboxes")
+    image_root: Path = Path("/var/lib/katapod/images")
+    guest_image_root: Path = Path("/var/cache/kata-containers")
+    proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
+
+    def sandbox(self, sandbox_id: str) -> SandboxPaths:
+        """`sandbox_id` was parsed by model.ids: it has no slash and is short enough for socket paths."""
+        return SandboxPaths(
+            state=self.state_root / sandbox_id,
+            vm=self.vm_root / sandbox_id,
+            share=self.share_root / sandbox_id,
+            data=self.data_root / sandbox_id,
+        )

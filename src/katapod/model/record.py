@@ -1,0 +1,53 @@
+"""What is on disk about a sandbox. The owner writes it; every command reads it."""
+
+from enum import Enum
+
+import msgspec
+
+__all__ = ["ContainerRecord", "SandboxRecord", "State"]
+
+
+class State(Enum):
+    """OCI's names, seen from outside."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    container_id: str
+    image: str
+    command: tuple[str, ...]
+    state: State = State.CREATING
+    terminal: bool = False
+    image_digest: str = ""  # held in the image store while the container exists
+    stop_signal: int = 15
+    started_at: float = 0.0  # seconds since the epoch
+    finished_at: float = 0.0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One sandbox. Everything it acquires lies in its own directories or dies with its owner, so this
+    record and the directories named by its id are all that a fresh process needs to remove it."""
+
+    sandbox_id: str
+    created_at: float
+    owner_pid: int
+    boot_id: str
+    auto_remove: bool = False
+    state: State = State.CREATING
+    accelerator: str = ""
+    kernel: str = ""
+    vcpus: int = 0
+    mem_mib: int = 0
+    vmm_pid: int = 0
+    error: str = ""
+    containers: tuple[ContainerRecord, ...] = ()
+    labels: dict[str, str] = {}
+    version: int = 1

@@ -1,0 +1,205 @@
+"""One formula for the size of a sandbox: its VM, its host cgroup and the overhead that a cluster books.
+
+Upstream computes them apart (VM = default_memory + limits, cgroup = overhead + limits), so that a VM can
+be bigger than the cgroup that it lives in and gets killed. Here all come from `size_sandbox`.
+
+Memory. With a limit on every container the VM has
+
+    guest overhead + sum of the limits, rounded up to 128 MiB
+
+so that a container can use its whole limit before the guest runs out, and a container over its limit is
+killed alone by its own cgroup. A container without a limit may use what default_memory gives the VM;
+containers with limits come on top. So: no limits =
+default_memory, or what the host has if that is less.
+
+vCPUs. With a quota on every container the sum of quotas, rounded up: `--cpus 2` shows two CPUs,
+`--cpus 0.5` one, of which the container's cgroup gives it a half. Containers without a quota share
+default_vcpus, quotas come on top.
+"""
+
+import math
+
+from msgspec import Struct
+
+from katapod.model.config_keys import Config
+from katapod.model.errors import UsageError
+
+__all__ = [
+    "HOST_OVERHEAD_MIB",
+    "MEMORY_BLOCK_MIB",
+    "MIN_BOOT_MIB",
+    "QEMU_MAX_VCPUS",
+    "ContainerLimits",
+    "HostCapacity",
+    "SizeSettings",
+    "VmSize",
+    "size_sandbox",
+]
+
+MEMORY_BLOCK_MIB = 128
+"""x86 Linux adds hot-plugged memory in blocks of 128 MiB (MIN_MEMORY_BLOCK_SIZE)."""
+
+MIN_BOOT_MIB = 256
+"""The least a guest is started with, upstream's minimum too: kernel, unpacked initrd and agent fit."""
+
+HOST_OVERHEAD_MIB = 160
+"""Host memory of a sandbox beside the guest's: QEMU's own, virtiofsd and Katapod's process."""
+
+QEMU_MAX_VCPUS = 240
+"""Upstream's ceiling for q35; above 255 the machine needs an IOMMU with interrupt remapping."""
+
+PAGE_STRUCTS_COVERED_MIB = 4096
+"""The guest kernel keeps 1/64 of memory as page structures (64 bytes a 4 KiB page). guest_base_memory
+covers those of 4 GiB; limits above that add their 1/64."""
+
+
+class SizeSettings(Struct, frozen=True, kw_only=True):
+    """The parts of the configuration that matter: config_keys.py explains each."""
+
+    default_memory_mib: int = 2048
+    default_maxmemory_mib: int = 0
+    guest_base_memory_mib: int = 192
+    """What a guest needs beside its containers' limits. Default 192: kernel with page structures up to
+    100, unpacked initrd 30 to 40, agent and crun 30, the rest is room for slab and page cache, so that a
+    container at its limit does not make the guest reclaim the agent's own pages."""
+    default_vcpus: float = 1
+    default_maxvcpus: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> "SizeSettings":
+        return cls(
+            default_memory_mib=config.qemu.default_memory,
+            default_maxmemory_mib=config.qemu.default_maxmemory,
+            guest_base_memory_mib=config.katapod.guest_base_memory,
+            default_vcpus=config.qemu.default_vcpus,
+            default_maxvcpus=config.qemu.default_maxvcpus,
+        )
+
+
+class HostCapacity(Struct, frozen=True, kw_only=True):
+    """Facts about the host: online CPUs, MemTotal."""
+
+    cpus: int
+    memory_mib: int
+
+
+class ContainerLimits(Struct, frozen=True, kw_only=True):
+    """Of one container; None = no limit. `cpus` = quota divided by period."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+
+
+class VmSize(Struct, frozen=True, kw_only=True):
+    boot_mem_mib: int
+    max_mem_mib: int
+    """Ceiling for memory hot-plug; at least boot_mem_mib."""
+    vcpus: int
+    max_vcpus: int
+    guest_overhead_mib: int
+    """Guest memory that containers cannot count on."""
+    host_overhead_mib: int
+    """Host memory beside the guest's: HOST_OVERHEAD_MIB and, under TCG, its translation cache."""
+
+    @property
+    def sandbox_cgroup_mib(self) -> int:
+        """Memory limit of the host cgroup that holds QEMU and its helpers: it can never be hit by a guest
+        that uses all of its memory."""
+        return self.boot_mem_mib + self.host_overhead_mib
+
+    @property
+    def pod_overhead_mib(self) -> int:
+        """What a RuntimeClass has to book beside the containers' limits, rounding included."""
+        return self.guest_overhead_mib + MEMORY_BLOCK_MIB + self.host_overhead_mib
+
+    def describe(self) -> str:
+        return (
+            f"{self.vcpus} of at most {self.max_vcpus} vCPUs, {self.boot_mem_mib} of at most "
+            f"{self.max_mem_mib} MiB, of which {self.guest_overhead_mib} for the guest; "
+            f"{self.host_overhead_mib} MiB beside on the host"
+        )
+
+
+def size_sandbox(
+    settings: SizeSettings,
+    host: HostCapacity,
+    containers: tuple[ContainerLimits, ...] = (),
+    *,
+    translation_cache_mib: int = 0,
+) -> VmSize:
+    """Size a sandbox for the containers that are known at its start.
+
+    `translation_cache_mib` is what QEMU may use for translated code: 0 under KVM, its tb-size under TCG.
+    Raises UsageError if the limits do not fit the host.
+    """
+    ceiling = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
+    boot_mem_mib, guest_overhead_mib = _memory(settings, containers)
+    if all(container.memory_bytes is None for container in containers):
+        # Nobody asked for that much: a small host gets what it has instead of an error.
+        whole_blocks_mib = ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB
+        boot_mem_mib = min(boot_mem_mib, max(whole_blocks_mib, MIN_BOOT_MIB))
+    if boot_mem_mib > ceiling:
+        raise _too_much_memory(settings, host, containers, boot_mem_mib, ceiling)
+    vcpus, max_vcpus = _vcpus(settings, host, containers)
+    return VmSize(
+        boot_mem_mib=boot_mem_mib,
+        max_mem_mib=max(boot_mem_mib, ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB),
+        vcpus=vcpus,
+        max_vcpus=max_vcpus,
+        guest_overhead_mib=guest_overhead_mib,
+        host_overhead_mib=HOST_OVERHEAD_MIB + translation_cache_mib,
+    )
+
+
+def _memory(settings: SizeSettings, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
+    """(memory of the VM, part of it that is the guest's own), both in MiB."""
+    limits = [c.memory_bytes for c in containers if c.memory_bytes is not None]
+    limits_mib = math.ceil(sum(limits) / 2**20)
+    pages_mib = max(0, math.ceil((limits_mib - PAGE_STRUCTS_COVERED_MIB) / 64))
+    overhead_mib = settings.guest_base_memory_mib + pages_mib
+    if not limits:
+        return max(settings.default_memory_mib, MIN_BOOT_MIB), overhead_mib
+    own_mib = overhead_mib
+    if len(limits) < len(containers):
+        own_mib = max(settings.default_memory_mib, overhead_mib) + pages_mib
+    blocks = math.ceil((own_mib + limits_mib) / MEMORY_BLOCK_MIB)
+    return max(blocks * MEMORY_BLOCK_MIB, MIN_BOOT_MIB), overhead_mib
+
+
+def _vcpus(settings: SizeSettings, host: HostCapacity, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
+    """(vCPUs at boot, hot-plug ceiling)."""
+    ceiling = min(settings.default_maxvcpus or host.cpus, host.cpus, QEMU_MAX_VCPUS)
+    quotas = [c.cpus for c in containers if c.cpus is not None]
+    for quota in quotas:
+        if quota > ceiling:
+            raise UsageError(
+                f"cannot give a container {quota:g} CPUs: the range is from 0.01 to {ceiling}",
+                hint="lower --cpus"
+                + ("" if ceiling == host.cpus else " or raise default_maxvcpus in configuration.toml"),
+            )
+    default = settings.default_vcpus or 1
+    if default < 0:
+        default = ceiling
+    total = sum(quotas)
+    if not containers or len(quotas) < len(containers):
+        total += default
+    # A quota of 0.1 three times is 0.30000000000000004; the seventh decimal is no reason for a vCPU.
+    return max(1, min(math.ceil(round(total, 6)), ceiling)), ceiling
+
+
+def _too_much_memory(
+    settings: SizeSettings,
+    host: HostCapacity,
+    containers: tuple[ContainerLimits, ...],
+    wanted_mib: int,
+    ceiling_mib: int,
+) -> UsageError:
+    if ceiling_mib < host.memory_mib:
+        bound = f"default_maxmemory is {ceiling_mib} MiB"
+    else:
+        bound = f"this host has {host.memory_mib} MiB"
+    if any(c.memory_bytes is not None for c in containers):
+        hint = "lower the memory limit (-m)"
+    else:
+        hint = f"a sandbox needs {MIN_BOOT_MIB} MiB at least"
+    return UsageError(f"cannot give the sandbox {wanted_mib} MiB of memory: {bound}", hint=hint)

@@ -1,0 +1,36 @@
+"""osbuilder: builds the guest image (kernel and initrd) on the node, from what is installed there.
+
+    build_guest_image(ImageRequest(...), prove=...)  ->  BuiltImage
+
+`plan.guest_image` decides what goes in; `facts` and `guest_python` look at the node; `stage` lays the files
+out and has dracut pack them; `vmlinux` takes the kernel out of its bzImage; `cache` keeps the finished
+images; `build` is the order of these steps. Entered by cli/ only. Knows nothing of sandboxes; how an image is
+proven by a boot is handed in.
+"""
+
+from katapod.osbuilder.build import ImageRequest, Progress, Prove, build_guest_image
+from katapod.osbuilder.cache import BuiltImage, current_image
+from katapod.osbuilder.errors import (
+    ImageNotProven,
+    KernelMissing,
+    KernelUnusable,
+    OsbuilderError,
+    SpaceMissing,
+)
+from katapod.osbuilder.kernel import InstalledKernel, find_kernel
+
+__all__ = [
+    "BuiltImage",
+    "ImageNotProven",
+    "ImageRequest",
+    "InstalledKernel",
+    "KernelMissing",
+    "KernelUnusable",
+    "OsbuilderError",
+    "Progress",
+    "Prove",
+    "SpaceMissing",
+    "build_guest_image",
+    "current_image",
+    "find_kernel",
+]

@@ -1,0 +1,212 @@
+"""The directory of finished images: lock, manifest, the atomic switch to a new image.
+
+    CACHE/vmlinuz.container -> osbuilder-images/current/kernel
+    CACHE/kata-containers-initrd.img -> osbuilder-images/current/initrd
+    CACHE/osbuilder-images/current -> KERNELVERSION
+    CACHE/osbuilder-images/KERNELVERSION/{ID-kata-KERNELVERSION.initrd, vmlinux, manifest.json, kernel, initrd}
+
+Users open the two links. They go through one link more, so that a single rename switches kernel and initrd
+together: a crash never leaves a new kernel with an old initrd. An image of the same kernel version is
+exchanged as a whole directory, which Linux does atomically.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from katapod.osbuilder.errors import OsbuilderError
+
+__all__ = [
+    "INITRD_LINK",
+    "KERNEL_LINK",
+    "BuiltImage",
+    "Manifest",
+    "current_image",
+    "install_image",
+    "locked_cache",
+    "read_image",
+    "switch_links",
+    "work_directory",
+]
+
+KERNEL_LINK = "vmlinuz.container"
+INITRD_LINK = "kata-containers-initrd.img"
+IMAGES = "osbuilder-images"
+MANIFEST_MAX = 1024 * 1024  # bytes
+
+_WORK_PREFIX = ".building-"
+_LOCK_POLL_S = 0.1
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What manifest.json holds. Sizes in bytes; file names relative to its directory."""
+
+    key: str
+    kernel_version: str
+    kernel: str
+    kernel_size: int
+    initrd: str
+    initrd_size: int
+    pvh: bool
+    notes: tuple[str, ...]  # what the image goes without, and why
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """A finished, proven guest image."""
+
+    kernel: Path
+    initrd: Path
+    kernel_version: str
+    key: str
+    size: int  # bytes of the initrd
+    pvh: bool  # kernel is an ELF file for direct boot; otherwise a bzImage
+    notes: tuple[str, ...] = ()
+    fresh: bool = False  # made by this call; False: it was up to date
+
+
+def current_image(cache_dir: Path) -> BuiltImage | None:
+    """The image that the links point to, or None if there is none, or it is incomplete."""
+    kernel, initrd = cache_dir / KERNEL_LINK, cache_dir / INITRD_LINK
+    try:
+        directory = kernel.resolve(strict=True).parent
+        if initrd.resolve(strict=True).parent != directory:
+            return None
+    except OSError:
+        return None
+    image = read_image(directory)
+    if image is None or image.kernel != kernel.resolve() or image.initrd != initrd.resolve():
+        return None
+    return image
+
+
+def read_image(directory: Path) -> BuiltImage | None:
+    """The image in `directory`, or None if its manifest or a file is missing, broken or of another size."""
+    try:
+        with (directory / "manifest.json").open("rb") as handle:
+            raw = json.loads(handle.read(MANIFEST_MAX))
+        manifest = Manifest(**{**raw, "notes": tuple(raw["notes"])})
+        kernel, initrd = directory / manifest.kernel, directory / manifest.initrd
+        if (kernel.stat().st_size, initrd.stat().st_size) != (manifest.kernel_size, manifest.initrd_size):
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return BuiltImage(
+        kernel, initrd, manifest.kernel_version, manifest.key, manifest.initrd_size, manifest.pvh, manifest.notes
+    )
+
+
+@asynccontextmanager
+async def locked_cache(cache_dir: Path) -> AsyncIterator[None]:
+    """Be the only builder in `cache_dir`; wait for another one to end."""
+    images = cache_dir / IMAGES
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(images / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise OsbuilderError(
+            f"cannot write to {images}: {exc.strerror}", hint="run as root, or choose another cache directory"
+        ) from exc
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def work_directory(cache_dir: Path) -> Iterator[Path]:
+    """A directory beside the images for the build; gone at the end. Removes what a killed builder left.
+
+    Only with the lock held: then no other builder's directory can be there.
+    """
+    images = cache_dir / IMAGES
+    for stale in images.glob(f"{_WORK_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=images))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltImage:
+    """Move the directory `finished` to its place and write its manifest. The links are not touched."""
+    (finished / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    (finished / "kernel").symlink_to(manifest.kernel)
+    (finished / "initrd").symlink_to(manifest.initrd)
+    for path in finished.iterdir():
+        if not path.is_symlink():
+            path.chmod(0o644)
+            _sync(path)
+    finished.chmod(0o755)
+    _sync(finished)
+    target = cache_dir / IMAGES / manifest.kernel_version
+    if target.is_dir():
+        _exchange(finished, target)
+    else:
+        finished.rename(target)
+    _sync(target.parent)
+    image = read_image(target)
+    assert image is not None, "we have just written it"
+    return image
+
+
+def switch_links(cache_dir: Path, image: BuiltImage) -> None:
+    """Make the links of `cache_dir` name `image`, in one rename."""
+    images = cache_dir / IMAGES
+    _replace_link(images / "current", image.kernel.parent.name)
+    _replace_link(cache_dir / KERNEL_LINK, f"{IMAGES}/current/kernel")
+    _replace_link(cache_dir / INITRD_LINK, f"{IMAGES}/current/initrd")
+    _sync(images)
+    _sync(cache_dir)
+
+
+def _replace_link(link: Path, target: str) -> None:
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    fresh = link.with_name(f".{link.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(target)
+    fresh.rename(link)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories. Source: renameat2(2), RENAME_EXCHANGE."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
+        raise OSError(error, os.strerror(error), str(other))
+    # A file system without the exchange: a moment without an image is the best that is left.
+    aside = one.with_name(one.name + ".former")
+    other.rename(aside)
+    one.rename(other)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Find the kernel that becomes the guest's, and the module directory that belongs to it."""
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from katapod.osbuilder.errors import KernelMissing, KernelUnusable
+from katapod.plan.guest_image import ModuleIndex, parse_module_index
+
+__all__ = ["InstalledKernel", "find_kernel", "read_module_index"]
+
+INSTALL_HINT = "install a kernel: apt install linux-image-cloud-amd64"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledKernel:
+    version: str  # as uname -r shows it in the guest
+    image: Path  # a bzImage, or an ELF vmlinux
+    module_dir: Path  # /lib/modules/VERSION
+
+
+def find_kernel(override: str | None = None, *, system_root: Path = Path("/")) -> InstalledKernel:
+    """The newest kernel installed on this node, or the one that `override` (a path or a version) names.
+
+    A kernel counts if both its image and its modules are here: Debian keeps the image in /boot/vmlinuz-V,
+    Fedora and RHEL in /lib/modules/V/vmlinuz. Raises KernelMissing.
+    """
+    installed = _installed(system_root)
+    if override is None:
+        if not installed:
+            raise KernelMissing(
+                f"cannot find a kernel: none under {system_root / 'boot'} and {system_root / 'lib/modules'}",
+                hint=INSTALL_HINT,
+            )
+        return max(installed, key=lambda kernel: _version_key(kernel.version))
+    if "/" not in override:
+        for kernel in installed:
+            if kernel.version == override:
+                return kernel
+        names = ", ".join(sorted(kernel.version for kernel in installed)) or "none"
+        raise KernelMissing(f"cannot find kernel {override}: installed are {names}", hint=INSTALL_HINT)
+    return _from_path(Path(override), system_root)
+
+
+def read_module_index(kernel: InstalledKernel) -> ModuleIndex:
+    """Read kmod's data of `kernel`. Raises KernelMissing if depmod has not been run for it."""
+
+    def content(name: str) -> str:
+        path = kernel.module_dir / name
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+    if not (kernel.module_dir / "modules.dep").is_file():
+        raise KernelMissing(
+            f"cannot read {kernel.module_dir / 'modules.dep'}: no such file", hint=f"run depmod {kernel.version}"
+        )
+    return parse_module_index(content("modules.dep"), content("modules.builtin"), content("modules.softdep"))
+
+
+def _installed(system_root: Path) -> Sequence[InstalledKernel]:
+    found = []
+    for module_dir in sorted((system_root / "lib/modules").glob("*/")):
+        version = module_dir.name
+        for image in (system_root / f"boot/vmlinuz-{version}", module_dir / "vmlinuz"):
+            if image.is_file() and (module_dir / "modules.dep").is_file():
+                found.append(InstalledKernel(version, image, module_dir))
+                break
+    return found
+
+
+def _from_path(image: Path, system_root: Path) -> InstalledKernel:
+    if not image.is_file():
+        raise KernelMissing(f"cannot read kernel {image}: no such file")
+    version = _version_inside(image)
+    module_dir = system_root / "lib/modules" / version
+    if not (module_dir / "modules.dep").is_file():
+        raise KernelMissing(
+            f"cannot use kernel {image}: its modules are not in {module_dir}",
+            hint="install the modules of the same kernel build there and run depmod",
+        )
+    return InstalledKernel(version, image, module_dir)
+
+
+def _version_inside(image: Path) -> str:
+    """The release of a bzImage, from its header (offset 0x20e, see linux Documentation/arch/x86/boot.rst);
+    of anything else from its name, vmlinu[xz]-VERSION."""
+    with image.open("rb") as handle:
+        head = handle.read(0x10000)
+    if head[0x202:0x206] == b"HdrS":
+        (offset,) = struct.unpack_from("<H", head, 0x20E)
+        text = head[offset + 0x200 : offset + 0x200 + 256].split(b"\0")[0].split(b" ")[0]
+        if offset and text:
+            return text.decode("ascii", errors="replace")
+    match = re.fullmatch(r"vmlinu[xz]-(.+)", image.name)
+    if match is None:
+        raise KernelUnusable(
+            f"cannot tell the version of kernel {image}: it is no bzImage and not named vmlinux-VERSION"
+        )
+    return match[1]
+
+
+def _version_key(version: str) -> list[tuple[int, int, str]]:
+    """Numbers compare as numbers; a release candidate (-rcN, ~rcN) comes before its release."""
+    key: list[tuple[int, int, str]] = []
+    for part in re.findall(r"\d+|[a-z]+", version.lower()):
+        if part.isdigit():
+            key.append((2, int(part), ""))
+        else:
+            key.append((0 if part == "rc" else 1, 0, part))
+    return [*key, (1, -1, "")]

@@ -1,0 +1,239 @@
+"""Lay the guest's files out in a directory, as planned; and run dracut over it.
+
+dracut resolves the shared libraries of the binaries and writes the archive. It sees a module directory of our
+own only (environment variable `dracutbasedir`), so nothing is put into the host's dracut, nor is the host's
+configuration read, and the host's initramfs can never contain our module.
+"""
+
+import asyncio
+import gzip
+import logging
+import lzma
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from katapod.host.process import ProcessFailed, find_program, run
+from katapod.osbuilder.elf_needs import ElfFormatError, drop_needed
+from katapod.osbuilder.errors import OsbuilderError
+from katapod.osbuilder.guest_python import Interpreter, compile_python
+from katapod.plan.guest_image import GuestImagePlan, PythonFileKind
+
+__all__ = ["DRACUT_MODULES", "in_thread", "run_dracut", "stage_guest"]
+
+DRACUT_MODULES = Path(__file__).with_name("dracut")
+DRACUT_BASE = Path("/usr/lib/dracut")
+DRACUT_LIMIT_S = 300.0
+FIXED_TIME = 1  # mtime of all in the image: not 0, which some tools take for "unset"
+
+log = logging.getLogger(__name__)
+
+_SIGNATURE_MAGIC = b"~Module signature appended~\n"
+
+_T = TypeVar("_T")
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """Run disk-heavy work off the loop. A cancellation waits for its end, so that the thread never writes
+    into a directory that is being removed."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def stage_guest(plan: GuestImagePlan, module_dir: Path, interpreter: Interpreter, stage: Path) -> None:
+    """Fill `stage` with all that is not an ELF file."""
+    await in_thread(lambda: _stage_files(plan, module_dir, stage))
+    await compile_python(interpreter, plan.python_files, stage)
+    await _run_depmod(plan, stage)
+
+
+def _stage_files(plan: GuestImagePlan, module_dir: Path, stage: Path) -> None:
+    for directory in plan.directories:
+        _inside(stage, directory).mkdir(parents=True, exist_ok=True)
+    _inside(stage, "/tmp").chmod(0o1777)  # noqa: S108 - the guest's
+    for text in plan.texts:
+        path = _inside(stage, text.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.content)
+        path.chmod(text.mode)
+    for name, target in plan.symlinks:
+        path = _inside(stage, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    for file in plan.python_files:
+        if file.kind is PythonFileKind.DATA:
+            path = _inside(stage, file.target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.source, path)
+    for module in plan.modules.all:
+        path = _inside(stage, f"{plan.module_root}/{module.target}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(without_signature(read_module(module_dir / module.source)))
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo", "modules.softdep"):
+        if (module_dir / name).is_file():
+            shutil.copyfile(module_dir / name, _inside(stage, plan.module_root) / name)
+    _link_applets(plan, stage)
+
+
+def _link_applets(plan: GuestImagePlan, stage: Path) -> None:
+    """Hard links: in the guest's RAM a symbolic link takes a page of its own, 4 KiB for each of 280."""
+    busybox = next((p for p in plan.programs if p.target.endswith("/busybox")), None)
+    if busybox is None:
+        return
+    first = _inside(stage, busybox.target)
+    first.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(busybox.source, first)
+    for link in plan.applet_links:
+        path = _inside(stage, link)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            os.link(first, path)
+
+
+def _inside(stage: Path, guest_path: str) -> Path:
+    return stage / guest_path.lstrip("/")
+
+
+def read_module(path: Path) -> bytes:
+    """The bytes of a module file, unpacked: the agent hands them to finit_module as they are."""
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".gz":
+            return gzip.decompress(data)
+        if path.suffix == ".xz":
+            return lzma.decompress(data)
+    except (OSError, EOFError, lzma.LZMAError) as exc:
+        raise OsbuilderError(f"cannot unpack kernel module {path}: {exc}") from exc
+    if path.suffix == ".zst":
+        return _unpack_zstd(path)
+    return data
+
+
+def _unpack_zstd(path: Path) -> bytes:
+    done = subprocess.run(
+        [find_program("zstd", package="zstd"), "-dcq", str(path)], capture_output=True, check=False, timeout=60
+    )
+    if done.returncode != 0:
+        raise OsbuilderError(f"cannot unpack kernel module {path}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def without_signature(module: bytes) -> bytes:
+    """Cut an appended signature off: checking it costs the guest an RSA operation a module, and the initrd
+    that carries both module and kernel is what has to be trusted anyway. docs/adr/0004-guest-image.md.
+    Layout: linux include/linux/module_signature.h: data, signature, 12 bytes that end in its length, magic."""
+    if not module.endswith(_SIGNATURE_MAGIC):
+        return module
+    body = module[: -len(_SIGNATURE_MAGIC)]
+    (length,) = struct.unpack_from(">I", body, len(body) - 4)
+    return body[: len(body) - 12 - length]
+
+
+async def _run_depmod(plan: GuestImagePlan, stage: Path) -> None:
+    """modprobe's index of what is in the image. depmod looks below lib/, which is usr/lib in the guest."""
+    alias = stage / "lib"
+    alias.symlink_to("usr/lib")
+    try:
+        await run(
+            [find_program("depmod", package="kmod"), "-b", str(stage), plan.kernel_version],
+            timeout_s=60,
+        )
+    except ProcessFailed as exc:
+        raise OsbuilderError(f"cannot index the guest's kernel modules: {exc}") from exc
+    finally:
+        alias.unlink()
+
+
+async def run_dracut(plan: GuestImagePlan, stage: Path, work: Path, *, compress: str) -> Path:
+    """Make the initrd out of `stage` and the binaries of `plan`. Returns its path, below `work`."""
+    dracut = find_program("dracut", package="dracut-core")
+    await in_thread(lambda: _prepare_dracut(plan, work))
+    # Arguments that change from build to build would end up in the image (lib/dracut/build-parameter.txt).
+    argv = [dracut, "--quiet", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--no-kernel"]
+    argv += ["--no-early-microcode", "--nofscks", "--nomdadmconf", "--nolvmconf", "--nostrip", "--nohardlink"]
+    argv += ["--reproducible", "--conf", "./dracut.conf", "--confdir", "./dracut.conf.d", "--modules", "katapod"]
+    argv += ["--no-compress"] if compress == "none" else ["--compress", COMPRESSORS[compress]]
+    done = work / "module-done"
+    environment = {
+        "dracutbasedir": str(work / "dracut"),
+        "TMPDIR": str(work),
+        "KATAPOD_STAGE": str(stage),
+        "KATAPOD_BINARIES": str(work / "binaries"),
+        "KATAPOD_DONE": str(done),
+    }
+    try:
+        completed = await run(
+            [*argv, "./initrd", plan.kernel_version], cwd=work, env=environment, timeout_s=DRACUT_LIMIT_S
+        )
+    except ProcessFailed as exc:
+        raise OsbuilderError(f"cannot build the initrd: {exc}") from exc
+    initrd = work / "initrd"
+    if not done.exists() or not initrd.is_file():
+        said = (completed.stderr or completed.stdout).strip()[-2000:]
+        raise OsbuilderError(f"cannot build the initrd: dracut left out our module: {said}")
+    return initrd
+
+
+COMPRESSORS = {
+    "lz4": "lz4 -l -9",
+    "zstd": "zstd -19 -q -T1",
+    "gzip": "gzip -n -9",
+}
+"""Command lines, not names: what dracut makes of a name differs between versions, and the image with it."""
+
+
+def _prepare_dracut(plan: GuestImagePlan, work: Path) -> None:
+    base = work / "dracut"
+    modules = base / "modules.d"
+    modules.mkdir(parents=True)
+    for path in DRACUT_BASE.iterdir():
+        if path.name == "modules.d":
+            continue
+        if path.name == "dracut-functions.sh":
+            # dracut --reproducible gives every newer file the time of this one.
+            shutil.copyfile(path, base / path.name)
+            os.utime(base / path.name, (FIXED_TIME, FIXED_TIME))
+        else:
+            (base / path.name).symlink_to(path)
+    for module in sorted(DRACUT_MODULES.iterdir()):
+        shutil.copytree(module, modules / module.name)
+        (modules / module.name / "module-setup.sh").chmod(0o755)
+    (work / "dracut.conf").touch()
+    (work / "dracut.conf.d").mkdir()
+    (work / "binaries").write_text(
+        "".join(f"{source}\t{target}\n" for source, target in _slim_binaries(plan, work / "binaries.d"))
+    )
+
+
+def _slim_binaries(plan: GuestImagePlan, directory: Path) -> Iterator[tuple[Path, str]]:
+    """(source, target) of each ELF file; a changed copy in `directory` where a library is to be left out."""
+    directory.mkdir()
+    jobs = [(program.source, program.target, program.without, False) for program in plan.programs]
+    jobs += [
+        (file.source, file.target, ("libstdc++.so.6",), True)
+        for file in plan.python_files
+        if file.kind is PythonFileKind.LIBRARY
+    ]
+    for number, (source, target, libraries, only_unused) in enumerate(jobs):
+        data = original = Path(source).read_bytes() if libraries else b""
+        try:
+            for library in libraries:
+                data = drop_needed(data, library, only_unused=only_unused)
+        except ElfFormatError as exc:
+            log.warning("%s comes with all its libraries: %s", source, exc)
+            data = original
+        if data == original:
+            yield Path(source), target
+            continue
+        copy = directory / f"{number}-{Path(target).name}"
+        copy.write_bytes(data)
+        copy.chmod(0o755)
+        yield copy, target

@@ -1,0 +1,166 @@
+"""Hot-plug over QMP as values: the commands that add a device, and those that take it out again.
+
+The same steps serve a VM that has not run yet (-S), a running one and a restored one.
+Source: facts qemu.md section 6; QEMU's qapi schema for the arguments.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from katapod.plan.vmm import BRIDGE_ID, BRIDGE_SLOT
+
+__all__ = [
+    "BRIDGE_SLOTS",
+    "MEMORY_BLOCK_MIB",
+    "HotplugPlan",
+    "QmpStep",
+    "pci_path",
+    "plan_disk",
+    "plan_memory",
+    "plan_shared_directory",
+    "plan_vcpus",
+]
+
+BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free, as with an SHPC
+DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with "drive-"
+MEMORY_BLOCK_MIB = 128  # what an x86 guest can bring online at once
+
+
+@dataclass(frozen=True, slots=True)
+class QmpStep:
+    command: str
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.command} {dict(self.arguments)}"
+
+
+@dataclass(frozen=True, slots=True)
+class HotplugPlan:
+    """`steps` in order; `undo` has the inverse of each, in reverse order, so its last N undo the first N steps.
+
+    `device_id` is the id whose DEVICE_DELETED ends a removal; it is empty where the guest cannot let go.
+    """
+
+    what: str
+    steps: tuple[QmpStep, ...]
+    undo: tuple[QmpStep, ...]
+    device_id: str = ""
+    guest_path: str = ""
+
+    @property
+    def removable(self) -> bool:
+        return bool(self.device_id)
+
+    def describe(self) -> str:
+        return "\n".join([f"plug {self.what}", *(f"  {step}" for step in self.steps)])
+
+
+def pci_path(slot: int) -> str:
+    """Kata's name of a device behind the bridge: hex slots from the root bus, "02/01"."""
+    return f"{BRIDGE_SLOT:02x}/{slot:02x}"
+
+
+def _on_bridge(slot: int) -> dict[str, str]:
+    if slot not in BRIDGE_SLOTS:
+        raise ValueError(f"slot {slot} does not exist on the bridge: 1 to 31 do")
+    return {"bus": BRIDGE_ID, "addr": f"{slot:#x}"}
+
+
+def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size: int = 1024) -> HotplugPlan:
+    """A virtio-fs device served by the virtiofsd that listens on `socket_path`."""
+    chardev, device = f"char-{tag}", f"fs-{tag}"
+    return HotplugPlan(
+        what=f"shared directory {tag}",
+        steps=(
+            QmpStep(
+                "chardev-add",
+                {
+                    "id": chardev,
+                    "backend": {
+                        "type": "socket",
+                        "data": {
+                            "addr": {"type": "unix", "data": {"path": str(socket_path)}},
+                            "server": False,
+                        },
+                    },
+                },
+            ),
+            QmpStep(
+                "device_add",
+                {
+                    "driver": "vhost-user-fs-pci",
+                    "id": device,
+                    "chardev": chardev,
+                    "tag": tag,
+                    "queue-size": queue_size,
+                    **_on_bridge(slot),
+                },
+            ),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("chardev-remove", {"id": chardev})),
+        device_id=device,
+        guest_path=pci_path(slot),
+    )
+
+
+def plan_disk(disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str = "threads") -> HotplugPlan:
+    """A raw file or block device as a virtio-blk disk."""
+    if len(disk_id) > DISK_ID_MAX:
+        raise ValueError(f"cannot plug disk {disk_id}: its id has more than {DISK_ID_MAX} characters")
+    node, device = f"drive-{disk_id}", f"virtio-{disk_id}"
+    file = {"driver": "file", "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
+    return HotplugPlan(
+        what=f"disk {path}",
+        steps=(
+            QmpStep("blockdev-add", {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}),
+            QmpStep(
+                "device_add",
+                {
+                    "driver": "virtio-blk-pci",
+                    "id": device,
+                    "drive": node,
+                    "share-rw": True,
+                    **_on_bridge(slot),
+                },
+            ),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("blockdev-del", {"node-name": node})),
+        device_id=device,
+        guest_path=pci_path(slot),
+    )
+
+
+def plan_vcpus(hotpluggable: Iterable[Mapping[str, Any]], count: int) -> HotplugPlan:
+    """`count` more vCPUs, out of query-hotpluggable-cpus' answer. Raises ValueError if there are fewer."""
+    free = [entry for entry in hotpluggable if "qom-path" not in entry]
+    free.sort(key=lambda entry: sorted(entry["props"].items()))
+    if len(free) < count:
+        raise ValueError(f"cannot add {count} vCPUs: the machine has room for {len(free)} more")
+    steps = []
+    for entry in free[:count]:
+        props = dict(entry["props"])
+        name = "cpu-" + "-".join(str(props[key]) for key in sorted(props))
+        steps.append(QmpStep("device_add", {"driver": entry["type"], "id": name, **props}))
+    undo = tuple(QmpStep("device_del", {"id": step.arguments["id"]}) for step in reversed(steps))
+    return HotplugPlan(what=f"{count} vCPUs", steps=tuple(steps), undo=undo)
+
+
+def plan_memory(slot: int, size_mib: int) -> HotplugPlan:
+    """One more DIMM of `size_mib`, a multiple of the guest's memory block. DIMMs do not come out again."""
+    if size_mib <= 0 or size_mib % MEMORY_BLOCK_MIB:
+        raise ValueError(f"cannot plug {size_mib} MiB: it must be a multiple of {MEMORY_BLOCK_MIB}")
+    backend, device = f"mem{slot}", f"dimmmem{slot}"
+    return HotplugPlan(
+        what=f"{size_mib} MiB of memory",
+        steps=(
+            QmpStep(
+                "object-add",
+                {"qom-type": "memory-backend-memfd", "id": backend, "size": size_mib << 20, "share": True},
+            ),
+            QmpStep("device_add", {"driver": "pc-dimm", "id": device, "memdev": backend}),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("object-del", {"id": backend})),
+    )

@@ -1,0 +1,240 @@
+"""The QEMU command line as a value.
+
+The VM starts with CPUs, memory, one PCI bridge for hot-plug, rng, vmgenid, console and agent channel;
+all else is plugged over QMP (plan/hotplug.py), before the first instruction or while the guest runs.
+Names and order follow Kata's (facts qemu.md sections 1 to 5) where they are visible to people.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+__all__ = [
+    "AGENT_PORT_NAME",
+    "BRIDGE_ID",
+    "BRIDGE_SLOT",
+    "CONSOLE_PORT_NAME",
+    "Accelerator",
+    "FdSlot",
+    "QemuOption",
+    "QemuPlan",
+    "VmSpec",
+    "plan_qemu",
+    "render_qemu",
+]
+
+AGENT_PORT_NAME = "katapod.agent.0"
+CONSOLE_PORT_NAME = "katapod.console.0"
+BRIDGE_ID = "pci-bridge-0"
+BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"
+
+
+class Accelerator(Enum):
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class FdSlot(Enum):
+    """Descriptors that the carrier opens and QEMU inherits; options name the slot, never a number."""
+
+    QMP = "qmp"  # listening unix socket, already bound to VMDIR/qmp.sock
+    CONSOLE = "console"  # our end is read into a bounded file
+    AGENT = "agent"  # one end of a socket pair
+    DEBUG_CONSOLE = "debug-console"
+    VSOCK = "vsock"  # /dev/vhost-vsock with its CID claimed
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """One VM, decided. Sizes in MiB."""
+
+    sandbox_id: str
+    uuid: str
+    qemu: str
+    kernel: Path
+    initrd: Path
+    accelerator: Accelerator
+    boot_mem_mib: int
+    max_mem_mib: int
+    memory_slots: int
+    vcpus: int
+    max_vcpus: int
+    vm_dir: Path
+    vsock_cid: int | None = None
+    cpu_features: str = ""
+    machine_accelerators: str = ""
+    entropy_source: str = "/dev/urandom"
+    seccomp_sandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    kernel_params: tuple[str, ...] = ()
+    debug: bool = False
+    debug_console: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QemuOption:
+    """One switch. Values of a slot stand as `{slot}` in `value` until they are rendered."""
+
+    switch: str
+    value: str = ""
+    slot: FdSlot | None = None
+
+    def __str__(self) -> str:
+        shown = self.value.replace("{fd}", f"<{self.slot.value}>") if self.slot else self.value
+        return f"{self.switch} {shown}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class QemuPlan:
+    program: str
+    options: tuple[QemuOption, ...]
+    vm_dir: Path
+
+    @property
+    def slots(self) -> tuple[FdSlot, ...]:
+        return tuple(option.slot for option in self.options if option.slot is not None)
+
+    @property
+    def pid_file(self) -> Path:
+        return self.vm_dir / "pid"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.vm_dir / "qmp.sock"
+
+    def describe(self) -> str:
+        return "\n".join([self.program, *(f"  {option}" for option in self.options)])
+
+
+def escape(value: str) -> str:
+    """QEMU's option parser ends a value at a comma unless the comma is doubled."""
+    return value.replace(",", ",,")
+
+
+def plan_qemu(vm: VmSpec) -> QemuPlan:
+    """Plan one VM. The order of the options is the order in which they are explained above."""
+    options = [
+        QemuOption("-name", f"sandbox-{escape(vm.sandbox_id)},debug-threads=on"),
+        QemuOption("-uuid", vm.uuid),
+        QemuOption("-machine", _machine(vm)),
+        *_accelerator(vm),
+        QemuOption("-cpu", ",".join(part for part in (_cpu_model(vm.accelerator), vm.cpu_features) if part)),
+        QemuOption("-chardev", "socket,id=qmp,fd={fd},server=on,wait=off", FdSlot.QMP),
+        QemuOption("-mon", "chardev=qmp,mode=control"),
+        QemuOption("-m", _memory(vm)),
+        QemuOption(
+            "-device",
+            # shpc=off: the guest sees plugged devices through ACPI, at once and without a driver module
+            f"pci-bridge,bus=pcie.0,id={BRIDGE_ID},chassis_nr=1,shpc=off,addr={BRIDGE_SLOT:x}",
+        ),
+        QemuOption("-device", "virtio-serial-pci,id=serial0"),
+        QemuOption("-chardev", "socket,id=charconsole0,fd={fd}", FdSlot.CONSOLE),
+        QemuOption("-device", "isa-serial,chardev=charconsole0,id=console0"),
+        *_agent_channel(vm),
+        QemuOption("-object", f"rng-random,id=rng0,filename={escape(vm.entropy_source)}"),
+        QemuOption("-device", "virtio-rng-pci,rng=rng0"),
+        QemuOption("-device", "vmgenid,guid=auto"),
+        QemuOption("-rtc", "base=utc,driftfix=slew,clock=host"),
+        QemuOption("-vga", "none"),
+        QemuOption("-no-user-config"),
+        QemuOption("-nodefaults"),
+        QemuOption("-nographic"),
+        QemuOption("-no-reboot"),
+        # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
+        QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on"),
+        QemuOption("-numa", "node,memdev=dimm1"),
+        QemuOption("-kernel", str(vm.kernel)),
+        QemuOption("-initrd", str(vm.initrd)),
+        QemuOption("-append", " ".join(plan_kernel_params(vm))),
+        QemuOption("-S"),
+        QemuOption("-pidfile", str(vm.vm_dir / "pid")),
+        *([QemuOption("-sandbox", vm.seccomp_sandbox)] if vm.seccomp_sandbox else []),
+        QemuOption("-smp", f"{vm.vcpus},cores=1,threads=1,sockets={vm.max_vcpus},maxcpus={vm.max_vcpus}"),
+    ]
+    return QemuPlan(vm.qemu, tuple(options), vm.vm_dir)
+
+
+def _machine(vm: VmSpec) -> str:
+    # no SATA, no SMBus, no vmport, no floppy: less for the guest to probe and less to attack
+    parts = ["q35", f"accel={vm.accelerator.value}", "sata=off", "smbus=off", "vmport=off"]
+    return ",".join([*parts, *([vm.machine_accelerators] if vm.machine_accelerators else [])])
+
+
+def _accelerator(vm: VmSpec) -> list[QemuOption]:
+    if vm.accelerator is Accelerator.KVM:
+        return [QemuOption("-global", "kvm-pit.lost_tick_policy=discard")]
+    return []
+
+
+def _cpu_model(accelerator: Accelerator) -> str:
+    # la57 off: five-level page tables cost the emulated guest a level on each walk and serve no 128 TiB here.
+    # erms, fsrm off: with them the guest's kernel copies by `rep movsb`, which is emulated byte by byte; by words
+    # a stream through the agent is twice as fast.
+    return "host" if accelerator is Accelerator.KVM else "max,la57=off,erms=off,fsrm=off"
+
+
+def _memory(vm: VmSpec) -> str:
+    if vm.max_mem_mib <= vm.boot_mem_mib or vm.memory_slots == 0:
+        return f"{vm.boot_mem_mib}M"
+    return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib}M"
+
+
+def _agent_channel(vm: VmSpec) -> list[QemuOption]:
+    if vm.vsock_cid is not None:
+        device = f"vhost-vsock-pci,vhostfd={{fd}},id=vsock-{vm.vsock_cid},guest-cid={vm.vsock_cid},bus=pcie.0"
+        return [QemuOption("-device", device, FdSlot.VSOCK)]
+    ports = [
+        QemuOption("-chardev", "socket,id=charagent0,fd={fd}", FdSlot.AGENT),
+        QemuOption(
+            "-device",
+            f"virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name={AGENT_PORT_NAME}",
+        ),
+    ]
+    if vm.debug_console:
+        ports += [
+            QemuOption("-chardev", "socket,id=chardebug0,fd={fd}", FdSlot.DEBUG_CONSOLE),
+            QemuOption(
+                "-device",
+                f"virtserialport,bus=serial0.0,nr=2,chardev=chardebug0,id=debug0,name={CONSOLE_PORT_NAME}",
+            ),
+        ]
+    return ports
+
+
+def plan_kernel_params(vm: VmSpec) -> list[str]:
+    """The guest kernel's command line, in facts qemu.md section 5's order; later values win for the kernel."""
+    params = [
+        "tsc=reliable",
+        "no_timer_check",
+        "rcupdate.rcu_expedited=1",
+        "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1",
+        "noreplace-smp",
+        "reboot=t",  # triple fault: ends QEMU at once, and asks no keyboard controller
+        "cryptomgr.notests",
+        "net.ifnames=0",
+        # room for hot-plug above 4 GiB would make the kernel set 64 MiB of bounce buffers aside, which virtio
+        # devices, able to reach all memory, never use
+        "swiotlb=noforce",
+        "console=ttyS0",
+        "debug" if vm.debug else "quiet",
+        "panic=1",
+        f"nr_cpus={vm.max_vcpus}",
+        "selinux=0",
+        "cgroup_no_v1=all",
+        "memhp_default_state=online",  # plugged memory appears some time later: nobody need watch for it
+    ]
+    if vm.debug:
+        params.append("agent.log=debug")
+    if vm.debug_console:
+        params += ["agent.debug_console", "agent.debug_console_vport=1026"]
+    return [*params, *vm.kernel_params]
+
+
+def render_qemu(plan: QemuPlan, fds: Mapping[FdSlot, int]) -> list[str]:
+    """Return the argument list with slots replaced by descriptor numbers. Raises KeyError on a missing one."""
+    arguments = [plan.program]
+    for option in plan.options:
+        arguments.append(option.switch)
+        if option.value:
+            arguments.append(option.value.replace("{fd}", str(fds[option.slot])) if option.slot else option.value)
+    return arguments

@@ -1,0 +1,56 @@
+"""The host's client of the guest agent: one typed door to `grpc.AgentService` and `grpc.Health`.
+
+Time limits follow facts agent-protocol.md section 1. Whatever comes back was written by the guest:
+sizes are bounded by the frame limit, and callers treat texts and numbers as data.
+"""
+
+from typing import Any
+
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.pb import agent_pb2, health_pb2
+from katapod.rpc.pb._load import class_of
+
+__all__ = ["AGENT_SERVICE", "HEALTH_SERVICE", "REQUEST_TIMEOUT_S", "AgentClient"]
+
+AGENT_SERVICE = "grpc.AgentService"
+HEALTH_SERVICE = "grpc.Health"
+REQUEST_TIMEOUT_S = 60.0
+
+_ANSWERS: dict[str, Any] = {
+    method.name: class_of(method.output_type)
+    for method in agent_pb2.DESCRIPTOR.services_by_name["AgentService"].methods
+}
+
+
+class AgentClient:
+    """Calls of the agent protocol over one ttrpc connection."""
+
+    def __init__(self, connection: TtrpcClient) -> None:
+        self.connection = connection
+
+    async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
+        """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""
+        return await self.connection.call(AGENT_SERVICE, method, request, _ANSWERS[method], timeout_s)
+
+    async def check(self, timeout_s: float | None) -> None:
+        """Health.Check; None waits for ever. Raises RpcError unless the agent serves."""
+        await self.connection.call(
+            HEALTH_SERVICE, "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, timeout_s
+        )
+
+    async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> int:
+        """Write to a process; returns the bytes taken. Empty data closes its stdin."""
+        request = agent_pb2.WriteStreamRequest(container_id=container_id, exec_id=exec_id, data=data)
+        answer = await self.call("WriteStdin", request, timeout_s=None)
+        return int(answer.len)
+
+    async def read_stream(self, method: str, container_id: str, exec_id: str, size: int) -> bytes:
+        """ReadStdout or ReadStderr: blocks; empty bytes mean end of stream."""
+        request = agent_pb2.ReadStreamRequest(container_id=container_id, exec_id=exec_id, len=size)
+        answer = await self.call(method, request, timeout_s=None)
+        return bytes(answer.data)
+
+    async def wait_process(self, container_id: str, exec_id: str) -> int:
+        """Block until the process ends; returns its exit code, or 128 + signal."""
+        request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
+        return int((await self.call("WaitProcess", request, timeout_s=None)).status)

@@ -1,0 +1,144 @@
+"""A ttrpc client on an asyncio connection: many calls in flight, answers in any order."""
+
+import asyncio
+import socket
+from typing import Protocol, TypeVar
+
+from katapod.rpc.framing import (
+    RESPONSE,
+    FrameDecoder,
+    FrameError,
+    encode_request,
+    parse_response,
+)
+from katapod.rpc.status import RpcError, StatusCode
+
+__all__ = ["TtrpcClient"]
+
+
+class Message(Protocol):
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+
+_Response = TypeVar("_Response", bound=Message)
+
+
+class TtrpcClient(asyncio.Protocol):
+    """One connection. When it breaks, every waiting call fails with UNAVAILABLE and so do later ones."""
+
+    def __init__(self, peer: str) -> None:
+        """`peer` names the other side in errors, e.g. "agent of sandbox s1"."""
+        self._peer = peer
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._next_stream_id = 1
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def on_socket(cls, sock: socket.socket, peer: str) -> "TtrpcClient":
+        """Serve calls over a connected stream socket; the client owns and closes it."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(lambda: cls(peer), sock=sock)
+        return client
+
+    @classmethod
+    async def on_unix_path(cls, path: str, peer: str) -> "TtrpcClient":
+        """Connect to a unix socket. Raises OSError."""
+        _, client = await asyncio.get_running_loop().create_unix_connection(lambda: cls(peer), path)
+        return client
+
+    async def call_raw(self, service: str, method: str, payload: bytes, timeout_s: float | None) -> bytes:
+        """Make one call with serialized messages.
+
+        Raises RpcError: the peer's own, DEADLINE_EXCEEDED after `timeout_s` (None waits for ever), or
+        UNAVAILABLE when the connection is or becomes closed.
+        """
+        if self.closed.done() or self._transport is None:
+            raise self._unavailable(method)
+        stream_id = self._next_stream_id
+        self._next_stream_id += 2
+        frame = encode_request(stream_id, service, method, payload, int((timeout_s or 0) * 1e9))
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[stream_id] = answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._writable.wait()
+                if self.closed.done():
+                    raise self._unavailable(method)
+                self._transport.write(frame)
+                return await answer
+        except TimeoutError as exc:
+            raise RpcError(
+                StatusCode.DEADLINE_EXCEEDED,
+                f"{self._peer}: {method} was not answered within {timeout_s:g} s",
+            ) from exc
+        finally:
+            self._waiting.pop(stream_id, None)
+
+    async def call(
+        self, service: str, method: str, request: Message, answer: type[_Response], timeout_s: float | None
+    ) -> _Response:
+        """Make one call with messages; errors as in call_raw."""
+        payload = await self.call_raw(service, method, request.SerializeToString(), timeout_s)
+        try:
+            return answer.FromString(payload)  # type: ignore[attr-defined, no-any-return]
+        except Exception as exc:
+            raise RpcError(StatusCode.INTERNAL, f"{self._peer}: cannot parse the answer to {method}: {exc}") from exc
+
+    def close(self) -> None:
+        """Close the connection; waiting calls fail with UNAVAILABLE. Idempotent."""
+        if self._transport is not None:
+            self._transport.close()
+        self._fail("the connection was closed")
+
+    def _unavailable(self, method: str) -> RpcError:
+        cause = self.closed.result() if self.closed.done() else "it is not connected"
+        return RpcError(StatusCode.UNAVAILABLE, f"{self._peer}: cannot call {method}: {cause}")
+
+    def _fail(self, cause: str) -> None:
+        if not self.closed.done():
+            self.closed.set_result(cause)
+        self._writable.set()
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(RpcError(StatusCode.UNAVAILABLE, f"{self._peer}: {cause}"))
+                future.exception()  # its call may have ended for another reason: not an error of its own
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the connection broke: {exc}" if exc else "the connection was closed by the peer")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._decoder.feed(data)
+        except FrameError as exc:
+            self._fail(str(exc))
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        for frame in frames:
+            future = self._waiting.get(frame.stream_id)
+            # an answer nobody waits for belongs to a call that ran out of time
+            if frame.kind != RESPONSE or future is None or future.done():
+                continue
+            try:
+                future.set_result(parse_response(frame))
+            except RpcError as error:
+                future.set_exception(error)
+                future.exception()  # as in _fail

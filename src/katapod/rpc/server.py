@@ -1,0 +1,87 @@
+"""A ttrpc server on an asyncio unix socket: calls of a connection run in parallel, each in its own task."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+from katapod.rpc.framing import Frame, FrameDecoder, FrameError, encode_response, parse_request
+from katapod.rpc.status import RpcError, StatusCode
+
+__all__ = ["Handler", "serve_ttrpc"]
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[str, str, bytes], Awaitable[bytes]]
+"""(service, method, payload) to payload; raises RpcError to answer with a status."""
+
+CALLS_PER_CONNECTION_MAX = 256
+
+
+async def serve_ttrpc(listener: socket.socket, handler: Handler) -> asyncio.Server:
+    """Serve `handler` on a listening unix socket, which the returned server owns."""
+    listener.setblocking(False)
+    return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(handler), sock=listener)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
+        for task in self._tasks:
+            task.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        try:
+            frames = self._decoder.feed(data)
+        except FrameError as exc:
+            log.warning("a client is dropped: %s", exc)
+            self._transport.abort()
+            return
+        for frame in frames:
+            if len(self._tasks) >= CALLS_PER_CONNECTION_MAX:
+                self._transport.write(
+                    encode_response(
+                        frame.stream_id,
+                        code=StatusCode.RESOURCE_EXHAUSTED,
+                        message=f"more than {CALLS_PER_CONNECTION_MAX} calls are in flight",
+                    )
+                )
+                continue
+            task = asyncio.get_running_loop().create_task(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            request = parse_request(frame)
+            payload = await self._handler(request.service, request.method, request.payload)
+            answer = encode_response(frame.stream_id, payload)
+        except RpcError as exc:
+            answer = encode_response(frame.stream_id, code=exc.code, message=exc.message)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            log.exception("a call failed for a reason we did not foresee")
+            answer = encode_response(frame.stream_id, code=StatusCode.INTERNAL, message=repr(exc))
+        await self._writable.wait()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)

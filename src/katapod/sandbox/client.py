@@ -1,0 +1,128 @@
+"""Another process's view of a live sandbox: the client of its owner's control socket, and execs through it.
+
+Kept apart from control.py, and light, since every `exec` waits for these imports.
+"""
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from katapod.host.state import StateStore
+from katapod.model.errors import InvalidState, KatapodError, NotFound
+from katapod.model.record import SandboxRecord, State
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.pb import agent_pb2, oci_pb2
+from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.errors import AgentFailed, command_error
+from katapod.sandbox.stdio import GuestProcess
+
+__all__ = [
+    "CONTROL_SERVICE",
+    "ContainerRequest",
+    "ControlClient",
+    "KillRequest",
+    "connect_control",
+    "start_exec",
+    "string_user",
+]
+
+CONTROL_SERVICE = "katapod.Control"
+
+
+class KillRequest(msgspec.Struct, forbid_unknown_fields=True):
+    container_id: str
+    signal: int
+
+
+class ContainerRequest(msgspec.Struct, forbid_unknown_fields=True):
+    container_id: str
+
+
+class ControlClient:
+    """Another command's view of a live sandbox."""
+
+    def __init__(self, connection: TtrpcClient, store: StateStore, record: SandboxRecord) -> None:
+        self.connection = connection
+        self.record = record
+        self.paths = store.layout.sandbox(record.sandbox_id)
+        self._store = store
+        self.agent = AgentClient(connection)
+
+    def record_now(self) -> SandboxRecord | None:
+        """What the disk says by now; None if the sandbox has been removed."""
+        with contextlib.suppress(KatapodError):
+            return self._store.read(self.record.sandbox_id)
+        return None
+
+    async def _call(self, method: str, request: msgspec.Struct | None = None, timeout_s: float = 60.0) -> None:
+        payload = msgspec.json.encode(request) if request is not None else b""
+        try:
+            await self.connection.call_raw(CONTROL_SERVICE, method, payload, timeout_s)
+        except RpcError as exc:
+            if self.connection.closed.done():
+                what = f"cannot {method.lower()} container {self.record.sandbox_id}: it ended meanwhile"
+                raise InvalidState(what) from exc
+            kind = {StatusCode.NOT_FOUND: NotFound, StatusCode.FAILED_PRECONDITION: InvalidState}.get(exc.code)
+            raise (kind or KatapodError)(exc.message) from exc
+
+    async def kill(self, container_id: str, signal_number: int) -> None:
+        await self._call("Kill", KillRequest(container_id, signal_number))
+
+    async def pause(self, container_id: str) -> None:
+        await self._call("Pause", ContainerRequest(container_id))
+
+    async def resume(self, container_id: str) -> None:
+        await self._call("Resume", ContainerRequest(container_id))
+
+    async def shut_down(self) -> None:
+        await self._call("ShutDown")
+
+
+@contextlib.asynccontextmanager
+async def connect_control(store: StateStore, sandbox_id: str) -> AsyncIterator[ControlClient]:
+    """Connect to the owner of a sandbox. Raises NotFound if there is none, InvalidState if it is stopped."""
+    record = store.read(sandbox_id)
+    path = store.layout.sandbox(sandbox_id).control_socket
+    try:
+        connection = await TtrpcClient.on_unix_path(str(path), f"owner of {sandbox_id}")
+    except OSError as exc:
+        state = State.STOPPED if record.state is not State.CREATING else record.state
+        raise InvalidState(
+            f"cannot reach container {sandbox_id}: it is {state.value}", hint="see: kata-runtime list"
+        ) from exc
+    try:
+        yield ControlClient(connection, store, record)
+    finally:
+        connection.close()
+
+
+def string_user(text: str) -> agent_pb2.StringUser | None:
+    if not text:
+        return None
+    user, _, group = text.partition(":")
+    return agent_pb2.StringUser(uid=user, gid=group)
+
+
+async def start_exec(
+    agent: AgentClient, container_id: str, process: oci_pb2.Process, *, user: str, timeout_s: float = 60.0
+) -> GuestProcess:
+    """Start one more process in a running container. Errors as in create_container.
+
+    `agent` may be the sandbox's own channel or a connection to its owner's control socket.
+    """
+    exec_id = secrets.token_hex(16)
+    request = agent_pb2.ExecProcessRequest(
+        container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user)
+    )
+    try:
+        await agent.call("ExecProcess", request, timeout_s=timeout_s)
+    except RpcError as exc:
+        if exc.code is StatusCode.UNAVAILABLE and agent.connection.closed.done():
+            raise NotFound(f"cannot exec in container {container_id}: it has ended") from exc
+        failed = AgentFailed(f"cannot exec in container {container_id}: {exc.message}", code=exc.code)
+        failed.__cause__ = exc
+        raise command_error(failed) from exc
+    return GuestProcess(agent, container_id, exec_id, terminal=process.Terminal)

@@ -1,0 +1,230 @@
+"""Containers in a sandbox: their files on the host's side, their life, their execs."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from katapod.host.mounts import bind, mount_overlay, remove_tree, unmount_below
+from katapod.host.state import write_atomically
+from katapod.model import oci
+from katapod.model.errors import KatapodError
+from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
+from katapod.model.record import ContainerRecord, State
+from katapod.plan.container_spec import etc_files
+from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.oci_message import spec_to_message
+from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.client import string_user
+from katapod.sandbox.errors import AgentFailed, command_error
+from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.states import check_move, require
+from katapod.sandbox.stdio import GuestProcess, InputFd, Sink, carry
+
+__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "watch_oom"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """Where a root file system comes from: `lower` under a throw-away layer, or, `direct`, as it is."""
+
+    lower: Path
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    container_id: str
+    image: str
+    spec: oci.Spec
+    rootfs: Rootfs
+    user: str = ""  # USER[:GROUP], resolved in the guest against the container's own files; empty: the spec's
+    image_digest: str = ""
+    stop_signal: int = 15
+    guest_seccomp: bool = True
+    create_timeout_s: float = 60.0
+
+    def record(self) -> ContainerRecord:
+        process = self.spec.process
+        return ContainerRecord(
+            container_id=self.container_id,
+            image=self.image,
+            command=process.args,
+            terminal=process.terminal,
+            image_digest=self.image_digest,
+            stop_signal=self.stop_signal,
+        )
+
+
+class Container:
+    """A container of a live sandbox."""
+
+    def __init__(self, sandbox: Sandbox, plan: ContainerPlan) -> None:
+        self.sandbox = sandbox
+        self.plan = plan
+        self.process = GuestProcess(
+            sandbox.agent, plan.container_id, plan.container_id, terminal=plan.spec.process.terminal
+        )
+
+    @property
+    def container_id(self) -> str:
+        return self.plan.container_id
+
+    @property
+    def record(self) -> ContainerRecord:
+        return next(item for item in self.sandbox.record.containers if item.container_id == self.container_id)
+
+    def save(self, **changes: Any) -> None:
+        """Change this container's part of the record, on disk too."""
+        if "state" in changes and changes["state"] is not self.record.state:
+            check_move(self.container_id, self.record.state, changes["state"])
+        changed = msgspec.structs.replace(self.record, **changes)
+        others = self.sandbox.record.containers
+        self.sandbox.save(
+            containers=tuple(changed if item.container_id == self.container_id else item for item in others)
+        )
+
+    async def start(self) -> None:
+        require("start", self.container_id, self.record.state, State.CREATED)
+        request = agent_pb2.StartContainerRequest(container_id=self.container_id)
+        try:
+            await self.sandbox.guard(self.sandbox.agent.call("StartContainer", request))
+        except AgentFailed as exc:
+            raise command_error(exc) from exc
+        self.save(state=State.RUNNING, started_at=time.time())
+
+    async def carry(self, stdin: InputFd | None, stdout: Sink, stderr: Sink) -> int:
+        """Carry the streams of the running container to its end, record that, and return its exit code."""
+        code = await self.sandbox.guard(carry(self.process, stdin, stdout, stderr))
+        self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
+        return code
+
+    async def kill(self, signal_number: int) -> None:
+        require("kill", self.container_id, self.record.state, State.CREATED, State.RUNNING, State.PAUSED)
+        request = agent_pb2.SignalProcessRequest(
+            container_id=self.container_id, exec_id=self.container_id, signal=signal_number
+        )
+        await self.sandbox.guard(self.sandbox.agent.call("SignalProcess", request))
+
+    async def pause(self) -> None:
+        require("pause", self.container_id, self.record.state, State.RUNNING)
+        request = agent_pb2.PauseContainerRequest(container_id=self.container_id)
+        await self.sandbox.guard(self.sandbox.agent.call("PauseContainer", request))
+        self.save(state=State.PAUSED)
+
+    async def resume(self) -> None:
+        require("resume", self.container_id, self.record.state, State.PAUSED)
+        request = agent_pb2.ResumeContainerRequest(container_id=self.container_id)
+        await self.sandbox.guard(self.sandbox.agent.call("ResumeContainer", request))
+        self.save(state=State.RUNNING)
+
+    async def remove(self) -> None:
+        """Take a stopped container out of a sandbox that goes on."""
+        require("remove", self.container_id, self.record.state, State.STOPPED)
+        request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
+        await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
+        remove_host_files(self.sandbox, self.container_id)
+        self.sandbox.save(
+            containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
+        )
+
+
+async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
+    """Prepare the files, then have the agent create the container; undone if that fails.
+
+    Raises CommandNotFound, CommandNotExecutable, AgentFailed, NotFound (a volume), KatapodError.
+    """
+    sandbox.save(containers=(*sandbox.record.containers, plan.record()))
+    write_atomically(sandbox.paths.spec(plan.container_id), oci.encode_spec(plan.spec))
+    try:
+        sources = prepare_host_files(sandbox, plan)
+        spec = strip_for_guest(
+            plan.spec,
+            root_path=f"{GUEST_SHARE}/{plan.container_id}/rootfs",
+            mount_sources=sources,
+            guest_seccomp=plan.guest_seccomp,
+        )
+        request = agent_pb2.CreateContainerRequest(
+            container_id=plan.container_id,
+            exec_id=plan.container_id,
+            OCI=spec_to_message(spec),
+            sandbox_pidns=shares_pid_namespace(plan.spec),
+            string_user=string_user(plan.user),
+        )
+        try:
+            await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
+        except AgentFailed as exc:
+            raise command_error(exc) from exc
+    except BaseException:
+        with contextlib.suppress(KatapodError):
+            remove_host_files(sandbox, plan.container_id)
+        raise
+    container = Container(sandbox, plan)
+    container.save(state=State.CREATED)
+    return container
+
+
+def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
+    """Mount the root file system and each bind mount's source into the share.
+
+    Returns, by mount destination, the path under which the guest finds the source.
+    """
+    mounts = sandbox.paths.mounts
+    root = mounts / plan.container_id / "rootfs"
+    if plan.rootfs.direct:
+        bind(plan.rootfs.lower, root)
+    else:
+        layers = sandbox.paths.layers / plan.container_id
+        lower = layers / "lower"
+        bind(plan.rootfs.lower, lower)  # a name of our own: the user's may hold what overlay's options cannot
+        mount_overlay(lower, layers / "upper", layers / "work", root)
+        etc = sandbox.paths.etc(plan.container_id)
+        etc.mkdir(mode=0o755)
+        for file_name, content in etc_files(plan.spec.hostname).items():
+            (etc / file_name).write_text(content)
+            (etc / file_name).chmod(0o644)
+    sources: dict[str, str] = {}
+    for mount in plan.spec.mounts:
+        if mount.destination == "/dev/shm" and mount.type == "tmpfs":  # noqa: S108 - one for the whole sandbox
+            sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
+        if not oci.is_bind(mount):
+            continue
+        # 255 bytes are a name's limit
+        base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])
+        name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
+        bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+        sources[mount.destination] = f"{GUEST_SHARE}/{name}"
+    return sources
+
+
+def remove_host_files(sandbox: Sandbox, container_id: str) -> None:
+    mounts = sandbox.paths.mounts
+    unmount_below(mounts / container_id)
+    ours = re.compile(rf"{re.escape(container_id)}(-[0-9a-f]{{16}}-.*)?", re.DOTALL)
+    for entry in list(mounts.iterdir()):
+        if ours.fullmatch(entry.name):
+            if entry.is_dir() and not entry.is_symlink():
+                remove_tree(entry)
+            else:
+                unmount_below(entry)
+                entry.unlink()
+    remove_tree(sandbox.paths.layers / container_id)
+
+
+async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:
+    """Set the event of each container whose memory limit made the guest kill a process. Runs until cancelled."""
+    while True:
+        event = await agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None)
+        if event.container_id in container_ids:
+            container_ids[event.container_id].set()

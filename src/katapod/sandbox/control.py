@@ -1,0 +1,142 @@
+"""The owner's door for other commands: a ttrpc socket in the sandbox's state directory.
+
+It serves two things: `katapod.Control` (JSON messages of our own) for what concerns the sandbox's life,
+and the part of `grpc.AgentService` that concerns execs, passed on to the guest as it is: the agent's
+channel has one end only, and the owner holds it. Only root can connect.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from katapod.model.errors import InvalidState, KatapodError, NotFound
+from katapod.model.layout import SandboxPaths
+from katapod.rpc.agent import AGENT_SERVICE
+from katapod.rpc.pb import agent_pb2
+from katapod.rpc.server import serve_ttrpc
+from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, KillRequest
+from katapod.sandbox.container import Container
+from katapod.sandbox.lifecycle import CAUSE_LIMIT_S
+
+__all__ = ["control_socket"]
+
+# Methods a client may use in the guest, and the request's class, to see which process it is about:
+# the container's own streams and end belong to the owner.
+_PASSED = {
+    "ExecProcess": None,
+    "StatsContainer": None,
+    "GetMetrics": None,
+    "WaitProcess": agent_pb2.WaitProcessRequest,
+    "WriteStdin": agent_pb2.WriteStreamRequest,
+    "CloseStdin": agent_pb2.CloseStdinRequest,
+    "ReadStdout": agent_pb2.ReadStreamRequest,
+    "ReadStderr": agent_pb2.ReadStreamRequest,
+    "TtyWinResize": agent_pb2.TtyWinResizeRequest,
+    "SignalProcess": agent_pb2.SignalProcessRequest,
+}
+
+
+class _Control:
+    def __init__(self, containers: Callable[[], list[Container]], shut_down: Callable[[], None]) -> None:
+        self._containers = containers
+        self._shut_down = shut_down
+        self._methods: dict[str, Callable[[bytes], Awaitable[None]]] = {
+            "Kill": self._kill,
+            "Pause": self._pause,
+            "Resume": self._resume,
+            "ShutDown": self._stop,
+        }
+
+    def _find(self, container_id: str) -> Container:
+        for container in self._containers():
+            if container.container_id == container_id:
+                return container
+        raise NotFound(f"cannot find container {container_id} in its sandbox")
+
+    async def handle(self, service: str, method: str, payload: bytes) -> bytes:
+        if service == AGENT_SERVICE:
+            return await self._pass_on(method, payload)
+        if service != CONTROL_SERVICE:
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"service {service}")
+        if method not in self._methods:
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"method {method}")
+        try:
+            await self._methods[method](payload)
+        except NotFound as exc:
+            raise RpcError(StatusCode.NOT_FOUND, str(exc)) from exc
+        except InvalidState as exc:
+            raise RpcError(StatusCode.FAILED_PRECONDITION, str(exc)) from exc
+        except (KatapodError, msgspec.DecodeError) as exc:
+            raise RpcError(StatusCode.INTERNAL, str(exc)) from exc
+        return b""
+
+    async def _pass_on(self, method: str, payload: bytes) -> bytes:
+        if method not in _PASSED:
+            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is the owner's to call")
+        request_class = _PASSED[method]
+        if request_class is not None:
+            request = request_class.FromString(payload)
+            if request.exec_id in ("", request.container_id):
+                raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} on the container's own process is the owner's")
+        containers = self._containers()
+        if not containers:
+            raise RpcError(StatusCode.UNAVAILABLE, "the container is not running yet")
+        sandbox = containers[0].sandbox
+        call = asyncio.create_task(sandbox.agent.connection.call_raw(AGENT_SERVICE, method, payload, None))
+        waiting: set[asyncio.Future[Any]] = {call, sandbox.death}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                try:
+                    return call.result()
+                except RpcError as exc:
+                    if exc.code is not StatusCode.UNAVAILABLE:
+                        raise
+                    # the channel to the guest breaks a moment before its cause is known
+                    await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
+                    if not sandbox.death.done():
+                        raise
+            raise RpcError(StatusCode.UNAVAILABLE, str(sandbox.death.result()))
+        finally:
+            call.cancel()
+
+    async def _kill(self, payload: bytes) -> None:
+        request = msgspec.json.decode(payload, type=KillRequest)
+        await self._find(request.container_id).kill(request.signal)
+
+    async def _pause(self, payload: bytes) -> None:
+        await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).pause()
+
+    async def _resume(self, payload: bytes) -> None:
+        await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).resume()
+
+    async def _stop(self, payload: bytes) -> None:
+        self._shut_down()
+
+
+@contextlib.asynccontextmanager
+async def control_socket(
+    paths: SandboxPaths, containers: Callable[[], list[Container]], shut_down: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Serve the control socket while the block runs."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(paths.control_socket))
+        os.chmod(paths.control_socket, 0o600)
+        listener.listen(64)
+        server = await serve_ttrpc(listener, _Control(containers, shut_down).handle)
+    except BaseException:
+        listener.close()
+        raise
+    try:
+        yield
+    finally:
+        server.close()
+        with contextlib.suppress(FileNotFoundError):
+            paths.control_socket.unlink()

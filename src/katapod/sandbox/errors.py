@@ -1,0 +1,40 @@
+"""The errors of this room.
+
+KatapodError
+`-- AgentFailed              the guest agent did not come up, stopped answering, or refused
+    (becomes, for a process that could not be started:)
+|-- CommandNotFound          exit status 127
+`-- CommandNotExecutable     exit status 126
+"""
+
+from typing import ClassVar
+
+from katapod.model.errors import KatapodError
+from katapod.rpc.status import RpcError, StatusCode
+
+__all__ = ["AgentFailed", "CommandNotExecutable", "CommandNotFound", "command_error"]
+
+
+class AgentFailed(KatapodError):
+    """The guest agent did not come up, stopped answering, or refused."""
+
+
+class CommandNotFound(KatapodError):
+    exit_code: ClassVar[int] = 127
+
+
+class CommandNotExecutable(KatapodError):
+    exit_code: ClassVar[int] = 126
+
+
+def command_error(exc: AgentFailed) -> KatapodError:
+    """What a failure to create or start a process means to the user."""
+    code = exc.context.get("code")
+    text = exc.__cause__.message if isinstance(exc.__cause__, RpcError) else str(exc)
+    if code is StatusCode.NOT_FOUND:
+        return CommandNotFound(text)
+    if code is StatusCode.PERMISSION_DENIED:
+        return CommandNotExecutable(text)
+    if code is StatusCode.INVALID_ARGUMENT:
+        return KatapodError(text)
+    return exc

@@ -1,0 +1,100 @@
+"""From configuration and host facts to the plan of a sandbox. Nothing is acquired here."""
+
+import time
+import uuid
+from pathlib import Path
+
+from katapod.host.facts import HostFacts
+from katapod.model.config import Config
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
+from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
+from katapod.plan.virtiofsd import VirtiofsdDialect, plan_virtiofsd
+from katapod.plan.vmm import Accelerator, VmSpec
+from katapod.sandbox.lifecycle import SandboxPlan
+
+__all__ = ["plan_sandbox", "size_for"]
+
+
+def size_for(config: Config, facts: HostFacts, limits: tuple[ContainerLimits, ...]) -> VmSize:
+    """The size of the VM for its containers; UsageError if it does not fit the host."""
+    capacity = HostCapacity(cpus=facts.cpus, memory_mib=facts.mem_mib)
+    return size_sandbox(SizeSettings.of(config), capacity, limits)
+
+
+def plan_sandbox(
+    sandbox_id: str,
+    config: Config,
+    facts: HostFacts,
+    layout: Layout,
+    *,
+    accelerator: Accelerator,
+    dialect: VirtiofsdDialect,
+    size: VmSize,
+    owner_pid: int,
+    hostname: str,
+    dns: tuple[str, ...] = (),
+    shm_size_bytes: int,
+    auto_remove: bool,
+    labels: dict[str, str] | None = None,
+) -> SandboxPlan:
+    """Plan a sandbox of `size`. The order of kernel parameters is facts config.md section 4's."""
+    qemu, paths = config.qemu, layout.sandbox(sandbox_id)
+    agent_params = ["agent.log=debug"] if config.agent.enable_debug else []
+    features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
+    vm = VmSpec(
+        sandbox_id=sandbox_id,
+        uuid=str(uuid.uuid4()),
+        qemu=qemu.path,
+        kernel=Path(qemu.kernel),
+        initrd=Path(qemu.initrd),
+        accelerator=accelerator,
+        boot_mem_mib=size.boot_mem_mib,
+        max_mem_mib=size.max_mem_mib,
+        memory_slots=qemu.memory_slots,
+        vcpus=size.vcpus,
+        max_vcpus=size.max_vcpus,
+        vm_dir=paths.vm,
+        cpu_features=features,
+        entropy_source=qemu.entropy_source,
+        seccomp_sandbox=qemu.seccompsandbox,
+        kernel_params=(*agent_params, *qemu.kernel_params.split()),
+        debug=qemu.enable_debug,
+        debug_console=config.agent.debug_console_enabled,
+    )
+    record = SandboxRecord(
+        sandbox_id=sandbox_id,
+        created_at=time.time(),
+        owner_pid=owner_pid,
+        boot_id=facts.boot_id,
+        auto_remove=auto_remove,
+        accelerator=accelerator.value,
+        kernel=qemu.kernel,
+        vcpus=size.vcpus,
+        mem_mib=size.boot_mem_mib,
+        labels=labels or {},
+    )
+    return SandboxPlan(
+        record=record,
+        vm=vm,
+        virtiofsd=plan_virtiofsd(
+            qemu.virtio_fs_daemon,
+            dialect,
+            paths.shared,
+            cache=qemu.virtio_fs_cache,
+            extra_args=qemu.virtio_fs_extra_args,
+        ),
+        use_vsock=facts.vhost_vsock,
+        hostname=hostname,
+        dns=dns,
+        shm_size_bytes=shm_size_bytes,
+        agent_timeout_s=float(config.agent.dial_timeout),
+        virtio_fs_queue_size=qemu.virtio_fs_queue_size,
+        kernel_modules=config.agent.kernel_modules,
+        console_limit_bytes=config.katapod.console_log_kib * 1024,
+    )
+
+
+def _without_pmu(features: str) -> str:
+    """The emulated CPU has no PMU that could be switched off: `pmu=off`, the default, means nothing there."""
+    return ",".join(part for part in features.split(",") if part not in ("", "pmu=off"))

@@ -1,0 +1,231 @@
+"""Remove a sandbox from what is on disk alone: its owner may be alive, dead, or killed half-way.
+
+All that a sandbox acquires lies in directories named by its id or carries the id on its command line.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from katapod.host.facts import boot_time
+from katapod.host.mounts import mounts_below, remove_tree
+from katapod.host.state import StateStore, owner_alive
+from katapod.images import ImageStore
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
+from katapod.model.ids import ContainerId, parse_container_name
+from katapod.model.layout import Layout, SandboxPaths
+from katapod.model.record import SandboxRecord, State
+
+__all__ = ["find_leftovers", "reap_dead", "remove_sandbox", "settle"]
+
+log = logging.getLogger(__name__)
+
+TERM_GRACE_S = 10.0
+KILL_GRACE_S = 5.0
+DEAD_OWNER = "the process that ran it was killed"
+
+
+async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
+    """Remove all of a sandbox; with `force`, a living owner is ended first. Idempotent.
+
+    Every step runs even if one fails; raises KatapodError that names all that could not be removed, and
+    keeps the record then. Raises InvalidState if another process owns the sandbox and `force` is not set.
+    """
+    if force:
+        await asyncio.to_thread(_end_owner, store, sandbox_id)
+    with contextlib.ExitStack() as stack:
+        there = await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id))
+        if not there:
+            return
+        paths = store.layout.sandbox(sandbox_id)
+        if owner_alive(paths) and _lock_holder(paths) not in (None, os.getpid()):
+            raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
+        problems = await asyncio.to_thread(_remove_files, store, sandbox_id)
+        try:
+            await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
+            if not problems:
+                store.discard(sandbox_id)
+        except (OSError, KatapodError) as exc:
+            problems.append(str(exc))
+        if problems:
+            raise KatapodError(f"cannot remove all of {sandbox_id}: {'; '.join(problems)}", hint="try again")
+
+
+def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
+    """End the processes and remove all but the state directory; returns what did not work."""
+    problems = []
+    for pid in _processes_of(store.layout, sandbox_id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if not _wait_gone(pid, KILL_GRACE_S):
+            problems.append(f"process {pid} does not end")
+    paths = store.layout.sandbox(sandbox_id)
+    for directory in paths.all:
+        if directory == paths.state:
+            continue
+        try:
+            remove_tree(directory)
+        except (OSError, KatapodError) as exc:
+            problems.append(f"{directory}: {exc}")
+    return problems
+
+
+async def reap_dead(store: StateStore) -> list[str]:
+    """Clean up after owners that were killed: called by every `run`, so that nothing is left for long.
+
+    A sandbox that was to be removed at its end, or that never ran, goes away; another keeps its record, as
+    stopped, and its log. Returns the ids.
+    """
+    store.sweep()
+    reaped = []
+    for sandbox_id in store.ids():
+        if owner_alive(store.layout.sandbox(sandbox_id)):
+            continue
+        try:
+            if await _reap(store, sandbox_id):
+                reaped.append(sandbox_id)
+        except (OSError, KatapodError) as exc:
+            log.warning("cannot clean up after %s: %s", sandbox_id, exc)  # no reason not to run something else
+    for sandbox_id in store.stray_ids(boot_time()):
+        try:
+            if await _reap_stray(store, sandbox_id):
+                reaped.append(sandbox_id)
+        except (OSError, KatapodError) as exc:
+            log.warning("cannot clean up after %s: %s", sandbox_id, exc)
+    return reaped
+
+
+async def _reap_stray(store: StateStore, sandbox_id: str) -> bool:
+    """Own what is left of the sandbox, so that nobody takes its name meanwhile, and remove it."""
+    record = SandboxRecord(parse_container_name(sandbox_id), time.time(), os.getpid(), boot_id="", auto_remove=True)
+    try:
+        lock = store.create(record)
+    except AlreadyExists:
+        return False
+    try:
+        await remove_sandbox(store, sandbox_id)
+    finally:
+        os.close(lock)
+    return True
+
+
+async def _reap(store: StateStore, sandbox_id: str) -> bool:
+    try:
+        record = store.read(sandbox_id)
+    except NotFound:
+        return False  # removed since we looked
+    except KatapodError as exc:
+        log.info("%s is passed over: %s", sandbox_id, exc)  # another runtime keeps its sandboxes here too
+        return False
+    if record.state is State.STOPPED:
+        return False
+    log.info("%s was left behind: %s", sandbox_id, DEAD_OWNER)
+    if record.auto_remove or not any(item.started_at for item in record.containers):
+        await remove_sandbox(store, sandbox_id)
+    else:
+        await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+    return True
+
+
+def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
+    """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why."""
+    paths = store.layout.sandbox(record.sandbox_id)
+    with store.removal(record.sandbox_id) as there:
+        if not there or owner_alive(paths):
+            return
+        for pid in _processes_of(store.layout, record.sandbox_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _wait_gone(pid, KILL_GRACE_S)
+        for directory in (paths.share, paths.vm, paths.layers):
+            remove_tree(directory)
+        containers = tuple(
+            item
+            if item.state is State.STOPPED
+            else msgspec.structs.replace(item, state=State.STOPPED, error=error, exit_code=137, finished_at=time.time())
+            for item in record.containers
+        )
+        store.write(msgspec.structs.replace(record, state=State.STOPPED, error=error, vmm_pid=0, containers=containers))
+
+
+def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:
+    """What is still there of a sandbox, in words: for tests and for `check`."""
+    paths = layout.sandbox(sandbox_id)
+    found = [f"directory {directory}" for directory in paths.all if directory.exists()]
+    found += [f"process {pid}" for pid in _processes_of(layout, sandbox_id)]
+    found += [f"mount {point}" for directory in paths.all for point in mounts_below(directory)]
+    return found
+
+
+def _end_owner(store: StateStore, sandbox_id: str) -> None:
+    paths = store.layout.sandbox(sandbox_id)
+    if not owner_alive(paths):
+        return
+    pid = _lock_holder(paths)
+    if pid is None:
+        if not owner_alive(paths):
+            return
+        raise KatapodError(f"cannot end the owner of {sandbox_id}: it lives, but not in this PID namespace")
+    for number, limit_s in ((signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if not owner_alive(paths):
+                return
+            time.sleep(0.02)
+    raise KatapodError(f"cannot end the owner of {sandbox_id}: process {pid} ignores SIGKILL")
+
+
+def _lock_holder(paths: SandboxPaths) -> int | None:
+    """The process that holds the lock, from the kernel's own list: a pid on disk may have been used again."""
+    try:
+        status = os.stat(paths.lock)
+    except FileNotFoundError:
+        return None
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
+            return int(fields[4])
+    return None
+
+
+def _processes_of(layout: Layout, sandbox_id: str) -> Iterator[int]:
+    """QEMU and virtiofsd of this sandbox: their command lines name it."""
+    paths = layout.sandbox(sandbox_id)
+    marks = (f"\0sandbox-{sandbox_id},", f"{paths.shared},", f"{paths.shared}\0")
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace")
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ESRCH):
+                raise
+            continue
+        program = command.partition("\0")[0]
+        ours = "qemu" in program or "virtiofsd" in program
+        if ours and any(mark in command for mark in marks):
+            yield int(entry)
+
+
+def _wait_gone(pid: int, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":  # dead, and its parent's to collect
+            return True
+        time.sleep(0.01)
+    return False

@@ -1,0 +1,102 @@
+"""Fixtures for tests on real VMs. Tests of tests/e2e get the leak probe and the guest image without asking."""
+
+import json
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.debian import unpack_debian
+from kit.evidence import save_evidence
+from kit.kata import KATA, Kata
+from kit.leaks import find_leaks, inventory
+
+TESTS = Path(__file__).parent
+NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
+IMAGE_LINKS = Path("/var/cache/kata-containers")
+
+
+def _is_below(path: Path, *folders: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> dict[str, Any]:
+    """The guest image is built and the accelerator is chosen; returns the image's manifest."""
+    assert Path(KATA).exists(), f"{KATA} does not exist: run make setup"
+    kata = Kata("guest-image")
+    built = kata("image", "build", timeout=240)
+    assert built.code == 0, f"cannot build the guest image:\n{built.stderr}"
+    first = kata.run("busybox", "true", timeout=180)  # proves the accelerator, which takes a boot
+    assert first.code == 0, f"cannot run a first container:\n{first.stderr}"
+    manifest = IMAGE_LINKS.joinpath("kata-containers-initrd.img").resolve().with_name("manifest.json")
+    found: dict[str, Any] = json.loads(manifest.read_text())
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Around all of a module of tests/e2e: its module-wide containers have to go as well."""
+    if _is_below(request.path, *NEED_ROOT) and os.geteuid() != 0:
+        pytest.fail("the tests in tests/integration and tests/e2e need root: they start VMs and mount", pytrace=False)
+    if not _is_below(request.path, TESTS / "e2e"):
+        yield
+        return
+    request.getfixturevalue("guest_image")
+    before = inventory()
+    yield
+    _expect_nothing_new(before)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest) -> None:
+    if _is_below(request.path, TESTS / "e2e"):
+        request.getfixturevalue("leaves_nothing")
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """The leak probe: for tests elsewhere than in tests/e2e too."""
+    before = inventory()
+    yield
+    _expect_nothing_new(before)
+
+
+def _expect_nothing_new(before: frozenset[str]) -> None:
+    if left := find_leaks(before):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def kata(request: pytest.FixtureRequest) -> Iterator[Kata]:
+    """`kata-runtime`; containers made with its `start` are removed at the end of the test."""
+    found = Kata(request.node.name)
+    yield found
+    found.remove_started()
+
+
+@pytest.fixture(scope="module")
+def module_kata(request: pytest.FixtureRequest) -> Iterator[Kata]:
+    """As `kata`, for containers that the tests of a module share."""
+    found = Kata(request.path.stem)
+    yield found
+    found.remove_started()
+
+
+@pytest.fixture(scope="session")
+def debian_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Debian 12 root file system with Python and gcc, as a directory that no container changes."""
+    return unpack_debian(tmp_path_factory.mktemp("debian") / "rootfs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Save what there is of a failed test before its fixtures remove it."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        katas = [value for value in item.funcargs.values() if isinstance(value, Kata)]
+        if katas:
+            report.sections.append(("evidence", f"saved in {save_evidence(item.name, katas)}"))
+    return report

@@ -1,0 +1,179 @@
+"""SIGINT and SIGTERM at any moment of `run`, and guests and programs that hang."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from faults import (
+    Finished,
+    Started,
+    container_state,
+    delete,
+    fresh_name,
+    kata,
+    leftovers,
+    processes_of,
+    qemu_of,
+    record_of,
+    start,
+    start_exec,
+    wait_until,
+    write_config,
+)
+
+START_S = 5.0  # a start takes less; later moments hit the running container
+SEED = 20260101
+BLOCKED = "trap true TERM INT; touch /v/up; while true; do sleep 1; done"
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    chosen = fresh_name("sig")
+    yield chosen
+    assert leftovers(chosen) == []
+
+
+def ended_by(done: Finished, number: int) -> bool:
+    """By the signal, in our words (128 + number) or, before our program was loaded, in the kernel's (-number)."""
+    return done.code in (128 + number, -number)
+
+
+def moments(count: int, seed: int) -> list[float]:
+    """Moments spread over a start, a random one in each of `count` equal parts."""
+    chosen = random.Random(seed)
+    return [(part + chosen.random()) * START_S / count for part in range(count)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_signal_at_any_moment_leaves_nothing(number: signal.Signals) -> None:
+    def one(moment: float) -> None:
+        name = fresh_name("sig")
+        with start("--rm", "busybox", "sh", "-c", "trap 'exit 77' INT TERM; sleep 1000 & wait", name=name) as running:
+            time.sleep(moment)
+            running.signal(number)
+            done = running.end(limit_s=15)
+            shown = f"{number.name} after {moment:.2f} s: {done}"
+            print(shown)
+            # 77: the container had started, and got the signal itself
+            assert ended_by(done, number) or done.code == 77, shown
+            # before our program is loaded, the interpreter may say so in its own way
+            assert "Traceback" not in done.err or "/katapod/" not in done.err, shown
+            assert "internal error" not in done.err, shown
+            assert leftovers(name) == [], shown
+            assert done.took_s < 5, shown
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, moments(10, SEED + number)))
+
+
+@pytest.mark.parametrize("mark", ["claimed", "virtiofsd", "qemu", "running"])
+def test_signals_in_quick_succession_do_not_break_off_the_clean_up(name: str, mark: str) -> None:
+    seen = {
+        "claimed": lambda: record_of(name),
+        "virtiofsd": lambda: processes_of(name, "virtiofsd"),
+        "qemu": lambda: qemu_of(name),
+        "running": lambda: record_of(name).get("state") == "running",
+    }
+    with start("--rm", "busybox", "sleep", "1000", name=name) as running:
+        wait_until(mark, seen[mark], period_s=0.001)
+        for pause in (0.0, 0.01, 0.05, 0.1, 0.1):
+            time.sleep(pause)
+            if running.process.poll() is None:
+                running.signal(signal.SIGTERM)
+        done = running.end(limit_s=15)
+        # a container that had just started dies of the second signal
+        assert ended_by(done, signal.SIGTERM) or done.code == 137, done
+        assert "Traceback" not in done.err
+        assert leftovers(name) == []
+
+
+def test_signal_to_a_detached_start_ends_the_background_too(name: str) -> None:
+    for moment in moments(3, SEED):
+        with start("-d", "busybox", "sleep", "1000", name=name) as running:
+            time.sleep(min(moment, 2.5))
+            running.signal(signal.SIGTERM)
+            done = running.end(limit_s=20)
+            assert ended_by(done, signal.SIGTERM), done
+            assert "Traceback" not in done.err
+            assert leftovers(name) == []
+
+
+def test_signals_are_forwarded_and_a_deaf_container_dies_of_the_second(name: str, tmp_path: Path) -> None:
+    with start("--rm", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", BLOCKED, name=name) as running:
+        wait_until("the container is up", lambda: (tmp_path / "up").exists())
+        running.signal(signal.SIGTERM)
+        time.sleep(1)
+        assert running.process.poll() is None
+        running.signal(signal.SIGTERM)
+        assert running.end(limit_s=10).code == 137
+    assert leftovers(name) == []
+
+
+def test_signal_during_an_import_leaves_nothing(tmp_path: Path) -> None:
+    """A slow import: the archive comes through a pipe that nobody closes."""
+    pipe = tmp_path / "slow.tar"
+    os.mkfifo(pipe)
+    name = fresh_name("sig")
+    with start("--rm", f"oci-archive:{pipe}", "true", name=name) as running:
+        wait_until("claimed", lambda: record_of(name))
+        time.sleep(0.5)
+        running.signal(signal.SIGINT)
+        done = running.end(limit_s=10)
+        assert ended_by(done, signal.SIGINT) or done.code == 125, done
+        assert "Traceback" not in done.err
+        assert leftovers(name) == []
+    temporary = Path("/var/lib/katapod/images/tmp")
+    assert not any("slow" in str(path) for path in temporary.rglob("*"))
+
+
+def hang(running: Started) -> int:
+    pid = qemu_of(running.name)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_hanging_vm_is_named_and_can_be_removed(name: str) -> None:
+    """QEMU stopped by SIGSTOP: exec and kill end in a bounded time, the health check names it, delete --force works."""
+    other = fresh_name("sig")
+    with (
+        start("--rm", "busybox", "sleep", "1000", name=name) as running,
+        start("--rm", "busybox", "sleep", "1000", name=other) as second,
+    ):
+        for each in (running, second):
+            wait_until("running", lambda each=each: container_state(each.name) == "running")  # type: ignore[misc]
+            hang(each)
+        began = time.monotonic()
+        removed = delete(other)
+        assert (removed.code, removed.err) == (0, "")
+        assert time.monotonic() - began < 20
+        assert leftovers(other) == []
+        second.end(limit_s=5)
+        with start_exec(name, "true") as blocked:
+            killed = kata("kill", name, limit_s=70)
+            done = blocked.end(limit_s=70)
+        print(f"exec: {done}\nkill: {killed}")
+        done.assert_clean_error()
+        killed.assert_clean_error(1)
+        assert "hangs" in done.err
+        ended = running.end(limit_s=60)
+        print(f"run: {ended}, after {time.monotonic() - began:.1f} s")
+        ended.assert_clean_error()
+        assert "hangs: its agent did not answer" in ended.err
+        assert time.monotonic() - began < 60
+    assert leftovers(name) == []
+
+
+def test_vm_that_hangs_in_its_start_ends_after_dial_timeout(name: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, agent={"dial_timeout": 4})
+    with start("--rm", "busybox", "true", name=name, config=config) as running:
+        wait_until("the guest boots", lambda: record_of(name).get("vmm_pid"))
+        time.sleep(0.5)
+        hang(running)
+        done = running.end(limit_s=30).assert_clean_error()
+        assert "did not answer within" in done.err
+        assert leftovers(name) == []

@@ -1,0 +1,84 @@
+"""A real distribution in a container: package tools, Python, a compiler."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.debian import PACKAGES
+from kit.kata import RUN_PREFIX, Kata
+
+PROGRAM = r"""
+#include <stdio.h>
+#include <sys/utsname.h>
+int main(int argc, char **argv) {
+    struct utsname u;
+    uname(&u);
+    printf("%s %s %d\n", u.sysname, argv[1], argc);
+    return 42;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def box(module_kata: Kata, debian_rootfs: Path) -> str:
+    return module_kata.start("--rootfs", str(debian_rootfs), "sleep", "1000")
+
+
+def test_package_tools(kata: Kata, box: str) -> None:
+    result = kata("exec", box, "apt", "list", "--installed")
+    assert result.code == 0
+    installed = {line.partition("/")[0] for line in result.stdout.splitlines() if "[installed" in line}
+    assert {*PACKAGES, "apt", "dpkg", "libc6"} <= installed
+    assert "Status: install ok installed" in kata.ok("exec", box, "dpkg", "--status", "gcc")
+
+
+def test_python(kata: Kata, box: str) -> None:
+    assert kata.ok("exec", box, "python3", "-c", "import os; print(6 * 7, os.getpid() > 1)") == "42 True\n"
+
+
+def test_compiler(kata: Kata, box: str) -> None:
+    kata.ok("exec", "-i", box, "sh", "-c", "cat > /root/small.c", input=PROGRAM)
+    kata.ok("exec", "-w", "/root", box, "gcc", "-Wall", "-Werror", "-O2", "-o", "small", "small.c")
+    assert kata("exec", box, "/root/small", "works") == (42, "Linux works 2\n", "")
+
+
+def test_users_by_name(kata: Kata, box: str) -> None:
+    assert kata.ok("exec", "-u", "games", box, "id").startswith("uid=5(games) gid=60(games)")
+
+
+@pytest.fixture(scope="module")
+def layout(debian_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same root file system as an OCI image layout, made by umoci."""
+    base = tmp_path_factory.mktemp("oci")
+    image, bundle = f"{base}/image", f"{base}/bundle"
+
+    def umoci(*args: str) -> None:
+        subprocess.run(["umoci", *args], check=True, capture_output=True, timeout=200)
+
+    umoci("init", "--layout", image)
+    umoci("new", "--image", f"{image}:latest")
+    umoci("config", "--image", f"{image}:latest", "--config.cmd", "python3", "--config.cmd", "--version")
+    umoci("config", "--image", f"{image}:latest", "--config.env", "FROM_IMAGE=yes", "--config.workingdir", "/usr/lib")
+    umoci("insert", "--image", f"{image}:latest", str(debian_rootfs), "/")
+    yield f"oci:{image}:latest"
+    shutil.rmtree(bundle, ignore_errors=True)
+
+
+def test_imported_image(kata: Kata, layout: str) -> None:
+    """Imported under a name, run with its own environment and directory."""
+    name = f"{RUN_PREFIX}debian"
+    imported = kata("image", "import", layout, name, timeout=120)
+    assert imported.code == 0, imported
+    try:
+        script = (
+            "echo $FROM_IMAGE; pwd; stat -c '%u:%g %a' /etc/shadow /usr/bin/passwd; apt list --installed 2>&1 | wc -l"
+        )
+        code, out, err = kata.run(name, "sh", "-c", script)  # instead of its own command
+        assert (code, err) == (0, "")
+        assert out.splitlines()[:4] == ["yes", "/usr/lib", "0:42 640", "0:0 4755"]
+        assert int(out.splitlines()[4]) > 80
+    finally:
+        assert kata("image", "rm", name).code == 0

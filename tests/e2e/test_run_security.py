@@ -1,0 +1,229 @@
+"""What confines a process inside its VM, as the kernel shows it: /proc/self/status and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kit.kata import Kata
+
+NET_BIND_SERVICE, SYS_ADMIN, MKNOD, CHOWN = 10, 21, 27, 0  # linux/capability.h
+DOCKERS_14 = 0x00000000A80425FB
+NO_MKDIR = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_AARCH64"],
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
+}
+
+
+def _status(text: str) -> dict[str, str]:
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def plain(module_kata: Kata) -> str:
+    """With defaults, but for two capabilities."""
+    return module_kata.start("--cap-add", "SYS_ADMIN", "--cap-drop", "MKNOD", "busybox", "sleep", "1000")
+
+
+@pytest.fixture(scope="module")
+def strict(module_kata: Kata, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With as little as one may have."""
+    profile = tmp_path_factory.mktemp("seccomp") / "no-mkdir.json"
+    profile.write_text(json.dumps(NO_MKDIR))
+    return module_kata.start(
+        *("--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE", "--security-opt", "no-new-privileges"),
+        *("--security-opt", f"seccomp={profile}", "--read-only", "-u", "1000:1001", "--tmpfs", "/tmp:mode=1777"),
+        *("busybox", "sleep", "1000"),
+    )
+
+
+@pytest.mark.parametrize("process", ["1", "self"])  # the container's own, and an exec's
+def test_capabilities(kata: Kata, plain: str, process: str) -> None:
+    status = _status(kata.ok("exec", plain, "cat", f"/proc/{process}/status"))
+    expected = (DOCKERS_14 | 1 << SYS_ADMIN) & ~(1 << MKNOD)
+    assert {key: int(status[key], 16) for key in ("CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb")} == {
+        "CapBnd": expected,
+        "CapPrm": expected,
+        "CapEff": expected,
+        "CapInh": 0,
+        "CapAmb": 0,
+    }
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("0", "0")
+
+
+def test_capabilities_are_what_counts(kata: Kata, plain: str) -> None:
+    assert "not permitted" in kata("exec", plain, "mknod", "/tmp/null", "c", "1", "3").stderr
+    kata.ok("exec", plain, "sh", "-c", "mkdir /tmp/m && mount -t tmpfs none /tmp/m && umount /tmp/m")
+    assert "not permitted" in kata("exec", plain, "date", "-s", "2000-01-01").stderr
+
+
+@pytest.mark.parametrize("process", ["1", "self"])
+def test_no_more_than_granted(kata: Kata, strict: str, process: str) -> None:
+    status = _status(kata.ok("exec", strict, "cat", f"/proc/{process}/status"))
+    assert status["Uid"].split() == ["1000"] * 4
+    assert status["Gid"].split() == ["1001"] * 4
+    assert set(status["Groups"].split()) <= {"1001"}
+    assert int(status["CapBnd"], 16) == 1 << NET_BIND_SERVICE
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapAmb"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_seccomp_filter_decides(kata: Kata, strict: str) -> None:
+    """Also for an exec. The filter's own error number comes through: 28, no space left."""
+    result = kata("exec", strict, "mkdir", "/tmp/x")
+    assert result.code == 1
+    assert "No space left on device" in result.stderr
+    kata.ok("exec", strict, "touch", "/tmp/x")
+
+
+def test_read_only_root(kata: Kata, strict: str, plain: str) -> None:
+    result = kata("exec", "-u", "0", strict, "touch", "/new")
+    assert result.code == 1
+    assert "Read-only file system" in result.stderr
+    kata.ok("exec", plain, "touch", "/new")
+
+
+def test_privileged_exec_has_all(kata: Kata, plain: str) -> None:
+    status = _status(kata.ok("exec", "--privileged", plain, "cat", "/proc/self/status"))
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == (1 << 41) - 1
+
+
+def test_masked_and_read_only_paths(kata: Kata, plain: str) -> None:
+    assert kata("exec", plain, "cat", "/proc/keys", "/proc/interrupts", "/proc/timer_list") == (0, "", "")
+    assert kata.ok("exec", plain, "ls", "/sys/firmware") == ""
+    for path in ("/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/profiling"):
+        result = kata("exec", plain, "sh", "-c", f"echo x > {path}")
+        assert result.code != 0, path
+        assert "Read-only file system" in result.stderr, path
+
+
+def test_mounts_are_made_as_usual(kata: Kata, plain: str) -> None:
+    mounts = {}
+    for line in kata.ok("exec", plain, "cat", "/proc/mounts").splitlines():
+        _, point, kind, options, *_ = line.split()
+        mounts[point] = (kind, set(options.split(",")))
+    careful = {"nosuid", "nodev", "noexec"}
+    for point, kind in (("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2"), ("/dev/mqueue", "mqueue")):
+        assert mounts[point][0] == kind
+        assert careful <= mounts[point][1], point
+    assert mounts["/dev/shm"][0] == "tmpfs"
+    assert careful <= mounts["/dev/shm"][1]
+    assert "ro" in mounts["/sys"][1]
+    assert "ro" in mounts["/sys/fs/cgroup"][1]
+
+
+def test_devices(kata: Kata, plain: str) -> None:
+    """The usual nodes are there; a node made by hand for another device does not open."""
+    script = (
+        "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; ls -l /dev/fd /dev/ptmx"
+    )
+    assert "no " not in kata.ok("exec", plain, "sh", "-c", script)
+    assert kata.ok("exec", plain, "sh", "-c", "head -c 3 /dev/zero | od -An -tx1").split() == ["00"] * 3
+    for major, minor in ((1, 1), (10, 175), (4, 64)):  # mem, agpgart, the console's serial port
+        script = f"mknod /tmp/node{major} c {major} {minor} && head -c 1 /tmp/node{major}"
+        result = kata("exec", "--privileged", plain, "sh", "-c", script)
+        assert result.code != 0
+        assert "not permitted" in result.stderr
+
+
+def test_processes_see_their_container_only(kata: Kata, strict: str) -> None:
+    out = kata.ok("exec", strict, "ps", "-o", "pid,comm").splitlines()[1:]
+    assert sorted(line.split()[1] for line in out) == ["ps", "sleep"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A handwritten bundle around busybox."""
+    root = tmp_path / "rootfs"
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "data", "locked"):
+        (root / name).mkdir(parents=True)
+    busybox = root / "bin/busybox"
+    busybox.write_bytes(Path("/bin/busybox").read_bytes())
+    busybox.chmod(0o755)
+    for applet in ("sh", "cat", "id", "hostname", "pwd", "touch", "mkdir", "ls"):
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "locked/secret").write_text("masked\n")
+    (root / "etc/masked").write_text("masked\n")
+    (tmp_path / "side").mkdir()
+    (tmp_path / "side/file").write_text("beside\n")
+    return tmp_path
+
+
+def _config(script: str) -> dict[str, object]:
+    bind = {"destination": "/data", "type": "bind", "source": "side", "options": ["rbind", "ro"]}
+    caps = ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 1000, "gid": 1001, "additionalGids": [5, 50]},
+            "args": ["/bin/sh", "-c", script],
+            "env": ["PATH=/bin", "GIVEN=in the spec"],
+            "cwd": "/data",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), caps),
+            "rlimits": [
+                {"type": "RLIMIT_NOFILE", "soft": 64, "hard": 128},
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            ],
+            "noNewPrivileges": True,
+            "oomScoreAdj": 77,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": "of-the-bundle",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1m"]},
+            bind,
+        ],
+        "annotations": {"org.example.key": "value"},
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")],
+            "maskedPaths": ["/etc/masked", "/locked"],
+            "readonlyPaths": ["/proc/sys"],
+            "seccomp": NO_MKDIR,
+            "resources": {
+                "memory": {"limit": 64 << 20},
+                "cpu": {"quota": 50000, "period": 100000},
+                "pids": {"limit": 30},
+            },
+        },
+    }
+
+
+def test_bundle(kata: Kata, bundle: Path) -> None:
+    """All of the specification's process at once, run as it is."""
+    script = (
+        "cat /proc/self/status; echo ===; id -G; echo $GIVEN; pwd; hostname; ulimit -Sn; ulimit -Hn; "
+        "cat /proc/self/oom_score_adj file /etc/masked; ls /locked; echo ===; "
+        "touch /new /data/new /tmp/new; mkdir /tmp/x; echo x > /proc/sys/kernel/hostname"
+    )
+    (bundle / "config.json").write_text(json.dumps(_config(script)))
+    result = kata("run", "--rm", "--name", kata.name(), "--bundle", str(bundle))
+    text, said, _ = result.stdout.split("===\n")
+    status = _status(text)
+    granted = 1 << CHOWN | 1 << NET_BIND_SERVICE
+    sets = {key: int(status[key], 16) for key in ("CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb")}
+    assert sets == dict.fromkeys(sets, granted)
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert (status["Uid"].split()[0], status["Gid"].split()[0]) == ("1000", "1001")
+    groups, *lines = said.splitlines()
+    assert set(groups.split()) == {"1001", "5", "50"}
+    assert lines == ["in the spec", "/data", "of-the-bundle", "64", "128", "77", "beside"]
+    for complaint in ("/new: Read-only", "/data/new: Read-only", "'/tmp/x': No space left", "hostname: Read-only"):
+        assert complaint in result.stderr, result.stderr
+    assert "/tmp/new" not in result.stderr
+    assert not (bundle / "rootfs/new").exists()
+
+
+def test_bundle_runs_as_it_is(kata: Kata, bundle: Path) -> None:
+    """A writable root is the bundle's own; flags cannot change what the specification says."""
+    config = json.loads(json.dumps(_config("echo kept > /kept; exit 3")))
+    config["root"]["readonly"] = False
+    config["process"]["user"] = {"uid": 0, "gid": 0}
+    config["process"]["capabilities"] = {}
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert kata("run", "--rm", "--name", kata.name(), "--bundle", str(bundle)) == (3, "", "")
+    assert (bundle / "rootfs/kept").read_text() == "kept\n"
+    refused = kata("run", "--rm", "--name", kata.name(), "-e", "A=1", "--bundle", str(bundle))
+    assert refused.code == 125
+    assert "env" in refused.stderr

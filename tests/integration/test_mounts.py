@@ -1,0 +1,176 @@
+"""Mounts of the host's side, on real mounts: what the guest sees of them, and what their removal leaves alone."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from katapod.host.mounts import bind, export_directory, mount_overlay, mounts_below, remove_tree, unmount_below
+from katapod.host.state import write_atomically
+from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umount
+from katapod.model.errors import KatapodError, NoSpace, NotFound
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that shares its mounts with its peers, as / does under systemd."""
+    root = tmp_path / "host"
+    root.mkdir()
+    mount("host", str(root), "tmpfs", 0, "size=8m,mode=755")
+    mount("none", str(root), None, MS_PRIVATE)
+    mount("none", str(root), None, MS_SHARED)
+    yield root
+    while points := mounts_below(tmp_path):
+        with contextlib.suppress(OSError):  # an unmount of one peer takes the others along
+            umount(points[0], MNT_DETACH)
+
+
+@pytest.fixture
+def volume(host: Path) -> Path:
+    """A directory of the user with a second file system mounted below it."""
+    volume = host / "volume"
+    (volume / "disk").mkdir(parents=True)
+    (volume / "data").write_text("precious")
+    mount("disk", str(volume / "disk"), "tmpfs", 0, "size=1m")
+    (volume / "disk" / "data").write_text("precious too")
+    return volume
+
+
+@pytest.fixture
+def share(host: Path) -> Path:
+    share = host / "share"
+    export_directory(share / "mounts", share / "shared")
+    return share
+
+
+def test_the_guest_sees_what_is_bound_later(share: Path, volume: Path) -> None:
+    bind(volume, share / "mounts" / "v")
+    seen = share / "shared" / "v"
+    assert (seen / "data").read_text() == "precious"
+    assert (seen / "disk" / "data").read_text() == "precious too"
+    (seen / "new").write_text("from the guest")
+    assert (volume / "new").read_text() == "from the guest"
+
+
+def test_the_guest_cannot_add_to_the_top_of_the_share(share: Path) -> None:
+    with pytest.raises(OSError, match="Read-only") as caught:
+        (share / "shared" / "x").write_text("")
+    assert caught.value.errno == errno.EROFS
+
+
+@pytest.mark.parametrize("place", ["data", "disk/data"])
+def test_a_read_only_volume_is_read_only_for_virtiofsd_too(share: Path, volume: Path, place: str) -> None:
+    """The guest's own `ro` is no wall: a hostile guest kernel would ignore it."""
+    bind(volume, share / "mounts" / "v", read_only=True)
+    for view in ("mounts", "shared"):
+        with pytest.raises(OSError, match="Read-only"):
+            (share / view / "v" / place).write_text("overwritten")
+    (volume / place).write_text("the owner may")
+
+
+def test_a_read_only_file(share: Path, volume: Path) -> None:
+    bind(volume / "data", share / "mounts" / "f", read_only=True)
+    with pytest.raises(OSError, match="Read-only"):
+        (share / "shared" / "f").write_text("overwritten")
+
+
+def test_removal_unmounts_nothing_of_the_user(share: Path, volume: Path) -> None:
+    """A bind of a shared mount is its peer: an unmount below it would reach the user's own tree."""
+    bind(volume, share / "mounts" / "v")
+    remove_tree(share)
+    assert not share.exists()
+    assert (volume / "disk" / "data").read_text() == "precious too"
+
+
+def test_removal_while_in_use_unmounts_nothing_of_the_user(share: Path, volume: Path) -> None:
+    bind(volume, share / "mounts" / "v")
+    with (share / "shared" / "v" / "disk" / "data").open() as busy:
+        remove_tree(share)
+        assert busy.read() == "precious too"
+    assert (volume / "disk" / "data").read_text() == "precious too"
+
+
+def test_mounts_made_later_by_the_host_stay_out_of_the_guest(share: Path, volume: Path) -> None:
+    bind(volume, share / "mounts" / "v")
+    (volume / "late").mkdir()
+    mount("late", str(volume / "late"), "tmpfs", 0, "size=1m")
+    (volume / "late" / "secret").touch()
+    assert list((share / "shared" / "v" / "late").iterdir()) == []
+
+
+def test_removal_through_a_symbolic_link_spares_what_is_bound(host: Path, volume: Path) -> None:
+    """/var/lib may be a link to another disk: mountinfo names the real path only."""
+    (host / "real").mkdir()
+    (host / "link").symlink_to("real")
+    layers = host / "link" / "layers"
+    bind(volume, layers / "lower")
+    assert len(mounts_below(layers)) == 2
+    remove_tree(layers)
+    assert not layers.exists()
+    assert (volume / "data").read_text() == "precious"
+    assert (volume / "disk" / "data").read_text() == "precious too"
+
+
+def test_a_neighbour_with_a_longer_name_is_left_alone(host: Path, volume: Path) -> None:
+    bind(volume, host / "a" / "v")
+    bind(volume, host / "ab" / "v")
+    remove_tree(host / "a")
+    assert (host / "ab" / "v" / "data").read_text() == "precious"
+
+
+def test_names_with_blanks_and_beyond_ascii(host: Path, volume: Path) -> None:
+    source = host / "a b\tc\\d ü"
+    source.mkdir()
+    (source / "x").touch()
+    target = host / "t" / "e f\nü"
+    bind(source, target)
+    assert mounts_below(host / "t") == [str(target)]
+    unmount_below(host / "t")
+    assert mounts_below(host / "t") == []
+
+
+def test_binding_what_is_not_there(host: Path) -> None:
+    with pytest.raises(NotFound, match=r"cannot mount .*/none: No such file"):
+        bind(host / "none", host / "t")
+    assert not (host / "t").exists()
+
+
+def test_binding_to_an_impossible_place_is_a_clear_error(host: Path, volume: Path) -> None:
+    with pytest.raises(KatapodError, match=r"cannot bind .* File name too long"):
+        bind(volume, host / ("x" * 300))
+
+
+def test_overlay_keeps_the_image_as_it_was(host: Path) -> None:
+    lower, layers = host / "lower", host / "layers"
+    lower.mkdir(mode=0o751)
+    os.chown(lower, 12, 34)
+    (lower / "kept").write_text("old")
+    target = host / "root"
+    mount_overlay(lower, layers / "upper", layers / "work", target)
+    status = target.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o751, 12, 34)
+    (target / "kept").write_text("new")
+    (target / "added").touch()
+    remove_tree(target)
+    assert (lower / "kept").read_text() == "old"
+    assert not (lower / "added").exists()
+
+
+def test_remove_tree_twice(share: Path) -> None:
+    remove_tree(share)
+    remove_tree(share)
+
+
+def test_a_full_file_system_leaves_the_former_content(host: Path) -> None:
+    path = host / "record"
+    write_atomically(path, b"first")
+    (host / "filler").write_bytes(b"x" * (os.statvfs(host).f_bavail * os.statvfs(host).f_frsize))
+    with pytest.raises(NoSpace, match=r"cannot write .*/record: No space left"):
+        write_atomically(path, b"y" * 100_000)
+    assert path.read_bytes() == b"first"
+    assert sorted(os.listdir(host)) == ["filler", "record"]

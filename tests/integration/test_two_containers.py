@@ -1,0 +1,142 @@
+"""Two containers in one sandbox, through the library: neighbours share a VM and not a fate."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.host.state import StateStore
+from katapod.images import ImageStore
+from katapod.model.config import check_paths, load_config
+from katapod.model.ids import ContainerId
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord, State
+from katapod.model.sizing import ContainerLimits
+from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.recovery import remove_sandbox
+from katapod.sandbox.runner import claimed
+from katapod.sandbox.stdio import NullSink
+from kit.kata import Kata
+
+pytestmark = pytest.mark.usefixtures("guest_image", "leaves_nothing")
+
+LIMIT_BYTES = 48 << 20
+
+
+class _Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    async def write(self, data: bytes) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
+    """A sandbox for two containers with LIMIT_BYTES each, and nothing of it afterwards."""
+    layout = Layout()
+    store, facts, config = StateStore(layout), collect_host_facts(), check_paths(load_config(None), os.path.exists)
+    limits = ContainerLimits(memory_bytes=LIMIT_BYTES)
+    record = SandboxRecord(
+        sandbox_id=name, created_at=time.time(), owner_pid=os.getpid(), boot_id=facts.boot_id, auto_remove=True
+    )
+    async with claimed(store, record):
+        verdict = await choose_accelerator(
+            config.katapod.accelerator,
+            facts,
+            Path(config.qemu.kernel),
+            Path(config.qemu.initrd),
+            config.qemu.path,
+            layout.proof_file,
+            layout.sandbox(name).state,
+        )
+        plan = plan_sandbox(
+            name,
+            config,
+            facts,
+            layout,
+            accelerator=verdict.accelerator,
+            dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
+            size=size_for(config, facts, (limits, limits)),
+            owner_pid=os.getpid(),
+            hostname="both",
+            shm_size_bytes=16 << 20,
+            auto_remove=True,
+        )
+        sandbox = await open_sandbox(plan, store)
+        try:
+            yield sandbox
+        finally:
+            await sandbox.close()
+            await remove_sandbox(store, name)
+
+
+async def _container(sandbox: Sandbox, container_id: str, *args: str, **options: Any) -> Container:
+    images = ImageStore(sandbox.store.layout.image_root)
+    busybox = await images.acquire("busybox", ContainerId(sandbox.sandbox_id))
+    root = images.rootfs_path(busybox.digest)
+    chosen = ContainerOptions(args=args, memory_bytes=LIMIT_BYTES, **options)
+    spec = plan_container_spec(ProcessDefaults(env=busybox.config.env), chosen, str(root))
+    container = await create_container(
+        sandbox, ContainerPlan(container_id=container_id, image="busybox", spec=spec, rootfs=Rootfs(root))
+    )
+    await container.start()
+    return container
+
+
+async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata) -> None:
+    async with _sandbox(kata.name()) as sandbox:
+        talk, out_of_memory = _Kept(), asyncio.Event()
+        events = asyncio.create_task(watch_oom({"greedy": out_of_memory}, sandbox.agent))
+        neighbour = await _container(
+            sandbox, "neighbour", "sh", "-c", "trap 'echo lived on; exit 4' TERM; echo up; while sleep 0.1; do :; done"
+        )
+        carrying = asyncio.create_task(neighbour.carry(None, talk, NullSink()))
+        greedy = await _container(sandbox, "greedy", "tail", "/dev/zero")
+        async with asyncio.timeout(60):
+            assert await greedy.carry(None, NullSink(), NullSink()) == 137
+            await asyncio.wait_for(out_of_memory.wait(), 2)
+            assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
+
+            await greedy.remove()
+            assert [item.container_id for item in sandbox.record.containers] == ["neighbour"]
+            assert not list(sandbox.paths.mounts.glob("greedy*"))
+            again = await _container(sandbox, "greedy", "true")
+            assert await again.carry(None, NullSink(), NullSink()) == 0
+
+            await neighbour.kill(15)
+            assert await carrying == 4
+        assert talk.data == b"up\nlived on\n"
+        events.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await events
+
+
+async def test_containers_see_their_own(kata: Kata) -> None:
+    """Processes and files are apart; the host name and /dev/shm are the sandbox's."""
+    async with _sandbox(kata.name()) as sandbox:
+        first = await _container(sandbox, "first", "sh", "-c", "echo x > /dev/shm/given; touch /mine; exec sleep 100")
+        carrying = asyncio.create_task(first.carry(None, NullSink(), NullSink()))
+        seen = _Kept()
+        script = "until cat /dev/shm/given; do sleep 0.1; done 2> /dev/null; ls /mine; pidof sleep; hostname; echo $$"
+        second = await _container(sandbox, "second", "sh", "-c", script)
+        async with asyncio.timeout(60):
+            assert await second.carry(None, seen, NullSink()) == 0
+            assert seen.data == b"x\nboth\n1\n"
+            await first.kill(9)
+            assert await carrying == 137

@@ -1,0 +1,128 @@
+"""Plans of small emulated VMs for tests, and a probe for what an attempt leaves behind."""
+
+import asyncio
+import gc
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from katapod.host.state import StateStore
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
+from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
+from katapod.plan.vmm import Accelerator, VmSpec
+from katapod.sandbox.lifecycle import SandboxPlan
+from katapod.sandbox.recovery import find_leftovers
+
+KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
+INITRD = Path("/var/cache/kata-containers/kata-containers-initrd.img")
+QEMU = "/usr/bin/qemu-system-x86_64"
+VIRTIOFSD = shutil.which("virtiofsd") or "/usr/lib/qemu/virtiofsd"
+DIALECT = VirtiofsdDialect.C if "qemu" in VIRTIOFSD else VirtiofsdDialect.RUST
+
+needs_vm = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not Path(QEMU).exists() or not Path(VIRTIOFSD).exists(), reason="needs QEMU and virtiofsd"),
+]
+needs_guest_image = pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image: kata-runtime image build")
+
+
+def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: Path = INITRD) -> VmSpec:
+    return VmSpec(
+        sandbox_id=sandbox_id,
+        uuid=str(uuid.uuid4()),
+        qemu=qemu,
+        kernel=KERNEL,
+        initrd=initrd,
+        accelerator=Accelerator.TCG,
+        boot_mem_mib=256,
+        max_mem_mib=1024,
+        memory_slots=2,
+        vcpus=1,
+        max_vcpus=2,
+        vm_dir=vm_dir,
+    )
+
+
+def layout_below(root: Path) -> Layout:
+    """All roots below one directory, whose path must be short: it holds sockets."""
+    return Layout(
+        state_root=root / "sbs",
+        vm_root=root / "vm",
+        share_root=root / "share",
+        data_root=root / "data",
+        image_root=root / "images",
+    )
+
+
+def sandbox_plan(
+    layout: Layout,
+    sandbox_id: str,
+    *,
+    qemu: str = QEMU,
+    virtiofsd: str = VIRTIOFSD,
+    initrd: Path = INITRD,
+    agent_timeout_s: float = 60.0,
+) -> SandboxPlan:
+    paths = layout.sandbox(sandbox_id)
+    return SandboxPlan(
+        record=SandboxRecord(sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="b"),
+        vm=vm_spec(paths.vm, sandbox_id, qemu=qemu, initrd=initrd),
+        virtiofsd=VirtiofsdPlan(virtiofsd, DIALECT, paths.shared, "auto"),
+        use_vsock=False,
+        hostname="guest",
+        dns=(),
+        shm_size_bytes=1 << 20,
+        agent_timeout_s=agent_timeout_s,
+    )
+
+
+@dataclass
+class Owned:
+    """A name taken for a test, given back at its end."""
+
+    store: StateStore
+    sandbox_id: str
+    lock: int = field(init=False)
+
+    def __enter__(self) -> "Owned":
+        self.lock = self.store.create(
+            SandboxRecord(self.sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="b")
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.lock)
+
+    def left(self) -> list[str]:
+        """What is there of the sandbox beside its record and logs."""
+        paths = self.store.layout.sandbox(self.sandbox_id)
+        kept = {f"directory {paths.state}", f"directory {paths.data}"}
+        return [line for line in find_leftovers(self.store.layout, self.sandbox_id) if line not in kept]
+
+
+def resources() -> tuple[list[str], set[str]]:
+    """Descriptors and tasks of this process."""
+    gc.collect()
+    fds = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            fds.append(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    current = asyncio.current_task()
+    return sorted(fds), {task.get_name() for task in asyncio.all_tasks() if task is not current}
+
+
+async def settled(ready: Callable[[], bool], limit_s: float = 3.0) -> bool:
+    """Whether `ready` comes true within the limit."""
+    for _ in range(int(limit_s / 0.02)):
+        if ready():
+            return True
+        await asyncio.sleep(0.02)
+    return ready()

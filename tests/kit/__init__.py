@@ -1,0 +1,1 @@
+"""What the tests on real VMs share: running kata-runtime, terminals, leak probes, a Debian root file system."""

@@ -1,0 +1,52 @@
+"""A real Debian 12 root file system with Python and a C compiler, made once and kept as an archive."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+__all__ = ["PACKAGES", "debian_archive", "unpack_debian"]
+
+SUITE = "bookworm"
+PACKAGES = ("gcc", "libc6-dev", "python3-minimal")
+CACHE = Path(__file__).resolve().parents[2] / "build" / "cache"
+
+
+def debian_archive() -> Path:
+    """The archive, made with mmdebstrap if there is none for this list of packages.
+
+    The mirror is KATAPOD_TEST_MIRROR, else that of the host's own Debian.
+    """
+    key = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:12]
+    archive = CACHE / f"debian-{SUITE}-{key}.tar"
+    if archive.exists():
+        return archive
+    mmdebstrap = shutil.which("mmdebstrap")
+    assert mmdebstrap, "mmdebstrap is not installed; packaging/debian-packages-test.txt names what the tests need"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    half = archive.with_suffix(f".{os.getpid()}.tar")
+    mirror = os.environ.get("KATAPOD_TEST_MIRROR", "http://deb.debian.org/debian")
+    done = subprocess.run(
+        [mmdebstrap, "--variant=minbase", f"--include={','.join(PACKAGES)}", "--quiet", SUITE, str(half), mirror],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if done.returncode != 0:
+        half.unlink(missing_ok=True)
+        raise AssertionError(f"mmdebstrap failed: {done.stderr[-2000:]}")
+    os.replace(half, archive)
+    return archive
+
+
+def unpack_debian(folder: Path) -> Path:
+    """Unpack the archive into `folder`, owners and all; returns it."""
+    folder.mkdir(parents=True)
+    subprocess.run(
+        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", debian_archive(), "--directory", folder],
+        check=True,
+        timeout=120,
+    )
+    return folder

@@ -1,0 +1,30 @@
+"""What is kept of a failed test: what it ran, and logs and records of its containers that still exist."""
+
+import re
+import shutil
+from pathlib import Path
+
+from kit.kata import RUN_PREFIX, Kata
+
+__all__ = ["save_evidence"]
+
+STATE_ROOT = Path("/run/vc/sbs")
+DATA_ROOT = Path("/var/lib/katapod/sandboxes")
+KEPT_MAX_BYTES = 4 << 20
+FAILURES = Path(__file__).resolve().parents[2] / "build" / "test-failures"
+
+
+def save_evidence(test: str, katas: list[Kata]) -> Path:
+    """Write transcript, console, logs and records below build/test-failures/TEST; returns that folder."""
+    folder = FAILURES / re.sub(r"[^a-zA-Z0-9_.-]+", "-", test)[:120]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "transcript.txt").write_text("\n".join(kata.transcript for kata in katas))
+    for root in (STATE_ROOT, DATA_ROOT):
+        for sandbox in root.glob(f"{RUN_PREFIX}*"):
+            target = folder / sandbox.name
+            target.mkdir(exist_ok=True)
+            for file in sandbox.iterdir():  # logs, records and specs; not the container's own files
+                if file.is_file() and not file.is_symlink() and file.stat().st_size <= KEPT_MAX_BYTES:
+                    shutil.copyfile(file, target / file.name)
+    return folder

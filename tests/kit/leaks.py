@@ -1,0 +1,74 @@
+"""What a test leaves on the machine: everything that Katapod can acquire, listed before and after."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit.kata import RUN_PREFIX, SHARED_HOST
+
+__all__ = ["find_leaks", "inventory"]
+
+ROOTS = (
+    "/run/vc/sbs",
+    "/run/vc/vm",
+    "/run/kata-containers/shared/sandboxes",
+    "/var/lib/katapod/sandboxes",
+    "/var/lib/katapod/images/refs",
+    "/var/lib/katapod/images/tmp",
+    "/run/netns",
+    "/sys/class/net",
+    "/dev/shm",
+)
+MOUNT_ROOTS = ("/run/kata-containers/", "/run/vc/", "/var/lib/katapod/sandboxes/", "/var/lib/katapod/images/tmp/")
+PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd-shim-kata")
+SETTLE_S = 3.0  # a process killed a moment ago may still be seen
+
+
+def inventory() -> frozenset[str]:
+    """All that Katapod has on this machine now, a line each."""
+    return frozenset([*_processes(), *_mounts(), *_entries(), *_cgroups()])
+
+
+def find_leaks(before: frozenset[str]) -> list[str]:
+    """What is there beyond `before`, after a moment to settle."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        left = sorted(inventory() - before)
+        if SHARED_HOST:
+            left = [line for line in left if RUN_PREFIX in line]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _processes() -> Iterator[str]:
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        # a script's own name is the interpreter's first argument
+        if any(os.path.basename(word).startswith(PROGRAMS) for word in words[:2]):
+            yield f"process {entry}: {' '.join(words)[:200]}"
+
+
+def _mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        if point.startswith(MOUNT_ROOTS) or " - nsfs " in line:
+            yield f"mount {point}"
+
+
+def _entries() -> Iterator[str]:
+    for root in ROOTS:
+        if os.path.isdir(root):
+            yield from (f"entry {root}/{name}" for name in os.listdir(root))
+    yield from (f"entry {path}" for path in Path("/tmp").glob("katapod-*"))
+
+
+def _cgroups() -> Iterator[str]:
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        yield from (f"cgroup {folder}/{name}" for name in names if "kata" in name or RUN_PREFIX in name)

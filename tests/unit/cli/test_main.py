@@ -1,0 +1,116 @@
+"""`kata-runtime` as a program: what it prints where, and its exit statuses. No root is needed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from katapod import __version__
+from katapod.cli.settings import print_error
+from katapod.model.errors import KatapodError
+
+USER = 65534
+MAIN = "from katapod.cli.main import main; main()"
+
+
+def kata(*arguments: str, as_user: bool = False, **options: object) -> subprocess.CompletedProcess[str]:
+    become = f"import os; os.getuid() == 0 and os.setuid({USER}); " if as_user else ""
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-W", "error", "-c", become + MAIN, *arguments],
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def test_version() -> None:
+    for arguments in (["--version"], ["-v"], ["version"]):
+        done = kata(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"kata-runtime  : {__version__}\n")
+
+
+def test_help() -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        done = kata(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "Run containers, each in a small virtual machine" in done.stdout + done.stderr
+        for verb in ("run", "exec", "list", "logs", "kill", "pause", "resume", "stats", "delete", "image"):
+            assert f"  {verb} " in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "exec", "list", "logs", "kill", "pause", "resume", "stats", "delete"])
+def test_every_verb_has_help(verb: str) -> None:
+    done = kata(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: kata-runtime" in done.stdout
+
+
+def test_config_paths() -> None:
+    for flag in ("--show-default-config-paths", "--kata-show-default-config-paths"):
+        done = kata(flag)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [
+            "/etc/kata-containers/configuration.toml",
+            "/usr/share/kata-containers/defaults/configuration.toml",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["frobnicate"], 1, "No such command"),
+        (["--frobnicate"], 1, "No such option"),
+        (["list", "--frobnicate"], 1, "No such option"),
+        (["kill"], 1, "Missing argument"),
+        (["run", "--frobnicate"], 125, "No such option"),
+        (["exec"], 125, "Missing argument"),
+        (["--config", "list", "run", "--frobnicate"], 125, "No such option"),
+        (["--debug", "exec"], 125, "Missing argument"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], status: int, words: str) -> None:
+    """125 where the status could be taken for the container's, as with Docker and Podman."""
+    done = kata(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "status"), [("run", 125), ("exec", 125), ("kill", 1), ("logs", 1), ("delete", 1), ("stats", 1)]
+)
+def test_another_user_is_told_to_be_root(verb: str, status: int) -> None:
+    words = {"exec": ["name", "true"], "stats": []}.get(verb, ["name"])
+    done = kata(verb, *words, as_user=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr == f"kata-runtime: cannot {verb}: this needs root\n  hint: sudo kata-runtime {verb} ...\n"
+
+
+def test_output_that_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", MAIN, "--version"], stdout=writer, stderr=subprocess.PIPE
+    ) as child:
+        os.close(writer)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode in (1, 141)  # click's, or ours
+    assert said == b""
+
+
+def test_control_characters_of_an_error_stay_out_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors quote guests, images and other programs."""
+    print_error(KatapodError("cannot run \x1b]0;title\x07x:\n\tlines stay\x9b", hint="a\x1b[2Jb"))
+    assert capsys.readouterr().err == "kata-runtime: cannot run ?]0;title?x:\n\tlines stay?\n  hint: a?[2Jb\n"
+
+
+def test_a_module_of_the_verb_only_is_loaded() -> None:
+    """Each start waits for its imports."""
+    script = "import sys\nsys.argv = ['kata-runtime', '--version']\nfrom katapod.cli.main import main\n"
+    script += "try:\n    main()\nfinally:\n    print([n for n in sys.modules if n.startswith('katapod.sandbox')])"
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1] == "[]"

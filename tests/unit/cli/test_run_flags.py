@@ -1,0 +1,147 @@
+"""`run`'s flags: what becomes a request, and what is refused before anything is touched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from katapod.cli import owner, run
+from katapod.cli.owner import RunRequest
+from katapod.cli.settings import Globals
+from katapod.model.errors import KatapodError
+
+
+class Door:
+    """`run` with its last step replaced: what it would have done is kept."""
+
+    def __init__(self) -> None:
+        self.app = typer.Typer()
+        run.register(self.app)
+        self.app.callback()(lambda: None)
+        self.requests: list[tuple[str, RunRequest]] = []
+
+    def __call__(self, *words: str) -> RunRequest:
+        done = CliRunner().invoke(self.app, ["run", *words], obj=Globals())
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return self.requests[-1][1]
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> Door:
+    found = Door()
+
+    async def attached(settings: Globals, request: RunRequest) -> int:
+        found.requests.append(("attached", request))
+        return 0
+
+    def detached(settings: Globals, request: RunRequest) -> int:
+        found.requests.append(("detached", request))
+        return 0
+
+    monkeypatch.setattr(owner, "run_attached", attached)
+    monkeypatch.setattr(owner, "run_detached", detached)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    return found
+
+
+def test_words_after_the_image_are_the_command_s(door: Door) -> None:
+    request = door("--rm", "busybox", "ls", "-l", "--rm", "-it")
+    assert (request.image, request.options.args, request.remove) == ("busybox", ("ls", "-l", "--rm", "-it"), True)
+    assert (request.interactive, request.options.tty) == (False, False)
+
+
+def test_defaults(door: Door) -> None:
+    request = door("busybox")
+    assert len(request.container_id) == 12
+    assert request.options.hostname == request.container_id
+    assert (request.remove, request.accel, request.rootfs, request.bundle, request.labels) == (
+        False,
+        "",
+        None,
+        None,
+        {},
+    )
+    assert request.options.entrypoint is None
+    assert door.requests[-1][0] == "attached"
+
+
+def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROM_HOST", "h")
+    (tmp_path / "env").write_text("# comment\nFILE=f\n")
+    request = door(
+        *("-d", "--name", "web", "-e", "A=1", "-e", "FROM_HOST", "--env-file", "env", "-w", "/w", "-u", "1:2"),
+        *("-v", f"{tmp_path}:/data:ro", "--tmpfs", "/t", "-m", "64m", "--cpus", "1.5", "--read-only"),
+        *("--cap-add", "net_admin", "--cap-drop", "ALL", "--entrypoint", "", "-h", "host", "-l", "k=v"),
+        *("--stop-signal", "QUIT", "--security-opt", "no-new-privileges", "--accel", "tcg", "busybox", "x"),
+    )
+    options = request.options
+    assert door.requests[-1][0] == "detached"
+    assert (request.container_id, request.accel, request.stop_signal, request.labels) == ("web", "tcg", 3, {"k": "v"})
+    assert options.env == ("FILE=f", "A=1", "FROM_HOST=h")
+    assert (options.memory_bytes, options.cpus, options.read_only, options.entrypoint) == (64 << 20, 1.5, True, "")
+    assert (options.cap_add, options.cap_drop) == (("CAP_NET_ADMIN",), ("ALL",))
+    assert (options.hostname, options.cwd, options.no_new_privileges) == ("host", "/w", True)
+
+
+def test_a_rootfs_takes_the_place_of_the_image(door: Door, tmp_path: Path) -> None:
+    request = door("--rootfs", str(tmp_path), "sh", "-c", "x")
+    assert (request.image, request.rootfs, request.options.args) == ("", tmp_path, ("sh", "-c", "x"))
+
+
+def test_a_bundle_runs_as_it_is(door: Door, tmp_path: Path) -> None:
+    request = door("--bundle", str(tmp_path), "--rm", "-t")
+    assert (request.image, request.bundle, request.options.args) == ("", tmp_path, ())
+
+
+def _refuse(door: Door, words: tuple[str, ...], cause: str) -> None:
+    with pytest.raises(KatapodError, match=cause):
+        door(*words)
+    assert door.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ((), "no image given"),
+        (("--rootfs", "/r", "--bundle", "/b"), "cannot use --rootfs and --bundle together"),
+        (("--bundle", "/b", "sh"), "its command is in its config.json"),
+        (("--bundle", "/b", "-m", "64m"), "cannot change memory_bytes of a bundle by a flag"),
+        (("--bundle", "/b", "-e", "A=1"), "cannot change env of a bundle by a flag"),
+        (("--bundle", "/b", "--entrypoint", "x"), "cannot change entrypoint of a bundle by a flag"),
+        (("-it", "busybox"), "standard input is not a terminal"),
+        (("-id", "busybox"), "cannot use -i with -d"),
+        (("--accel", "warp", "busybox"), "none of auto, kvm, tcg"),
+        (("--name", "a/b", "busybox"), "it has a slash"),
+        (("--name", "x" * 300, "busybox"), "300 characters"),
+        (("--name", "..", "busybox"), "not allowed"),
+        (("-m", "lots", "busybox"), "lots"),
+        (("--cpus", "-1", "busybox"), "-1"),
+        (("-v", "nonsense", "busybox"), "nonsense"),
+        (("--cap-add", "FLY", "busybox"), "FLY"),
+        (("--env-file", "/none/such", "busybox"), "cannot read --env-file /none/such"),
+        (("--security-opt", "seccomp=/none/such", "busybox"), "cannot read the seccomp profile /none/such"),
+        (("--security-opt", "shields=up", "busybox"), "it is not known"),
+        (("--stop-signal", "NOPE", "busybox"), "NOPE"),
+    ],
+)
+def test_refused(door: Door, words: tuple[str, ...], cause: str) -> None:
+    _refuse(door, words, cause)
+
+
+def test_another_user_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    _refuse(door, ("busybox",), "cannot run: this needs root")
+
+
+def test_the_status_is_the_container_s(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def seven(*_: Any) -> int:
+        return 7
+
+    monkeypatch.setattr(owner, "run_attached", seven)
+    result = CliRunner().invoke(door.app, ["run", "busybox"], obj=Globals(), standalone_mode=False)
+    assert result.return_value == 7

@@ -1,0 +1,164 @@
+"""The door to other programs, with real ones."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from katapod.host.process import ProcessFailed, describe_status, find_program, run, spawn, stop_child
+from katapod.model.errors import KatapodError, MissingProgram
+
+
+async def test_output_and_input() -> None:
+    done = await run(["sh", "-c", "cat; echo said >&2"], input=b"given")
+    assert (done.stdout, done.stderr, done.returncode) == ("given", "said\n", 0)
+
+
+async def test_a_failure_carries_command_status_and_words() -> None:
+    with pytest.raises(ProcessFailed, match="sh failed: exit status 3: it is broken") as caught:
+        await run(["sh", "-c", "echo it is broken >&2; exit 3"])
+    assert caught.value.command == "sh -c 'echo it is broken >&2; exit 3'"
+    assert (await run(["sh", "-c", "exit 3"], check=False)).returncode == 3
+
+
+async def test_the_environment_is_built_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("LC_ALL", "de_DE")
+    done = await run(["env"], env={"MORE": "y"})
+    lines = done.stdout.split()
+    assert "MORE=y" in lines
+    assert "LC_ALL=C.UTF-8" in lines
+    assert not any(line.startswith("SECRET") for line in lines)
+
+
+async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(ProcessFailed, match=r"no end within 0\.2 s"):
+        await run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"], timeout_s=0.2)
+    assert time.monotonic() - started < 5
+    assert await gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_cancelling_kills_it(tmp_path: Path) -> None:
+    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]))
+    await content_of(tmp_path / "pid")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_output_without_end_is_cut() -> None:
+    done = await run(["head", "-c", "6000000", "/dev/zero"])
+    assert len(done.stdout) == 4 * 1024 * 1024
+
+
+async def test_input_that_nobody_reads() -> None:
+    assert (await run(["true"], input=b"x" * 1_000_000)).returncode == 0
+
+
+async def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(MissingProgram, match="cannot run /none/such: No such file"):
+        await run(["/none/such"])
+
+
+@pytest.mark.parametrize(("mode", "cause"), [(0o644, "Permission denied"), (0o755, "Exec format error")])
+async def test_a_file_that_is_no_program(tmp_path: Path, mode: int, cause: str) -> None:
+    """A configuration may name any file."""
+    path = tmp_path / "text"
+    path.write_bytes(b"\x00\x01 no program")
+    path.chmod(mode)
+    with pytest.raises(KatapodError, match=f"cannot run .*/text: {cause}"):
+        await run([str(path)])
+
+
+def test_find_program() -> None:
+    assert find_program("sh", package="dash").endswith("/sh")
+    assert find_program("/bin/sh", package="dash") == "/bin/sh"
+    with pytest.raises(MissingProgram, match="cannot run no-such-program: it is not installed") as caught:
+        find_program("no-such-program", package="nosuch")
+    assert "apt-get install nosuch" in caught.value.hint
+    for name in ("/etc/passwd", "/etc"):
+        with pytest.raises(MissingProgram, match=f"cannot run {name}: it is not an executable file"):
+            find_program(name, package="nosuch")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(None, "still running"), (0, "exit status 0"), (-9, "killed by SIGKILL"), (-63, "killed by signal 63")],
+)
+def test_describe_status(status: int | None, text: str) -> None:
+    assert describe_status(status) == text
+
+
+async def test_a_child_gets_its_descriptors_and_writes_where_told(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    with (tmp_path / "out").open("wb") as out:
+        child = await spawn(
+            ["sh", "-c", f"echo out; echo passed > /proc/self/fd/{write_end}"], output=out, pass_fds=[write_end]
+        )
+        os.close(write_end)
+        assert await child.process.wait() == 0
+    with os.fdopen(read_end, "rb") as handle:
+        assert handle.read() == b"passed\n"
+    assert (tmp_path / "out").read_bytes() == b"out\n"
+    assert child.describe_end() == "exit status 0"
+    assert child.argv[0] == "sh"
+
+
+async def test_stop_softly(tmp_path: Path) -> None:
+    child = await spawn(["sleep", "60"], output=asyncio.subprocess.DEVNULL)
+    await asyncio.sleep(0.1)
+    assert await stop_child(child) is True
+    assert child.describe_end() == "killed by SIGTERM"
+    assert await stop_child(child) is True
+
+
+async def test_stop_hard_when_it_does_not_listen(tmp_path: Path) -> None:
+    script = f"trap '' TERM; echo > {tmp_path}/ready; while :; do sleep 60; done"
+    child = await spawn(["sh", "-c", script], output=asyncio.subprocess.DEVNULL)
+    await content_of(tmp_path / "ready")
+    assert await stop_child(child, grace_s=0.1) is False
+    assert child.describe_end() == "killed by SIGKILL"
+
+
+async def test_a_child_dies_with_us(tmp_path: Path) -> None:
+    script = f"""
+import asyncio, os
+from katapod.host.process import spawn
+async def main():
+    child = await spawn(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 60"], output=-3)
+    while not os.path.exists("{tmp_path}/pid"):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    os.kill(os.getpid(), {int(signal.SIGKILL)})
+asyncio.run(main())
+"""
+    ended = await run([sys.executable, "-c", script], check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert await gone(int((tmp_path / "pid").read_text()))
+
+
+async def gone(pid: int) -> bool:
+    """Whether a process ends within a moment; a zombie has ended."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def content_of(path: Path) -> str:
+    """What another process writes into a file, once it has."""
+    for _ in range(1000):
+        if path.exists() and (text := path.read_text()):
+            return text
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{path} was not written")

@@ -1,0 +1,288 @@
+"""The QMP client against a scripted monitor on a socket pair."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from katapod.host.qmp import LINE_MAX, QmpClient, QmpError, QmpLinkBroken
+from katapod.plan.hotplug import HotplugPlan, QmpStep
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
+
+
+class Monitor:
+    """QEMU's side. `answers` maps a command to its `return` value, or to an Exception to refuse it with."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.commands: list[tuple[str, Any]] = []
+        self.answers: dict[str, Any] = {}
+        self.silent: set[str] = set()
+
+    def say(self, message: Any) -> None:
+        self.writer.write(json.dumps(message).encode() + b"\r\n")
+
+    async def serve(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while line := await self.reader.readline():
+                message = json.loads(line)
+                command = message["execute"]
+                self.commands.append((command, message.get("arguments")))
+                if command in self.silent:
+                    continue
+                self.reply(message["id"], self.answers.get(command, {}))
+
+    async def heard(self, command: str) -> None:
+        """Wait until we were asked for `command`."""
+        for _ in range(1000):
+            if command in [name for name, _ in self.commands]:
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError(f"{command} was not asked for: {self.commands}")
+
+    def reply(self, number: int, answer: Any) -> None:
+        if isinstance(answer, Exception):
+            self.say({"id": number, "error": {"class": "GenericError", "desc": str(answer)}})
+        else:
+            self.say({"id": number, "return": answer})
+
+
+Opened = tuple[QmpClient, Monitor]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opened]:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(str(context)))
+    ours, theirs = socket.socketpair()
+    monitor = Monitor(*await asyncio.open_unix_connection(sock=theirs))
+    monitor.say(GREETING)
+    serving = asyncio.create_task(monitor.serve())
+    client = await QmpClient.open(ours, limit_s=5)
+    try:
+        yield client, monitor
+    finally:
+        await client.close()
+        monitor.writer.close()
+        await serving
+        await asyncio.sleep(0)
+        gc.collect()
+        assert complaints == []
+
+
+async def test_negotiates_and_runs_commands(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.answers["query-status"] = {"status": "running"}
+    assert await client.execute("query-status") == {"status": "running"}
+    assert await client.execute("stop", {"x": [1]}) == {}
+    assert monitor.commands == [("qmp_capabilities", None), ("query-status", None), ("stop", {"x": [1]})]
+
+
+async def test_a_refusal(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.answers["cont"] = ValueError("no guest")
+    with pytest.raises(QmpError, match="cannot cont: QEMU says: no guest"):
+        await client.execute("cont")
+    assert await client.execute("stop") == {}
+
+
+async def test_replies_in_any_order(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.silent |= {"a", "b"}
+    calls = [asyncio.create_task(client.execute(name)) for name in ("a", "b")]
+    await monitor.heard("b")
+    monitor.reply(3, "second")
+    monitor.reply(2, "first")
+    assert await asyncio.gather(*calls) == ["first", "second"]
+
+
+async def test_a_late_reply_goes_nowhere(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.silent.add("slow")
+    with pytest.raises(QmpLinkBroken, match=r"cannot slow: QEMU did not answer within 0\.05 s"):
+        await client.execute("slow", limit_s=0.05)
+    monitor.reply(2, "late")
+    monitor.reply(99, "never asked")
+    assert await client.execute("stop") == {}
+
+
+async def test_events_go_to_who_waits_for_them(opened: Opened) -> None:
+    client, monitor = opened
+    first = client.expect("DEVICE_DELETED", lambda data: data.get("device") == "d1")
+    other = client.expect("SHUTDOWN")
+    monitor.say({"event": "DEVICE_DELETED", "data": {"path": "/x"}, "timestamp": {"seconds": 1, "microseconds": 2}})
+    monitor.say({"event": "DEVICE_DELETED", "data": {"device": "d1", "path": "/x"}, "timestamp": {}})
+    async with asyncio.timeout(5):
+        assert (await first)["device"] == "d1"
+    assert not other.done()
+    monitor.say({"event": "SHUTDOWN"})
+    async with asyncio.timeout(5):
+        await other
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json\r\n",
+        b"[1]\r\n",
+        b'{"id": "x"}\r\n',
+        b'{"event": "DEVICE_DELETED", "data": 5}\r\n',
+        b'{"event": "DEVICE_DELETED", "data": "text"}\r\n',
+        b"x" * (LINE_MAX + 10),
+        b'{"return": {}',
+    ],
+)
+async def test_a_monitor_that_speaks_nonsense_fails_every_waiter(opened: Opened, line: bytes) -> None:
+    client, monitor = opened
+    monitor.silent.add("a")
+    call = asyncio.create_task(client.execute("a", limit_s=30))
+    event = client.expect("DEVICE_DELETED", lambda data: data.get("device") == "d1")
+    monitor.writer.write(line)
+    monitor.writer.write_eof()
+    async with asyncio.timeout(5):
+        with pytest.raises(QmpLinkBroken, match="the link to QEMU broke"):
+            await call
+        with pytest.raises(QmpLinkBroken):
+            await event
+    with pytest.raises(QmpLinkBroken, match="cannot stop: "):
+        await client.execute("stop")
+
+
+async def test_a_closed_monitor_fails_every_waiter(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.silent.add("a")
+    call = asyncio.create_task(client.execute("a", limit_s=30))
+    await asyncio.sleep(0.01)
+    monitor.writer.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(QmpLinkBroken, match="QEMU closed its monitor"):
+            await call
+
+
+async def test_an_event_to_be_waited_for_after_the_link_broke(opened: Opened) -> None:
+    client, _ = opened
+    await client.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(QmpLinkBroken):
+            await client.expect("SHUTDOWN")
+
+
+async def test_close_twice(opened: Opened) -> None:
+    client, _ = opened
+    await client.close()
+    await client.close()
+
+
+async def test_close_does_not_wait_for_a_monitor_that_reads_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(json.dumps(GREETING).encode() + b"\n" + b'{"id": 1, "return": {}}\n')
+    client = await QmpClient.open(ours, limit_s=5)
+    with pytest.raises(QmpLinkBroken, match="did not answer"):
+        await client.execute("x", {"data": "x" * 2_000_000}, limit_s=0.05)
+    async with asyncio.timeout(2):
+        await client.close()
+    theirs.close()
+
+
+Talk = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+async def _nothing(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(0.01)
+
+
+def _words(text: bytes) -> Talk:
+    async def talk(writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+
+    return talk
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("talk", "cause"),
+    [
+        (_nothing, "no greeting in time"),
+        (_hang_up, "closed its monitor before it greeted"),
+        (_words(b"{}\n"), "does not greet"),
+        (_words(b"qemu: hello\n"), "JSON"),
+        (_words(b"x" * (LINE_MAX + 10)), "limit|chunk"),
+        (_words(b'{"QMP": {}}\n{"id": 1, "error": {"class": "CommandNotFound", "desc": "no"}}\n'), "QEMU says: no"),
+        (_words(b'{"QMP": {}}\n'), "did not answer within"),
+    ],
+)
+async def test_a_monitor_that_does_not_open(talk: Talk, cause: str) -> None:
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_unix_connection(sock=theirs)
+    talking = asyncio.create_task(talk(writer))
+    async with asyncio.timeout(5):
+        with pytest.raises(QmpLinkBroken, match=cause):
+            await QmpClient.open(ours, limit_s=0.2)
+    await talking
+    writer.close()
+    assert ours.fileno() == -1
+    await asyncio.sleep(0)
+
+
+def _plan(*names: str) -> HotplugPlan:
+    return HotplugPlan(
+        what="a device",
+        steps=tuple(QmpStep(f"add-{name}", {"id": name}) for name in names),
+        undo=tuple(QmpStep(f"del-{name}", {"id": name}) for name in reversed(names)),
+        device_id=names[-1],
+    )
+
+
+@pytest.mark.parametrize(("fails", "undone"), [("a", []), ("b", ["del-a"]), ("c", ["del-b", "del-a"])])
+async def test_a_plan_that_fails_half_way_is_undone_backwards(opened: Opened, fails: str, undone: list[str]) -> None:
+    client, monitor = opened
+    monitor.answers[f"add-{fails}"] = ValueError("full")
+    monitor.answers["del-b"] = ValueError("an undo that fails does not stop the others")
+    with pytest.raises(QmpError, match=f"cannot add-{fails}: QEMU says: full"):
+        await client.plug(_plan("a", "b", "c"))
+    commands = [name for name, _ in monitor.commands]
+    assert commands[commands.index(f"add-{fails}") + 1 :] == undone
+
+
+async def test_unplug_waits_for_the_guest(opened: Opened) -> None:
+    client, monitor = opened
+    work = asyncio.create_task(client.unplug(_plan("node", "device"), limit_s=5))
+    await monitor.heard("del-device")
+    assert monitor.commands[-1][0] == "del-device"
+    monitor.say({"event": "DEVICE_DELETED", "data": {"device": "device", "path": "/machine/x"}})
+    await work
+    assert monitor.commands[-1][0] == "del-node"
+
+
+async def test_unplug_of_what_the_guest_keeps(opened: Opened) -> None:
+    client, monitor = opened
+    with pytest.raises(QmpError, match="cannot unplug a device: the guest did not let go within"):
+        await client.unplug(_plan("node", "device"), limit_s=0.05)
+    assert monitor.commands[-1][0] == "del-device"
+    assert client._watchers == []
+
+
+async def test_unplug_that_is_refused_leaves_no_watcher(opened: Opened) -> None:
+    client, monitor = opened
+    monitor.answers["del-device"] = ValueError("not found")
+    with pytest.raises(QmpError, match="not found"):
+        await client.unplug(_plan("node", "device"))
+    assert client._watchers == []
+
+
+async def test_unplug_of_what_stays(opened: Opened) -> None:
+    client, monitor = opened
+    plan = HotplugPlan(what="256 MiB of memory", steps=(), undo=(QmpStep("device_del", {"id": "m"}),))
+    with pytest.raises(QmpError, match="it stays until the VM ends"):
+        await client.unplug(plan)
+    assert [name for name, _ in monitor.commands] == ["qmp_capabilities"]

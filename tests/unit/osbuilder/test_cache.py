@@ -1,0 +1,145 @@
+"""The directory of finished images: links, atomic switch, lock, leftovers."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from katapod.osbuilder.cache import (
+    INITRD_LINK,
+    KERNEL_LINK,
+    BuiltImage,
+    Manifest,
+    current_image,
+    install_image,
+    locked_cache,
+    switch_links,
+    work_directory,
+)
+from katapod.osbuilder.errors import OsbuilderError
+
+
+def make_image(cache: Path, version: str = "6.1.0", *, key: str = "k1", content: bytes = b"initrd") -> BuiltImage:
+    (cache / "osbuilder-images").mkdir(parents=True, exist_ok=True)
+    with work_directory(cache) as work:
+        finished = work / "finished"
+        finished.mkdir()
+        (finished / "vmlinux").write_bytes(b"kernel of " + key.encode())
+        (finished / f"debian-kata-{version}.initrd").write_bytes(content)
+        manifest = Manifest(
+            key=key,
+            kernel_version=version,
+            kernel="vmlinux",
+            kernel_size=len(b"kernel of " + key.encode()),
+            initrd=f"debian-kata-{version}.initrd",
+            initrd_size=len(content),
+            pvh=True,
+            notes=("no xfs",),
+        )
+        return install_image(cache, finished, manifest)
+
+
+def test_links_lead_to_the_image(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    assert current_image(tmp_path) is None
+
+    switch_links(tmp_path, image)
+
+    assert current_image(tmp_path) == image
+    directory = tmp_path / "osbuilder-images/6.1.0"
+    assert (tmp_path / KERNEL_LINK).resolve() == directory / "vmlinux"
+    assert (tmp_path / INITRD_LINK).resolve() == directory / "debian-kata-6.1.0.initrd"
+    assert image.notes == ("no xfs",)
+
+
+def test_another_kernel_is_switched_to_and_the_former_image_stays(tmp_path: Path) -> None:
+    former = make_image(tmp_path)
+    switch_links(tmp_path, former)
+
+    switch_links(tmp_path, make_image(tmp_path, "6.2.0", key="k2"))
+
+    current = current_image(tmp_path)
+    assert current is not None
+    assert current.kernel_version == "6.2.0"
+    assert former.initrd.is_file()
+
+
+def test_kernel_and_initrd_change_in_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = make_image(tmp_path)
+    switch_links(tmp_path, former)
+    renames: list[str] = []
+    rename = Path.rename
+
+    def counted(self: Path, target: Path) -> Path:
+        renames.append(target.name)
+        return rename(self, target)
+
+    second = make_image(tmp_path, "6.2.0", key="k2")
+    monkeypatch.setattr(Path, "rename", counted)
+    switch_links(tmp_path, second)
+
+    assert renames == ["current"]
+
+
+def test_an_image_of_the_same_kernel_takes_the_place_of_the_former(tmp_path: Path) -> None:
+    switch_links(tmp_path, make_image(tmp_path))
+
+    switch_links(tmp_path, make_image(tmp_path, key="k2", content=b"another initrd"))
+
+    current = current_image(tmp_path)
+    assert current is not None
+    assert (current.key, current.initrd.read_bytes()) == ("k2", b"another initrd")
+    assert sorted(p.name for p in (tmp_path / "osbuilder-images").iterdir()) == ["6.1.0", "current"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "unknown key", "other link"])
+def test_an_incomplete_image_is_none(tmp_path: Path, damage: str) -> None:
+    image = make_image(tmp_path)
+    switch_links(tmp_path, image)
+    manifest = image.initrd.parent / "manifest.json"
+    if damage == "truncate":
+        image.initrd.write_bytes(b"ini")
+    elif damage == "remove":
+        image.kernel.unlink()
+    elif damage == "manifest":
+        manifest.write_text("{")
+    elif damage == "unknown key":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "extra": 1}))
+    else:
+        (tmp_path / KERNEL_LINK).unlink()
+        (tmp_path / KERNEL_LINK).symlink_to("/etc/hostname")
+
+    assert current_image(tmp_path) is None
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+    stale = tmp_path / "osbuilder-images/.building-abc"
+    (stale / "deep").mkdir(parents=True)
+
+    with work_directory(tmp_path) as work:
+        assert not stale.exists()
+        assert work.is_dir()
+    assert not work.exists()
+
+
+async def test_builders_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    async def builder(name: str) -> None:
+        async with locked_cache(tmp_path):
+            order.append(f"{name} in")
+            await asyncio.sleep(0.2)
+            order.append(f"{name} out")
+
+    await asyncio.gather(builder("a"), builder("b"))
+
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+
+
+async def test_a_cache_directory_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(OsbuilderError, match="cannot write to"):
+        async with locked_cache(tmp_path / "file"):
+            pass

@@ -1,0 +1,141 @@
+"""The plan of the guest image: module order, what is missing, the agent's script, the description."""
+
+import pytest
+
+from katapod.plan.guest_image import (
+    GuestImageFacts,
+    GuestProgram,
+    KernelModule,
+    ModuleMissing,
+    PythonFile,
+    PythonFileKind,
+    parse_module_index,
+    plan_guest_image,
+    plan_modules,
+)
+
+DEP = """\
+kernel/drivers/virtio/virtio.ko:
+kernel/drivers/virtio/virtio_ring.ko: kernel/drivers/virtio/virtio.ko
+kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio_ring.ko kernel/drivers/virtio/virtio.ko
+kernel/drivers/char/virtio_console.ko: kernel/drivers/virtio/virtio_ring.ko kernel/drivers/virtio/virtio.ko
+kernel/fs/fuse/fuse.ko.xz:
+kernel/fs/fuse/virtiofs.ko.xz: kernel/fs/fuse/fuse.ko.xz kernel/drivers/virtio/virtio_ring.ko
+kernel/drivers/char/hw_random/virtio-rng.ko: kernel/drivers/virtio/virtio.ko
+kernel/lib/crc7.ko.zst:
+kernel/fs/squashfs/squashfs.ko:
+"""
+BUILTIN = "kernel/fs/overlayfs/overlay.ko\nkernel/drivers/block/virtio_blk.ko\n"
+
+
+def names(modules: tuple[KernelModule, ...]) -> list[str]:
+    return [module.name for module in modules]
+
+
+def test_modules_load_after_what_they_need_and_only_once() -> None:
+    plan = plan_modules(parse_module_index(DEP, BUILTIN))
+
+    assert names(plan.early) == ["virtio", "virtio_ring", "virtio_pci", "virtio_console"]
+    assert names(plan.late) == ["fuse", "virtiofs", "virtio_rng"]
+    assert names(plan.on_demand) == ["squashfs"]
+    assert plan.builtin == ("overlay", "virtio_blk")
+
+
+def test_compressed_modules_are_unpacked_in_the_guest() -> None:
+    plan = plan_modules(parse_module_index(DEP, BUILTIN))
+
+    assert {module.source: module.target for module in plan.late}[
+        "kernel/fs/fuse/fuse.ko.xz"
+    ] == "kernel/fs/fuse/fuse.ko"
+
+
+def test_soft_dependencies_are_honoured_where_there_is_such_a_module() -> None:
+    softdep = "# a comment\nsoftdep virtio-rng pre: crc7 no_such_module post: squashfs\n"
+
+    plan = plan_modules(parse_module_index(DEP, BUILTIN, softdep))
+
+    assert names(plan.late) == ["fuse", "virtiofs", "crc7", "virtio_rng", "squashfs"]
+    assert plan.on_demand == ()
+
+
+def test_soft_dependencies_in_a_circle_end() -> None:
+    softdep = "softdep fuse pre: virtiofs\n"
+
+    plan = plan_modules(parse_module_index(DEP, BUILTIN, softdep))
+
+    assert names(plan.late)[:2] == ["fuse", "virtiofs"]
+
+
+def test_a_missing_required_module_is_an_error_that_names_it() -> None:
+    with pytest.raises(ModuleMissing, match="it has no overlay, neither as module nor built in") as caught:
+        plan_modules(parse_module_index(DEP, "kernel/drivers/block/virtio_blk.ko\n"))
+    assert "linux-image-cloud-amd64" in caught.value.hint
+
+
+def test_a_missing_optional_module_is_a_warning() -> None:
+    plan = plan_modules(parse_module_index(DEP, BUILTIN))
+
+    assert "this kernel has no virtio_net: the guest goes without it" in plan.warnings
+
+
+def facts() -> GuestImageFacts:
+    return GuestImageFacts(
+        kernel_version="6.1.0-1",
+        module_index=parse_module_index(DEP, BUILTIN),
+        python_interpreter="/usr/bin/python3.11",
+        python_path=("/usr/lib/python3.11", "/usr/lib/python3.11/lib-dynload"),
+        python_files=(
+            PythonFile("/usr/lib/python3.11/os.py", "/usr/lib/python3.11/os.pyc", PythonFileKind.COMPILE),
+            PythonFile("/src/katapod/__init__.py", "/usr/lib/katapod/katapod/__init__.pyc", PythonFileKind.COMPILE),
+        ),
+        programs=(
+            GuestProgram("/usr/bin/crun", "/usr/bin/crun", without=("libsystemd.so.0",)),
+            GuestProgram("/usr/bin/busybox", "/usr/bin/busybox"),
+            GuestProgram("/opt/ps", "/usr/bin/ps"),
+        ),
+        busybox_applets=("bin/ls", "usr/bin/env", "sbin/modprobe", "bin/busybox", "bin/ps", "sbin/init", "linuxrc"),
+    )
+
+
+def test_the_agent_script_searches_no_other_directory_than_those_with_modules() -> None:
+    plan = plan_guest_image(facts(), entry_point="katapod.agent.main:main")
+
+    script = next(text for text in plan.texts if text.path == "/usr/bin/kata-agent")
+    assert script.mode == 0o755
+    assert script.content == (
+        "#!/usr/bin/python3.11 -IBS\n"
+        "import sys\n"
+        "sys.path[:] = ['/usr/lib/python3.11', '/usr/lib/python3.11/lib-dynload', '/usr/lib/katapod']\n"
+        "from katapod.agent.main import main\n"
+        "sys.exit(main())\n"
+    )
+    assert plan.symlinks == (("/init", "usr/bin/kata-agent"),)
+
+
+def test_module_lists_are_absolute_paths_in_load_order() -> None:
+    plan = plan_guest_image(facts(), entry_point="a.b:c")
+
+    early = next(text.content for text in plan.texts if text.path == "/etc/katapod/modules-early")
+    assert early.splitlines()[0] == "/usr/lib/modules/6.1.0-1/kernel/drivers/virtio/virtio.ko"
+    assert early.splitlines()[-1] == "/usr/lib/modules/6.1.0-1/kernel/drivers/char/virtio_console.ko"
+
+
+def test_busybox_supplies_only_names_that_nothing_else_does_and_never_init() -> None:
+    plan = plan_guest_image(facts(), entry_point="a.b:c")
+
+    assert plan.applet_links == ("/usr/bin/ls", "/usr/sbin/modprobe", "/usr/bin/env")
+
+
+def test_description_names_everything_and_does_not_depend_on_the_order_of_facts() -> None:
+    from dataclasses import replace
+
+    one = facts()
+    other = replace(one, python_files=one.python_files[::-1], programs=one.programs[::-1])
+
+    text = plan_guest_image(one, entry_point="a.b:c").describe()
+
+    assert text == plan_guest_image(other, entry_point="a.b:c").describe()
+    assert "program /usr/bin/crun from /usr/bin/crun without libsystemd.so.0" in text.splitlines()
+    assert "module late virtiofs from kernel/fs/fuse/virtiofs.ko.xz" in text.splitlines()
+    assert "module built in overlay" in text.splitlines()
+    assert "link /init to usr/bin/kata-agent" in text.splitlines()

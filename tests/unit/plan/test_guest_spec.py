@@ -1,0 +1,131 @@
+"""What the guest gets of a spec."""
+
+from typing import Any
+
+import pytest
+
+from katapod.model import oci
+from katapod.model.errors import SpecError
+from katapod.model.flags import Volume
+from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
+from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest
+
+GUEST_ROOT = "/run/kata-containers/shared/containers/c1/rootfs"
+SHM = "/run/kata-containers/sandbox/shm"
+
+
+def spec(*mounts: oci.Mount, **linux: Any) -> oci.Spec:
+    return oci.Spec(
+        oci_version="1.0.2",
+        process=oci.Process(args=("sh",), cwd="/", selinux_label="l", apparmor_profile="p"),
+        root=oci.Root(path="/host/root", readonly=True),
+        hostname="h",
+        mounts=mounts,
+        hooks=oci.Hooks(prestart=(oci.Hook(path="/bin/true"),)),
+        annotations={"a": "b"},
+        linux=oci.Linux(**linux),
+    )
+
+
+def strip(given: oci.Spec, guest_seccomp: bool = True, **sources: str) -> oci.Spec:
+    mount_sources = {"/" + name: source for name, source in sources.items()}
+    return strip_for_guest(given, root_path=GUEST_ROOT, mount_sources=mount_sources, guest_seccomp=guest_seccomp)
+
+
+def test_host_only_parts_are_dropped_and_the_rest_stays() -> None:
+    found = strip(spec(mount_label="m", intel_rdt=oci.IntelRdt(), cgroups_path="/x", masked_paths=("/proc/kcore",)))
+    assert found.hooks is None
+    assert found.root == oci.Root(path=GUEST_ROOT, readonly=True)
+    assert (found.process.selinux_label, found.process.apparmor_profile) == ("", "")
+    assert (found.linux.mount_label, found.linux.intel_rdt) == ("", None)
+    assert found.process.args == ("sh",)
+    assert (found.hostname, found.annotations) == ("h", {"a": "b"})
+    assert (found.linux.cgroups_path, found.linux.masked_paths) == ("/x", ("/proc/kcore",))
+
+
+def test_seccomp_depends_on_the_guest() -> None:
+    given = spec(seccomp=oci.Seccomp(default_action="SCMP_ACT_ALLOW"))
+    assert strip(given).linux.seccomp == given.linux.seccomp
+    assert strip(given, guest_seccomp=False).linux.seccomp is None
+
+
+def test_resources_keep_memory_cpu_time_and_pids() -> None:
+    found = strip(
+        spec(
+            resources=oci.Resources(
+                devices=(oci.DeviceCgroup(allow=False),),
+                memory=oci.Memory(limit=1),
+                cpu=oci.Cpu(quota=2, period=3, cpus="0-1", mems="0"),
+                pids=oci.Pids(limit=4),
+                block_io=oci.BlockIO(weight=5),
+                hugepage_limits=(oci.HugepageLimit(page_size="2MB", limit=6),),
+                network=oci.Network(class_id=7),
+            )
+        )
+    )
+    assert found.linux.resources == oci.Resources(
+        memory=oci.Memory(limit=1),
+        cpu=oci.Cpu(quota=2, period=3),
+        pids=oci.Pids(limit=4),
+        hugepage_limits=(oci.HugepageLimit(page_size="2MB", limit=6),),
+    )
+
+
+def test_namespaces() -> None:
+    kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup", "time", "user")
+    given = spec(namespaces=tuple(oci.Namespace(type=kind, path=f"/proc/1/ns/{kind}") for kind in kinds))
+    assert strip(given).linux.namespaces == tuple(oci.Namespace(type=kind) for kind in ("ipc", "uts", "mount", "user"))
+    assert shares_pid_namespace(given)
+    assert not shares_pid_namespace(spec(namespaces=(oci.Namespace(type="pid"),)))
+    assert not shares_pid_namespace(spec())
+
+
+def test_vfio_devices_stay_on_the_host() -> None:
+    devices = (oci.Device(path="/dev/vfio/12", type="c"), oci.Device(path="/dev/fuse", type="c"))
+    assert strip(spec(devices=devices)).linux.devices == devices[1:]
+
+
+def test_mount_sources_become_guest_paths() -> None:
+    proc = oci.Mount(destination="/proc", type="proc", source="proc")
+    found = strip(
+        spec(
+            proc,
+            oci.Mount(destination="/data", type="bind", source="/host/data", options=("rbind", "ro")),
+            oci.Mount(destination="/shm", type="tmpfs", source="shm", options=("size=1m",)),
+        ),
+        data="/share/data",
+        shm=SHM,
+    )
+    assert found.mounts == (
+        proc,
+        oci.Mount(destination="/data", type="bind", source="/share/data", options=("rbind", "ro")),
+        oci.Mount(destination="/shm", type="bind", source=SHM, options=("rbind",)),
+    )
+
+
+@pytest.mark.parametrize("kind", [{"type": "bind"}, {"options": ("rbind",)}, {"type": "none", "options": ("bind",)}])
+def test_a_bind_mount_without_a_guest_path_is_refused(kind: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="cannot mount /host on /data: it is not shared with the guest"):
+        strip(spec(oci.Mount(destination="/data", source="/host", **kind)))
+
+
+def test_mapping_and_mounts_must_match_one_to_one() -> None:
+    data = oci.Mount(destination="/data", type="bind", source="/host")
+    with pytest.raises(SpecError, match="cannot mount on /data: two mounts"):
+        strip(spec(data, data), data="/g")
+    with pytest.raises(SpecError, match="cannot mount on /other: the container has no such mount"):
+        strip(spec(data), data="/g", other="/g")
+
+
+def test_no_host_path_is_left_in_a_planned_container() -> None:
+    host = "/srv/secret-host-path"
+    options = ContainerOptions(volumes=(Volume(source=host, destination="/data"),), annotations={})
+    planned = plan_container_spec(ProcessDefaults(cmd=("sh",)), options, host + "/root")
+    found = strip(planned, data="/share/data")
+    assert host not in oci.encode_spec(found).decode()
+    assert oci.parse_spec(oci.encode_spec(found)) == found
+
+
+def test_a_mount_that_becomes_a_bind_keeps_its_flags() -> None:
+    shm = oci.Mount(destination="/shm", type="tmpfs", source="shm", options=("nosuid", "nodev", "noexec", "size=1m"))
+    assert strip(spec(shm), shm=SHM).mounts[0].options == ("rbind", "nosuid", "nodev", "noexec")

@@ -1,0 +1,117 @@
+"""Hot-plug plans: the commands, and that each half-done plan has its way back."""
+
+from pathlib import Path
+
+import pytest
+
+from katapod.plan.hotplug import (
+    HotplugPlan,
+    QmpStep,
+    pci_path,
+    plan_disk,
+    plan_memory,
+    plan_shared_directory,
+    plan_vcpus,
+)
+
+
+def cpu(socket: int, *, plugged: bool = False) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "props": {"core-id": 0, "thread-id": 0, "socket-id": socket},
+        "vcpus-count": 1,
+        "type": "max-x86_64-cpu",
+    }
+    return entry | ({"qom-path": f"/machine/unattached/device[{socket}]"} if plugged else {})
+
+
+CPUS = [cpu(3), cpu(2), cpu(1), cpu(0, plugged=True)]
+
+ALL = [
+    plan_shared_directory("kataShared", Path("/vm/vhost-fs.sock"), 1),
+    plan_disk("d1", Path("/dev/sdx"), 2, read_only=True),
+    plan_vcpus(CPUS, 2),
+    plan_memory(0, 256),
+]
+
+
+def test_shared_directory() -> None:
+    assert ALL[0].describe() == (
+        "plug shared directory kataShared\n"
+        "  chardev-add {'id': 'char-kataShared', 'backend': {'type': 'socket', 'data': "
+        "{'addr': {'type': 'unix', 'data': {'path': '/vm/vhost-fs.sock'}}, 'server': False}}}\n"
+        "  device_add {'driver': 'vhost-user-fs-pci', 'id': 'fs-kataShared', 'chardev': 'char-kataShared', "
+        "'tag': 'kataShared', 'queue-size': 1024, 'bus': 'pci-bridge-0', 'addr': '0x1'}"
+    )
+
+
+def test_disk() -> None:
+    assert ALL[1].describe() == (
+        "plug disk /dev/sdx\n"
+        "  blockdev-add {'driver': 'raw', 'node-name': 'drive-d1', 'read-only': True, 'file': "
+        "{'driver': 'file', 'filename': '/dev/sdx', 'aio': 'threads', 'node-name': 'file-d1'}}\n"
+        "  device_add {'driver': 'virtio-blk-pci', 'id': 'virtio-d1', 'drive': 'drive-d1', "
+        "'share-rw': True, 'bus': 'pci-bridge-0', 'addr': '0x2'}"
+    )
+    assert ALL[1].guest_path == "02/02"
+
+
+def test_vcpus_are_the_lowest_free_ones() -> None:
+    assert [step.arguments["id"] for step in ALL[2].steps] == ["cpu-0-1-0", "cpu-0-2-0"]
+    assert [step.arguments["socket-id"] for step in ALL[2].steps] == [1, 2]
+
+
+def test_memory() -> None:
+    assert ALL[3].describe() == (
+        "plug 256 MiB of memory\n"
+        "  object-add {'qom-type': 'memory-backend-memfd', 'id': 'mem0', 'size': 268435456, 'share': True}\n"
+        "  device_add {'driver': 'pc-dimm', 'id': 'dimmmem0', 'memdev': 'mem0'}"
+    )
+
+
+REMOVED_BY = {
+    "chardev-add": ("chardev-remove", "id"),
+    "device_add": ("device_del", "id"),
+    "blockdev-add": ("blockdev-del", "node-name"),
+    "object-add": ("object-del", "id"),
+}
+
+
+@pytest.mark.parametrize("plan", ALL, ids=lambda plan: plan.what)
+def test_every_step_has_its_inverse_in_reverse_order(plan: HotplugPlan) -> None:
+    inverse = []
+    for step in reversed(plan.steps):
+        command, key = REMOVED_BY[step.command]
+        inverse.append(QmpStep(command, {key: step.arguments[key]}))
+    assert plan.undo == tuple(inverse)
+
+
+def test_cpus_and_memory_stay_until_the_end() -> None:
+    assert [plan.removable for plan in ALL] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("slot", [0, 32, -1])
+def test_slots_the_bridge_does_not_have(slot: int) -> None:
+    with pytest.raises(ValueError, match="1 to 31 do"):
+        plan_disk("d", Path("/d"), slot, read_only=False)
+
+
+def test_ids_that_qemu_would_cut() -> None:
+    """Node names have 31 characters at most: two long ids must not become one."""
+    plan_disk("d" * 25, Path("/d"), 1, read_only=False)
+    with pytest.raises(ValueError, match="more than 25 characters"):
+        plan_disk("d" * 26, Path("/d"), 1, read_only=False)
+
+
+def test_slot_31() -> None:
+    assert pci_path(31) == "02/1f"
+
+
+def test_more_vcpus_than_there_are() -> None:
+    with pytest.raises(ValueError, match="cannot add 4 vCPUs: the machine has room for 3 more"):
+        plan_vcpus(CPUS, 4)
+
+
+@pytest.mark.parametrize("size", [0, -128, 100])
+def test_memory_comes_in_blocks(size: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 128"):
+        plan_memory(0, size)

@@ -1,0 +1,155 @@
+"""The QEMU command line, word for word: a change of it must be a decision."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, escape, plan_qemu, render_qemu
+
+SPEC = VmSpec(
+    sandbox_id="s1",
+    uuid="6f1d7f5c-0000-4000-8000-000000000001",
+    qemu="/usr/bin/qemu-system-x86_64",
+    kernel=Path("/img/vmlinux"),
+    initrd=Path("/img/initrd"),
+    accelerator=Accelerator.TCG,
+    boot_mem_mib=256,
+    max_mem_mib=2048,
+    memory_slots=10,
+    vcpus=1,
+    max_vcpus=4,
+    vm_dir=Path("/run/vc/vm/s1"),
+)
+
+PARAMS = (
+    "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 "
+    "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 noreplace-smp reboot=t cryptomgr.notests "
+    "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 selinux=0 cgroup_no_v1=all "
+    "memhp_default_state=online"
+)
+
+TCG_WITH_SERIAL_PORT = f"""\
+/usr/bin/qemu-system-x86_64
+  -name sandbox-s1,debug-threads=on
+  -uuid 6f1d7f5c-0000-4000-8000-000000000001
+  -machine q35,accel=tcg,sata=off,smbus=off,vmport=off
+  -cpu max,la57=off,erms=off,fsrm=off
+  -chardev socket,id=qmp,fd=<qmp>,server=on,wait=off
+  -mon chardev=qmp,mode=control
+  -m 256M,slots=10,maxmem=2048M
+  -device pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2
+  -device virtio-serial-pci,id=serial0
+  -chardev socket,id=charconsole0,fd=<console>
+  -device isa-serial,chardev=charconsole0,id=console0
+  -chardev socket,id=charagent0,fd=<agent>
+  -device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0
+  -object rng-random,id=rng0,filename=/dev/urandom
+  -device virtio-rng-pci,rng=rng0
+  -device vmgenid,guid=auto
+  -rtc base=utc,driftfix=slew,clock=host
+  -vga none
+  -no-user-config
+  -nodefaults
+  -nographic
+  -no-reboot
+  -object memory-backend-memfd,id=dimm1,size=256M,share=on
+  -numa node,memdev=dimm1
+  -kernel /img/vmlinux
+  -initrd /img/initrd
+  -append {PARAMS}
+  -S
+  -pidfile /run/vc/vm/s1/pid
+  -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+  -smp 1,cores=1,threads=1,sockets=4,maxcpus=4"""
+
+
+def changed(before: str, after: str) -> list[str]:
+    """What a spec changes in the description, as lines with - and +."""
+    old, new = before.splitlines(), after.splitlines()
+    return [f"-{line.strip()}" for line in old if line not in new] + [
+        f"+{line.strip()}" for line in new if line not in old
+    ]
+
+
+def test_emulated_with_a_serial_port() -> None:
+    assert plan_qemu(SPEC).describe() == TCG_WITH_SERIAL_PORT
+
+
+def test_kvm_with_vsock() -> None:
+    spec = replace(SPEC, accelerator=Accelerator.KVM, vsock_cid=77, cpu_features="pmu=off")
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(spec).describe()) == [
+        "--machine q35,accel=tcg,sata=off,smbus=off,vmport=off",
+        "--cpu max,la57=off,erms=off,fsrm=off",
+        "--chardev socket,id=charagent0,fd=<agent>",
+        "--device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0",
+        "+-machine q35,accel=kvm,sata=off,smbus=off,vmport=off",
+        "+-global kvm-pit.lost_tick_policy=discard",
+        "+-cpu host,pmu=off",
+        "+-device vhost-vsock-pci,vhostfd=<vsock>,id=vsock-77,guest-cid=77,bus=pcie.0",
+    ]
+
+
+def test_debug_console() -> None:
+    spec = replace(SPEC, debug_console=True, debug=True, kernel_params=("quiet", "x=y"))
+    wanted = PARAMS.replace("quiet", "debug")
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(spec).describe()) == [
+        f"--append {PARAMS}",
+        "+-chardev socket,id=chardebug0,fd=<debug-console>",
+        "+-device virtserialport,bus=serial0.0,nr=2,chardev=chardebug0,id=debug0,name=katapod.console.0",
+        f"+-append {wanted} agent.log=debug agent.debug_console agent.debug_console_vport=1026 quiet x=y",
+    ]
+
+
+@pytest.mark.parametrize("change", [{"max_mem_mib": 256}, {"memory_slots": 0}])
+def test_no_room_for_memory_is_asked_for_where_none_can_be_plugged(change: dict[str, int]) -> None:
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, **change)).describe()) == [  # type: ignore[arg-type]
+        "--m 256M,slots=10,maxmem=2048M",
+        "+-m 256M",
+    ]
+
+
+def test_the_seccomp_filter_can_be_left_out() -> None:
+    assert "-sandbox" not in plan_qemu(replace(SPEC, seccomp_sandbox="")).describe()
+
+
+def test_render_names_descriptors() -> None:
+    plan = plan_qemu(SPEC)
+    assert plan.slots == (FdSlot.QMP, FdSlot.CONSOLE, FdSlot.AGENT)
+    arguments = render_qemu(plan, {FdSlot.QMP: 7, FdSlot.CONSOLE: 8, FdSlot.AGENT: 9})
+    assert arguments[:3] == ["/usr/bin/qemu-system-x86_64", "-name", "sandbox-s1,debug-threads=on"]
+    assert "socket,id=charagent0,fd=9" in arguments
+    assert not any("{fd}" in argument for argument in arguments)
+    assert arguments[arguments.index("-append") + 1] == PARAMS
+    assert "" not in arguments
+
+
+def test_render_wants_every_descriptor() -> None:
+    with pytest.raises(KeyError):
+        render_qemu(plan_qemu(SPEC), {FdSlot.QMP: 7})
+
+
+def test_braces_of_the_user_stay() -> None:
+    spec = replace(SPEC, kernel_params=("note={fd}",), entropy_source="/dev/{fd}")
+    arguments = render_qemu(plan_qemu(spec), {FdSlot.QMP: 7, FdSlot.CONSOLE: 8, FdSlot.AGENT: 9})
+    assert f"{PARAMS} note={{fd}}" in arguments
+    assert "rng-random,id=rng0,filename=/dev/{fd}" in arguments
+
+
+@given(st.text(alphabet=st.sampled_from("a,=/"), max_size=20))
+def test_an_escaped_value_is_read_back_as_one(value: str) -> None:
+    """QEMU's rule (qemu-options, get_opt_value): a doubled comma is a comma, a single one ends the value."""
+    read, rest = "", escape(value) + ",next=1"
+    while True:
+        head, _, rest = rest.partition(",")
+        read += head
+        if not rest.startswith(","):
+            break
+        read, rest = read + ",", rest[1:]
+    assert (read, rest) == (value, "next=1")
+
+
+def test_an_entropy_source_with_a_comma() -> None:
+    assert "filename=/dev/a,,b" in plan_qemu(replace(SPEC, entropy_source="/dev/a,b")).describe()

@@ -1,0 +1,256 @@
+"""The ttrpc client against the ttrpc server over a real unix socket, and against peers that misbehave."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.framing import DATA_SIZE_MAX, FrameDecoder, encode_frame, encode_response, parse_request
+from katapod.rpc.pb import health_pb2
+from katapod.rpc.server import CALLS_PER_CONNECTION_MAX, Handler, serve_ttrpc
+from katapod.rpc.status import RpcError, StatusCode
+
+
+@pytest.fixture
+async def complaints() -> AsyncIterator[list[str]]:
+    """What asyncio complains about to its last resort: exceptions that nobody has seen."""
+    found: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: found.append(str(context)))
+    yield found
+    import gc
+
+    gc.collect()
+    assert found == []
+
+
+@contextlib.asynccontextmanager
+async def served(directory: Path, handler: Handler) -> AsyncIterator[TtrpcClient]:
+    path = str(directory / "s")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(8)
+    server = await serve_ttrpc(listener, handler)
+    client = await TtrpcClient.on_unix_path(path, "the peer")
+    try:
+        yield client
+    finally:
+        client.close()
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0)
+
+
+async def echo(service: str, method: str, payload: bytes) -> bytes:
+    return f"{service}/{method}:".encode() + payload
+
+
+async def test_a_call(tmp_path: Path, complaints: list[str]) -> None:
+    async with served(tmp_path, echo) as client:
+        assert await client.call_raw("s", "m", b"x", 5) == b"s/m:x"
+
+
+async def test_answers_come_in_any_order(tmp_path: Path, complaints: list[str]) -> None:
+    gates = [asyncio.Event() for _ in range(20)]
+
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        await gates[int(payload)].wait()
+        return payload
+
+    async with served(tmp_path, handler) as client:
+        calls = [asyncio.create_task(client.call_raw("s", "m", b"%d" % number, 10)) for number in range(20)]
+        for number in reversed(range(20)):
+            gates[number].set()
+            assert await calls[number] == b"%d" % number
+
+
+async def test_large_payloads_pass_both_ways(tmp_path: Path, complaints: list[str]) -> None:
+    async with served(tmp_path, echo) as client:
+        payload = bytes(DATA_SIZE_MAX - 100)
+        answers = await asyncio.gather(*(client.call_raw("s", "m", payload, 20) for _ in range(4)))
+    assert {len(answer) for answer in answers} == {len(payload) + 4}
+
+
+async def test_statuses_of_the_handler_arrive(tmp_path: Path, complaints: list[str]) -> None:
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        if method == "big":
+            return bytes(DATA_SIZE_MAX + 1)
+        if method == "bug":
+            raise KeyError("surprise")
+        if method == "odd":
+            raise RpcError(StatusCode.NOT_FOUND, "no file \udce9")
+        raise RpcError(StatusCode.UNIMPLEMENTED, f"service {service}")
+
+    async with served(tmp_path, handler) as client:
+        for method, code in (
+            ("none", StatusCode.UNIMPLEMENTED),
+            ("big", StatusCode.RESOURCE_EXHAUSTED),
+            ("bug", StatusCode.INTERNAL),
+            ("odd", StatusCode.NOT_FOUND),
+        ):
+            with pytest.raises(RpcError) as caught:
+                await client.call_raw("nobody", method, b"", 5)
+            assert caught.value.code is code, method
+
+
+async def test_a_call_has_a_time_limit_and_its_late_answer_harms_nobody(tmp_path: Path, complaints: list[str]) -> None:
+    gate = asyncio.Event()
+
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        if method == "slow":
+            await gate.wait()
+        return payload
+
+    async with served(tmp_path, handler) as client:
+        with pytest.raises(RpcError, match=r"the peer: slow was not answered within 0\.05 s") as caught:
+            await client.call_raw("s", "slow", b"late", 0.05)
+        assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
+        gate.set()
+        assert await client.call_raw("s", "quick", b"mine", 5) == b"mine"
+
+
+async def test_too_many_calls_at_once_are_refused_not_queued(tmp_path: Path, complaints: list[str]) -> None:
+    gate = asyncio.Event()
+
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        await gate.wait()
+        return payload
+
+    async with served(tmp_path, handler) as client:
+        calls = [asyncio.create_task(client.call_raw("s", "m", b"", 10)) for _ in range(CALLS_PER_CONNECTION_MAX)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(RpcError, match="calls are in flight"):
+            await client.call_raw("s", "m", b"", 5)
+        gate.set()
+        assert await asyncio.gather(*calls) == [b""] * CALLS_PER_CONNECTION_MAX
+
+
+async def test_a_client_that_goes_away_cancels_its_calls(tmp_path: Path, complaints: list[str]) -> None:
+    cancelled = asyncio.Event()
+
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b""
+
+    async with served(tmp_path, handler) as client:
+        call = asyncio.create_task(client.call_raw("s", "m", b"", 50))
+        await asyncio.sleep(0.02)
+        client.close()
+        with pytest.raises(RpcError, match="the connection was closed"):
+            await call
+        async with asyncio.timeout(5):
+            await cancelled.wait()
+
+
+@contextlib.asynccontextmanager
+async def against(peer: Callable[[socket.socket], Any]) -> AsyncIterator[TtrpcClient]:
+    """A client whose other end is `peer`, run in a thread with a blocking socket."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    client = await TtrpcClient.on_socket(ours, "the guest")
+    work = asyncio.create_task(asyncio.to_thread(peer, theirs))
+    try:
+        yield client
+    finally:
+        client.close()
+        await asyncio.sleep(0)
+        with contextlib.suppress(OSError):
+            await work
+        theirs.close()
+
+
+def read_request(sock: socket.socket, decoder: FrameDecoder) -> int:
+    while True:
+        frames = decoder.feed(sock.recv(65536))
+        if frames:
+            parse_request(frames[0])
+            return frames[0].stream_id
+
+
+async def test_a_broken_link_fails_every_waiter_and_later_calls(complaints: list[str]) -> None:
+    def peer(sock: socket.socket) -> None:
+        read_request(sock, FrameDecoder())
+        sock.shutdown(socket.SHUT_RDWR)
+
+    async with against(peer) as client:
+        calls = [asyncio.create_task(client.call_raw("s", "m", b"", None)) for _ in range(5)]
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {result.code for result in results if isinstance(result, RpcError)} == {StatusCode.UNAVAILABLE}
+        assert all(isinstance(result, RpcError) for result in results)
+        with pytest.raises(RpcError, match="the guest: cannot call m: the connection was closed by the peer"):
+            await client.call_raw("s", "m", b"", 5)
+
+
+async def test_a_call_that_cannot_even_be_sent_fails_with_the_link(complaints: list[str]) -> None:
+    """The peer reads nothing: the call waits for room, and must not leave an unseen exception behind."""
+    ours, theirs = socket.socketpair()
+    client = await TtrpcClient.on_socket(ours, "the guest")
+    calls = [asyncio.create_task(client.call_raw("s", "m", bytes(1 << 20), None)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    theirs.close()
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [getattr(result, "code", None) for result in results] == [StatusCode.UNAVAILABLE] * 4
+    client.close()
+    del results, calls
+    await asyncio.sleep(0)
+
+
+async def test_a_peer_that_speaks_no_ttrpc_is_dropped(complaints: list[str]) -> None:
+    async with against(lambda sock: sock.sendall(b"login: \r\n" * 10)) as client:
+        with pytest.raises(RpcError, match=r"does not exist in ttrpc|cannot call"):
+            await client.call_raw("s", "m", b"", 5)
+        assert client.closed.done()
+
+
+async def test_answers_to_nobody_are_ignored(complaints: list[str]) -> None:
+    def peer(sock: socket.socket) -> None:
+        number = read_request(sock, FrameDecoder())
+        sock.sendall(encode_response(number + 2, b"not asked"))
+        sock.sendall(encode_frame(number, 3, b"stream data"))
+        sock.sendall(encode_response(number, b"asked"))
+        sock.sendall(encode_response(number, b"twice"))
+
+    async with against(peer) as client:
+        assert await client.call_raw("s", "m", b"", 5) == b"asked"
+
+
+async def test_an_oversized_answer_fails_its_call_only(complaints: list[str]) -> None:
+    def peer(sock: socket.socket) -> None:
+        decoder = FrameDecoder()
+        number = read_request(sock, decoder)
+        sock.sendall(struct.pack(">IIBB", DATA_SIZE_MAX + 5, number, 2, 0) + bytes(DATA_SIZE_MAX + 5))
+        sock.sendall(encode_response(read_request(sock, decoder), b"fine"))
+
+    async with against(peer) as client:
+        with pytest.raises(RpcError, match="larger than"):
+            await client.call_raw("s", "m", b"", 5)
+        assert await client.call_raw("s", "m", b"", 5) == b"fine"
+
+
+async def test_an_answer_of_another_shape(complaints: list[str]) -> None:
+    def peer(sock: socket.socket) -> None:
+        sock.sendall(encode_response(read_request(sock, FrameDecoder()), b"\xff\xff\xff"))
+
+    async with against(peer) as client:
+        with pytest.raises(RpcError, match="the guest: cannot parse the answer to Check") as caught:
+            await client.call("grpc.Health", "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, 5)
+        assert caught.value.code is StatusCode.INTERNAL
+
+
+async def test_a_request_too_large_fails_before_it_is_sent(tmp_path: Path, complaints: list[str]) -> None:
+    async with served(tmp_path, echo) as client:
+        with pytest.raises(RpcError) as caught:
+            await client.call_raw("s", "m", bytes(DATA_SIZE_MAX + 1), 5)
+        assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
+        assert await client.call_raw("s", "m", b"", 5) == b"s/m:"

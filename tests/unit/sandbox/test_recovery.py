@@ -1,0 +1,164 @@
+"""Recovery from disk: idempotent, never at a living owner's or a stranger's expense."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from katapod.host.state import StateStore, owner_alive
+from katapod.model.errors import InvalidState
+from katapod.model.layout import Layout
+from katapod.model.record import ContainerRecord, SandboxRecord, State
+from katapod.sandbox.recovery import _lock_holder, _processes_of, find_leftovers, reap_dead, remove_sandbox
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from katapod.host.state import StateStore
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
+lock = StateStore(Layout(state_root=Path(sys.argv[1]))).create(SandboxRecord("s1", 1.0, 1, "b"))
+print("owned", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(
+        Layout(
+            state_root=tmp_path / "sbs",
+            vm_root=tmp_path / "vm",
+            share_root=tmp_path / "share",
+            data_root=tmp_path / "data",
+            image_root=tmp_path / "images",
+        )
+    )
+
+
+@pytest.fixture
+def owner(store: StateStore) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-c", OWNER, str(store.layout.state_root)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"owned\n"
+        yield child
+        child.kill()
+
+
+def record(sandbox_id: str, **changes: object) -> SandboxRecord:
+    return msgspec.structs.replace(SandboxRecord(sandbox_id, created_at=1.0, owner_pid=1, boot_id="b"), **changes)
+
+
+def leave(store: StateStore, sandbox_id: str, **changes: object) -> None:
+    """What a killed owner leaves."""
+    os.close(store.create(record(sandbox_id, **changes)))
+    paths = store.layout.sandbox(sandbox_id)
+    for directory in (paths.mounts, paths.vm, paths.layers / "c"):
+        directory.mkdir(parents=True)
+        (directory / "file").touch()
+    paths.container_log.touch()
+
+
+async def test_remove_and_remove_again(store: StateStore) -> None:
+    leave(store, "s1")
+    assert len(find_leftovers(store.layout, "s1")) == 4
+    for _ in range(2):
+        await remove_sandbox(store, "s1")
+        assert find_leftovers(store.layout, "s1") == []
+    await remove_sandbox(store, "never-there", force=True)
+
+
+async def test_half_a_sandbox(store: StateStore) -> None:
+    leave(store, "s1")
+    store.layout.sandbox("s1").persist.unlink()
+    store.layout.sandbox("s1").lock.unlink()
+    await remove_sandbox(store, "s1")
+    assert find_leftovers(store.layout, "s1") == []
+
+
+async def test_reaping(store: StateStore) -> None:
+    ran = ContainerRecord("c", "image", ("sh",), state=State.RUNNING, started_at=5.0)
+    leave(store, "never-ran")
+    leave(store, "throw-away", auto_remove=True, containers=(ran,))
+    leave(store, "kept", state=State.RUNNING, containers=(ran,), vmm_pid=1)
+    leave(store, "stopped", state=State.STOPPED)
+    lock = store.create(record("alive"))
+    assert await reap_dead(store) == ["kept", "never-ran", "throw-away"]
+    assert store.ids() == ["alive", "kept", "stopped"]
+    kept = store.read("kept")
+    assert (kept.state, kept.vmm_pid, kept.error) == (State.STOPPED, 0, "the process that ran it was killed")
+    assert [(item.state, item.exit_code) for item in kept.containers] == [(State.STOPPED, 137)]
+    paths = store.layout.sandbox("kept")
+    assert paths.container_log.exists()
+    assert not any(directory.exists() for directory in (paths.share, paths.vm, paths.layers))
+    assert await reap_dead(store) == []
+    os.close(lock)
+
+
+async def test_what_another_runtime_keeps_beside_us_is_left_alone(store: StateStore) -> None:
+    """Kata's own runtime uses the same root, with a persist.json of another form."""
+    foreign = store.layout.sandbox("f00")
+    foreign.state.mkdir(parents=True)
+    foreign.persist.write_text('{"State": "running", "SandboxContainer": "f00"}')
+    foreign.vm.mkdir(parents=True)
+    os.utime(foreign.state, (1, 1))
+    assert await reap_dead(store) == []
+    assert foreign.persist.exists()
+    assert foreign.vm.exists()
+
+
+async def test_a_living_owner(store: StateStore, owner: subprocess.Popen[bytes]) -> None:
+    paths = store.layout.sandbox("s1")
+    assert _lock_holder(paths) == owner.pid
+    with pytest.raises(InvalidState, match="cannot remove s1: it is in use"):
+        await remove_sandbox(store, "s1")
+    assert paths.persist.exists()
+    removing = asyncio.create_task(remove_sandbox(store, "s1", force=True))
+    async with asyncio.timeout(8):
+        await removing
+    assert owner.wait() == -signal.SIGTERM
+    assert not paths.state.exists()
+
+
+async def test_no_lock_no_holder(store: StateStore) -> None:
+    leave(store, "s1")
+    paths = store.layout.sandbox("s1")
+    assert _lock_holder(paths) is None
+    assert not owner_alive(paths)
+    assert _lock_holder(store.layout.sandbox("none")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "found"),
+    [
+        ("qemu-system-x86_64", "sandbox-{id},debug-threads=on", True),
+        ("qemu-system-x86_64", "sandbox-my-sandbox-{id},debug-threads=on", False),
+        ("qemu-system-x86_64", "sandbox-{id}x,debug-threads=on", False),
+        ("virtiofsd", "source={share}/{id}/shared,cache=auto", True),
+        ("virtiofsd", "--shared-dir={share}/{id}/shared", True),
+        ("virtiofsd", "--shared-dir={share}/{id}x/shared", False),
+        ("editor", "sandbox-{id},debug-threads=on", False),
+    ],
+)
+def test_which_processes_are_a_sandbox_s_own(
+    store: StateStore, tmp_path: Path, name: str, argument: str, found: bool
+) -> None:
+    sandbox_id = f"t{os.getpid()}"
+    program = tmp_path / name
+    program.symlink_to(sys.executable)
+    text = argument.format(id=sandbox_id, share=store.layout.share_root)
+    with subprocess.Popen([str(program), "-c", "import time; time.sleep(60)", "-name", text]) as child:
+        try:
+            while b"\0-name" not in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+                time.sleep(0.005)
+            assert (child.pid in list(_processes_of(store.layout, sandbox_id))) is found
+        finally:
+            child.kill()

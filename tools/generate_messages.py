@@ -1,0 +1,54 @@
+"""Rebuild what is generated from src/katapod/rpc/pb/*.proto: descriptors.binpb and the .pyi stubs.
+
+Run it after a change of a .proto file: `.venv/bin/python tools/generate_messages.py`. With --check it
+writes nothing and fails when the generated files are out of date.
+"""
+
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from grpc_tools import protoc
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+PB = SRC / "katapod" / "rpc" / "pb"
+
+
+def generate(out: Path) -> None:
+    """Write descriptors.binpb and the stubs below `out`, laid out as below src/."""
+    target = out / PB.relative_to(SRC)
+    target.mkdir(parents=True, exist_ok=True)
+    well_known = files("grpc_tools") / "_proto"
+    protos = sorted(str(path.relative_to(SRC)) for path in PB.glob("*.proto"))
+    arguments = [
+        "protoc",
+        f"-I{SRC}",
+        f"-I{well_known}",
+        "--include_imports",
+        f"--descriptor_set_out={target / 'descriptors.binpb'}",
+        f"--pyi_out={out}",
+        *protos,
+    ]
+    if protoc.main(arguments) != 0:
+        raise SystemExit("cannot compile the .proto files: see the message above")
+
+
+def main() -> int:
+    if "--check" not in sys.argv[1:]:
+        generate(SRC)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        stale = [
+            path.name
+            for path in sorted((Path(scratch) / PB.relative_to(SRC)).iterdir())
+            if path.read_bytes() != (PB / path.name).read_bytes()
+        ]
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run tools/generate_messages.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
