@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,11 +57,17 @@ def test_signal_at_any_moment_leaves_nothing(number: signal.Signals) -> None:
         with start("--rm", "busybox", "sh", "-c", "trap 'exit 77' INT TERM; sleep 1000 & wait", name=name) as running:
             time.sleep(moment)
             running.signal(number)
-            done = running.end(limit_s=15)
+            try:
+                done, codes = running.end(limit_s=5), {77}
+            except subprocess.TimeoutExpired:
+                # The container's PID 1 ran, but had not set its trap: the kernel drops what such a process does not
+                # handle. Whoever pressed Ctrl-C presses it again, which kills.
+                assert container_state(name) == "running", f"{number.name} after {moment:.2f} s was lost"
+                running.signal(number)
+                done, codes = running.end(limit_s=15), {137}
             shown = f"{number.name} after {moment:.2f} s: {done}"
             print(shown)
-            # 77: the container had started, and got the signal itself
-            assert ended_by(done, number) or done.code == 77, shown
+            assert ended_by(done, number) or done.code in codes, shown
             # before our program is loaded, the interpreter may say so in its own way
             assert "Traceback" not in done.err or "/katapod/" not in done.err, shown
             assert "internal error" not in done.err, shown
@@ -90,6 +97,18 @@ def test_signals_in_quick_succession_do_not_break_off_the_clean_up(name: str, ma
         assert ended_by(done, signal.SIGTERM) or done.code == 137, done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
+
+
+def test_signal_before_the_container_listens(name: str) -> None:
+    """PID 1 of a container that has no handler does not see SIGINT: as with any runtime; the second request kills."""
+    with start("--rm", "busybox", "sleep", "1000", name=name) as running:
+        wait_until("running", lambda: container_state(name) == "running")
+        running.signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert container_state(name) == "running"
+        running.signal(signal.SIGINT)
+        assert running.end(limit_s=15).code == 137
+    assert leftovers(name) == []
 
 
 def test_signal_to_a_detached_start_ends_the_background_too(name: str) -> None:
