@@ -16,7 +16,7 @@ from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
 from katapod.plan.vmm import Accelerator, VmSpec
-from katapod.sandbox.lifecycle import SandboxPlan
+from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
 
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
@@ -74,7 +74,6 @@ def sandbox_plan(
         record=SandboxRecord(sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="b"),
         vm=vm_spec(paths.vm, sandbox_id, qemu=qemu, initrd=initrd),
         virtiofsd=VirtiofsdPlan(virtiofsd, DIALECT, paths.shared, "auto"),
-        use_vsock=False,
         hostname="guest",
         dns=(),
         shm_size_bytes=1 << 20,

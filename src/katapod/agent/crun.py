@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 
-from katapod.agent import program, tree
+from katapod.agent import program, trace, tree
 from katapod.agent.loop import Loop
 
 __all__ = ["forget", "release", "run", "sealed_binary"]
@@ -71,7 +71,8 @@ async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | No
     log_path = f"{LOG_FOLDER}/crun-{_count}.log"
     command = ["crun", "--root", ROOT, "--cgroup-manager=cgroupfs", "--log", log_path, "--log-format=json"]
     try:
-        await program.run(loop, command + arguments, LIMIT_S, stdio, sealed_binary())
+        with trace.Span(f"crun {arguments[0]}"):
+            await program.run(loop, command + arguments, LIMIT_S, stdio, sealed_binary())
     except program.ProgramError as exc:
         raise program.ProgramError(f"crun {arguments[0]} failed", _last_error(log_path) or str(exc)) from exc
     finally:

@@ -45,6 +45,8 @@ METHODS = {
     "grpc.AgentService/AddSwapPath": "guest.add_swap_path",
     "grpc.AgentService/CopyFile": "files.copy_file",
     "grpc.AgentService/GetDiagnosticData": "files.get_diagnostic_data",
+    "katapod.Guest/Settle": "template.settle",
+    "katapod.Guest/Trace": "template.read_trace",
 }
 MODULES = ("containers", "storage", "stats", "files")  # loaded when there is nothing better to do
 NO_NETWORK = (

@@ -6,10 +6,10 @@ Methods come from a table of `service/method` to a handler; messages are parsed 
 
 from __future__ import annotations
 
-from katapod.agent import log
+from katapod.agent import log, trace
 from katapod.agent.loop import Cancelled, Future, Loop, Tasks
 from katapod.rpc.framing import DATA_SIZE_MAX, Frame, FrameDecoder, FrameError, encode_response, parse_request
-from katapod.rpc.pb import agent_pb2, health_pb2
+from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
@@ -27,7 +27,11 @@ CALLS_MAX = 256  # in flight on one connection
 REQUEST_BYTES_MAX = 4 * DATA_SIZE_MAX  # of all requests in flight together
 ANSWER_BYTES_MAX = 2 * DATA_SIZE_MAX  # answers made while more than this is unsent wait
 
-_SERVICES = {"grpc.AgentService": (agent_pb2, "AgentService"), "grpc.Health": (health_pb2, "Health")}
+_SERVICES = {
+    "grpc.AgentService": (agent_pb2, "AgentService"),
+    "grpc.Health": (health_pb2, "Health"),
+    "katapod.Guest": (katapod_pb2, "Guest"),
+}
 
 
 def status_of(error: Exception, method: str) -> tuple[int, str]:
@@ -143,7 +147,9 @@ class _Connection:
             request = parse_request(frame)
             frame.data = b""
             method = request.method
-            response = encode_response(stream_id, await self._server.answer(request.service, method, request.payload))
+            with trace.Span(method):
+                answer = await self._server.answer(request.service, method, request.payload)
+            response = encode_response(stream_id, answer)
         except Cancelled:
             raise
         except Exception as exc:

@@ -40,7 +40,7 @@ class Program:
         self.late_done = not is_init
 
     def find(self, service: str, method: str) -> Callable[[Any], Coroutine[Any, None, Any]] | None:
-        if service == "grpc.AgentService":
+        if service != "grpc.Health":
             self.finish_start()
             if method in methods.NO_NETWORK:
                 raise RpcError(

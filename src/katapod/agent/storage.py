@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from katapod.agent import devices, log
+from katapod.agent import devices, log, trace
 from katapod.agent.loop import Lock, Loop
 from katapod.agent.paths import bundle_of
 from katapod.kernel.mount import (
@@ -122,7 +122,9 @@ class Storages:
                 point = _check_mount_point(storage.mount_point)
                 async with self._lock:
                     if point not in self._users:
-                        if await self._mount(storage, point, container_id):
+                        with trace.Span(f"mount {storage.driver}"):
+                            mounted = await self._mount(storage, point, container_id)
+                        if mounted:
                             self._mounted.add(point)
                         self._users[point] = 1 if storage.shared else 0  # 1: the sandbox's own hold
                     self._users[point] += 1

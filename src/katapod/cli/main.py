@@ -12,6 +12,7 @@ import typer
 
 from katapod import __version__
 from katapod.cli.settings import Globals, print_error
+from katapod.host.trace import span, start_tracing
 from katapod.model.errors import KatapodError
 
 __all__ = ["main"]
@@ -115,10 +116,12 @@ def main() -> NoReturn:
     verb = _verb(sys.argv[1:])
     status = RUNTIME_FAILED if verb in ("run", "exec") else COMMAND_FAILED
     try:
+        start_tracing()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        _load_verbs("" if "_KATA_RUNTIME_COMPLETE" in os.environ else verb)
-        command = typer.main.get_command(app)
+        with span("load the command"):
+            _load_verbs("" if "_KATA_RUNTIME_COMPLETE" in os.environ else verb)
+            command = typer.main.get_command(app)
         result = command.main(prog_name="kata-runtime", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.ClickException as exc:

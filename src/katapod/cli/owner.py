@@ -17,6 +17,7 @@ from katapod.cli.progress import image_progress
 from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, SpecError
@@ -124,10 +125,12 @@ async def _own(
     settings: Globals, request: RunRequest, streams: Streams, on_started: Callable[[Container], None]
 ) -> Outcome:
     """The whole way from a request to its outcome."""
-    config, facts, store = settings.load_config(), collect_host_facts(), settings.states()
+    with span("load configuration"):
+        config, facts, store = settings.load_config(), collect_host_facts(), settings.states()
     bundle_spec = _load_bundle(request) if request.bundle else None
     size = size_for(config, facts, (_limits(request.options, bundle_spec),))
-    await reap_dead(store)
+    with span("look for dead owners"):
+        await reap_dead(store)
     record = SandboxRecord(
         sandbox_id=request.container_id,
         created_at=time.time(),
@@ -138,7 +141,8 @@ async def _own(
     )
     async with claimed(store, record):
         dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
-        container = await _plan_container(settings, config, request, bundle_spec)
+        with span("acquire image"):
+            container = await _plan_container(settings, config, request, bundle_spec)
         kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
         verdict = await choose_accelerator(
             request.accel or config.katapod.accelerator,

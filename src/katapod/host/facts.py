@@ -12,7 +12,15 @@ from katapod.host.process import run
 from katapod.model.errors import DeviceMissing
 from katapod.plan.virtiofsd import VirtiofsdDialect, parse_dialect
 
-__all__ = ["HostFacts", "boot_time", "claim_vsock_cid", "collect_host_facts", "file_identity", "virtiofsd_dialect"]
+__all__ = [
+    "HostFacts",
+    "boot_time",
+    "claim_vsock_cid",
+    "collect_host_facts",
+    "cpu_identity",
+    "file_identity",
+    "virtiofsd_dialect",
+]
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
@@ -59,6 +67,13 @@ def boot_time() -> float:
         if line.startswith("btime "):
             return float(line.split()[1])
     return 0.0
+
+
+def cpu_identity() -> str:
+    """What a guest under KVM may come to depend on: model, microcode and features of the first CPU."""
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    kept = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+    return "\n".join(line for line in first.splitlines() if line.partition("\t")[0].partition(":")[0].strip() in kept)
 
 
 def claim_vsock_cid() -> tuple[int, int]:

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from katapod.host.logs import kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
@@ -20,11 +21,16 @@ __all__ = ["QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
 log = logging.getLogger(__name__)
 
 QMP_LIMIT_S = 10.0
+STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
 
 
 class QemuFailed(KatapodError):
-    """QEMU did not start, or ended by itself. Carries its command line."""
+    """QEMU did not start, or ended by itself. Carries its command line and, if it has ended, its status."""
+
+    def __init__(self, what: str, *, hint: str = "", returncode: int | None = None, **context: object) -> None:
+        super().__init__(what, hint=hint, **context)
+        self.returncode = returncode  # negative: a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,48 @@ class QemuProcess:
             text += f"; it said: {said}"
         if console:
             text += f"\nlast lines of the guest's console:\n{console}"
-        return QemuFailed(text, command=" ".join(self.child.argv))
+        return QemuFailed(text, returncode=self.child.process.returncode, command=" ".join(self.child.argv))
 
     async def resume(self) -> None:
         await self.qmp.execute("cont")
+
+    async def save_state(self, path: Path) -> None:
+        """Stop the guest and write the state of its devices to the file `path`, without its memory, which stays in
+        FdSlot.MEMORY. Raises QmpError, QmpLinkBroken, OSError."""
+        await self.qmp.execute("stop")
+        with _listen(self.plan.vm_dir / "state.sock") as listener, path.open("wb") as target:
+            listener.setblocking(False)
+            taking = asyncio.create_task(_take_stream(listener, target), name="take-state")
+            try:
+                await self._migrate("migrate", f"unix:{self.plan.vm_dir / 'state.sock'}")
+                async with asyncio.timeout(STATE_LIMIT_S):
+                    await taking
+            except TimeoutError as exc:
+                raise QmpError(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
+            finally:
+                taking.cancel()
+                await asyncio.wait({taking})
+
+    async def load_state(self, state_fd: int) -> None:
+        """Take over the state of a saved guest, whose memory FdSlot.MEMORY holds by now; it is stopped then.
+
+        QEMU ends when it cannot: another machine, a damaged file. Raises QmpError, QmpLinkBroken.
+        """
+        await self._migrate("migrate-incoming", f"fd:{state_fd}")
+
+    async def _migrate(self, command: str, uri: str) -> None:
+        """Source: QEMU's docs/devel/migration; x-ignore-shared leaves shared memory out of the stream."""
+        wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        ended = self.qmp.expect("MIGRATION", lambda data: data.get("status") in ("completed", "failed"))
+        await self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        await self.qmp.execute(command, {"uri": uri})
+        try:
+            async with asyncio.timeout(STATE_LIMIT_S):
+                status = (await ended)["status"]
+        except TimeoutError as exc:
+            raise QmpError(f"cannot {command}: no end within {STATE_LIMIT_S:g} s") from exc
+        if status != "completed":
+            raise QmpError(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
         """End QEMU: QMP quit, a wait, SIGKILL. Returns whether it went softly. Idempotent."""
@@ -98,14 +142,17 @@ class QemuProcess:
 
 
 @contextlib.asynccontextmanager
-async def running_qemu(plan: QemuPlan, logs: QemuLogs, *, vsock_fd: int | None = None) -> AsyncIterator[QemuProcess]:
+async def running_qemu(
+    plan: QemuPlan, logs: QemuLogs, *, given: Mapping[FdSlot, int] | None = None
+) -> AsyncIterator[QemuProcess]:
     """Start QEMU, stopped before its first instruction (-S), with its monitor open; stop it at the end.
 
-    Raises QemuFailed with what QEMU said when it does not come up.
+    `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
+    STATE for load_state. Raises QemuFailed with what QEMU said when it does not come up.
     """
     async with contextlib.AsyncExitStack() as stack:
         find_program(plan.program, package="qemu-system-x86")
-        theirs: dict[FdSlot, int] = {}
+        theirs: dict[FdSlot, int] = dict(given or {})
         ours: dict[FdSlot, socket.socket] = {}
         closing = stack.enter_context(contextlib.ExitStack())  # descriptors that QEMU inherits
         stack.callback(_close_all, ours)
@@ -118,10 +165,9 @@ async def running_qemu(plan: QemuPlan, logs: QemuLogs, *, vsock_fd: int | None =
         client.connect(str(plan.qmp_socket))  # queued in the backlog: no polling for QEMU to come up
 
         for slot in plan.slots:
-            if slot is FdSlot.VSOCK:
-                if vsock_fd is None:
-                    raise QemuFailed("cannot start QEMU: the plan names a vsock device, but none was claimed")
-                theirs[slot] = vsock_fd
+            if slot in (FdSlot.VSOCK, FdSlot.MEMORY):
+                if slot not in theirs:
+                    raise QemuFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
             elif slot is not FdSlot.QMP:
                 near, far = socket.socketpair()
                 closing.callback(far.close)
@@ -147,11 +193,21 @@ async def running_qemu(plan: QemuPlan, logs: QemuLogs, *, vsock_fd: int | None =
             said = read_tail(logs.vmm, max_lines=10)
             raise QemuFailed(
                 f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
+                returncode=child.process.returncode,
                 command=" ".join(child.argv),
             ) from exc
         vm = QemuProcess(plan, child, qmp, ours, logs)
         stack.push_async_callback(lambda: finish(vm.stop(), name="stop-qemu"))
         yield vm
+
+
+async def _take_stream(listener: socket.socket, target: BinaryIO) -> None:
+    """Write what the first to connect sends, to its end. QEMU's `fd:` takes no plain file for writing."""
+    loop = asyncio.get_running_loop()
+    connection, _ = await loop.sock_accept(listener)
+    with connection:
+        while data := await loop.sock_recv(connection, 1 << 20):
+            target.write(data)
 
 
 def _close_all(sockets: dict[FdSlot, socket.socket]) -> None:

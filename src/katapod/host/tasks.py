@@ -1,12 +1,13 @@
-"""Work that has to reach its end although who waits for it is told to stop: releases, mostly."""
+"""Work that has to reach its end although who waits for it is told to stop, and work side by side."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["finish"]
+__all__ = ["finish", "together"]
 
 _Result = TypeVar("_Result")
+_Other = TypeVar("_Other")
 
 
 async def finish(work: Coroutine[Any, Any, _Result], *, name: str | None = None) -> _Result:
@@ -27,3 +28,21 @@ async def finish(work: Coroutine[Any, Any, _Result], *, name: str | None = None)
         task.exception()  # seen: the cancellation is what the caller gets
         raise cancelled
     return task.result()
+
+
+async def together(first: Coroutine[Any, Any, _Result], second: Coroutine[Any, Any, _Other]) -> tuple[_Result, _Other]:
+    """Run both side by side. When one fails, or we are cancelled, the other is cancelled and waited for.
+
+    Raises what the first of them to fail has raised.
+    """
+    tasks = (asyncio.ensure_future(first), asyncio.ensure_future(second))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        return tasks[0].result(), tasks[1].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

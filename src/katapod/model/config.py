@@ -17,6 +17,7 @@ from katapod.model.config_keys import (
     Accelerator,
     AgentConfig,
     Config,
+    FactoryConfig,
     KatapodConfig,
     QemuConfig,
     RuntimeConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "Accelerator",
     "AgentConfig",
     "Config",
+    "FactoryConfig",
     "KatapodConfig",
     "ParsedConfig",
     "Problem",
@@ -93,6 +95,7 @@ _SECTIONS: dict[str, type[Struct]] = {
     "hypervisor.qemu": QemuConfig,
     "agent.kata": AgentConfig,
     "runtime": RuntimeConfig,
+    "factory": FactoryConfig,
     "katapod": KatapodConfig,
 }
 _KNOWN_TABLES = frozenset({*_SECTIONS, *UNUSED_KEYS})
@@ -105,7 +108,7 @@ _REASONS = {
     "shared_fs": "only virtio-fs is supported",
     "virtio_fs_cache_size": "DAX is not supported, only 0 is",
 }
-_ABSOLUTE = frozenset({"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source"})
+_ABSOLUTE = frozenset({"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source", "template_path"})
 _EMPTY_IS_DEFAULT = frozenset({*_ABSOLUTE, "virtio_fs_cache", "machine_type", "shared_fs"})
 _ZERO_IS_DEFAULT = frozenset(
     {"default_vcpus", "default_memory", "memory_slots", "virtio_fs_queue_size", "dial_timeout"}
@@ -142,6 +145,7 @@ def parse_config(
         qemu=QemuConfig(**values["hypervisor.qemu"]),
         agent=AgentConfig(**values["agent.kata"]),
         runtime=RuntimeConfig(**values["runtime"]),
+        factory=FactoryConfig(**values["factory"]),
         katapod=KatapodConfig(**values["katapod"]),
     )
     return ParsedConfig(config, tuple(problems), where)

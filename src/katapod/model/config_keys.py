@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-__all__ = ["Accelerator", "AgentConfig", "Config", "KatapodConfig", "QemuConfig", "RuntimeConfig"]
+__all__ = ["Accelerator", "AgentConfig", "Config", "FactoryConfig", "KatapodConfig", "QemuConfig", "RuntimeConfig"]
 
 _U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -113,6 +113,17 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""
 
 
+class FactoryConfig(Struct, frozen=True, kw_only=True):
+    """[factory]"""
+
+    enable_template: bool = True
+    """Start sandboxes as clones of a guest that has booted. Default on, unlike upstream, whose templates exclude
+    virtio-fs. Clones of one template share the address layout of their kernel: docs/how-to/security.md."""
+
+    template_path: str = "/run/vc/vm/template"
+    """Directory of the templates, best on a tmpfs: they are read at each start. Default as upstream."""
+
+
 class KatapodConfig(Struct, frozen=True, kw_only=True):
     """[katapod]: settings that upstream does not have."""
 
@@ -122,6 +133,15 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
     """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""
 
+    template_memory: Annotated[int, Meta(ge=256, le=2**20)] = 256
+    """MiB of a template's guest, a multiple of 128; what a sandbox needs beyond is plugged into its clone."""
+
+    template_max_age: Annotated[int, Meta(ge=1, le=525600)] = 1440
+    """Minutes after which a template is made anew, and after which an unused one goes. Default a day."""
+
+    template_max_uses: Annotated[int, Meta(ge=1, le=2**31)] = 1000
+    """Clones after which a template is made anew: so many kernels at most share an address layout."""
+
     console_log_kib: Annotated[int, Meta(ge=4, le=65536)] = 256
     """KiB kept of a guest's console. Default: a whole boot at level debug; a guest cannot fill the disk."""
 
@@ -130,4 +150,5 @@ class Config(Struct, frozen=True, kw_only=True):
     qemu: QemuConfig = QemuConfig()
     agent: AgentConfig = AgentConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    factory: FactoryConfig = FactoryConfig()
     katapod: KatapodConfig = KatapodConfig()

@@ -123,8 +123,6 @@ _QEMU: Final = (
 )
 
 _FACTORY: Final = (
-    _flag("enable_template"),
-    _text("template_path", "/run/vc/vm/template"),
     _number("vm_cache_number"),
     _text("vm_cache_endpoint", "/var/run/kata-containers/cache.sock"),
 )

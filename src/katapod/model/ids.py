@@ -17,6 +17,9 @@ MAX_ID_LENGTH = 64
 longest of ours is /run/vc/vm/ID/extra-monitor.sock: 30 bytes and the id. 64 leaves room for later
 files and equals the length of the ids that containerd and Docker make."""
 
+RESERVED = frozenset({"template"})
+"""Names that have another meaning beside the sandboxes' directories: /run/vc/vm/template, upstream's path."""
+
 SHORT_ID_LENGTH = 12
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
@@ -40,6 +43,8 @@ def parse_container_name(text: str) -> ContainerId:
     if not _NAME.fullmatch(text):
         cause = "it is too short" if _NAME.fullmatch(text + "x") else "it has characters that are not allowed"
         raise UsageError(f"cannot use {shown} as a container name: {cause}", hint=_RULE)
+    if text in RESERVED:
+        raise UsageError(f"cannot use {shown} as a container name: templates of virtual machines lie there")
     return ContainerId(text)
 
 

@@ -47,6 +47,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int = 0
     mem_mib: int = 0
     vmm_pid: int = 0
+    template: str = ""  # the key of the template it was cloned from; empty: it booted
     error: str = ""
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}

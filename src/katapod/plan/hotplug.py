@@ -16,6 +16,7 @@ __all__ = [
     "MEMORY_BLOCK_MIB",
     "HotplugPlan",
     "QmpStep",
+    "blocks_of",
     "pci_path",
     "plan_disk",
     "plan_memory",
@@ -146,6 +147,11 @@ def plan_vcpus(hotpluggable: Iterable[Mapping[str, Any]], count: int) -> Hotplug
         steps.append(QmpStep("device_add", {"driver": entry["type"], "id": name, **props}))
     undo = tuple(QmpStep("device_del", {"id": step.arguments["id"]}) for step in reversed(steps))
     return HotplugPlan(what=f"{count} vCPUs", steps=tuple(steps), undo=undo)
+
+
+def blocks_of(wanted_mib: int) -> int:
+    """`wanted_mib` rounded up to whole blocks; 0 if nothing is wanted."""
+    return max(0, -(-wanted_mib // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB)
 
 
 def plan_memory(slot: int, size_mib: int) -> HotplugPlan:

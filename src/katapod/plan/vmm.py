@@ -12,6 +12,7 @@ from pathlib import Path
 
 __all__ = [
     "AGENT_PORT_NAME",
+    "ANY_CID",
     "BRIDGE_ID",
     "BRIDGE_SLOT",
     "CONSOLE_PORT_NAME",
@@ -26,6 +27,7 @@ __all__ = [
 
 AGENT_PORT_NAME = "katapod.agent.0"
 CONSOLE_PORT_NAME = "katapod.console.0"
+ANY_CID = 3  # in a plan: a vsock with whatever CID is claimed for it; the lowest that a guest may have
 BRIDGE_ID = "pci-bridge-0"
 BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"
 
@@ -43,6 +45,8 @@ class FdSlot(Enum):
     AGENT = "agent"  # one end of a socket pair
     DEBUG_CONSOLE = "debug-console"
     VSOCK = "vsock"  # /dev/vhost-vsock with its CID claimed
+    MEMORY = "memory"  # a memfd of the VM's boot memory
+    STATE = "state"  # file of the device state of a template; named over QMP, not on the command line
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class VmSpec:
     kernel_params: tuple[str, ...] = ()
     debug: bool = False
     debug_console: bool = False
+    memory_is_given: bool = False  # guest memory is FdSlot.MEMORY, ours to save or to fill, not QEMU's own
+    restored: bool = False  # state comes from a template: no kernel is loaded, QEMU waits for migrate-incoming
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,9 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption(
             "-device",
             # shpc=off: the guest sees plugged devices through ACPI, at once and without a driver module
-            f"pci-bridge,bus=pcie.0,id={BRIDGE_ID},chassis_nr=1,shpc=off,addr={BRIDGE_SLOT:x}",
+            # reserves: firmware gives an empty bridge no windows, and what is plugged later would get no addresses
+            f"pci-bridge,bus=pcie.0,id={BRIDGE_ID},chassis_nr=1,shpc=off,addr={BRIDGE_SLOT:x},"
+            "io-reserve=4K,mem-reserve=2M,pref64-reserve=32M",
         ),
         QemuOption("-device", "virtio-serial-pci,id=serial0"),
         QemuOption("-chardev", "socket,id=charconsole0,fd={fd}", FdSlot.CONSOLE),
@@ -140,12 +148,9 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-nodefaults"),
         QemuOption("-nographic"),
         QemuOption("-no-reboot"),
-        # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
-        QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on"),
+        _boot_memory(vm),
         QemuOption("-numa", "node,memdev=dimm1"),
-        QemuOption("-kernel", str(vm.kernel)),
-        QemuOption("-initrd", str(vm.initrd)),
-        QemuOption("-append", " ".join(plan_kernel_params(vm))),
+        *_boot(vm),
         QemuOption("-S"),
         QemuOption("-pidfile", str(vm.vm_dir / "pid")),
         *([QemuOption("-sandbox", vm.seccomp_sandbox)] if vm.seccomp_sandbox else []),
@@ -177,6 +182,24 @@ def _memory(vm: VmSpec) -> str:
     if vm.max_mem_mib <= vm.boot_mem_mib or vm.memory_slots == 0:
         return f"{vm.boot_mem_mib}M"
     return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib}M"
+
+
+def _boot_memory(vm: VmSpec) -> QemuOption:
+    # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
+    if not vm.memory_is_given:
+        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on")
+    backend = f"memory-backend-file,id=dimm1,size={vm.boot_mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
+    return QemuOption("-object", backend, FdSlot.MEMORY)
+
+
+def _boot(vm: VmSpec) -> list[QemuOption]:
+    if vm.restored:  # the kernel is in memory already, and QEMU need not hold its file
+        return [QemuOption("-incoming", "defer")]
+    return [
+        QemuOption("-kernel", str(vm.kernel)),
+        QemuOption("-initrd", str(vm.initrd)),
+        QemuOption("-append", " ".join(plan_kernel_params(vm))),
+    ]
 
 
 def _agent_channel(vm: VmSpec) -> list[QemuOption]:

@@ -7,13 +7,14 @@ sizes are bounded by the frame limit, and callers treat texts and numbers as dat
 from typing import Any
 
 from katapod.rpc.client import TtrpcClient
-from katapod.rpc.pb import agent_pb2, health_pb2
+from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
 from katapod.rpc.pb._load import class_of
 
-__all__ = ["AGENT_SERVICE", "HEALTH_SERVICE", "REQUEST_TIMEOUT_S", "AgentClient"]
+__all__ = ["AGENT_SERVICE", "GUEST_SERVICE", "HEALTH_SERVICE", "REQUEST_TIMEOUT_S", "AgentClient"]
 
 AGENT_SERVICE = "grpc.AgentService"
 HEALTH_SERVICE = "grpc.Health"
+GUEST_SERVICE = "katapod.Guest"  # only our own agent has it
 REQUEST_TIMEOUT_S = 60.0
 
 _ANSWERS: dict[str, Any] = {
@@ -37,6 +38,20 @@ class AgentClient:
         await self.connection.call(
             HEALTH_SERVICE, "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, timeout_s
         )
+
+    async def settle(self, *, zero_free_memory: bool) -> None:
+        """Have the guest get ready to be saved as a template. Raises RpcError."""
+        request = katapod_pb2.SettleRequest(zero_free_memory=zero_free_memory)
+        await self.connection.call(
+            GUEST_SERVICE, "Settle", request, katapod_pb2.SettleResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
+
+    async def trace(self, timeout_s: float) -> list[tuple[str, int, int]]:
+        """What the agent did lately: (name, start, duration), nanoseconds since the epoch. Raises RpcError."""
+        answer = await self.connection.call(
+            GUEST_SERVICE, "Trace", katapod_pb2.TraceRequest(), katapod_pb2.TraceResponse, timeout_s
+        )
+        return [(span.name, span.start_ns, span.duration_ns) for span in answer.spans]
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> int:
         """Write to a process; returns the bytes taken. Empty data closes its stdin."""

@@ -22,7 +22,7 @@ from katapod.rpc.server import serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, KillRequest
 from katapod.sandbox.container import Container
-from katapod.sandbox.lifecycle import CAUSE_LIMIT_S
+from katapod.sandbox.guard import CAUSE_LIMIT_S
 
 __all__ = ["control_socket"]
 

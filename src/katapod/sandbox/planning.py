@@ -2,18 +2,39 @@
 
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
-from katapod.host.facts import HostFacts
+from katapod.host.facts import HostFacts, cpu_identity, file_identity
 from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
-from katapod.plan.virtiofsd import VirtiofsdDialect, plan_virtiofsd
-from katapod.plan.vmm import Accelerator, VmSpec
-from katapod.sandbox.lifecycle import SandboxPlan
+from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
+from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
+from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
 
-__all__ = ["plan_sandbox", "size_for"]
+__all__ = ["SandboxPlan", "plan_sandbox", "size_for", "template_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPlan:
+    """All that is decided before anything is acquired."""
+
+    record: SandboxRecord
+    vm: VmSpec  # as wanted; a clone starts with its template's size and grows to it
+    virtiofsd: VirtiofsdPlan
+    hostname: str
+    dns: tuple[str, ...]
+    shm_size_bytes: int
+    agent_timeout_s: float
+    template: TemplatePlan | None = None  # None: always boot
+    virtio_fs_queue_size: int = 1024
+    kernel_modules: tuple[str, ...] = ()
+    console_limit_bytes: int = 256 * 1024
+
+    def describe(self) -> str:
+        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe()])
 
 
 def size_for(config: Config, facts: HostFacts, limits: tuple[ContainerLimits, ...]) -> VmSize:
@@ -61,6 +82,7 @@ def plan_sandbox(
         kernel_params=(*agent_params, *qemu.kernel_params.split()),
         debug=qemu.enable_debug,
         debug_console=config.agent.debug_console_enabled,
+        vsock_cid=ANY_CID if facts.vhost_vsock else None,
     )
     record = SandboxRecord(
         sandbox_id=sandbox_id,
@@ -77,6 +99,7 @@ def plan_sandbox(
     return SandboxPlan(
         record=record,
         vm=vm,
+        template=template_for(config, vm) if config.factory.enable_template else None,
         virtiofsd=plan_virtiofsd(
             qemu.virtio_fs_daemon,
             dialect,
@@ -84,7 +107,6 @@ def plan_sandbox(
             cache=qemu.virtio_fs_cache,
             extra_args=qemu.virtio_fs_extra_args,
         ),
-        use_vsock=facts.vhost_vsock,
         hostname=hostname,
         dns=dns,
         shm_size_bytes=shm_size_bytes,
@@ -93,6 +115,25 @@ def plan_sandbox(
         kernel_modules=config.agent.kernel_modules,
         console_limit_bytes=config.katapod.console_log_kib * 1024,
     )
+
+
+def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
+    """The template that `vm` is cloned from; None where a file is missing: a cold boot says which."""
+    settings = config.katapod
+    try:
+        identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.initrd)]
+    except OSError:
+        return None
+    if vm.accelerator is Accelerator.KVM:
+        identities.append(cpu_identity())
+    limits = TemplateLimits(
+        max_age_s=settings.template_max_age * 60.0,
+        max_uses=settings.template_max_uses,
+        unused_s=settings.template_max_age * 60.0,
+        boot_s=float(config.agent.dial_timeout),
+    )
+    root = Path(config.factory.template_path)
+    return plan_template(vm, identities, root, limits, boot_mem_mib=settings.template_memory)
 
 
 def _without_pmu(features: str) -> str:

@@ -18,7 +18,8 @@ from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
 from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import Sandbox, SandboxPlan, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
 

@@ -1,0 +1,57 @@
+"""Getting the guest ready to be saved as a template, of which clones are made."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+
+from katapod.agent import crun, methods, trace
+from katapod.rpc.pb import katapod_pb2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from katapod.agent.sandbox import Agent
+
+MARGIN_BYTES = 16 << 20  # that stay free: to take the last page would bring the OOM killer
+CHUNK_BYTES = 4 << 20
+USED_SOON = ("_socket", "fcntl", "time", "katapod.agent.program", "katapod.kernel.mount", "katapod.kernel.process")
+
+
+async def settle(agent: Agent, request: katapod_pb2.SettleRequest) -> katapod_pb2.SettleResponse:
+    """Load every module that a first container would wait for, then tidy up the memory."""
+    for name in methods.MODULES:
+        methods.load_module(name)
+    for name in USED_SOON:
+        __import__(name)
+    _ = agent.storages, agent.oom
+    crun.sealed_binary()
+    gc.collect()
+    gc.freeze()  # what is here stays: no clone need look through it
+    zeroed = _zero_free_memory() if request.zero_free_memory else 0
+    return katapod_pb2.SettleResponse(zeroed_bytes=zeroed)
+
+
+async def read_trace(agent: Agent, request: katapod_pb2.TraceRequest) -> katapod_pb2.TraceResponse:
+    spans = [
+        katapod_pb2.Span(name=name, start_ns=start_ns, duration_ns=duration_ns)
+        for name, start_ns, duration_ns in trace.spans()
+    ]
+    return katapod_pb2.TraceResponse(spans=spans)
+
+
+def _zero_free_memory() -> int:
+    """Take nearly all free memory, which the kernel hands out filled with zeros, and let it go again."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as handle:
+        handle.write("3")
+    with open("/proc/meminfo") as handle:
+        free_kib = next(int(line.split()[1]) for line in handle if line.startswith("MemFree:"))
+    wanted = max(0, (free_kib << 10) - MARGIN_BYTES)
+    taken: list[mmap.mmap] = []
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    for _ in range(wanted // CHUNK_BYTES):
+        taken.append(mmap.mmap(-1, CHUNK_BYTES, flags=flags))
+    for chunk in taken:
+        chunk.close()
+    return len(taken) * CHUNK_BYTES

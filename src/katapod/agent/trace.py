@@ -1,0 +1,39 @@
+"""What the agent did and when: a bounded list of spans, which the host may ask for (katapod.Guest/Trace)."""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["SPANS_MAX", "Span", "spans"]
+
+SPANS_MAX = 512
+_spans: list[tuple[str, int, int]] = []
+
+
+class Span:
+    """Measures the block it is entered for. Clock: monotonic nanoseconds; the newest SPANS_MAX are kept."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = 0
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if len(_spans) >= SPANS_MAX:
+            del _spans[: SPANS_MAX // 2]
+        _spans.append((self._name, self._start, time.monotonic_ns()))
+
+
+def spans() -> list[tuple[str, int, int]]:
+    """(name, start, duration) in nanoseconds, the start since the epoch by the clock as it is now: one
+    that was set meanwhile does not tear the time line."""
+    offset = time.time_ns() - time.monotonic_ns()
+    return [(name, start + offset, end - start) for name, start, end in _spans]

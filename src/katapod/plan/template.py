@@ -1,0 +1,83 @@
+"""What a VM template is made of, and what tells one from another.
+
+A template is a guest that was stopped when its agent was ready: memory and device state in files. A clone of it
+must be given exactly the machine that it was saved from, so the key is taken from all of that machine's command
+line and from the files that it names; what differs between sandboxes (names, uuid, vsock CID) is left out, and
+what a sandbox has beyond the template (vCPUs, memory, devices) is plugged into the clone.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from katapod.plan.vmm import ANY_CID, VmSpec, plan_qemu
+
+__all__ = ["TemplateLimits", "TemplatePlan", "clone_of", "plan_template"]
+
+FORMAT = 1  # of the files in a template's folder, and of what the agent does before it is saved
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+SCRATCH = Path("/scratch")  # stands for the directory of whoever builds
+KEY_LENGTH = 24
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateLimits:
+    """When a template is made anew, or goes; how long its guest may take to boot."""
+
+    max_age_s: float
+    max_uses: int
+    unused_s: float
+    boot_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class TemplatePlan:
+    """One template. Its files lie in `root`/`key`: memory, state, meta.json, uses."""
+
+    key: str
+    root: Path
+    vm: VmSpec
+    limits: TemplateLimits
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.key
+
+    def describe(self) -> str:
+        return f"template {self.key} in {self.root}\n{plan_qemu(self.vm).describe()}"
+
+
+def plan_template(
+    wanted: VmSpec, identities: Iterable[str], root: Path, limits: TemplateLimits, *, boot_mem_mib: int
+) -> TemplatePlan:
+    """Plan the template that a sandbox with the VM `wanted` is cloned from.
+
+    `identities` stand for what the command line does not show: contents of QEMU, kernel and initrd, the host's
+    CPU. The template's memory is `boot_mem_mib`, at most what is wanted.
+    """
+    vm = replace(
+        wanted,
+        sandbox_id="template",
+        uuid=NO_UUID,  # the guest's firmware tables are part of the template: no clone may take it for its own
+        boot_mem_mib=min(boot_mem_mib, wanted.boot_mem_mib),
+        vcpus=1,
+        vm_dir=SCRATCH,
+        vsock_cid=None if wanted.vsock_cid is None else ANY_CID,
+        memory_is_given=True,
+        restored=False,
+    )
+    text = "\n".join([str(FORMAT), plan_qemu(vm).describe(), *identities])
+    return TemplatePlan(hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH], root, vm, limits)
+
+
+def clone_of(template: TemplatePlan, wanted: VmSpec) -> VmSpec:
+    """The VM to restore the template into: its machine, under the sandbox's own names."""
+    return replace(
+        template.vm,
+        sandbox_id=wanted.sandbox_id,
+        uuid=wanted.uuid,
+        vm_dir=wanted.vm_dir,
+        vsock_cid=wanted.vsock_cid,
+        restored=True,
+    )

@@ -1,0 +1,57 @@
+"""The first contact with a guest's agent, over whichever channel its VM has."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from dataclasses import replace
+
+from katapod.host.facts import claim_vsock_cid
+from katapod.host.qemu import QemuProcess
+from katapod.plan.vmm import FdSlot, VmSpec
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.client import TtrpcClient
+
+__all__ = ["claim_channel", "connect_agent"]
+
+AGENT_PORT = 1024  # vsock, facts agent-protocol.md section 1
+DIAL_PAUSE_S = 0.02
+
+
+def claim_channel(
+    spec: VmSpec, given: dict[FdSlot, int], stack: contextlib.ExitStack | contextlib.AsyncExitStack
+) -> VmSpec:
+    """The VM with a vsock CID of its own, if it has a vsock; its device joins `given` and is closed by `stack`."""
+    if spec.vsock_cid is None:
+        return spec
+    cid, fd = claim_vsock_cid()
+    stack.callback(os.close, fd)
+    given[FdSlot.VSOCK] = fd
+    return replace(spec, vsock_cid=cid)
+
+
+async def connect_agent(vm: QemuProcess, spec: VmSpec, peer: str) -> AgentClient:
+    """Return a client of the agent, who may not serve yet. The caller closes its connection.
+
+    With a serial port nothing is polled: QEMU keeps our first request until the guest opens the port. A vsock
+    refuses until the agent listens, so this waits for that. `peer` names the agent in errors.
+    """
+    sock = vm.take_socket(FdSlot.AGENT)
+    if sock is None:
+        assert spec.vsock_cid is not None
+        sock = await _dial_vsock(spec.vsock_cid)
+    return AgentClient(await TtrpcClient.on_socket(sock, peer))
+
+
+async def _dial_vsock(cid: int) -> socket.socket:
+    while True:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (cid, AGENT_PORT))
+            return sock
+        except OSError:
+            sock.close()
+            await asyncio.sleep(DIAL_PAUSE_S)
+        except BaseException:
+            sock.close()
+            raise

@@ -1,0 +1,47 @@
+"""Work for a sandbox that may die meanwhile: whoever waits is told why it died, not what came of that."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from katapod.host.qmp import QmpError, QmpLinkBroken
+from katapod.model.errors import KatapodError
+from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.errors import AgentFailed
+
+__all__ = ["CAUSE_LIMIT_S", "guarded"]
+
+CAUSE_LIMIT_S = 2.0  # between a link that breaks and the end of a process that broke it
+
+_Result = TypeVar("_Result")
+
+
+async def guarded(
+    work: Coroutine[Any, Any, _Result], death: "asyncio.Future[KatapodError]", sandbox_id: str
+) -> _Result:
+    task = asyncio.get_running_loop().create_task(work)
+    waiting: set[asyncio.Future[Any]] = {task, death}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise death.result()
+        return task.result()
+    except (QmpError, QmpLinkBroken) as exc:
+        # what QEMU says of a virtiofsd that has died, or a closed monitor, is a consequence: the cause is on its way
+        await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
+        if death.done():
+            raise death.result() from exc
+        raise
+    except RpcError as exc:
+        if exc.code is StatusCode.UNAVAILABLE:
+            # the channel breaks a moment before the kernel tells us that QEMU has ended
+            await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
+            if death.done():
+                raise death.result() from exc
+        raise AgentFailed(f"the agent of sandbox {sandbox_id} failed: {exc.message}", code=exc.code) from exc
+    finally:
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task

@@ -1,0 +1,382 @@
+"""The machine of a sandbox: virtiofsd, QEMU and an agent that answers, by a clone of a template or a cold boot.
+
+Both are one path: a VM that has not run yet, devices plugged into it, its first instruction, the agent's first
+answer. They differ in where memory and device state come from.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from katapod.host.guest_memory import copy_memory, new_memory
+from katapod.host.logs import read_tail
+from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.host.qmp import QmpError, QmpLinkBroken
+from katapod.host.tasks import finish, together
+from katapod.host.trace import span
+from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
+from katapod.model.errors import KatapodError, NoSpace
+from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
+from katapod.plan.hotplug import BRIDGE_SLOTS, blocks_of, plan_memory, plan_shared_directory
+from katapod.plan.template import clone_of
+from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.errors import AgentFailed
+from katapod.sandbox.guard import guarded
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.template_build import open_template
+from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+
+__all__ = ["Machine", "answer_of", "running_machine"]
+
+log = logging.getLogger(__name__)
+
+SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
+GROW_LIMIT_S = 20.0
+KILLED = (-9, -15)  # ends of QEMU that somebody wished for
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A running guest. `death` is set when one of its processes ends unasked; `spec` is what it was started with."""
+
+    spec: VmSpec
+    vm: QemuProcess
+    share: VirtiofsdProcess
+    agent: AgentClient
+    death: "asyncio.Future[KatapodError]"
+    created: "asyncio.Task[Any]"  # CreateSandbox, under way
+    mem_mib: int  # of the guest, with what was plugged
+    dimms: int  # that were plugged
+    template: str  # the key of what it was cloned from; empty after a cold boot
+
+
+@dataclass(frozen=True, slots=True)
+class _Processes:
+    vm: QemuProcess
+    share: VirtiofsdProcess
+    death: "asyncio.Future[KatapodError]"
+
+
+class _CloneFailed(Exception):
+    """A template did not become a machine; the cause is its own `__cause__`."""
+
+
+async def running_machine(
+    plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, on_pid: Callable[[int], None]
+) -> Machine:
+    """Start the machine; its releases go to `stack`. `on_pid` hears of QEMU before the guest runs.
+
+    Where a template is wanted but cannot be had or does not work, the guest boots, with one warning. On failure
+    nothing is left on the stack. Raises KatapodError.
+    """
+    if plan.template is not None:
+        try:
+            async with open_template(plan.template) as template:
+                try:
+                    return await _start(plan, paths, stack, on_pid, template)
+                except _CloneFailed as exc:
+                    discard_template(template)
+                    log.warning(
+                        "the template %s does not work and is removed; this sandbox boots instead: %s",
+                        template.key,
+                        str(exc.__cause__).partition("\n")[0],
+                    )
+        except (TemplateBroken, NoSpace) as exc:
+            log.warning("this sandbox boots without a template: %s", str(exc).partition("\n")[0])
+    return await _start(plan, paths, stack, on_pid, None)
+
+
+async def _start(
+    plan: SandboxPlan,
+    paths: SandboxPaths,
+    stack: ReleaseStack,
+    on_pid: Callable[[int], None],
+    template: Template | None,
+) -> Machine:
+    """One attempt. Raises _CloneFailed where a cold boot may do better, else KatapodError."""
+    own = ReleaseStack()
+    try:
+        if template is None:
+            machine = await _boot(plan, paths, own, on_pid)
+        else:
+            machine = await _clone(plan, paths, own, on_pid, template)
+    except BaseException:
+        try:
+            await finish(own.aclose(), name="machine-unwind")
+        except ExceptionGroup as left:
+            for error in left.exceptions:  # beside the first cause, which is what the caller gets
+                log.error("sandbox %s: %s", plan.record.sandbox_id, error)
+        raise
+    stack.push_async_callback(own.aclose)
+    return machine
+
+
+async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pid: Callable[[int], None]) -> Machine:
+    given: dict[FdSlot, int] = {}
+    spec = claim_channel(plan.vm, given, own)
+    processes = await _launch(plan, paths, own, spec, given)
+    on_pid(processes.vm.pid)
+    await _plug_and_run(plan, paths, processes, more_mib=0)
+    with span("boot until the agent answers"):
+        agent, created = await _meet_agent(plan, spec, processes, own, cloned=False)
+    return Machine(
+        spec,
+        processes.vm,
+        processes.share,
+        agent,
+        processes.death,
+        created,
+        mem_mib=spec.boot_mem_mib,
+        dimms=0,
+        template="",
+    )
+
+
+async def _clone(
+    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pid: Callable[[int], None], template: Template
+) -> Machine:
+    assert plan.template is not None
+    memory = new_memory(template.memory_mib)
+    own.callback(os.close, memory)  # QEMU and virtiofsd have it as long as they need it
+    given = {FdSlot.MEMORY: memory, FdSlot.STATE: template.state_fd}
+    spec = claim_channel(clone_of(plan.template, plan.vm), given, own)
+    try:
+        processes, _ = await together(_launch(plan, paths, own, spec, given), _copy(template.memory_fd, memory))
+        on_pid(processes.vm.pid)
+        with span("load device state"):
+            await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
+        more_mib = blocks_of(plan.vm.boot_mem_mib - spec.boot_mem_mib)
+        grown = await _plug_and_run(plan, paths, processes, more_mib=more_mib)
+        with span("wake the clone"):
+            agent, created = await _meet_agent(plan, spec, processes, own, cloned=True)
+        with span("wait for plugged memory"):
+            await guarded(_until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
+    except (QmpError, QmpLinkBroken, QemuFailed, AgentFailed) as exc:
+        if isinstance(exc, QemuFailed) and exc.returncode in KILLED:
+            raise  # no fault of the template
+        raise _CloneFailed from exc
+    return Machine(
+        spec,
+        processes.vm,
+        processes.share,
+        agent,
+        processes.death,
+        created,
+        mem_mib=spec.boot_mem_mib + more_mib,
+        dimms=1 if more_mib else 0,
+        template=template.key,
+    )
+
+
+async def _copy(source: int, target: int) -> None:
+    """In a thread, which goes on if we are cancelled: with descriptors of its own."""
+    source, target = os.dup(source), os.dup(target)
+
+    def work() -> None:
+        try:
+            with span("copy memory", "memory"):
+                copy_memory(source, target)
+        finally:
+            os.close(source)
+            os.close(target)
+
+    await asyncio.to_thread(work)
+
+
+async def _launch(
+    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, spec: VmSpec, given: Mapping[FdSlot, int]
+) -> _Processes:
+    """Start virtiofsd and QEMU side by side, and watch them. Raises QemuFailed, VirtiofsdFailed, MissingProgram."""
+    # apart from each other, so that QEMU is ended first whichever was up first: virtiofsd ends with it
+    share_stack = await own.enter_async_context(contextlib.AsyncExitStack())
+    vm_stack = await own.enter_async_context(contextlib.AsyncExitStack())
+
+    async def start_share() -> VirtiofsdProcess:
+        with span("start virtiofsd", "virtiofsd"):
+            daemon = running_virtiofsd(plan.virtiofsd, _share_socket(paths), paths.state / "virtiofsd.log")
+            return await share_stack.enter_async_context(daemon)
+
+    async def start_vm() -> QemuProcess:
+        logs = QemuLogs(paths.console_log, paths.vmm_log, plan.console_limit_bytes)
+        with span("start QEMU", "QEMU"):
+            return await vm_stack.enter_async_context(_named_qemu(spec, logs, given))
+
+    share, vm = await together(start_share(), start_vm())
+    death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
+    watch = asyncio.create_task(_watch_processes(vm, share, death), name="watch-processes")
+    own.callback(watch.cancel)
+    return _Processes(vm, share, death)
+
+
+def _share_socket(paths: SandboxPaths) -> Path:
+    return paths.vm / "vhost-fs.sock"
+
+
+async def _plug_and_run(
+    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, *, more_mib: int
+) -> "asyncio.Future[Any]":
+    """Plug the shared directory, and memory, while the guest stands still; then let it run.
+
+    Returns what will be the guest's word that the memory is in use: its answer (ACPI _OST) to the plugging.
+    """
+    vm, death, sandbox_id = processes.vm, processes.death, plan.record.sandbox_id
+    shared = plan_shared_directory(
+        SHARE_TAG, _share_socket(paths), BRIDGE_SLOTS[0], queue_size=plan.virtio_fs_queue_size
+    )
+    grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
+    with span("plug devices"):
+        await guarded(vm.qmp.plug(shared), death, sandbox_id)
+        if more_mib > 0:
+            await guarded(vm.qmp.plug(plan_memory(0, more_mib)), death, sandbox_id)
+        await guarded(vm.resume(), death, sandbox_id)
+    return grown
+
+
+async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
+    """Raises QmpError if the guest does not take the memory."""
+    if more_mib <= 0:
+        return
+    try:
+        async with asyncio.timeout(GROW_LIMIT_S):
+            status = (await grown)["info"]["status"]
+    except TimeoutError as exc:
+        raise QmpError(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
+    if status != 0:
+        raise QmpError(f"cannot plug {more_mib} MiB: the guest refused with ACPI status {status:#x}")
+
+
+@contextlib.asynccontextmanager
+async def _named_qemu(spec: VmSpec, logs: QemuLogs, given: Mapping[FdSlot, int]) -> AsyncIterator[QemuProcess]:
+    """running_qemu, whose failures name the guest's files: QEMU's own words often do not."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given))
+        except QemuFailed as exc:
+            raise QemuFailed(
+                f"{exc}\n{_guest_of(spec)}", hint=exc.hint or _hint_for(spec), returncode=exc.returncode, **exc.context
+            ) from exc
+        yield vm
+
+
+def _guest_of(spec: VmSpec) -> str:
+    return f"the guest: kernel {spec.kernel}, initrd {spec.initrd}, under {spec.accelerator.value}"
+
+
+def _hint_for(spec: VmSpec) -> str:
+    if spec.accelerator is Accelerator.KVM:
+        return "to find out whether it is KVM's fault, emulate: --accel tcg"
+    return "kata-runtime image build makes kernel and initrd"
+
+
+async def _meet_agent(
+    plan: SandboxPlan, spec: VmSpec, processes: _Processes, own: ReleaseStack, *, cloned: bool
+) -> "tuple[AgentClient, asyncio.Task[Any]]":
+    """Return a client once the agent has answered, and the call that creates the sandbox, which is under way."""
+    sandbox_id, vm, death = plan.record.sandbox_id, processes.vm, processes.death
+    request = _create_request(plan)
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(plan.agent_timeout_s):
+            agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
+            own.callback(agent.connection.close)
+            await guarded(_wake(agent) if cloned else agent.check(timeout_s=None), death, sandbox_id)
+            # sent at once and answered in this order; not with the first call, or the clock would be late by its time
+            clock = _send(_set_clock(agent), own)
+            created = _send(agent.call("CreateSandbox", request), own)
+            await guarded(answer_of(clock), death, sandbox_id)
+    except TimeoutError as exc:
+        console = read_tail(vm.logs.console)
+        raise AgentFailed(
+            f"cannot start sandbox {sandbox_id}: the guest does not {'wake' if cloned else 'boot'}: its agent did not "
+            f"answer within {plan.agent_timeout_s:g} s (dial_timeout)\n{_guest_of(spec)}"
+            + (f"\nlast lines of the guest's console:\n{console}" if console else "; its console is silent"),
+            hint=_hint_for(spec),
+        ) from exc
+    except QemuFailed as exc:
+        if exc.returncode != 0:
+            raise
+        # QEMU ended well: the guest's kernel panicked, or its init ended
+        raise AgentFailed(
+            f"cannot start sandbox {sandbox_id}: the guest does not boot: it stopped before its agent answered\n"
+            f"{_guest_of(spec)}\nlast lines of the guest's console:\n{read_tail(vm.logs.console)}",
+            hint=_hint_for(spec),
+        ) from exc
+    log.info("the agent answered after %.2f s", time.monotonic() - started)
+    return agent, created
+
+
+def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[Any]":
+    """Begin a call whose answer is waited for later, or never if another fails first."""
+    task = asyncio.create_task(call)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    own.callback(task.cancel)
+    return task
+
+
+async def answer_of(call: "asyncio.Task[Any]") -> Any:
+    """A coroutine to guard: what the call under way is answered."""
+    return await call
+
+
+async def _wake(agent: AgentClient) -> None:
+    """Make a clone a machine of its own: its template's random numbers must never be seen again."""
+    await agent.call("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=secrets.token_bytes(SEED_BYTES)))
+
+
+async def _set_clock(agent: AgentClient) -> None:
+    """A clone's clock stands where its template's did; that of a booted guest knows whole seconds only."""
+    now_us = time.time_ns() // 1000
+    request = agent_pb2.SetGuestDateTimeRequest(Sec=now_us // 1_000_000, Usec=now_us % 1_000_000)
+    await agent.call("SetGuestDateTime", request)
+
+
+def _create_request(plan: SandboxPlan) -> agent_pb2.CreateSandboxRequest:
+    modules = [line.split() for line in plan.kernel_modules]
+    return agent_pb2.CreateSandboxRequest(
+        sandbox_id=plan.record.sandbox_id,
+        hostname=plan.hostname[:64],
+        dns=plan.dns,
+        storages=[
+            agent_pb2.Storage(driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=GUEST_SHARE),
+            agent_pb2.Storage(
+                driver="ephemeral",
+                source="shm",
+                fstype="tmpfs",
+                mount_point=f"{GUEST_SANDBOX_DIR}/shm",
+                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size_bytes}"],
+            ),
+        ],
+        kernel_modules=[agent_pb2.KernelModule(name=name, parameters=rest) for name, *rest in modules],
+    )
+
+
+async def _watch_processes(vm: QemuProcess, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
+    """Name the process that died first. virtiofsd ends when QEMU does, so QEMU gets a moment to be seen."""
+    vm_end = asyncio.create_task(vm.wait_end(), name="wait-qemu")
+    share_end = asyncio.create_task(share.wait_end(), name="wait-virtiofsd")
+    try:
+        await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
+        if not vm_end.done():
+            await asyncio.wait({vm_end}, timeout=0.3)
+        if death.done():
+            return
+        if vm_end.done() and not vm.stopping:
+            await asyncio.sleep(0.05)  # the last words of the console are still on their way to the log
+            if not death.done():
+                death.set_result(vm.explain_end())
+        elif not vm_end.done() and not share.stopping:
+            death.set_result(share.explain_end())
+    finally:
+        vm_end.cancel()
+        share_end.cancel()

@@ -1,0 +1,32 @@
+"""A stack of releases that runs them all and keeps all their errors."""
+
+import contextlib
+from typing import Any
+
+__all__ = ["ReleaseStack"]
+
+
+class ReleaseStack(contextlib.AsyncExitStack):
+    """Runs every release even if one fails, and raises all their errors, not only the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._errors: list[Exception] = []
+
+    def callback(self, callback: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def collect() -> None:
+            try:
+                callback(*args, **kwargs)
+            except Exception as exc:
+                self._errors.append(exc)
+
+        return super().callback(collect)
+
+    async def aclose(self) -> None:
+        try:
+            await super().aclose()
+        except Exception as exc:
+            self._errors.append(exc)
+        if self._errors:
+            errors, self._errors = self._errors, []
+            raise ExceptionGroup("not all of the sandbox could be released", errors)

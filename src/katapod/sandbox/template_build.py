@@ -1,0 +1,205 @@
+"""Making a template: boot its guest, have it settle, save it. Built on first use by one of those who want it."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from katapod.host.guest_memory import new_memory, save_memory
+from katapod.host.qemu import QemuLogs, QemuProcess, running_qemu
+from katapod.host.trace import span
+from katapod.model.errors import KatapodError, NoSpace
+from katapod.plan.template import FORMAT, TemplatePlan
+from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
+from katapod.rpc.status import RpcError
+from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.template_store import (
+    Template,
+    TemplateBroken,
+    TemplateMeta,
+    find_template,
+    put_in_place,
+    sweep_templates,
+    template_lock,
+)
+
+__all__ = ["build_template", "open_template", "prepare_template"]
+
+log = logging.getLogger(__name__)
+
+WAIT_LIMIT_S = 120.0  # for another who builds
+SETTLE_LIMIT_S = 60.0  # for the agent to get its guest ready to be saved
+LOCK_POLL_S = 0.02
+SPARE_MIB = 64  # left free where templates lie: on a tmpfs that is the host's memory
+PACKING = 4  # a template's file takes less than this part of its guest's memory
+
+
+@contextlib.asynccontextmanager
+async def open_template(plan: TemplatePlan) -> AsyncIterator[Template]:
+    """The template, opened; made first if there is none, if it is worn, or damaged.
+
+    Only one process builds. The others wait for it, or go on with the worn one. Raises TemplateBroken, NoSpace.
+    """
+    template = _find_sound(plan)
+    if template is None or template.is_worn(plan):
+        template = await _renew(plan, template)
+    template.count_use()
+    try:
+        yield template
+    finally:
+        template.close()
+
+
+async def prepare_template(plan: TemplatePlan) -> bool:
+    """Have the template ready for the next who wants it; returns whether one was missing, worn or damaged.
+
+    Raises TemplateBroken, NoSpace.
+    """
+    template = _find_sound(plan)
+    missing = template is None or template.is_worn(plan)
+    if missing:
+        template = await _renew(plan, template)
+    if template is not None:
+        template.close()
+    return missing
+
+
+def _find_sound(plan: TemplatePlan) -> Template | None:
+    try:
+        return find_template(plan)
+    except TemplateBroken as exc:
+        log.warning("%s; it is made anew", exc)
+        return None
+
+
+async def _renew(plan: TemplatePlan, worn: Template | None) -> Template:
+    """A fresh template; `worn` is closed, or returned if there is no other."""
+    renewed = None
+    try:
+        renewed = await _take_turn(plan, worn)
+        return renewed
+    finally:
+        if worn is not None and worn is not renewed:
+            worn.close()
+
+
+async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
+    """Build, or wait for who builds; `worn` if that is no use."""
+    with template_lock(plan.root, plan.key) as lock:
+        deadline = time.monotonic() + WAIT_LIMIT_S
+        while not lock.try_take():
+            if worn is not None:
+                return worn
+            if time.monotonic() > deadline:
+                raise TemplateBroken(f"cannot wait for template {plan.key}: it is not built within {WAIT_LIMIT_S:g} s")
+            await asyncio.sleep(LOCK_POLL_S)
+        fresh = _find_sound(plan)  # somebody may have built it while we waited
+        if fresh is not None:
+            if not fresh.is_worn(plan):
+                return fresh
+            fresh.close()
+        try:
+            await build_template(plan)
+        except KatapodError as exc:
+            if worn is None:
+                raise
+            log.warning("%s; the old one is used", str(exc).partition("\n")[0])
+            return worn
+        fresh = find_template(plan)
+    if fresh is None:
+        raise TemplateBroken(f"cannot use template {plan.folder}: it was removed at once")
+    return fresh
+
+
+async def build_template(plan: TemplatePlan) -> None:
+    """Make the template and put it in place. The caller holds its lock.
+
+    Raises TemplateBroken, NoSpace; then nothing of it is left, and an older one stays.
+    """
+    sweep_templates(plan)
+    scratch = plan.root / f".{plan.key}.{os.getpid()}"
+    try:
+        scratch.mkdir(mode=0o700)
+        needed_mib = SPARE_MIB + plan.vm.boot_mem_mib // PACKING
+        free_mib = shutil.disk_usage(plan.root).free >> 20
+        if free_mib < needed_mib:
+            raise NoSpace(f"cannot make a template in {plan.root}: {free_mib} MiB are free, {needed_mib} are needed")
+        with span("build template"):
+            await _save_guest(plan, scratch)
+        await asyncio.to_thread(put_in_place, scratch, plan)
+    except NoSpace:
+        raise
+    except (KatapodError, RpcError, OSError) as exc:
+        raise TemplateBroken(f"cannot make a template in {plan.root}: {exc}") from exc
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
+    vm_dir = scratch / "vm"
+    vm_dir.mkdir(mode=0o700)
+    logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
+    with contextlib.ExitStack() as stack:
+        memory = new_memory(plan.vm.boot_mem_mib)
+        stack.callback(os.close, memory)
+        target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, target)
+        given = {FdSlot.MEMORY: memory}
+        spec = claim_channel(replace(plan.vm, vm_dir=vm_dir), given, stack)
+        async with running_qemu(plan_qemu(spec), logs, given=given) as vm:
+            await vm.resume()
+            await _settle_guest(vm, spec, plan.limits.boot_s)
+            await vm.save_state(scratch / "state")
+            data_bytes = await asyncio.to_thread(save_memory, memory, target, plan.vm.boot_mem_mib)
+    meta = TemplateMeta(
+        format=FORMAT,
+        key=plan.key,
+        created_at=time.time(),
+        memory_bytes=plan.vm.boot_mem_mib << 20,
+        data_bytes=data_bytes,
+        state_sha256=hashlib.sha256((scratch / "state").read_bytes()).hexdigest(),
+        description=plan.describe(),
+    )
+    (scratch / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=1))
+    (scratch / "uses").touch(mode=0o600)
+    shutil.rmtree(vm_dir)
+    log.info("template %s holds %d MiB of memory", plan.key, data_bytes >> 20)
+
+
+async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
+    """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, QemuFailed, RpcError."""
+    ended = asyncio.create_task(vm.wait_end(), name="wait-template")
+    work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
+    try:
+        done, _ = await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
+        if ended in done:  # an agent that cannot be reached any more is the consequence
+            raise vm.explain_end()
+        work.result()
+    finally:
+        for task in (ended, work):
+            task.cancel()
+        await asyncio.wait({ended, work})
+
+
+async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
+    step, limit_s = "boot", boot_s
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            agent = await connect_agent(vm, spec, "agent of a template")
+            try:
+                await agent.check(timeout_s=None)
+                step, limit_s = "settle", SETTLE_LIMIT_S
+                limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+                await agent.settle(zero_free_memory=True)
+            finally:
+                agent.connection.close()
+    except TimeoutError as exc:
+        raise TemplateBroken(f"its guest did not {step} within {limit_s:g} s") from exc
