@@ -18,7 +18,7 @@ __all__ = ["HANDLERS", "apply_devices", "block_device", "parse_pci_path"]
 
 HANDLERS = ("blk", "mmioblk", "nvdimm")
 ROOT_BUS = "/sys/devices/pci0000:00"
-POLL_S = 0.02
+POLL_S = 0.01
 
 
 def parse_pci_path(text: str) -> list[str]:

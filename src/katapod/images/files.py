@@ -2,7 +2,9 @@
 
     ROOT/lock                        flock(2), held by a writer for moments only
     ROOT/names.json                  name -> digest and source; replaced by rename
-    ROOT/images/HEX/                 image.json, config.json (verbatim), rootfs/; moved here whole by rename
+    ROOT/images/HEX/                 image.json, config.json (verbatim), rootfs/; moved here whole by rename.
+                                     A flock(2) on the directory is held by who makes the next one
+    ROOT/images/HEX/root-N.ext4      the files as a disk, once a container has asked for it; N: its format
     ROOT/refs/HEX/CONTAINER-ID       empty file: this container uses the image
     ROOT/tmp/RANDOM/                 staging of one writer, with a flock(2) of its own; or trash, without
 
@@ -29,6 +31,7 @@ from katapod.host.process import run
 from katapod.host.tasks import finish
 from katapod.images.errors import ImageError, ImageNotFound, StoreDamaged, StoreFull
 from katapod.model.image import ImageParseError, ImageRecord, parse_digest, parse_image_config
+from katapod.plan.root_disk import ROOT_DISK_FORMAT
 
 __all__ = ["NameEntry", "Staging", "StoreFiles", "is_full", "remove_trees"]
 
@@ -118,6 +121,9 @@ class StoreFiles:
     def image_dir(self, digest: str) -> Path:
         return self._images / parse_digest(digest)
 
+    def disk_path(self, digest: str) -> Path:
+        return self.image_dir(digest) / f"root-{ROOT_DISK_FORMAT}.ext4"
+
     def read_names(self) -> dict[str, NameEntry]:
         try:
             return msgspec.json.decode(self._names.read_bytes(), type=_NamesFile).names
@@ -187,6 +193,21 @@ class StoreFiles:
             ) from exc
 
     @contextlib.asynccontextmanager
+    async def making_disk(self, digest: str) -> AsyncIterator[None]:
+        """Be the only one who makes the disk of an image that is held. Waits as long as another one lives and
+        makes it. Raises ImageNotFound."""
+        try:
+            fd = os.open(self.image_dir(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise ImageNotFound(f"cannot use image {digest}: it was removed") from exc
+        try:
+            while not _try_lock(fd):  # noqa: ASYNC110 - the holder is another process
+                await asyncio.sleep(LOCK_POLL_S)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.asynccontextmanager
     async def staging(self) -> AsyncIterator[Staging]:
         """Open a directory for new things; first take away those of writers that have died.
 
@@ -249,6 +270,12 @@ class StoreFiles:
         place = self.image_dir(digest)
         if (staging.image / "image.json").exists() and not place.exists():
             os.rename(staging.image, place)
+
+    def adopt_disk(self, digest: str, made: Path) -> None:
+        """Needs the lock. Move a finished disk to its image. Raises ImageNotFound if that is gone."""
+        if not self.image_dir(digest).exists():
+            raise ImageNotFound(f"cannot use image {digest}: it was removed")
+        os.rename(made, self.disk_path(digest))
 
     def collect(self, names: Mapping[str, NameEntry]) -> list[Path]:
         """Needs the lock. Put images without a name and a user aside, for remove_trees() after the lock.

@@ -15,6 +15,7 @@ from katapod.host.tasks import finish
 from katapod.images import busybox
 from katapod.images.errors import AmbiguousName, ImageNotFound, WrongPlatform
 from katapod.images.files import NameEntry, Staging, StoreFiles, is_full, remove_trees
+from katapod.images.root_disk import make_root_disk
 from katapod.images.source import (
     ARCHIVES,
     DEFAULT_ACCESS,
@@ -274,6 +275,26 @@ class ImageStore:
         """
         async with self._files.locked():
             self._files.add_user(digest, container_id)
+
+    async def root_disk(self, record: ImageRecord) -> Path:
+        """The image's files as a disk (plan/root_disk.py), to be used read-only; hold() the image before.
+
+        Made for the first who asks; it goes with the image. Raises MissingProgram, ProcessFailed, ImageError.
+        """
+        place = self._files.disk_path(record.digest)
+        if place.exists():
+            return place
+        async with self._files.making_disk(record.digest):
+            if place.exists():
+                return place
+            async with self._files.staging() as staging:
+                made = staging.path / place.name
+                await make_root_disk(
+                    self.rootfs_path(record.digest), made, content_bytes=record.size_bytes, scratch=staging.scratch
+                )
+                async with self._files.locked():
+                    self._files.adopt_disk(record.digest, made)
+        return place
 
     async def release(self, container_id: ContainerId) -> None:
         """Forget a container; an image that nobody names or uses any more is removed. Idempotent."""

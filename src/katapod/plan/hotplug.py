@@ -19,6 +19,7 @@ __all__ = [
     "blocks_of",
     "pci_path",
     "plan_disk",
+    "plan_layered_disk",
     "plan_memory",
     "plan_shared_directory",
     "plan_vcpus",
@@ -109,14 +110,40 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
 
 def plan_disk(disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str = "threads") -> HotplugPlan:
     """A raw file or block device as a virtio-blk disk."""
+    file = {"driver": "file", "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
+    return _plan_block_device(disk_id, path, slot, {"driver": "raw", "read-only": read_only, "file": file})
+
+
+def plan_layered_disk(disk_id: str, layer: Path, base: Path, slot: int) -> HotplugPlan:
+    """The raw file `base`, never written to, under a qcow2 `layer` that ends with the VM.
+
+    What the guest wants to be flushed stays in the host's page cache: nobody reads a layer after a crash. A host's
+    disk that is full is an error for the guest; QEMU's own choice would be to stop the VM without a word.
+    """
+    unflushed = {"no-flush": True}
+    source = {
+        "driver": "qcow2",
+        "read-only": False,
+        "discard": "unmap",
+        "cache": unflushed,
+        "file": {"driver": "file", "filename": str(layer), "discard": "unmap", "cache": unflushed},
+        "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
+    }
+    # disable-legacy: no I/O ports, which the guest would have to find room for
+    more = {"werror": "report", "rerror": "report", "disable-legacy": "on"}
+    return _plan_block_device(disk_id, layer, slot, source, more)
+
+
+def _plan_block_device(
+    disk_id: str, path: Path, slot: int, source: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> HotplugPlan:
     if len(disk_id) > DISK_ID_MAX:
         raise ValueError(f"cannot plug disk {disk_id}: its id has more than {DISK_ID_MAX} characters")
     node, device = f"drive-{disk_id}", f"virtio-{disk_id}"
-    file = {"driver": "file", "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
     return HotplugPlan(
         what=f"disk {path}",
         steps=(
-            QmpStep("blockdev-add", {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}),
+            QmpStep("blockdev-add", {"driver": source["driver"], "node-name": node, **source}),
             QmpStep(
                 "device_add",
                 {
@@ -124,6 +151,7 @@ def plan_disk(disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str 
                     "id": device,
                     "drive": node,
                     "share-rw": True,
+                    **(more or {}),
                     **_on_bridge(slot),
                 },
             ),

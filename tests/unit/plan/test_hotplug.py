@@ -9,6 +9,7 @@ from katapod.plan.hotplug import (
     QmpStep,
     pci_path,
     plan_disk,
+    plan_layered_disk,
     plan_memory,
     plan_shared_directory,
     plan_vcpus,
@@ -31,6 +32,7 @@ ALL = [
     plan_disk("d1", Path("/dev/sdx"), 2, read_only=True),
     plan_vcpus(CPUS, 2),
     plan_memory(0, 256),
+    plan_layered_disk("root-1", Path("/sandbox/root.qcow2"), Path("/image/root.ext4"), 3),
 ]
 
 
@@ -53,6 +55,20 @@ def test_disk() -> None:
         "'share-rw': True, 'bus': 'pci-bridge-0', 'addr': '0x2'}"
     )
     assert ALL[1].guest_path == "02/02"
+
+
+def test_layered_disk() -> None:
+    """Nobody writes to the base, a flush costs nothing, and a full disk does not stop the VM."""
+    added, device = (step.arguments for step in ALL[4].steps)
+    assert (added["driver"], added["node-name"], added["read-only"]) == ("qcow2", "drive-root-1", False)
+    assert added["file"]["filename"] == "/sandbox/root.qcow2"
+    assert added["cache"] == added["file"]["cache"] == {"no-flush": True}
+    assert added["backing"] == {
+        "driver": "raw",
+        "read-only": True,
+        "file": {"driver": "file", "filename": "/image/root.ext4"},
+    }
+    assert (device["werror"], device["rerror"], device["addr"]) == ("report", "report", "0x3")
 
 
 def test_vcpus_are_the_lowest_free_ones() -> None:
@@ -86,7 +102,7 @@ def test_every_step_has_its_inverse_in_reverse_order(plan: HotplugPlan) -> None:
 
 
 def test_cpus_and_memory_stay_until_the_end() -> None:
-    assert [plan.removable for plan in ALL] == [True, True, False, False]
+    assert [plan.removable for plan in ALL] == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize("slot", [0, 32, -1])

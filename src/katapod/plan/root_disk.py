@@ -1,0 +1,89 @@
+"""A container image as a disk: how it is made on the host, and how the guest mounts it.
+
+The disk is an ext4 file system with all files of the image, never written to again. Each container writes to
+an empty layer over it (qcow2.py), which ends with its sandbox: nothing that is written there has to survive
+a crash of guest or host, and so neither waits for the other (docs/adr/0009-root-file-system.md).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "MOUNT_OPTIONS",
+    "ROOT_DISK_FORMAT",
+    "ROOT_DISK_FSTYPE",
+    "RootDirectory",
+    "plan_disk_bytes",
+    "render_debugfs",
+    "render_mke2fs",
+]
+
+ROOT_DISK_FORMAT = 1
+"""Raised when a disk made by an older version shall not be used any more."""
+
+ROOT_DISK_FSTYPE = "ext4"
+
+FREE_BYTES = 32 << 30
+"""What a container can write. It costs nothing before it is written: the disk is sparse, its tables are not
+initialised."""
+
+_GROUP_BYTES = 128 << 20  # of 4 KiB blocks
+
+_FEATURES = (
+    "none",  # not what the host's mke2fs.conf says: the guest's kernel has to know them all
+    "has_journal",  # without one ext4 does not reuse the inodes of deleted files for minutes, and searches for others
+    "fast_commit",  # a synchronous write is one block of the journal, not three
+    *("dir_index", "dir_nlink", "ext_attr", "extent", "extra_isize", "filetype", "flex_bg", "huge_file"),
+    *("large_file", "sparse_super"),
+    "uninit_bg",  # checksums of the group descriptors, so that tables can stay uninitialised
+)
+
+MOUNT_OPTIONS = (
+    "noatime",  # else the first read of each file of the image is a write
+    "noinit_itable",  # do not fill tables with zeros in the background
+    "nobarrier",
+    "data=writeback",
+    "commit=300",  # seconds
+)
+"""For a layer that ends with the guest: the order of writes matters to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootDirectory:
+    """The root directory itself, of which mke2fs takes over the extended attributes only."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_s: int
+    has_lost_found: bool
+
+
+def plan_disk_bytes(content_bytes: int) -> int:
+    """Size of the disk for an image of that size; whole block groups."""
+    return -(-(content_bytes + FREE_BYTES) // _GROUP_BYTES) * _GROUP_BYTES
+
+
+def render_mke2fs(rootfs: Path, image: Path) -> list[str]:
+    """Return the command that fills `image`, a sparse file of the right size, with the files of `rootfs`."""
+    return [
+        "mke2fs",
+        *("-q", "-F", "-t", ROOT_DISK_FSTYPE),
+        *("-O", ",".join(_FEATURES)),
+        *("-b", "4096", "-I", "256", "-i", "16384", "-J", "size=4", "-m", "0"),
+        *("-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"),
+        *("-d", str(rootfs)),
+        str(image),
+    ]
+
+
+def render_debugfs(root: RootDirectory) -> str:
+    """Return debugfs' commands that make the disk's root directory like the image's. Source: debugfs(8)."""
+    commands = [] if root.has_lost_found else ["rmdir /lost+found"]
+    commands += [
+        f"set_inode_field / mode 0{root.mode:o}",
+        f"set_inode_field / uid {root.uid}",
+        f"set_inode_field / gid {root.gid}",
+        f"set_inode_field / mtime @{root.mtime_s}",
+    ]
+    return "".join(f"{command}\n" for command in commands)

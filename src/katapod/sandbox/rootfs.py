@@ -1,0 +1,92 @@
+"""The root file system of a container: where it comes from, and how the guest gets it.
+
+As a disk: a layer of the container's own over the image's disk, plugged into the VM and mounted by the agent. Or
+in the shared directory: an overlay on the host, or a directory as it is.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from katapod.host.layers import make_layer
+from katapod.host.mounts import bind, mount_overlay
+from katapod.host.trace import span
+from katapod.model.errors import NotFound
+from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SandboxPaths
+from katapod.plan.root_disk import MOUNT_OPTIONS, ROOT_DISK_FSTYPE
+from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.planning import RootDisk
+
+__all__ = ["GuestRootfs", "Rootfs", "close_root_disk", "open_rootfs", "root_disk_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """Where a root file system comes from: `disk` or, if there is none, `lower`, under a throw-away layer; or,
+    `direct`, `lower` as it is."""
+
+    lower: Path
+    direct: bool = False
+    disk: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRootfs:
+    """What the agent is told: the path of the root, and what it has to mount before."""
+
+    path: str
+    storages: tuple[agent_pb2.Storage, ...] = ()
+
+
+async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> GuestRootfs:
+    """Bring the root file system to the guest. Undone by container.remove_host_files and close_root_disk.
+
+    Raises QmpError, NoSpace, NotFound, KatapodError.
+    """
+    disk = root_disk_of(sandbox.paths, container_id, rootfs)
+    if disk is not None:
+        return await _open_root_disk(sandbox, container_id, disk)
+    layers = sandbox.paths.layers / container_id
+    root = sandbox.paths.mounts / container_id / "rootfs"
+    if rootfs.direct:
+        bind(rootfs.lower, root)
+    else:
+        lower = layers / "lower"
+        bind(rootfs.lower, lower)  # a name of our own: the user's may hold what overlay's options cannot
+        mount_overlay(lower, layers / "upper", layers / "work", root)
+    return GuestRootfs(f"{GUEST_SHARE}/{container_id}/rootfs")
+
+
+def root_disk_of(paths: SandboxPaths, container_id: str, rootfs: Rootfs) -> RootDisk | None:
+    """The disk that this root file system comes on; None if it comes in the shared directory."""
+    if rootfs.disk is None or rootfs.direct:
+        return None
+    return RootDisk(_disk_id(container_id), paths.layers / container_id / "root.qcow2", rootfs.disk)
+
+
+async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -> GuestRootfs:
+    """The disk of a sandbox's first container has been plugged with its machine's other devices."""
+    pci_path = sandbox.disk_path(disk.disk_id)
+    if not pci_path:
+        with span("plug the root disk"):
+            make_layer(disk.layer, base=disk.base)
+            pci_path = await sandbox.add_disk(disk.disk_id, disk.layer, read_only=False, base=disk.base)
+    path = f"{GUEST_SANDBOX_DIR}/layers/{container_id}"
+    storage = agent_pb2.Storage(
+        driver="blk", source=pci_path, fstype=ROOT_DISK_FSTYPE, mount_point=path, options=MOUNT_OPTIONS
+    )
+    return GuestRootfs(path, (storage,))
+
+
+async def close_root_disk(sandbox: Sandbox, container_id: str) -> None:
+    """Take the disk of a container out, if it has one; the guest has unmounted it. Raises QmpError."""
+    try:
+        await sandbox.remove_disk(_disk_id(container_id))
+    except NotFound:
+        return  # its root file system is in the shared directory, or it was never plugged
+
+
+def _disk_id(container_id: str) -> str:
+    """A container's id may be longer than QEMU allows."""
+    return f"root-{hashlib.sha256(container_id.encode()).hexdigest()[:16]}"
