@@ -42,8 +42,10 @@ MEMORY_BLOCK_MIB = 128
 MIN_BOOT_MIB = 256
 """The least a guest is started with, upstream's minimum too: kernel, unpacked initrd and agent fit."""
 
-HOST_OVERHEAD_MIB = 160
-"""Host memory of a sandbox beside the guest's: QEMU's own, virtiofsd and Katapod's process."""
+HOST_OVERHEAD_MIB = 128
+"""Host memory of a sandbox beside the guest's: QEMU's own, virtiofsd and Katapod's process. A clone takes 42, a
+sandbox that boots and is alone on its host 112, since nobody shares the files of QEMU and of its kernel with it:
+docs/adr/0011-memory.md."""
 
 QEMU_MAX_VCPUS = 240
 """Upstream's ceiling for q35; above 255 the machine needs an IOMMU with interrupt remapping."""

@@ -28,7 +28,12 @@ class TemplateLimits:
     max_age_s: float
     max_uses: int
     unused_s: float
+    others_kept: int = 4  # of other machines, beside a new one: a new guest image makes all of them useless
     boot_s: float = 60.0
+
+    def reached(self, age_s: float, uses: int) -> bool:
+        """Whether the next use should be one of a new template. An age below 0: the clock was set back."""
+        return not 0 <= age_s <= self.max_age_s or uses >= self.max_uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ def plan_template(
         vm_dir=SCRATCH,
         vsock_cid=None if wanted.vsock_cid is None else ANY_CID,
         memory_is_given=True,
+        tb_size_mib=0,  # no part of the machine: a clone, which runs less code than a boot, may have less
         restored=False,
     )
     text = "\n".join([str(FORMAT), plan_qemu(vm).describe(), *identities])
@@ -79,5 +85,6 @@ def clone_of(template: TemplatePlan, wanted: VmSpec) -> VmSpec:
         uuid=wanted.uuid,
         vm_dir=wanted.vm_dir,
         vsock_cid=wanted.vsock_cid,
+        tb_size_mib=wanted.tb_size_mib,
         restored=True,
     )

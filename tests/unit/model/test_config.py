@@ -107,6 +107,7 @@ def test_an_empty_file_is_the_defaults() -> None:
     assert Config().qemu.kernel == "/var/cache/kata-containers/vmlinuz.container"
     assert Config().qemu.initrd == "/var/cache/kata-containers/kata-containers-initrd.img"
     assert Config().katapod.accelerator == "auto"
+    assert Config().katapod.rootfs == "disk"
 
 
 def test_values_are_taken() -> None:
@@ -123,6 +124,7 @@ def test_values_are_taken() -> None:
         create_container_timeout = 90
         [katapod]
         accelerator = "tcg"
+        rootfs = "virtio-fs"
         guest_base_memory = 256
         console_log_kib = 64
         """
@@ -134,7 +136,9 @@ def test_values_are_taken() -> None:
     assert parsed.config.agent.debug_console_enabled
     assert parsed.config.agent.kernel_modules == ("overlay metacopy=on",)
     assert parsed.config.runtime.create_container_timeout == 90
-    assert parsed.config.katapod == model.KatapodConfig(accelerator="tcg", guest_base_memory=256, console_log_kib=64)
+    assert parsed.config.katapod == model.KatapodConfig(
+        accelerator="tcg", rootfs="virtio-fs", guest_base_memory=256, console_log_kib=64
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,6 +177,7 @@ def test_empty_and_zero_mean_the_default(line: str) -> None:
         ('[hypervisor]\npath = "/x"', "[hypervisor] path: unknown key"),
         ("[agent.other]\nx = 1", "[agent.other]: unknown table; the tables are [agent.kata], [factory]"),
         ("[katapod]\ntemplates = true", "[katapod] templates: unknown key"),
+        ('[katapod]\nrootfs = "nfs"', "'nfs' is not one of disk, virtio-fs"),
         ('[katapod]\naccelerator = "hvf"', "'hvf' is not one of auto, kvm, tcg"),
         ("[katapod]\nguest_base_memory = 1", "guest_base_memory: expected int >= 64, got int 1"),
         ("debug = true", "debug: unknown key outside of a table"),
@@ -212,7 +217,6 @@ def test_a_known_key_that_is_not_honoured_is_reported() -> None:
         ("[hypervisor.qemu]\nuse_vsock = true", "[hypervisor.qemu] use_vsock"),
         ('[proxy.kata]\npath = "/x"', "[proxy.kata]"),
         ("[netmon]\nenable = true", "[netmon]"),
-        ("[factory]\nenable_template = true", "[factory] enable_template"),
         ('[runtime]\ninternetworking_model = "macvtap"', "[runtime] internetworking_model"),
         ("[agent.kata]\nenable_tracing = true", "[agent.kata] enable_tracing"),
     ],

@@ -137,7 +137,7 @@ def test_settings_come_from_the_configuration() -> None:
 
 def test_describe_has_the_numbers() -> None:
     assert size(limit(GIB)).describe() == (
-        "1 of at most 8 vCPUs, 1280 of at most 65536 MiB, of which 192 for the guest; 160 MiB beside on the host"
+        "1 of at most 8 vCPUs, 1280 of at most 65536 MiB, of which 192 for the guest; 128 MiB beside on the host"
     )
 
 

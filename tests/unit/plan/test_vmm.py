@@ -28,19 +28,20 @@ PARAMS = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 "
     "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 noreplace-smp reboot=t cryptomgr.notests "
     "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 selinux=0 cgroup_no_v1=all "
-    "memhp_default_state=online"
+    "agent.hotplug_timeout=30 memhp_default_state=online initcall_blacklist=tracer_init_tracefs"
 )
 
 TCG_WITH_SERIAL_PORT = f"""\
 /usr/bin/qemu-system-x86_64
   -name sandbox-s1,debug-threads=on
   -uuid 6f1d7f5c-0000-4000-8000-000000000001
-  -machine q35,accel=tcg,sata=off,smbus=off,vmport=off
+  -machine q35,sata=off,smbus=off,vmport=off
+  -accel tcg
   -cpu max,la57=off,erms=off,fsrm=off
   -chardev socket,id=qmp,fd=<qmp>,server=on,wait=off
   -mon chardev=qmp,mode=control
   -m 256M,slots=10,maxmem=2048M
-  -device pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2
+  -device pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2,io-reserve=4K,mem-reserve=2M,pref64-reserve=32M
   -device virtio-serial-pci,id=serial0
   -chardev socket,id=charconsole0,fd=<console>
   -device isa-serial,chardev=charconsole0,id=console0
@@ -48,6 +49,7 @@ TCG_WITH_SERIAL_PORT = f"""\
   -device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0
   -object rng-random,id=rng0,filename=/dev/urandom
   -device virtio-rng-pci,rng=rng0
+  -device virtio-balloon-pci,id=balloon0,free-page-reporting=on
   -device vmgenid,guid=auto
   -rtc base=utc,driftfix=slew,clock=host
   -vga none
@@ -63,7 +65,7 @@ TCG_WITH_SERIAL_PORT = f"""\
   -S
   -pidfile /run/vc/vm/s1/pid
   -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-  -smp 1,cores=1,threads=1,sockets=4,maxcpus=4"""
+  -smp 1,cores=1,threads=1,sockets=4,maxcpus=4"""  # noqa: E501 - as long as QEMU takes it
 
 
 def changed(before: str, after: str) -> list[str]:
@@ -81,11 +83,11 @@ def test_emulated_with_a_serial_port() -> None:
 def test_kvm_with_vsock() -> None:
     spec = replace(SPEC, accelerator=Accelerator.KVM, vsock_cid=77, cpu_features="pmu=off")
     assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(spec).describe()) == [
-        "--machine q35,accel=tcg,sata=off,smbus=off,vmport=off",
+        "--accel tcg",
         "--cpu max,la57=off,erms=off,fsrm=off",
         "--chardev socket,id=charagent0,fd=<agent>",
         "--device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0",
-        "+-machine q35,accel=kvm,sata=off,smbus=off,vmport=off",
+        "+-accel kvm",
         "+-global kvm-pit.lost_tick_policy=discard",
         "+-cpu host,pmu=off",
         "+-device vhost-vsock-pci,vhostfd=<vsock>,id=vsock-77,guest-cid=77,bus=pcie.0",
@@ -94,13 +96,21 @@ def test_kvm_with_vsock() -> None:
 
 def test_debug_console() -> None:
     spec = replace(SPEC, debug_console=True, debug=True, kernel_params=("quiet", "x=y"))
-    wanted = PARAMS.replace("quiet", "debug")
+    wanted = PARAMS.replace("quiet", "debug").removesuffix(" initcall_blacklist=tracer_init_tracefs")
     assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(spec).describe()) == [
         f"--append {PARAMS}",
         "+-chardev socket,id=chardebug0,fd=<debug-console>",
         "+-device virtserialport,bus=serial0.0,nr=2,chardev=chardebug0,id=debug0,name=katapod.console.0",
         f"+-append {wanted} agent.log=debug agent.debug_console agent.debug_console_vport=1026 quiet x=y",
     ]
+
+
+def test_the_translation_cache_is_bounded_under_emulation_only() -> None:
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, tb_size_mib=64)).describe()) == [
+        "--accel tcg",
+        "+-accel tcg,tb-size=64",
+    ]
+    assert "tb-size" not in plan_qemu(replace(SPEC, tb_size_mib=64, accelerator=Accelerator.KVM)).describe()
 
 
 @pytest.mark.parametrize("change", [{"max_mem_mib": 256}, {"memory_slots": 0}])

@@ -1,0 +1,218 @@
+"""`kata-runtime overhead`: the RuntimeClass overhead that this node needs, from measurement."""
+
+import asyncio
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from katapod.cli.interrupt import interruptible
+from katapod.cli.settings import Globals, need_root
+from katapod.cli.tables import Column, print_table
+from katapod.model.errors import KatapodError, UsageError
+from katapod.model.flags import parse_memory
+from katapod.model.ids import new_id, parse_container_name, short_id
+from katapod.model.overhead import Observation, pod_overhead
+from katapod.model.sizing import HOST_OVERHEAD_MIB
+
+if TYPE_CHECKING:
+    from katapod.host.state import StateStore
+    from katapod.model.config import Config
+    from katapod.model.sizing import VmSize
+
+__all__ = ["register"]
+
+MIN_LIMIT_MIB = 32
+SPARE_MIB = 8  # of the limit: a container that fills it to the last page is killed
+SETTLE_S = 4.0  # the guest gives free pages back after two seconds
+WATCH_S = 5.0
+READY_LIMIT_S = 60.0
+POLL_S = 0.2
+PIDS_READY = 2  # shell and sleep: the shell has set its trap
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What --json prints, with the observations as they are and the result."""
+
+    memory_mib: int
+    cpu_millis: int
+    translation_cache_mib: int
+    host_overhead_mib: int
+    """What the host's part was allowed for by sizing.py, without the translation cache."""
+    ceiling_mib: int
+    """What a sandbox can take at most: its VM's memory in full, beside the containers' limits."""
+    observations: tuple[Observation, ...]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("overhead", short_help="Measure the RuntimeClass overhead that this node needs.")(overhead)
+
+
+def overhead(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="Measure a running container, as it is, and start none.")
+    ] = "",
+    memory: Annotated[
+        str, typer.Option("-m", "--memory", metavar="SIZE", help="Memory limit of the container to measure with.")
+    ] = "64m",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> int:
+    """Measure what a sandbox takes of this node beyond its containers' limits, and print it for a RuntimeClass.
+
+    A container is started for it and removed; it is measured idle and while it fills its memory limit.
+    """
+    need_root("overhead")
+    settings: Globals = context.obj
+    limit_mib = (parse_memory(memory) or 0) >> 20
+    if limit_mib < MIN_LIMIT_MIB:
+        raise UsageError(f"cannot measure with a limit of {memory}: it needs {MIN_LIMIT_MIB} MiB at least")
+    config = settings.load_config()
+    if source:
+        return interruptible(_measure_running(settings.states(), config, parse_container_name(source), as_json))
+    name = f"overhead-{short_id(new_id())}"
+    if status := _start(settings, name, limit_mib):
+        return status
+    return interruptible(_measure_own(settings.states(), config, name, limit_mib, as_json))
+
+
+def _start(settings: Globals, name: str, limit_mib: int) -> int:
+    """Start a container that fills its memory at SIGUSR1. Returns 0, or the status if a signal came between."""
+    from katapod.cli.owner import RunRequest, run_detached
+    from katapod.model.flags import parse_tmpfs
+    from katapod.plan.container_spec import ContainerOptions
+
+    fill = f"dd if=/dev/zero of=/load/fill bs=1M count={limit_mib - SPARE_MIB} 2>/dev/null"
+    script = f"trap '{fill}' USR1; sleep 100000 & wait; sleep 100000 & wait"
+    request = RunRequest(
+        container_id=parse_container_name(name),
+        image="busybox",
+        rootfs=None,
+        bundle=None,
+        options=ContainerOptions(
+            args=("sh", "-c", script),
+            hostname=name,
+            memory_bytes=limit_mib << 20,
+            tmpfs=(parse_tmpfs(f"/load:size={limit_mib}m"),),
+        ),
+        remove=True,
+        interactive=False,
+        accel="",
+        labels={},
+        stop_signal=None,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the name
+        return run_detached(settings, request)
+
+
+async def _measure_own(store: "StateStore", config: "Config", name: str, limit_mib: int, as_json: bool) -> int:
+    from katapod.sandbox.overhead import observe
+    from katapod.sandbox.recovery import remove_sandbox
+
+    try:
+        await _wait_for(store, name, pids=PIDS_READY)
+        await asyncio.sleep(SETTLE_S)
+        idle = await observe(store, name, "idle", WATCH_S)
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(observe(store, name, "filling", WATCH_S), name="watch")
+            group.create_task(_fill(store, name, limit_mib), name="fill")
+        filling = watching.result()
+        full = await observe(store, name, "full", WATCH_S)
+    finally:
+        await remove_sandbox(store, name, force=True)
+    _report(config, (idle, filling, full), as_json)
+    return 0
+
+
+async def _measure_running(store: "StateStore", config: "Config", name: str, as_json: bool) -> int:
+    from katapod.sandbox.overhead import observe
+
+    seen = await observe(store, name, "as it is", WATCH_S)
+    _report(config, (seen,), as_json)
+    return 0
+
+
+async def _fill(store: "StateStore", name: str, limit_mib: int) -> None:
+    from katapod.sandbox.client import connect_control
+
+    async with connect_control(store, name) as client:
+        await client.kill(name, signal.SIGUSR1)
+    await _wait_for(store, name, memory_bytes=limit_mib - SPARE_MIB << 20)
+
+
+async def _wait_for(store: "StateStore", name: str, *, pids: int = 0, memory_bytes: int = 0) -> None:
+    """Until the container has that much. Raises KatapodError after READY_LIMIT_S."""
+    from katapod.sandbox.client import connect_control
+    from katapod.sandbox.overhead import container_use
+
+    async with connect_control(store, name) as client:
+        try:
+            async with asyncio.timeout(READY_LIMIT_S):
+                while True:
+                    use = await container_use(client.agent, client.record)
+                    if use.pids >= pids and use.memory_bytes >= memory_bytes:
+                        return
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as exc:
+            raise KatapodError(f"cannot measure: the container is not ready within {READY_LIMIT_S:g} s") from exc
+
+
+def _report(config: "Config", seen: tuple[Observation, ...], as_json: bool) -> None:
+    emulated = any(each.memory.translated_kib for each in seen)
+    cache_mib = config.katapod.translation_cache if emulated else 0
+    result = pod_overhead(seen, translation_cache_mib=cache_mib)
+    report = Report(
+        memory_mib=result.memory_mib,
+        cpu_millis=result.cpu_millis,
+        translation_cache_mib=cache_mib,
+        host_overhead_mib=HOST_OVERHEAD_MIB,
+        ceiling_mib=_size(config, cache_mib).pod_overhead_mib,
+        observations=seen,
+    )
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        _print_for_people(report)
+        print(result.yaml())
+    if max(each.memory.host_kib for each in seen) > HOST_OVERHEAD_MIB << 10:
+        print(
+            f"kata-runtime: WARNING: QEMU, virtiofsd and the owner take more than the {HOST_OVERHEAD_MIB} MiB that "
+            "sandboxes are sized with",
+            file=sys.stderr,
+        )
+
+
+def _size(config: "Config", cache_mib: int) -> "VmSize":
+    from katapod.host.facts import collect_host_facts
+    from katapod.model.sizing import ContainerLimits
+    from katapod.sandbox.planning import size_for
+
+    limits = (ContainerLimits(memory_bytes=128 << 20),)
+    return size_for(config, collect_host_facts(), limits, translation_cache_mib=cache_mib)
+
+
+def _figure(index: int) -> Callable[[tuple[str, list[float]]], str]:
+    return lambda row: f"{row[1][index]:.1f}"
+
+
+def _print_for_people(report: Report) -> None:
+    """Comments of YAML, so that the whole output can go into a file."""
+    rows: list[tuple[str, list[float]]] = []
+    for index, (part, _) in enumerate(report.observations[0].memory.rows()):
+        rows.append((part, [each.memory.rows()[index][1] / 1024 for each in report.observations]))
+    rows.append(("together", [each.memory.total_kib / 1024 for each in report.observations]))
+    rows.append(("the containers' own", [each.containers_kib / 1024 for each in report.observations]))
+    rows.append(("beyond the containers", [each.beyond_kib / 1024 for each in report.observations]))
+    rows.append(("CPU beyond the containers, in 1/1000", [each.beyond_cpu_millis for each in report.observations]))
+    columns = [Column("# MIB", lambda row: f"# {row[0]}")]
+    for index, each in enumerate(report.observations):
+        columns.append(Column(each.phase.upper(), _figure(index)))
+    print_table(columns, rows)
+    if report.translation_cache_mib:
+        print(f"# translated code is counted in full: translation_cache = {report.translation_cache_mib} MiB")
+    print(f"# a sandbox can take {report.ceiling_mib} MiB beyond its containers' limits at most")

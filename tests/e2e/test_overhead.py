@@ -1,0 +1,103 @@
+"""`kata-runtime overhead`, and guest memory that goes back to the host."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from katapod.host.memory_use import family
+from kit.kata import Kata, wait_for
+
+MIB = 1024  # KiB
+
+
+@pytest.fixture
+def kept(kata: Kata) -> str:
+    return kata.start("-m", "256m", "--tmpfs", "/load:size=200m", "busybox", "sleep", "1000")
+
+
+def pss_kib(listed: dict[str, Any]) -> int:
+    """The sum over the sandbox's processes, as the kernel rolls it up."""
+    total = 0
+    for pid in family([listed["owner_pid"], listed["vmm_pid"]]):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def measured(kata: Kata, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kata.ok("overhead", "--json", *words))
+    return found
+
+
+def guest_kib(report: dict[str, Any]) -> int:
+    memory = report["observations"][-1]["memory"]
+    return int(memory["guest_mapped_kib"] + memory["guest_unmapped_kib"])
+
+
+def test_of_a_running_sandbox(kata: Kata, kept: str) -> None:
+    report = measured(kata, "--from", kept)
+    (seen,) = report["observations"]
+    total = sum(seen["memory"].values())
+    # shared pages count less the more sandboxes run: others may have started or ended in between
+    assert total >= 0.8 * pss_kib(kata.listed(kept))
+    assert seen["memory"]["virtiofsd_kib"] > 0
+    assert seen["memory"]["owner_kib"] > 5 * MIB
+    assert total > seen["containers_kib"] > 0
+    assert report["memory_mib"] * MIB >= total - seen["containers_kib"]
+    assert report["memory_mib"] <= report["ceiling_mib"]
+
+
+def test_what_the_guest_frees_goes_back_to_the_host(kata: Kata, kept: str) -> None:
+    before = guest_kib(measured(kata, "--from", kept))
+    kata.ok("exec", kept, "sh", "-c", "dd if=/dev/zero of=/load/x bs=1M count=128 2>/dev/null")
+    full = measured(kata, "--from", kept)
+    assert guest_kib(full) > before + 120 * MIB
+    assert full["observations"][0]["containers_kib"] > 120 * MIB
+    kata.ok("exec", kept, "rm", "/load/x")
+    wait_for(
+        lambda: guest_kib(measured(kata, "--from", kept)) < before + 32 * MIB, "the memory is given back", limit_s=60
+    )
+
+
+def test_small_files_too(kata: Kata, kept: str) -> None:
+    """Every other one of many is removed: there are no large free blocks to give back."""
+    make = "i=0; while [ $i -lt 1500 ]; do echo $BIG > /load/$i; i=$((i+1)); done"
+    kata.ok(
+        "exec", kept, "sh", "-c", f'BIG=$(dd if=/dev/zero bs=1k count=31 2>/dev/null | tr "\\0" a); {make}', timeout=120
+    )
+    full = guest_kib(measured(kata, "--from", kept))
+    kata.ok("exec", kept, "sh", "-c", "rm /load/*[13579]")
+    wait_for(
+        lambda: guest_kib(measured(kata, "--from", kept)) < full - 14 * MIB, "half of it is given back", limit_s=60
+    )
+
+
+def test_for_a_runtime_class(kata: Kata) -> None:
+    out = kata.ok("overhead", "-m", "48m")
+    comments = [line for line in out.splitlines() if line.startswith("#")]
+    assert re.fullmatch(r"# MIB +IDLE +FILLING +FULL", comments[0])
+    rest = "\n".join(line for line in out.splitlines() if not line.startswith("#"))
+    assert re.fullmatch(r'overhead:\n  podFixed:\n    memory: "(\d+)Mi"\n    cpu: "(\d+)m"', rest), out
+    own = next(line.split()[-3:] for line in comments if line.startswith("# the containers' own"))
+    assert float(own[0]) < 20
+    assert float(own[2]) >= 40  # the limit less what is spared
+    assert not [row for row in json.loads(kata.ok("list", "--json")) if row["name"].startswith("overhead-")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--from", "nobody-of-this-name"), "nobody-of-this-name"),
+        (("-m", "16m"), "cannot measure with a limit of 16m: it needs 32 MiB at least"),
+        (("-m", "much"), "much"),
+    ],
+)
+def test_what_cannot_be_measured(kata: Kata, words: tuple[str, ...], message: str) -> None:
+    done = kata("overhead", *words)
+    assert done.code == 1
+    assert done.stderr.startswith("kata-runtime: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
