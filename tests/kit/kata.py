@@ -7,15 +7,14 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from kit.templates import KATA, kata_command
 
 __all__ = ["KATA", "RUN_PREFIX", "SHARED_HOST", "Kata", "Result", "wait_for"]
 
-KATA = str(Path(sys.executable).with_name("kata-runtime"))
 RUN_PREFIX = f"t{os.getpid()}-"
 """All container names of this test run begin so: what is left of them can be told from others'."""
 
@@ -54,7 +53,7 @@ class Kata:
         started = time.monotonic()
         try:
             done = subprocess.run(
-                [KATA, *args],
+                kata_command(*args),
                 input=input,
                 stdin=subprocess.DEVNULL if input is None else None,
                 capture_output=True,
@@ -92,7 +91,7 @@ class Kata:
     def spawn(self, *args: str, **kwargs: Any) -> Iterator[subprocess.Popen[bytes]]:
         """`kata-runtime ARGS` while the block runs; what still runs at its end is killed."""
         self._transcript.append(f"$ kata-runtime {shlex.join(args)} &\n")
-        with subprocess.Popen([KATA, *args], **kwargs) as process:
+        with subprocess.Popen(kata_command(*args), **kwargs) as process:
             try:
                 yield process
             finally:

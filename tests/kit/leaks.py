@@ -9,9 +9,13 @@ from kit.kata import RUN_PREFIX, SHARED_HOST
 
 __all__ = ["find_leaks", "inventory"]
 
+TEMPLATES = "/run/vc/vm/template"
+"""Templates and their locks may come with any start, and stay; what begins with a dot is a builder's, and may not."""
+
 ROOTS = (
     "/run/vc/sbs",
     "/run/vc/vm",
+    TEMPLATES,
     "/run/kata-containers/shared/sandboxes",
     "/var/lib/katapod/sandboxes",
     "/var/lib/katapod/images/refs",
@@ -65,8 +69,12 @@ def _mounts() -> Iterator[str]:
 def _entries() -> Iterator[str]:
     for root in ROOTS:
         if os.path.isdir(root):
-            yield from (f"entry {root}/{name}" for name in os.listdir(root))
+            yield from (f"entry {root}/{name}" for name in os.listdir(root) if not _may_stay(root, name))
     yield from (f"entry {path}" for path in Path("/tmp").glob("katapod-*"))
+
+
+def _may_stay(root: str, name: str) -> bool:
+    return f"{root}/{name}" == TEMPLATES or (root == TEMPLATES and not name.startswith("."))
 
 
 def _cgroups() -> Iterator[str]:

@@ -49,6 +49,8 @@ def list_containers(
     store = settings.states()
     rows: list[dict[str, Any]] = []
     for record in sorted(store.records(), key=lambda item: -item.created_at):
+        if record.pooled:
+            continue  # nobody's yet: `factory status` shows it
         lost = record.state is not State.STOPPED and not owner_alive(store.layout.sandbox(record.sandbox_id))
         rows.append(_describe(record, lost=lost))
     if as_json:

@@ -3,12 +3,12 @@
 import asyncio
 import sys
 import tempfile
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import KatapodError, UsageError
@@ -25,23 +25,6 @@ image = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     app.add_typer(image, name="image", short_help="Manage images.")
-
-
-def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Run to the end, or, at SIGINT and SIGTERM, to where all is undone again."""
-    import signal
-
-    async def go() -> int:
-        task = asyncio.create_task(work)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            print("kata-runtime: interrupted, nothing was changed", file=sys.stderr)
-            return 130
-
-    return asyncio.run(go())
 
 
 @image.command("ls", short_help="List container images.")
@@ -129,7 +112,7 @@ def _bring_in(
         print(f"{', '.join(record.names)}  {record.digest}")
         return 0
 
-    return _interruptible(go())
+    return interruptible(go())
 
 
 @image.command("rm", short_help="Remove images.")
@@ -151,7 +134,7 @@ def remove(
                 print(f"kata-runtime: {exc}" + (f"\n  hint: {exc.hint}" if exc.hint else ""), file=sys.stderr)
         return failed
 
-    return _interruptible(go())
+    return interruptible(go())
 
 
 @image.command("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")
@@ -208,4 +191,4 @@ def build(
             print(f"accelerator: {verdict.accelerator.value} ({verdict.reason})")
         return 0
 
-    return _interruptible(go())
+    return interruptible(go())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["image_progress", "step_progress"]
+__all__ = ["image_progress", "step_progress", "waiting"]
 
 QUIET_S = 0.3  # what is done sooner needs no bar
 
@@ -88,3 +88,15 @@ def step_progress() -> Iterator[Callable[[str, float], None]]:
             print(f"  {step}", file=sys.stderr, flush=True)
 
     yield line
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show that something of unknown length goes on; without a terminal nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

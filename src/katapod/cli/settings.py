@@ -12,9 +12,14 @@ from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from katapod.cli.owner import RunRequest
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
     from katapod.model.config import Config
+
+    KeepRun = Callable[["Globals", RunRequest, bool], None]
 
 __all__ = ["Globals", "need_root", "print_error"]
 
@@ -27,6 +32,7 @@ class Globals:
 
     config_file: str = ""
     debug: bool = False
+    keep_run: "KeepRun | None" = None  # takes what `run` is to do, in place of doing it: a member of the pool
 
     def set_up_logging(self) -> None:
         logging.basicConfig(
@@ -42,8 +48,11 @@ class Globals:
     def layout(self) -> Layout:
         return Layout()
 
-    def load_config(self) -> "Config":
-        """Read the configuration and print what it has that is not acted upon. Raises ConfigError."""
+    def load_config(self, *, need_files: bool = True) -> "Config":
+        """Read the configuration and print what it has that is not acted upon.
+
+        Raises ConfigError; with `need_files` also if a file that a guest is made of is missing.
+        """
         from katapod.model.config import check_paths, load_config
 
         parsed = load_config(Path(self.config_file) if self.config_file else None)
@@ -51,7 +60,7 @@ class Globals:
             print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
         if parsed.config.runtime.enable_debug and not self.debug:
             logging.getLogger().setLevel(logging.DEBUG)
-        return check_paths(parsed, os.path.exists)
+        return check_paths(parsed, os.path.exists) if need_files else parsed.config
 
     def states(self) -> "StateStore":
         from katapod.host.state import StateStore

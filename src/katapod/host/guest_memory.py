@@ -5,7 +5,6 @@ is left on disk whoever dies. Copies are sparse: holes stay holes, and pages of 
 """
 
 import errno
-import mmap
 import os
 
 from katapod.model.errors import KatapodError, NoSpace
@@ -52,10 +51,10 @@ def save_memory(source: int, target: int, size_mib: int) -> int:
     written = 0
     try:
         os.ftruncate(target, size_mib << 20)
-        with mmap.mmap(source, size_mib << 20, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
-            for start, end in _data_ranges(source):
-                for offset in range(start, end, RUN_BYTES):
-                    written += _save_run(view[offset : min(offset + RUN_BYTES, end)], target, offset)
+        for start, end in _data_ranges(source):
+            for offset in range(start, end, RUN_BYTES):
+                run = memoryview(os.pread(source, min(RUN_BYTES, end - offset), offset))
+                written += _save_run(run, target, offset)
     except OSError as exc:
         raise _explain(exc, "save the template's memory") from exc
     return written

@@ -47,11 +47,19 @@ class BoundedLog:
                 piece = piece[written:]
 
     def _rotate(self) -> None:
+        self._follow()
         with contextlib.suppress(FileNotFoundError):  # an earlier attempt came as far as this
             os.replace(self.path, f"{self.path}.1")
         fresh = _open(self.path)  # before the old one is closed: its number must not come to mean another file
         os.close(self._fd)
         self._fd, self._size = fresh, 0
+
+    def _follow(self) -> None:
+        """A log may have been moved since it was opened: a machine of the pool got another name."""
+        place = Path(os.readlink(f"/proc/self/fd/{self._fd}"))
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(place), os.fstat(self._fd)):
+                self.path = place
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -124,12 +132,15 @@ async def kept_socket(sock: socket.socket, path: Path, limit_bytes: int) -> Asyn
 
 
 async def _drain(reader: asyncio.StreamReader, sink: BoundedLog) -> None:
+    warned = False
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
             try:
                 sink.write(data)
             except OSError as exc:  # a full disk must not stop who writes
-                log.warning("cannot keep %d bytes in %s: %s", len(data), sink.path, exc.strerror)
+                level = logging.DEBUG if warned else logging.WARNING
+                log.log(level, "cannot keep %d bytes in %s: %s", len(data), sink.path, exc.strerror)
+                warned = True
 
 
 @contextlib.asynccontextmanager

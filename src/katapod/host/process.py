@@ -199,7 +199,7 @@ async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool 
         return True
     if soft:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            os.kill(process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
                 await process.wait()
@@ -207,6 +207,7 @@ async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool 
         except TimeoutError:
             log.warning("%s did not end within %g s and is killed", child.argv[0], grace_s)
     with contextlib.suppress(ProcessLookupError):
-        process.kill()
+        # not process.kill(): it looks first whether the child has ended, and takes its status from asyncio's watcher
+        os.kill(process.pid, signal.SIGKILL)
     await process.wait()
     return False

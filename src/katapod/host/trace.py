@@ -23,9 +23,9 @@ _fd = -1
 _tracks: dict[str, int] = {}
 
 
-def start_tracing() -> None:
+def start_tracing(*, interpreter: bool = True) -> None:
     """Open the file that KATAPOD_TRACE names, if it names one, and write what happened before this program
-    could: the start of its interpreter. Raises OSError."""
+    could: the start of its interpreter, unless that was for something else. Raises OSError."""
     global _fd
     path = os.environ.get(VARIABLE, "")
     if not path or _fd >= 0:
@@ -33,7 +33,8 @@ def start_tracing() -> None:
     _fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     if os.fstat(_fd).st_size == 0:
         os.write(_fd, b"[\n")
-    add_span("interpreter", _process_start_ns(), time.time_ns())
+    if interpreter:
+        add_span("interpreter", _process_start_ns(), time.time_ns())
 
 
 def enabled() -> bool:

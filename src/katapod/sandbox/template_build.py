@@ -14,13 +14,16 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.guest_memory import new_memory, save_memory
+from katapod.host.logs import read_tail
 from katapod.host.qemu import QemuLogs, QemuProcess, running_qemu
+from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.plan.template import FORMAT, TemplatePlan
 from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,
@@ -72,11 +75,11 @@ async def prepare_template(plan: TemplatePlan) -> bool:
     return missing
 
 
-def _find_sound(plan: TemplatePlan) -> Template | None:
+def _find_sound(plan: TemplatePlan, level: int = logging.WARNING) -> Template | None:
     try:
         return find_template(plan)
     except TemplateBroken as exc:
-        log.warning("%s; it is made anew", exc)
+        log.log(level, "%s; it is made anew", exc)
         return None
 
 
@@ -101,7 +104,7 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
             if time.monotonic() > deadline:
                 raise TemplateBroken(f"cannot wait for template {plan.key}: it is not built within {WAIT_LIMIT_S:g} s")
             await asyncio.sleep(LOCK_POLL_S)
-        fresh = _find_sound(plan)  # somebody may have built it while we waited
+        fresh = _find_sound(plan, logging.DEBUG)  # somebody may have built it while we waited
         if fresh is not None:
             if not fresh.is_worn(plan):
                 return fresh
@@ -134,7 +137,7 @@ async def build_template(plan: TemplatePlan) -> None:
             raise NoSpace(f"cannot make a template in {plan.root}: {free_mib} MiB are free, {needed_mib} are needed")
         with span("build template"):
             await _save_guest(plan, scratch)
-        await asyncio.to_thread(put_in_place, scratch, plan)
+        await finish(asyncio.to_thread(put_in_place, scratch, plan))  # never half of it, and then the scratch goes
     except NoSpace:
         raise
     except (KatapodError, RpcError, OSError) as exc:
@@ -158,7 +161,8 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
             await vm.resume()
             await _settle_guest(vm, spec, plan.limits.boot_s)
             await vm.save_state(scratch / "state")
-            data_bytes = await asyncio.to_thread(save_memory, memory, target, plan.vm.boot_mem_mib)
+            # to its end: a thread goes on when we are cancelled, and these descriptors would soon mean other files
+            data_bytes = await finish(asyncio.to_thread(save_memory, memory, target, plan.vm.boot_mem_mib))
     meta = TemplateMeta(
         format=FORMAT,
         key=plan.key,
@@ -179,8 +183,11 @@ async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
     ended = asyncio.create_task(vm.wait_end(), name="wait-template")
     work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
     try:
-        done, _ = await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
-        if ended in done:  # an agent that cannot be reached any more is the consequence
+        await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and isinstance(work.exception(), RpcError):
+            # a channel that breaks may be the first sign of a QEMU that ends: its end is the cause to be told
+            await asyncio.wait({ended}, timeout=CAUSE_LIMIT_S)
+        if ended.done():
             raise vm.explain_end()
         work.result()
     finally:
@@ -202,4 +209,8 @@ async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
             finally:
                 agent.connection.close()
     except TimeoutError as exc:
-        raise TemplateBroken(f"its guest did not {step} within {limit_s:g} s") from exc
+        said = read_tail(vm.logs.console)
+        raise TemplateBroken(
+            f"its guest did not {step} within {limit_s:g} s"
+            + (f"\nlast lines of the guest's console:\n{said}" if said else "; its console is silent")
+        ) from exc

@@ -95,8 +95,7 @@ class Template:
 
     def is_worn(self, plan: TemplatePlan) -> bool:
         """Whether the next use should be one of a new template."""
-        age_s = time.time() - self.created_at
-        return not 0 <= age_s <= plan.limits.max_age_s or self.uses >= plan.limits.max_uses
+        return plan.limits.reached(time.time() - self.created_at, self.uses)
 
 
 def find_template(plan: TemplatePlan) -> Template | None:
@@ -234,11 +233,14 @@ def _entries(root: Path) -> dict[str, list[os.DirEntry[str]]]:
 
 
 def sweep_templates(plan: TemplatePlan) -> None:
-    """Remove what killed builders left, and templates that nobody has used for long. The caller holds the lock of
-    `plan`. Raises nothing: a sweep that fails is no reason not to build."""
+    """Remove what killed builders left, templates that nobody has used for long, and of the others all but the few
+    used last. The caller holds the lock of `plan`. Raises nothing: a sweep that fails is no reason not to build."""
     with contextlib.suppress(OSError, KatapodError):
-        for key, entries in _entries(plan.root).items():
-            old = [e for e in entries if e.name.startswith(".") or _unused_s(e) > plan.limits.unused_s]
+        found = _entries(plan.root)
+        others = [e for key, entries in found.items() if key != plan.key for e in entries if e.name == key]
+        kept = {e.name for e in sorted(others, key=_unused_s)[: plan.limits.others_kept]}
+        for key, entries in found.items():
+            old = [e for e in entries if e.name not in kept or _unused_s(e) > plan.limits.unused_s]
             if key == plan.key:
                 _remove_entries(plan.root, key, [e for e in old if e.name.startswith(".")])
                 continue

@@ -114,3 +114,17 @@ def test_tail_of_anything_has_no_control_characters(tmp_path_factory: pytest.Tem
     path = tmp_path_factory.mktemp("log") / "log"
     path.write_bytes(data)
     assert all(char.isprintable() or char in "\t\n" for char in read_tail(path))
+
+
+def test_a_log_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    log = BoundedLog(before / "log", 8192)
+    log.write(b"a" * 4000)
+    os.rename(before / "log", after / "log")
+    before.rmdir()
+    log.write(b"b" * 4000)
+    log.write(b"c" * 4000)
+    log.close()
+    assert kept(after / "log") == b"b" * 4000 + b"c" * 4000

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from asyncio.unix_events import ThreadedChildWatcher
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,24 @@ async def content_of(path: Path) -> str:
             return text
         await asyncio.sleep(0.01)
     raise AssertionError(f"{path} was not written")
+
+
+async def test_a_child_that_ends_as_it_is_killed_is_still_seen_by_its_watcher(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Popen.kill() looks first whether the child has ended, and may take its status away from asyncio's watcher,
+    a thread that comes late on a busy machine."""
+    watch = ThreadedChildWatcher._do_waitpid  # type: ignore[attr-defined]
+
+    def watch_late(*args: object) -> None:
+        time.sleep(0.2)
+        watch(*args)
+
+    monkeypatch.setattr(ThreadedChildWatcher, "_do_waitpid", watch_late)
+    with (tmp_path / "out").open("wb") as out:
+        child = await spawn(["/bin/true"], output=out)
+    while "State:\tZ" not in Path(f"/proc/{child.pid}/status").read_text():  # noqa: ASYNC110 - procfs has no event
+        await asyncio.sleep(0.001)
+    await stop_child(child, soft=False)
+    assert child.process.returncode == 0
+    assert caplog.records == []

@@ -1,0 +1,190 @@
+"""Hundreds of clones of one template: each a machine of its own, and at the end everything is as it was before."""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from faults import fresh_name, kata, record_of, start, wait_until, write_config
+
+from kit.kata import SHARED_HOST
+from kit.leaks import find_leaks, inventory
+from kit.template_dirs import TemplateDir, template_dir
+from kit.templates import with_templates
+
+IN_A_ROW = 200
+WITH_KEYS = 50
+AT_ONCE = 40
+SLACK_MIB = 64  # of shared memory: less than a guest has, and far less than a tenth of them
+
+RANDOM = "od -An -N32 -tx1 /dev/urandom | tr -d ' \\n'; echo; cd /proc/sys/kernel/random; cat uuid boot_id; hostname"
+KEYS = "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key; cut -d' ' -f2 /tmp/host_key.pub"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on() -> Iterator[None]:
+    with with_templates(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared(pristine_templates: TemplateDir) -> Iterator[TemplateDir]:
+    """The template of all of them."""
+    with template_dir() as found:
+        found.copy_of(pristine_templates)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def config(shared: TemplateDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    return write_config(folder, factory={"template_path": str(shared.root)})
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """busybox, and this host's ssh-keygen with the libraries that it needs."""
+    root = tmp_path_factory.mktemp("rootfs")
+    keygen = shutil.which("ssh-keygen")
+    assert keygen, "ssh-keygen is not installed; packaging/debian-packages-test.txt names what the tests need"
+    needed = subprocess.run(["ldd", keygen], check=True, capture_output=True, text=True).stdout
+    for path in [keygen, *re.findall(r"(?<=[\s])/\S+", needed)]:
+        target = root / path.removeprefix("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (root / "bin").mkdir(exist_ok=True)
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin" / "busybox")
+    for name in ("sh", "od", "tr", "cat", "hostname", "cut"):
+        (root / "bin" / name).symlink_to("busybox")
+    for name in ("proc", "sys", "dev", "etc", "root"):
+        (root / name).mkdir()
+    (root / "tmp").mkdir(mode=0o1777)
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    return root
+
+
+@dataclass
+class Clones:
+    """What the clones said, by what it is; and what was there before and after them."""
+
+    random: list[str] = field(default_factory=list)
+    uuids: list[str] = field(default_factory=list)
+    boot_ids: list[str] = field(default_factory=list)
+    hostnames: list[str] = field(default_factory=list)
+    host_keys: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    grown_mib: float = 0.0
+    template_before: str = ""
+    template_after: str = ""
+
+
+def shared_memory_mib() -> float:
+    """All that lies in tmpfs and memfds on this machine: guests' memory too."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("Shmem:")]
+    return int(line.split()[1]) / 1024
+
+
+def contents_of(templates: TemplateDir) -> str:
+    """Tells whether the template is the same file with the same contents."""
+    with (templates.folder / "memory").open("rb") as memory:
+        return f"{templates.generation()} {hashlib.file_digest(memory, 'sha256').hexdigest()}"
+
+
+@pytest.fixture(scope="module")
+def clones(shared: TemplateDir, config: Path, rootfs: Path) -> Clones:
+    """IN_A_ROW starts, two at a time, of which WITH_KEYS make a host key for ssh."""
+    found = Clones(template_before=contents_of(shared))
+    before, memory_before = inventory(), shared_memory_mib()
+
+    def one(number: int) -> None:
+        name = fresh_name("row")
+        with_key = number < WITH_KEYS
+        image = ["--rootfs", str(rootfs)] if with_key else ["busybox"]
+        script = f"{RANDOM}; {KEYS}" if with_key else RANDOM
+        done = kata("--config", str(config), "run", "--rm", "-m", "64m", "--name", name, *image, "sh", "-c", script)
+        assert (done.code, done.err) == (0, ""), (number, done)
+        random, uuid, boot_id, hostname, *key = done.out.splitlines()
+        found.random.append(random)
+        found.uuids.append(uuid)
+        found.boot_ids.append(boot_id)
+        found.hostnames.append(hostname)
+        found.host_keys.extend(key)
+        found.names.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(IN_A_ROW)))
+    found.left = find_leaks(before)
+    found.grown_mib = shared_memory_mib() - memory_before
+    found.template_after = contents_of(shared)
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_200_starts_in_a_row(clones: Clones, shared: TemplateDir) -> None:
+    assert len(clones.names) == IN_A_ROW
+    assert shared.uses() == IN_A_ROW, "not all of them were clones"
+
+
+@pytest.mark.parametrize(
+    ("what", "form", "count"),
+    [
+        ("random", r"[0-9a-f]{64}", IN_A_ROW),
+        ("uuids", r"[0-9a-f-]{36}", IN_A_ROW),
+        ("boot_ids", r"[0-9a-f-]{36}", IN_A_ROW),
+        ("host_keys", r"AAAA\S{64}", WITH_KEYS),
+    ],
+)
+def test_no_two_clones_draw_the_same_random_numbers(clones: Clones, what: str, form: str, count: int) -> None:
+    values: list[str] = getattr(clones, what)
+    assert len(values) == count
+    assert all(re.fullmatch(form, value) for value in values), values[0]
+    assert len(set(values)) == count
+
+
+def test_random_streams_share_no_part(clones: Clones) -> None:
+    """Nor is one stream another's at an offset: no eight bytes come twice."""
+    parts = [stream[at : at + 16] for stream in clones.random for at in range(0, 64, 16)]
+    assert len(set(parts)) == len(parts)
+
+
+def test_each_has_its_own_name(clones: Clones) -> None:
+    assert sorted(clones.hostnames) == sorted(clones.names)
+
+
+def test_everything_is_as_it_was_before_200_starts(clones: Clones) -> None:
+    assert clones.left == []
+    assert clones.template_after == clones.template_before
+    if not SHARED_HOST:
+        assert clones.grown_mib < SLACK_MIB
+
+
+@pytest.mark.timeout(600)
+def test_40_at_once(shared: TemplateDir, config: Path, tmp_path: Path) -> None:
+    """All run at the same time: none ends before all are up."""
+    before, memory_before, template_before = inventory(), shared_memory_mib(), contents_of(shared)
+    uses_before = shared.uses()
+    with contextlib.ExitStack() as stack:
+        group = []
+        for number in range(AT_ONCE):
+            script = f"touch /v/up-{number}; until test -e /v/go; do sleep 0.5; done; cat /proc/sys/kernel/random/uuid"
+            args = ("--rm", "-m", "64m", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", script)
+            group.append(stack.enter_context(start(*args, name=fresh_name("once"), config=config)))
+        wait_until("all are up", lambda: len(list(tmp_path.glob("up-*"))) == AT_ONCE, limit_s=300, period_s=0.1)
+        keys = {record_of(each.name)["template"] for each in group}
+        (tmp_path / "go").touch()
+        ends = [each.end(limit_s=120) for each in group]
+    assert [(done.code, done.err) for done in ends] == [(0, "")] * AT_ONCE
+    assert len({done.out for done in ends}) == AT_ONCE
+    assert keys == shared.keys()
+    assert shared.uses() == uses_before + AT_ONCE
+    assert find_leaks(before) == []
+    assert contents_of(shared) == template_before
+    if not SHARED_HOST:
+        assert shared_memory_mib() - memory_before < SLACK_MIB
