@@ -9,10 +9,11 @@ PYTEST := $(BIN)/python -m pytest
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run setup image test unit integration e2e check format messages bench install clean
+.PHONY: help run setup image test unit integration e2e check format messages install clean
+.PHONY: bench bench-compare bench-baseline
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: setup ## Set up, then run a container in a VM, its kernel beside the host's
 	@printf 'host kernel:  '; uname -r
@@ -66,8 +67,14 @@ format: $(BIN)/.installed ## Format the sources
 messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
 	$(BIN)/python tools/generate_messages.py
 
-bench: setup build/.packages-test ## Measure the budgets of the design; writes build/bench.json
-	$(BIN)/python bench/run.py
+bench: setup build/.packages-test ## Measure beside raw QEMU, crun, runc, runsc; BENCH='--rounds N --only PATTERN --full'
+	$(BIN)/python -m bench.run $(BENCH)
+
+bench-compare: $(BIN)/.installed ## Compare build/bench.json with bench/baseline.json
+	$(BIN)/python -m bench.compare
+
+bench-baseline: setup build/.packages-test ## Measure, and keep the results as the baseline
+	$(BIN)/python -m bench.run $(BENCH) --baseline bench/baseline.json
 
 install: build/.packages ## Install below PREFIX (default /usr/local); DESTDIR for packagers
 	PYTHON=$(PYTHON) tools/install "$(DESTDIR)" "$(PREFIX)"

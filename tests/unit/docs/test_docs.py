@@ -24,7 +24,13 @@ HOW_TO = ROOT / "docs" / "how-to"
 CONFIGURATION = HOW_TO / "configuration.md"
 SAMPLE = ROOT / "packaging" / "configuration.toml"
 SOURCES = Path(katapod.__file__).parent
-TABLES = {"hypervisor.qemu": "qemu", "agent.kata": "agent", "runtime": "runtime", "katapod": "katapod"}
+TABLES = {
+    "hypervisor.qemu": "qemu",
+    "agent.kata": "agent",
+    "runtime": "runtime",
+    "factory": "factory",
+    "katapod": "katapod",
+}
 
 
 def name_of(page: Path) -> str:

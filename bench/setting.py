@@ -1,0 +1,133 @@
+"""Prepares a run and clears away after it: root file systems, images, configurations, the servers of contestants.
+
+All of it lies in a folder on disk, in one below /run, and in the image store; it goes at the end, however that comes.
+"""
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bench.by_hand import SHARE, by_hand_initrd, run_by_hand
+from bench.contestants import Contestant, Katapod, Peer, katapod_variants, peer_contestants
+from bench.crun_view import without_unified_hierarchy
+from bench.measure import BenchError, execute, quietly, run_one
+from bench.pool import served
+from bench.raw_boot import RawBoot
+from bench.suites import BUNDLE, BY_HAND, IMAGE, SHARE_SCRIPT, SHARED, Stage, with_python
+from bench.workload import Bundles, make_rootfs, write_archive
+
+__all__ = ["prepared"]
+
+SCRATCH = Path("/var/tmp")  # noqa: S108 - a disk, as /var/lib is: not the tmpfs that /tmp may be
+DEBIANS = Path("build") / "cache"  # where the tests keep theirs
+
+
+@contextlib.contextmanager
+def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Iterator[Stage]:
+    """The contestants that are wanted and work, each tried once. `missing` gets the others, and why."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="katapod-bench-", dir=SCRATCH)))
+        own = Path("/run") / scratch.name
+        own.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        rootfs = make_rootfs(scratch / "rootfs")
+        shared = scratch / "shared"
+        shared.mkdir()
+        variants = katapod_variants(scratch, own, accelerator)
+        for variant in variants:
+            variant.write_config()
+        default = next(one for one in variants if one.name == "Katapod template")
+        stack.callback(quietly, default.call("factory", "destroy"))
+        crun_prefix = stack.enter_context(without_unified_hierarchy())
+        everyone: list[Contestant] = [*peer_contestants(Bundles(scratch, rootfs), scratch, crun_prefix), *variants]
+        everyone += _others(default, rootfs, shared, scratch, stack)
+        if any(with_python(contestant.name) in wanted for contestant in everyone):
+            everyone += _with_python(everyone, default, scratch, missing, stack)
+        stage = Stage(RawBoot.prepare(scratch, accelerator), {})
+        if BY_HAND in wanted:
+            kernel = stage.raw.kernels["bzImage"]
+            initrd = by_hand_initrd(rootfs, scratch, kernel.name.partition("-")[2], SHARE_SCRIPT)
+            stage.by_hand = partial(run_by_hand, kernel, initrd, shared, accelerator)
+        for contestant in everyone:
+            if contestant.name not in wanted:
+                continue
+            if why := contestant.missing() or _try(contestant, stack):
+                missing[contestant.name] = why
+            else:
+                stage.contestants[contestant.name] = contestant
+        yield stage
+
+
+def _imported(rootfs: Path, scratch: Path, kata: Katapod, stack: contextlib.ExitStack) -> str:
+    """The name of an image of this root file system, in the store until the end."""
+    name = f"{scratch.name.lower().replace('_', 'x')}-{rootfs.name}:latest"
+    archive = scratch / "image.tar"
+    write_archive(rootfs, archive)
+    stack.callback(quietly, kata.call("image", "rm", name))
+    execute(kata.call("image", "import", f"docker-archive:{archive}", name))
+    archive.unlink()
+    return name
+
+
+def _others(
+    default: Katapod, rootfs: Path, shared: Path, scratch: Path, stack: contextlib.ExitStack
+) -> list[Contestant]:
+    """Katapod with the benchmark's root file system, as image and as bundle, and with a share. VMs of default size."""
+    large = replace(default, memory="", needs_key="", image=_imported(rootfs, scratch, default, stack))
+    others = [
+        replace(large, name=IMAGE),
+        replace(large, name=BUNDLE, bundles=Bundles(scratch, rootfs)),
+        replace(large, name=SHARED, volumes=(f"{shared}:{SHARE}",)),
+    ]
+    for other in others:
+        other.write_config()
+    return list(others)
+
+
+def _with_python(
+    everyone: list[Contestant], default: Katapod, scratch: Path, missing: dict[str, str], stack: contextlib.ExitStack
+) -> list[Contestant]:
+    """Peers, image and bundle once more, with the Debian that the tests have made, if they have."""
+    archives = sorted(DEBIANS.glob("debian-*.tar"))
+    if not archives:
+        missing["Debian with Python"] = f"the tests have made none in {DEBIANS}"
+        return []
+    rootfs = scratch / "debian"
+    rootfs.mkdir()
+    subprocess.run(
+        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", archives[-1], "--directory", rootfs], check=True
+    )
+    bundles = Bundles(scratch / "debian-bundles", rootfs)
+    found: list[Contestant] = []
+    for one in everyone:
+        if isinstance(one, Peer):
+            found.append(replace(one, name=with_python(one.name), program=one.program, bundles=bundles))
+        elif isinstance(one, Katapod) and one.name == BUNDLE:
+            found.append(replace(one, name=with_python(one.name), bundles=bundles))
+        elif isinstance(one, Katapod) and one.name == IMAGE:
+            found.append(replace(one, name=with_python(one.name), image=_imported(rootfs, scratch, default, stack)))
+    for contestant in found:
+        if isinstance(contestant, Katapod):
+            contestant.write_config()
+    return found
+
+
+def _try(contestant: Contestant, stack: contextlib.ExitStack) -> str:
+    """One start outside the measurement, which also builds what later ones find. Says why it cannot take part.
+
+    What serves the contestant is started here, and ended by `stack`.
+    """
+    try:
+        outcome = run_one(contestant, ("echo", "hello"))
+        if not isinstance(contestant, Katapod):
+            return ""
+        if not (refusal := contestant.refused(outcome.errors)):
+            stack.enter_context(served(contestant))
+    except BenchError as error:
+        return str(error)
+    return refusal
