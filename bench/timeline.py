@@ -103,14 +103,16 @@ def _bar(row: int, bar: Bar, scale: float, *, room: float, first: bool) -> list[
     width = max(1.0, bar.length_ms * scale)
     label = f"{bar.name} {bar.length_ms:.0f}"
     box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW - 4}" rx="2" fill="{COLOURS[bar.track]}"'
+    name = f'<text x="8" y="{y + 12}" fill="{COLOURS[bar.track]}" font-weight="bold">{bar.track}</text>'
+    mark = [name] if first else []
     lines = [f"<rect {box}><title>{escape(label)} ms</title></rect>"]
-    if width > len(label) * LABEL_CHAR:
-        lines.append(f'<text x="{x + 4:.1f}" y="{y + 12}" fill="#fff">{escape(label)}</text>')
-    elif room > len(label) * LABEL_CHAR * 0.85:
+    for size in (11, 9):
+        if width > len(label) * LABEL_CHAR * size / 11:
+            where = f'x="{x + 3:.1f}" y="{y + 12}" fill="#fff" font-size="{size}"'
+            return [*lines, *mark, f"<text {where}>{escape(label)}</text>"]
+    if room > len(label) * LABEL_CHAR * 0.85:
         lines.append(f'<text x="{x + width + 3:.1f}" y="{y + 12}" fill="#333" font-size="9">{escape(label)}</text>')
-    if first:
-        lines.append(f'<text x="8" y="{y + 12}" fill="{COLOURS[bar.track]}" font-weight="bold">{bar.track}</text>')
-    return lines
+    return [*lines, *mark]
 
 
 def main() -> int:

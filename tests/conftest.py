@@ -12,6 +12,8 @@ from kit.debian import unpack_debian
 from kit.evidence import save_evidence
 from kit.kata import KATA, Kata
 from kit.leaks import find_leaks, inventory
+from kit.template_dirs import TemplateDir, template_dir
+from kit.templates import with_templates
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
@@ -89,6 +91,36 @@ def module_kata(request: pytest.FixtureRequest) -> Iterator[Kata]:
 def debian_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Debian 12 root file system with Python and gcc, as a directory that no container changes."""
     return unpack_debian(tmp_path_factory.mktemp("debian") / "rootfs")
+
+
+@pytest.fixture(scope="module", params=["template", "cold"])
+def templates(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Runs tests twice, with templates on and off; returns whether they are on. See kit.templates."""
+    on: bool = request.param == "template"
+    with with_templates(on):
+        yield on
+
+
+@pytest.fixture(scope="session")
+def pristine_templates(guest_image: dict[str, Any]) -> Iterator[TemplateDir]:
+    """A directory with the template of the built-in configuration, which nobody has used: to be copied."""
+    with template_dir() as found:
+        found.make()
+        yield found
+
+
+@pytest.fixture
+def templates_here() -> Iterator[TemplateDir]:
+    """A directory for templates, the test's own and empty."""
+    with template_dir() as found:
+        yield found
+
+
+@pytest.fixture
+def good_template(templates_here: TemplateDir, pristine_templates: TemplateDir) -> TemplateDir:
+    """`templates_here` with one good template in it."""
+    templates_here.copy_of(pristine_templates)
+    return templates_here
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.kata import KATA, RUN_PREFIX
+from kit.templates import kata_command, templates_are_on
 
 __all__ = [
     "KATA",
@@ -95,7 +96,7 @@ def kata(
 ) -> Finished:
     began = time.monotonic()
     done = subprocess.run(
-        [KATA, *args],
+        kata_command(*args),
         input=input,
         stdin=subprocess.DEVNULL if input is None else None,
         capture_output=True,
@@ -122,7 +123,7 @@ def _popen(argv: list[str]) -> subprocess.Popen[str]:
 def start(*args: str, name: str, config: Path | None = None, prefix: tuple[str, ...] = ()) -> Iterator[Started]:
     """`kata-runtime run --name NAME ARGS` beside us. At the end nothing of it stays, whatever the test did."""
     before = ["--config", str(config)] if config else []
-    process = _popen([*prefix, KATA, *before, "run", "--name", name, "--accel", "tcg", *args])
+    process = _popen([*prefix, *kata_command(*before), "run", "--name", name, "--accel", "tcg", *args])
     try:
         yield Started(process, name)
     finally:
@@ -136,7 +137,7 @@ def start(*args: str, name: str, config: Path | None = None, prefix: tuple[str, 
 @contextlib.contextmanager
 def start_exec(name: str, *command: str) -> Iterator[Started]:
     """`kata-runtime exec NAME COMMAND` beside us."""
-    process = _popen([KATA, "exec", name, *command])
+    process = _popen(kata_command("exec", name, *command))
     try:
         yield Started(process, name)
     finally:
@@ -239,12 +240,19 @@ def _lines(path: str) -> list[str]:
 
 
 def write_config(directory: Path, **tables: Mapping[str, object]) -> Path:
-    """A configuration file: write_config(tmp, qemu={"path": "/x"}, agent={"dial_timeout": 5})."""
-    headings = {"qemu": "hypervisor.qemu", "agent": "agent.kata", "runtime": "runtime", "katapod": "katapod"}
+    """A configuration file: write_config(tmp, qemu={"path": "/x"}, agent={"dial_timeout": 5}).
+
+    Without a word about templates it has them on or off as the test run has (kit.templates).
+    """
+    headings = {"qemu": "hypervisor.qemu", "agent": "agent.kata"}
+    if not templates_are_on():
+        tables["factory"] = {"enable_template": False, **tables.get("factory", {})}
     path = directory / f"{secrets.token_hex(4)}.toml"
     text = ""
     for table, keys in tables.items():
-        text += f"[{headings[table]}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        text += f"[{headings.get(table, table)}]\n" + "".join(
+            f"{key} = {json.dumps(value)}\n" for key, value in keys.items()
+        )
     path.write_text(text)
     return path
 

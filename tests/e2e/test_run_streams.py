@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.kata import KATA, Kata, wait_for
+from kit.kata import Kata, wait_for
+from kit.templates import kata_command
 
 BULK_BYTES = 200 << 20
 PIECE = 1 << 20
@@ -66,7 +67,9 @@ def test_from_file_to_file(kata: Kata, box: str, tmp_path: Path) -> None:
     data = os.urandom(10 << 20)
     (tmp_path / "in").write_bytes(data)
     with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as target:
-        done = subprocess.run([KATA, "exec", "-i", box, "cat"], stdin=source, stdout=target, timeout=60, check=False)
+        done = subprocess.run(
+            kata_command("exec", "-i", box, "cat"), stdin=source, stdout=target, timeout=60, check=False
+        )
     assert done.returncode == 0
     assert (tmp_path / "out").read_bytes() == data
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from kit.kata import KATA, Kata
+from kit.kata import Kata
+from kit.templates import kata_command
 from kit.terminal import Terminal, open_terminal
 
 PROMPT = "ready> "
@@ -67,20 +68,20 @@ def _check_session(terminal: Terminal) -> None:
 
 
 def test_session_of_run(kata: Kata) -> None:
-    with open_terminal([KATA, "run", "--rm", "-it", "--name", kata.name(), "busybox", "sh"], 33, 101) as terminal:
+    with open_terminal(kata_command("run", "--rm", "-it", "--name", kata.name(), "busybox", "sh"), 33, 101) as terminal:
         terminal.screen.expect_exact("/ # ", timeout=40)
         _check_session(terminal)
 
 
 def test_session_of_exec(kata: Kata, box: str) -> None:
-    with open_terminal([KATA, "exec", "-it", box, "sh"], 33, 101) as terminal:
+    with open_terminal(kata_command("exec", "-it", box, "sh"), 33, 101) as terminal:
         terminal.screen.expect_exact("/ # ")
         _check_session(terminal)
 
 
 def test_terminal_is_restored_when_the_vm_dies(kata: Kata) -> None:
     name = kata.name()
-    with open_terminal([KATA, "run", "--rm", "-it", "--name", name, "busybox", "sh"]) as terminal:
+    with open_terminal(kata_command("run", "--rm", "-it", "--name", name, "busybox", "sh")) as terminal:
         terminal.screen.expect_exact("/ # ", timeout=40)
         assert terminal.settings != terminal.settings_before
         os.kill(kata.listed(name)["vmm_pid"], signal.SIGKILL)
@@ -92,7 +93,7 @@ def test_terminal_is_restored_when_the_vm_dies(kata: Kata) -> None:
 
 def test_terminal_is_restored_when_the_vm_dies_under_an_exec(kata: Kata) -> None:
     name = kata.start("--rm", "busybox", "sleep", "1000")
-    with open_terminal([KATA, "exec", "-it", name, "sh"]) as terminal:
+    with open_terminal(kata_command("exec", "-it", name, "sh")) as terminal:
         terminal.screen.expect_exact("/ # ")
         os.kill(kata.listed(name)["vmm_pid"], signal.SIGKILL)
         terminal.screen.expect_exact("kata-runtime: ", timeout=5)
@@ -101,11 +102,13 @@ def test_terminal_is_restored_when_the_vm_dies_under_an_exec(kata: Kata) -> None
 
 
 def test_terminal_is_restored_when_the_command_is_unknown(kata: Kata, box: str) -> None:
-    with open_terminal([KATA, "exec", "-it", box, "no-such-command"]) as terminal:
+    with open_terminal(kata_command("exec", "-it", box, "no-such-command")) as terminal:
         terminal.screen.expect_exact('cannot run "no-such-command"')
         assert terminal.wait() == 127
         _expect_restored(terminal)
-    with open_terminal([KATA, "run", "--rm", "-it", "--name", kata.name(), "busybox", "no-such-command"]) as terminal:
+    with open_terminal(
+        kata_command("run", "--rm", "-it", "--name", kata.name(), "busybox", "no-such-command")
+    ) as terminal:
         terminal.screen.expect_exact('cannot run "no-such-command"', timeout=40)
         assert terminal.wait() == 127
         _expect_restored(terminal)
@@ -125,9 +128,11 @@ def test_interactive_terminal_needs_a_terminal(kata: Kata, box: str) -> None:
 
 def test_exec_that_is_killed_leaves_the_terminal_restored_by_its_caller(kata: Kata, box: str) -> None:
     """SIGTERM to the exec reaches the command, which ends; the terminal is restored."""
-    with open_terminal([KATA, "exec", "-it", box, "sh", "-c", "echo up; exec sleep 1000"]) as terminal:
+    with open_terminal(kata_command("exec", "-it", box, "sh", "-c", "echo up; exec sleep 1000")) as terminal:
         terminal.screen.expect_exact("up")
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.wait() == 128 + signal.SIGTERM
         _expect_restored(terminal)
-    assert subprocess.run([KATA, "exec", box, "pidof", "sleep"], check=False, stdout=subprocess.PIPE).stdout != b""
+    assert (
+        subprocess.run(kata_command("exec", box, "pidof", "sleep"), check=False, stdout=subprocess.PIPE).stdout != b""
+    )

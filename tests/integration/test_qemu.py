@@ -102,7 +102,7 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
         ({"cpu_features": "nonsense=1"}, "nonsense"),
         ({"kernel": Path("/none/kernel")}, "/none/kernel"),
         ({"boot_mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
-        ({"machine_accelerators": "accel=warp"}, "warp"),
+        ({"machine_accelerators": "warp=on"}, "warp"),
     ],
 )
 async def test_a_qemu_that_does_not_start(spec: VmSpec, logs: QemuLogs, change: dict[str, object], cause: str) -> None:

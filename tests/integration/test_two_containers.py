@@ -20,6 +20,7 @@ from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
+from katapod.sandbox.errors import CommandNotFound
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.proof import choose_accelerator
@@ -86,28 +87,37 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             await remove_sandbox(store, name)
 
 
-async def _container(sandbox: Sandbox, container_id: str, *args: str, **options: Any) -> Container:
+async def _container(
+    sandbox: Sandbox, container_id: str, *args: str, on_disk: bool = True, **options: Any
+) -> Container:
     images = ImageStore(sandbox.store.layout.image_root)
     busybox = await images.acquire("busybox", ContainerId(sandbox.sandbox_id))
     root = images.rootfs_path(busybox.digest)
     chosen = ContainerOptions(args=args, memory_bytes=LIMIT_BYTES, **options)
     spec = plan_container_spec(ProcessDefaults(env=busybox.config.env), chosen, str(root))
+    rootfs = Rootfs(root, disk=await images.root_disk(busybox) if on_disk else None)
     container = await create_container(
-        sandbox, ContainerPlan(container_id=container_id, image="busybox", spec=spec, rootfs=Rootfs(root))
+        sandbox, ContainerPlan(container_id=container_id, image="busybox", spec=spec, rootfs=rootfs)
     )
     await container.start()
     return container
 
 
-async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata) -> None:
+@pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "virtio-fs"])
+async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata, on_disk: bool) -> None:
     async with _sandbox(kata.name()) as sandbox:
         talk, out_of_memory = _Kept(), asyncio.Event()
         events = asyncio.create_task(watch_oom({"greedy": out_of_memory}, sandbox.agent))
         neighbour = await _container(
-            sandbox, "neighbour", "sh", "-c", "trap 'echo lived on; exit 4' TERM; echo up; while sleep 0.1; do :; done"
+            sandbox,
+            "neighbour",
+            "sh",
+            "-c",
+            "trap 'echo lived on; exit 4' TERM; echo up; while sleep 0.1; do :; done",
+            on_disk=on_disk,
         )
         carrying = asyncio.create_task(neighbour.carry(None, talk, NullSink()))
-        greedy = await _container(sandbox, "greedy", "tail", "/dev/zero")
+        greedy = await _container(sandbox, "greedy", "tail", "/dev/zero", on_disk=on_disk)
         async with asyncio.timeout(60):
             assert await greedy.carry(None, NullSink(), NullSink()) == 137
             await asyncio.wait_for(out_of_memory.wait(), 2)
@@ -116,7 +126,8 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata) -> No
             await greedy.remove()
             assert [item.container_id for item in sandbox.record.containers] == ["neighbour"]
             assert not list(sandbox.paths.mounts.glob("greedy*"))
-            again = await _container(sandbox, "greedy", "true")
+            assert not (sandbox.paths.layers / "greedy").exists()
+            again = await _container(sandbox, "greedy", "true", on_disk=on_disk)
             assert await again.carry(None, NullSink(), NullSink()) == 0
 
             await neighbour.kill(15)
@@ -140,3 +151,51 @@ async def test_containers_see_their_own(kata: Kata) -> None:
             assert seen.data == b"x\nboth\n1\n"
             await first.kill(9)
             assert await carrying == 137
+
+
+async def test_disks_come_and_go_with_their_containers(kata: Kata) -> None:
+    """Also when the agent refuses the container; the slots are used again."""
+    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(60):
+        for _ in range(2):
+            with pytest.raises(CommandNotFound):
+                await _container(sandbox, "wrong", "no-such-command")
+            assert await _disks(sandbox) == set()
+            first = await _container(sandbox, "first", "true")
+            assert await first.carry(None, NullSink(), NullSink()) == 0
+            assert len(await _disks(sandbox)) == 1
+            await first.remove()
+            assert await _disks(sandbox) == set()
+        assert not list(sandbox.paths.layers.iterdir())
+
+
+async def test_a_guest_that_overwrites_its_disk_harms_itself_only(kata: Kata) -> None:
+    """QEMU writes to the disk as it would for a hostile guest's kernel: to the layer, never to the image."""
+    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(60):
+        images = ImageStore(sandbox.store.layout.image_root)
+        first = await _container(sandbox, "first", "sleep", "100")
+        base = await images.root_disk(await images.resolve("busybox"))
+        before = _head(base)
+        (disk,) = await _disks(sandbox)
+        layer = sandbox.paths.layers / "first" / "root.qcow2"
+        small = layer.stat().st_size
+        command = f'qemu-io {disk} "write -P 0x5a 0 4M"'
+        said = await sandbox.vm.qmp.execute("human-monitor-command", {"command-line": command})
+        assert "rror" not in said
+        assert layer.stat().st_size >= 4 << 20 > small
+        assert _head(base) == before
+        await first.kill(9)
+        await first.carry(None, NullSink(), NullSink())
+        second, seen = await _container(sandbox, "second", "echo", "whole"), _Kept()
+        assert await second.carry(None, seen, NullSink()) == 0
+        assert seen.data == b"whole\n"
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4 << 20)
+
+
+async def _disks(sandbox: Sandbox) -> set[str]:
+    """The names of what QEMU has as root disks."""
+    nodes = await sandbox.vm.qmp.execute("query-named-block-nodes", {"flat": True})
+    return {node["node-name"] for node in nodes if node["node-name"].startswith("drive-root-")}

@@ -6,7 +6,7 @@ import os
 import struct
 
 import katapod
-from katapod.agent import log
+from katapod.agent import log, trace
 from katapod.rpc.pb import agent_pb2, health_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
@@ -119,6 +119,7 @@ async def reseed_random_dev(agent: Agent, request: agent_pb2.ReseedRandomDevRequ
     data = bytes(request.data)
     if not 0 < len(data) <= SEED_MAX:
         raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot reseed with {len(data)} bytes: give 1 to {SEED_MAX}")
+    trace.clear()
     with open("/dev/random", "wb", buffering=0) as device:
         fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
         fcntl.ioctl(device, RNDRESEEDCRNG)

@@ -47,6 +47,7 @@ METHODS = {
     "grpc.AgentService/GetDiagnosticData": "files.get_diagnostic_data",
     "katapod.Guest/Settle": "template.settle",
     "katapod.Guest/Trace": "template.read_trace",
+    "katapod.Guest/Rename": "sandbox.rename_sandbox",
 }
 MODULES = ("containers", "storage", "stats", "files")  # loaded when there is nothing better to do
 NO_NETWORK = (

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
     from katapod.agent.storage import Storages
-    from katapod.rpc.pb import agent_pb2
+    from katapod.rpc.pb import agent_pb2, katapod_pb2
 
-__all__ = ["Agent", "create_sandbox", "destroy_sandbox", "update_ephemeral_mounts"]
+__all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "update_ephemeral_mounts"]
 
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
 MODPROBE_LIMIT_S = 30.0
@@ -69,7 +69,7 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
         await _load_module(agent, module.name, list(module.parameters))
     for folder in (BASE, SANDBOX, SHARED):
         os.makedirs(folder, mode=0o755, exist_ok=True)
-    hostname = request.hostname.encode()[:HOSTNAME_MAX].decode(errors="ignore")
+    hostname = _fit_hostname(request.hostname)
     await agent.storages.add(request.storages, "")
     try:
         _share_namespaces(agent, hostname)
@@ -83,6 +83,25 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
     agent.sandbox_pidns = request.sandbox_pidns
     agent.sandbox_id = request.sandbox_id or "sandbox"
     log.info(f"sandbox {agent.sandbox_id} created")
+
+
+async def rename_sandbox(agent: Agent, request: katapod_pb2.RenameRequest) -> katapod_pb2.RenameResponse:
+    """Give a sandbox that was created in advance, by its host's pool, the names of who takes it."""
+    import _socket
+
+    from katapod.rpc.pb import katapod_pb2
+
+    if not agent.sandbox_id or agent.containers:
+        raise RpcError(StatusCode.FAILED_PRECONDITION, "cannot rename: there is no sandbox without containers")
+    if request.hostname:
+        _socket.sethostname(_fit_hostname(request.hostname))  # we live in the sandbox's own uts namespace
+    agent.sandbox_id = request.sandbox_id or agent.sandbox_id
+    log.info(f"sandbox {agent.sandbox_id} has its names")
+    return katapod_pb2.RenameResponse()
+
+
+def _fit_hostname(name: str) -> str:
+    return name.encode()[:HOSTNAME_MAX].decode(errors="ignore")
 
 
 async def _load_module(agent: Agent, name: str, parameters: list[str]) -> None:

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["SPANS_MAX", "Span", "spans"]
+__all__ = ["SPANS_MAX", "Span", "clear", "spans"]
 
 SPANS_MAX = 512
 _spans: list[tuple[str, int, int]] = []
@@ -30,6 +30,11 @@ class Span:
         if len(_spans) >= SPANS_MAX:
             del _spans[: SPANS_MAX // 2]
         _spans.append((self._name, self._start, time.monotonic_ns()))
+
+
+def clear() -> None:
+    """Forget what was: a clone's story begins when it wakes, not when its template was built."""
+    _spans.clear()
 
 
 def spans() -> list[tuple[str, int, int]]:

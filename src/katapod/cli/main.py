@@ -11,11 +11,12 @@ import click
 import typer
 
 from katapod import __version__
+from katapod.cli import is_loaded
 from katapod.cli.settings import Globals, print_error
 from katapod.host.trace import span, start_tracing
 from katapod.model.errors import KatapodError
 
-__all__ = ["main"]
+__all__ = ["explain", "flush_output", "load_command", "main"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ VERBS = {
     "rm": "containers",
     "logs": "logs",
     "image": "images",
+    "factory": "factory",
+    "overhead": "overhead",
 }
 
 app = typer.Typer(
@@ -86,7 +89,7 @@ def global_options(
         bool, typer.Option("--version", "-v", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    context.obj = Globals(config_file=config, debug=debug)
+    context.obj = Globals(config_file=config, debug=debug, keep_run=context.obj)
     context.obj.set_up_logging()
 
 
@@ -112,49 +115,69 @@ def _load_verbs(verb: str) -> None:
         importlib.import_module(f"katapod.cli.{name}").register(app)
 
 
+def load_command(verb: str) -> click.Command:
+    """The program, with all of its verbs unless `verb` is one of them."""
+    _load_verbs(verb)
+    return typer.main.get_command(app)
+
+
+def explain(error: BaseException, verb: str, *, bare: bool = False) -> int:
+    """Say on standard error what went wrong; returns the exit status. `bare`: called with no words at all."""
+    status = RUNTIME_FAILED if verb in ("run", "exec") else COMMAND_FAILED
+    match error:
+        case click.ClickException():
+            # click prints usage and message; the status is ours. Called with nothing at all it printed its help.
+            error.show()
+            return 0 if bare else status
+        case typer.Exit():
+            return error.exit_code
+        case KatapodError():
+            print_error(error)
+            return error.exit_code if verb in ("run", "exec") else COMMAND_FAILED
+        case ExceptionGroup():
+            for one in error.exceptions:
+                print_error(one)
+            return status
+        case KeyboardInterrupt() | click.Abort():
+            print("kata-runtime: interrupted", file=sys.stderr)
+            return 130
+        case BrokenPipeError():
+            return 141
+        case OSError():
+            print_error(error)
+            return status
+    # a bug of ours: say so, and keep the trace for who can read it
+    log.debug("the trace of the error below", exc_info=error)
+    print(f"kata-runtime: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("  hint: please report it with the output of: kata-runtime --debug ...", file=sys.stderr)
+    return status
+
+
+def flush_output(code: int) -> int:
+    """Write out what stdout holds; returns `code`, or that of SIGPIPE if nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
 def main() -> NoReturn:
     verb = _verb(sys.argv[1:])
-    status = RUNTIME_FAILED if verb in ("run", "exec") else COMMAND_FAILED
     try:
         start_tracing()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with span("load the command"):
-            _load_verbs("" if "_KATA_RUNTIME_COMPLETE" in os.environ else verb)
-            command = typer.main.get_command(app)
+            command = load_command("" if "_KATA_RUNTIME_COMPLETE" in os.environ else verb)
+        if verb != "run":  # which has more to load, and says itself when it has
+            is_loaded()
         result = command.main(prog_name="kata-runtime", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-    except click.ClickException as exc:
-        # click prints usage and message; the status is ours. Called with nothing at all it printed its help.
-        exc.show()
-        code = status if len(sys.argv) > 1 else 0
-    except typer.Exit as exc:
-        code = exc.exit_code
-    except KatapodError as exc:
-        print_error(exc)
-        code = exc.exit_code if verb in ("run", "exec") else COMMAND_FAILED
-    except ExceptionGroup as group:
-        for error in group.exceptions:
-            print_error(error)
-        code = status
-    except (KeyboardInterrupt, click.Abort):
-        print("kata-runtime: interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        code = 141
-    except OSError as exc:
-        print_error(exc)
-        code = status
     except Exception as exc:
-        # a bug of ours: say so, and keep the trace for who can read it
-        log.debug("the trace of the error below", exc_info=True)
-        print(f"kata-runtime: internal error: {type(exc).__name__}: {exc}", file=sys.stderr)
-        print("  hint: please report it with the output of: kata-runtime --debug ...", file=sys.stderr)
-        code = status
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 141
-        # the interpreter flushes once more at its end, and would complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+        code = explain(exc, verb, bare=len(sys.argv) == 1)
+    except KeyboardInterrupt as exc:
+        code = explain(exc, verb)
+    sys.exit(flush_output(code))

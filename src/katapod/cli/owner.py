@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,11 +20,13 @@ from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
 from katapod.host.trace import span
+from katapod.images import ImageStore
 from katapod.model import oci
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, SpecError
 from katapod.model.flags import parse_signal
 from katapod.model.ids import ContainerId
+from katapod.model.image import ImageRecord
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import (
@@ -35,12 +39,15 @@ from katapod.plan.container_spec import (
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import reap_dead
 from katapod.sandbox.runner import Outcome, Streams, claimed, run_container
 from katapod.sandbox.stdio import InputFd, OutputFd
 
-__all__ = ["RunRequest", "run_attached", "run_detached"]
+__all__ = ["ENDING", "RunRequest", "cancel_once", "own_container", "plan_container", "run_attached", "run_detached"]
+
+log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -62,8 +69,8 @@ class RunRequest:
     stop_signal: int | None
 
 
-async def run_attached(settings: Globals, request: RunRequest) -> int:
-    """Run in the foreground; returns the exit status."""
+async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:
+    """Run in the foreground, in the machine `ready` if that fits; returns the exit status."""
     streams = Streams(
         stdin=InputFd(0) if request.interactive else None,
         stdout=OutputFd(1),
@@ -71,7 +78,7 @@ async def run_attached(settings: Globals, request: RunRequest) -> int:
         keep_log=not request.remove,
     )
     container: list[Container] = []
-    task = asyncio.create_task(_own(settings, request, streams, container.append), name="run")
+    task = asyncio.create_task(own_container(settings, request, streams, container.append, ready), name="run")
     caught: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
     sending: set[asyncio.Task[None]] = set()
@@ -79,13 +86,13 @@ async def run_attached(settings: Globals, request: RunRequest) -> int:
     def on_signal(number: signal.Signals) -> None:
         caught.append(number)
         if not container:
-            _cancel_once(task)  # the start is undone
+            cancel_once(task)  # the start is undone
             return
         # A second request to end is meant seriously: the container's init may ignore what it does not handle.
         # A third does not count on the guest any more.
         requests = sum(item in ENDING for item in caught) if number in ENDING else 0
         if requests > 2:
-            _cancel_once(task)
+            cancel_once(task)
             return
         sent = asyncio.create_task(_forward(container[0], signal.SIGKILL if requests > 1 else number), name="forward")
         sending.add(sent)
@@ -102,7 +109,7 @@ async def run_attached(settings: Globals, request: RunRequest) -> int:
     return _report(request, outcome)
 
 
-def _cancel_once(task: "asyncio.Task[Outcome]") -> None:
+def cancel_once(task: "asyncio.Task[Any]") -> None:
     """A further signal must not break off the clean-up that the first one began."""
     if not task.cancelling():
         task.cancel()
@@ -121,8 +128,12 @@ def _report(request: RunRequest, outcome: Outcome) -> int:
     return outcome.exit_code
 
 
-async def _own(
-    settings: Globals, request: RunRequest, streams: Streams, on_started: Callable[[Container], None]
+async def own_container(
+    settings: Globals,
+    request: RunRequest,
+    streams: Streams,
+    on_started: Callable[[Container], None],
+    ready: ReadyMachine | None = None,
 ) -> Outcome:
     """The whole way from a request to its outcome."""
     with span("load configuration"):
@@ -142,7 +153,7 @@ async def _own(
     async with claimed(store, record):
         dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
         with span("acquire image"):
-            container = await _plan_container(settings, config, request, bundle_spec)
+            container = await plan_container(settings, config, request, bundle_spec)
         kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
         verdict = await choose_accelerator(
             request.accel or config.katapod.accelerator,
@@ -171,7 +182,7 @@ async def _own(
         )
         with contextlib.ExitStack() as stack:
             with_terminal = _take_terminal(request, container, stack, on_started)
-            return await run_container(plan, container, store, streams, on_started=with_terminal)
+            return await run_container(plan, container, store, streams, on_started=with_terminal, ready=ready)
 
 
 def _take_terminal(
@@ -217,7 +228,7 @@ def _load_bundle(request: RunRequest) -> oci.Spec:
     )
 
 
-async def _plan_container(
+async def plan_container(
     settings: Globals, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
 ) -> ContainerPlan:
     seccomp, timeout_s = not config.runtime.disable_guest_seccomp, float(config.runtime.create_container_timeout)
@@ -236,7 +247,7 @@ async def _plan_container(
         )
     if request.rootfs is not None:
         _check_rootfs(request.rootfs)
-        defaults, digest, lower = ProcessDefaults(), "", request.rootfs
+        defaults, digest, rootfs = ProcessDefaults(), "", Rootfs(request.rootfs)
     else:
         store = settings.image_store()
         with image_progress() as progress:
@@ -251,9 +262,10 @@ async def _plan_container(
             stop_signal=image.stop_signal,
             labels=image.labels,
         )
-        digest, lower = found.digest, store.rootfs_path(found.digest)
+        disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None
+        digest, rootfs = found.digest, Rootfs(store.rootfs_path(found.digest), disk=disk)
     user = effective_user(defaults, request.options)
-    spec = plan_container_spec(defaults, request.options, str(lower))
+    spec = plan_container_spec(defaults, request.options, str(rootfs.lower))
     _check_sources(spec)
     image_signal = parse_signal(defaults.stop_signal) if defaults.stop_signal else signal.SIGTERM
     return ContainerPlan(
@@ -261,12 +273,23 @@ async def _plan_container(
         image=request.image or str(request.rootfs),
         image_digest=digest,
         spec=with_etc_files(spec, str(settings.layout.sandbox(request.container_id).etc(request.container_id))),
-        rootfs=Rootfs(lower),
+        rootfs=rootfs,
         user=f"{user.user}:{user.group}" if user.group else user.user,
         stop_signal=request.stop_signal or image_signal,
         guest_seccomp=seccomp,
         create_timeout_s=timeout_s,
     )
+
+
+async def _root_disk(store: ImageStore, image: ImageRecord) -> Path | None:
+    """The image as a disk; None, with a warning, where none can be made: virtio-fs does without."""
+    try:
+        with span("root disk of the image"):
+            return await store.root_disk(image)
+    except KatapodError as exc:
+        hint = exc.hint or 'to do without a disk, set rootfs = "virtio-fs" in [katapod] of configuration.toml'
+        log.warning("the root file system is shared by virtio-fs, which is slower: %s (%s)", exc, hint)
+        return None
 
 
 def _check_rootfs(path: Path) -> None:
@@ -337,10 +360,10 @@ def _background(settings: Globals, request: RunRequest, writer: int) -> int:
         os.dup2(null, 2)
 
     async def own() -> None:
-        task = asyncio.create_task(_own(settings, request, Streams(), started), name="run")
+        task = asyncio.create_task(own_container(settings, request, Streams(), started), name="run")
         loop = asyncio.get_running_loop()
         for number in ENDING:
-            loop.add_signal_handler(number, _cancel_once, task)
+            loop.add_signal_handler(number, cancel_once, task)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         await task
 

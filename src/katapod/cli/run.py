@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from katapod.cli import is_loaded
 from katapod.cli.settings import Globals, need_root
+from katapod.host.trace import span
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
     parse_cap,
@@ -101,9 +103,11 @@ def run(
     command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
     137: it was killed, by its memory limit for example.
     """
-    from katapod.cli.owner import RunRequest, run_attached, run_detached
-    from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
+    with span("load the runtime"):
+        from katapod.cli.owner import RunRequest, run_attached, run_detached
+        from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
 
+        is_loaded()
     need_root("run")
     image, command = _image_and_command(words or [], rootfs, bundle)
     if tty and not detach and interactive and not os.isatty(0):
@@ -153,6 +157,9 @@ def run(
         stop_signal=parse_signal(stop_signal, "--stop-signal") if stop_signal else None,
     )
     settings: Globals = context.obj
+    if settings.keep_run is not None:
+        settings.keep_run(settings, request, detach)
+        return 0
     if detach:
         return run_detached(settings, request)
     return asyncio.run(run_attached(settings, request))

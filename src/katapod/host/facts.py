@@ -107,5 +107,12 @@ def file_identity(path: str | Path) -> str:
 
 
 async def virtiofsd_dialect(program: str) -> VirtiofsdDialect:
-    answer = await run([program, "--version"], timeout_s=10, check=False)
-    return parse_dialect(answer.stdout + answer.stderr)
+    """What the program says of itself; asked once while its file stays the same. Raises KatapodError."""
+    identity = file_identity(program) if os.path.exists(program) else program
+    if identity not in _dialects:
+        answer = await run([program, "--version"], timeout_s=10, check=False)
+        _dialects[identity] = parse_dialect(answer.stdout + answer.stderr)
+    return _dialects[identity]
+
+
+_dialects: dict[str, VirtiofsdDialect] = {}  # by file_identity: a process of the pool knows it before it is taken

@@ -13,6 +13,7 @@ from katapod.host.logs import kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.qmp import QmpClient, QmpError, QmpLinkBroken
 from katapod.host.tasks import finish
+from katapod.host.trace import span
 from katapod.model.errors import KatapodError
 from katapod.plan.vmm import FdSlot, QemuPlan, render_qemu
 
@@ -56,6 +57,7 @@ class QemuProcess:
         self.qmp = qmp
         self.logs = logs
         self.stopping = False
+        self.expendable = False  # nothing in the guest is worth a soft end
         self._sockets = sockets
 
     @property
@@ -124,9 +126,9 @@ class QemuProcess:
             raise QmpError(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
-        """End QEMU: QMP quit, a wait, SIGKILL. Returns whether it went softly. Idempotent."""
+        """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it went softly."""
         self.stopping = True
-        if self.child.process.returncode is None and soft:
+        if self.child.process.returncode is None and soft and not self.expendable:
             try:
                 async with asyncio.timeout(SOFT_STOP_S):  # for both: a QEMU that does not answer does not quit
                     with contextlib.suppress(QmpError, QmpLinkBroken):
@@ -197,8 +199,13 @@ async def running_qemu(
                 command=" ".join(child.argv),
             ) from exc
         vm = QemuProcess(plan, child, qmp, ours, logs)
-        stack.push_async_callback(lambda: finish(vm.stop(), name="stop-qemu"))
+        stack.push_async_callback(_stop, vm)
         yield vm
+
+
+async def _stop(vm: QemuProcess) -> None:
+    with span("stop QEMU"):
+        await finish(vm.stop(), name="stop-qemu")
 
 
 async def _take_stream(listener: socket.socket, target: BinaryIO) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from katapod.host.logs import kept_pipe, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
+from katapod.host.trace import span
 from katapod.model.errors import KatapodError
 from katapod.plan.virtiofsd import VirtiofsdPlan, render_virtiofsd
 
@@ -26,14 +27,14 @@ class VirtiofsdProcess:
     def __init__(self, child: Child, log_path: Path) -> None:
         self.child = child
         self.stopping = False
-        self._log_path = log_path
+        self.log_path = log_path
 
     async def wait_end(self) -> str:
         await self.child.process.wait()
         return self.child.describe_end()
 
     def explain_end(self) -> VirtiofsdFailed:
-        said = read_tail(self._log_path, max_lines=5)
+        said = read_tail(self.log_path, max_lines=5)
         text = f"virtiofsd ended unexpectedly: {self.child.describe_end()}"
         return VirtiofsdFailed(text + (f"; it said: {said}" if said else ""), command=" ".join(self.child.argv))
 
@@ -70,4 +71,5 @@ async def running_virtiofsd(plan: VirtiofsdPlan, socket_path: Path, log_path: Pa
         try:
             yield daemon
         finally:
-            await finish(daemon.stop(), name="stop-virtiofsd")
+            with span("stop virtiofsd"):
+                await finish(daemon.stop(), name="stop-virtiofsd")

@@ -108,7 +108,9 @@ _REASONS = {
     "shared_fs": "only virtio-fs is supported",
     "virtio_fs_cache_size": "DAX is not supported, only 0 is",
 }
-_ABSOLUTE = frozenset({"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source", "template_path"})
+_ABSOLUTE = frozenset(
+    {"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source", "template_path", "vm_cache_endpoint"}
+)
 _EMPTY_IS_DEFAULT = frozenset({*_ABSOLUTE, "virtio_fs_cache", "machine_type", "shared_fs"})
 _ZERO_IS_DEFAULT = frozenset(
     {"default_vcpus", "default_memory", "memory_slots", "virtio_fs_queue_size", "dial_timeout"}

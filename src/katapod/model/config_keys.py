@@ -14,6 +14,7 @@ _U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+RootfsKind = Literal["disk", "virtio-fs"]
 
 
 class QemuConfig(Struct, frozen=True, kw_only=True):
@@ -123,6 +124,13 @@ class FactoryConfig(Struct, frozen=True, kw_only=True):
     template_path: str = "/run/vc/vm/template"
     """Directory of the templates, best on a tmpfs: they are read at each start. Default as upstream."""
 
+    vm_cache_number: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Machines that `kata-runtime factory init` keeps ready for the next containers. Default 0: no pool, as
+    upstream. Each takes host memory, about that of an idle sandbox: docs/how-to/pool.md."""
+
+    vm_cache_endpoint: str = "/var/run/kata-containers/cache.sock"
+    """Socket of the pool's server. Default as upstream; the protocol on it is Katapod's own."""
+
 
 class KatapodConfig(Struct, frozen=True, kw_only=True):
     """[katapod]: settings that upstream does not have."""
@@ -130,8 +138,16 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
     accelerator: Accelerator = "auto"
     """auto = KVM where a guest is seen to boot under it, else software emulation. Default auto."""
 
+    rootfs: RootfsKind = "disk"
+    """disk = an image of the store is a disk of the VM, virtio-fs = it is in the shared directory. Default disk:
+    docs/adr/0009-root-file-system.md has the figures."""
+
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
     """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""
+
+    translation_cache: Annotated[int, Meta(ge=8, le=2048)] = 128
+    """MiB that QEMU may use for translated code under software emulation. Default 128: a start takes 40, a compiler
+    is 1.1 times as slow as without a bound, and 1.4 times with 64; docs/adr/0011-memory.md has the figures."""
 
     template_memory: Annotated[int, Meta(ge=256, le=2**20)] = 256
     """MiB of a template's guest, a multiple of 128; what a sandbox needs beyond is plugged into its clone."""

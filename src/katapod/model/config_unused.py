@@ -122,11 +122,6 @@ _QEMU: Final = (
     _number("remote_hypervisor_timeout", 600),
 )
 
-_FACTORY: Final = (
-    _number("vm_cache_number"),
-    _text("vm_cache_endpoint", "/var/run/kata-containers/cache.sock"),
-)
-
 _AGENT: Final = (
     _flag("enable_tracing"),
     _number("cdh_api_timeout", 50),
@@ -161,7 +156,6 @@ UNUSED_KEYS: Final[dict[str, dict[str, UnusedKey]]] = {
     table: {key.name: key for key in keys}
     for table, keys in (
         ("hypervisor.qemu", _QEMU),
-        ("factory", _FACTORY),
         ("agent.kata", _AGENT),
         ("runtime", _RUNTIME),
     )

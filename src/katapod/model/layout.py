@@ -12,11 +12,14 @@ GUEST_SANDBOX_DIR = "/run/kata-containers/sandbox"
 
 @dataclass(frozen=True, slots=True)
 class SandboxPaths:
-    """The directories of one sandbox. All four are removed with it."""
+    """The directories of one sandbox. All four are removed with it.
+
+    MID, the machine's id, is SID unless the machine comes from the pool: then it was started under another name.
+    """
 
     state: Path  # /run/vc/sbs/SID: persist.json, lock, control.sock, console.log
-    vm: Path  # /run/vc/vm/SID: qmp.sock, vhost-fs.sock, pid
-    share: Path  # .../sandboxes/SID: mounts (we write), shared (the guest sees), private
+    vm: Path  # /run/vc/vm/MID: qmp.sock, vhost-fs.sock, pid
+    share: Path  # .../sandboxes/MID: mounts (we write), shared (the guest sees), private
     data: Path  # /var/lib/katapod/sandboxes/SID: upper layers, container logs
 
     @property
@@ -83,11 +86,15 @@ class Layout:
     guest_image_root: Path = Path("/var/cache/kata-containers")
     proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
 
-    def sandbox(self, sandbox_id: str) -> SandboxPaths:
-        """`sandbox_id` was parsed by model.ids: it has no slash and is short enough for socket paths."""
+    def sandbox(self, sandbox_id: str, machine_id: str = "") -> SandboxPaths:
+        """The ids were parsed by model.ids: they have no slash and are short enough for socket paths.
+
+        Without `machine_id` (SandboxRecord has it) the machine is taken to have the sandbox's name.
+        """
+        machine_id = machine_id or sandbox_id
         return SandboxPaths(
             state=self.state_root / sandbox_id,
-            vm=self.vm_root / sandbox_id,
-            share=self.share_root / sandbox_id,
+            vm=self.vm_root / machine_id,
+            share=self.share_root / machine_id,
             data=self.data_root / sandbox_id,
         )

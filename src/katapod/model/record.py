@@ -34,7 +34,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One sandbox. Everything it acquires lies in its own directories or dies with its owner, so this
-    record and the directories named by its id are all that a fresh process needs to remove it."""
+    record and the directories named by its ids are all that a fresh process needs to remove it."""
 
     sandbox_id: str
     created_at: float
@@ -47,6 +47,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int = 0
     mem_mib: int = 0
     vmm_pid: int = 0
+    machine_id: str = ""  # names the machine's directories if it came from the pool; empty: sandbox_id does
+    pooled: bool = False  # a machine that is kept ready: nobody's sandbox yet
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     error: str = ""
     containers: tuple[ContainerRecord, ...] = ()

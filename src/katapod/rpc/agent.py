@@ -46,6 +46,13 @@ class AgentClient:
             GUEST_SERVICE, "Settle", request, katapod_pb2.SettleResponse, timeout_s=REQUEST_TIMEOUT_S
         )
 
+    async def rename(self, sandbox_id: str, hostname: str) -> None:
+        """Give a sandbox that was created in advance its names. Raises RpcError."""
+        request = katapod_pb2.RenameRequest(sandbox_id=sandbox_id, hostname=hostname)
+        await self.connection.call(
+            GUEST_SERVICE, "Rename", request, katapod_pb2.RenameResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
+
     async def trace(self, timeout_s: float) -> list[tuple[str, int, int]]:
         """What the agent did lately: (name, start, duration), nanoseconds since the epoch. Raises RpcError."""
         answer = await self.connection.call(

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from katapod.host.mounts import bind, mount_overlay, remove_tree, unmount_below
+from katapod.host.mounts import bind, remove_tree, unmount_below
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError
@@ -27,20 +27,13 @@ from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.client import string_user
 from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
 from katapod.sandbox.stdio import GuestProcess, InputFd, Sink, carry
 
 __all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "watch_oom"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Rootfs:
-    """Where a root file system comes from: `lower` under a throw-away layer, or, `direct`, as it is."""
-
-    lower: Path
-    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +127,7 @@ class Container:
         require("remove", self.container_id, self.record.state, State.STOPPED)
         request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
         await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
+        await close_root_disk(self.sandbox, self.container_id)
         remove_host_files(self.sandbox, self.container_id)
         self.sandbox.save(
             containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
@@ -148,10 +142,11 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
     sandbox.save(containers=(*sandbox.record.containers, plan.record()))
     write_atomically(sandbox.paths.spec(plan.container_id), oci.encode_spec(plan.spec))
     try:
+        rootfs = await open_rootfs(sandbox, plan.container_id, plan.rootfs)
         sources = prepare_host_files(sandbox, plan)
         spec = strip_for_guest(
             plan.spec,
-            root_path=f"{GUEST_SHARE}/{plan.container_id}/rootfs",
+            root_path=rootfs.path,
             mount_sources=sources,
             guest_seccomp=plan.guest_seccomp,
         )
@@ -161,12 +156,16 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             OCI=spec_to_message(spec),
             sandbox_pidns=shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
+            storages=rootfs.storages,
         )
         try:
             await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
         except AgentFailed as exc:
             raise command_error(exc) from exc
-    except BaseException:
+    except BaseException as exc:
+        if isinstance(exc, Exception):  # who cancels a start ends the sandbox: no need to wait for its guest
+            with contextlib.suppress(KatapodError):
+                await close_root_disk(sandbox, plan.container_id)
         with contextlib.suppress(KatapodError):
             remove_host_files(sandbox, plan.container_id)
         raise
@@ -176,19 +175,12 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
 
 
 def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
-    """Mount the root file system and each bind mount's source into the share.
+    """Write the container's own files of /etc and mount each bind mount's source into the share.
 
     Returns, by mount destination, the path under which the guest finds the source.
     """
     mounts = sandbox.paths.mounts
-    root = mounts / plan.container_id / "rootfs"
-    if plan.rootfs.direct:
-        bind(plan.rootfs.lower, root)
-    else:
-        layers = sandbox.paths.layers / plan.container_id
-        lower = layers / "lower"
-        bind(plan.rootfs.lower, lower)  # a name of our own: the user's may hold what overlay's options cannot
-        mount_overlay(lower, layers / "upper", layers / "work", root)
+    if not plan.rootfs.direct:
         etc = sandbox.paths.etc(plan.container_id)
         etc.mkdir(mode=0o755)
         for file_name, content in etc_files(plan.spec.hostname).items():

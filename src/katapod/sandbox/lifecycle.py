@@ -10,8 +10,9 @@ import logging
 import os
 import shutil
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -24,7 +25,15 @@ from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.layout import SandboxPaths
 from katapod.model.record import State
-from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, blocks_of, plan_disk, plan_memory, plan_vcpus
+from katapod.plan.hotplug import (
+    BRIDGE_SLOTS,
+    HotplugPlan,
+    blocks_of,
+    plan_disk,
+    plan_layered_disk,
+    plan_memory,
+    plan_vcpus,
+)
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
@@ -33,7 +42,10 @@ from katapod.sandbox.machine import Machine, answer_of, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 
-__all__ = ["Sandbox", "open_sandbox"]
+if TYPE_CHECKING:
+    from katapod.sandbox.pool import ReadyMachine
+
+__all__ = ["Sandbox", "open_sandbox", "start_machine"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +77,10 @@ class Sandbox:
         self.guest_vcpus = machine.spec.vcpus
         self._free_slots = list(BRIDGE_SLOTS[1:])  # slot 1 is the share's
         self._disks: dict[str, tuple[int, HotplugPlan]] = {}
+        if machine.root_disk is not None and plan.root_disk is not None:
+            self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
         self._dimms = machine.dimms
+        self._growing = machine.growing
         self._stack = contextlib.AsyncExitStack()
         self._closed = False
 
@@ -75,7 +90,7 @@ class Sandbox:
 
     @property
     def paths(self) -> SandboxPaths:
-        return self.store.layout.sandbox(self.sandbox_id)
+        return self.store.layout.sandbox(self.sandbox_id, self.record.machine_id)
 
     def save(self, **changes: Any) -> None:
         """Change the record, on disk too."""
@@ -89,19 +104,31 @@ class Sandbox:
         """
         return await guarded(work, self.death, self.sandbox_id)
 
-    async def add_disk(self, disk_id: str, path: os.PathLike[str], *, read_only: bool) -> str:
-        """Plug a disk; returns its guest PCI path. Raises QmpError, KatapodError if the bridge is full."""
+    async def add_disk(
+        self, disk_id: str, path: os.PathLike[str], *, read_only: bool, base: os.PathLike[str] | None = None
+    ) -> str:
+        """Plug a disk, or with `base` a layer at `path` over the disk `base`; returns its guest PCI path.
+
+        Raises QmpError, KatapodError if the bridge is full.
+        """
         if not self._free_slots:
             raise KatapodError(f"cannot plug disk {disk_id}: all {len(BRIDGE_SLOTS)} slots of the bridge are taken")
         slot = self._free_slots.pop(0)
         try:
-            plan = plan_disk(disk_id, Path(path), slot, read_only=read_only)
+            if base is None:
+                plan = plan_disk(disk_id, Path(path), slot, read_only=read_only)
+            else:
+                plan = plan_layered_disk(disk_id, Path(path), Path(base), slot)
             await self.guard(self.vm.qmp.plug(plan))
         except QmpError:
             self._free_slots.insert(0, slot)
             raise
         self._disks[disk_id] = (slot, plan)
         return plan.guest_path
+
+    def disk_path(self, disk_id: str) -> str:
+        """The guest PCI path of a disk that is plugged; empty if there is none of that id."""
+        return self._disks[disk_id][1].guest_path if disk_id in self._disks else ""
 
     async def remove_disk(self, disk_id: str) -> None:
         """Take a disk out, once the guest has let go of it. Raises QmpError; NotFound if it is not plugged."""
@@ -136,15 +163,24 @@ class Sandbox:
             await self.guard(self.agent.call("OnlineCPUMem", request))
             self.save(vcpus=self.guest_vcpus, mem_mib=self.guest_mem_mib)
 
-    async def close(self) -> None:
+    async def wait_grown(self) -> None:
+        """Until the guest uses the memory that it was given as it began to run. Raises QmpError, KatapodError."""
+        if self._growing is not None:
+            with span("wait for plugged memory"):
+                await self.guard(answer_of(self._growing))
+            self._growing = None
+
+    async def close(self, *, expendable: bool = False) -> None:
         """End the VM and release all it held; its record and logs stay until recovery.remove_sandbox. Idempotent.
 
+        With `expendable` nothing that the guest has written outlives it, so it is not asked to write it out.
         Runs to its end whatever happens to the caller; errors of single steps are collected and raised
         together as an ExceptionGroup.
         """
         if self._closed:
             return
         self._closed = True
+        self.vm.expendable = expendable
         await finish(self._stack.aclose(), name="sandbox-close")
 
     def adopt(self, stack: contextlib.AsyncExitStack) -> None:
@@ -152,27 +188,41 @@ class Sandbox:
         self._stack = stack
 
 
-async def open_sandbox(plan: SandboxPlan, store: StateStore) -> Sandbox:
-    """Start a sandbox. On failure, or when cancelled, all that was acquired is released again.
-
-    The state directory of plan.record must exist (StateStore.create); it is the caller's to remove.
-    """
+async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStack) -> Machine:
+    """Make the machine's directories and start it; the guest has the sandbox then. Releases go to `stack`."""
     paths = store.layout.sandbox(plan.record.sandbox_id)
+    with span("make directories"):
+        for directory in (paths.share, paths.vm):
+            _claim_directory(directory, stack)
+        export_directory(paths.mounts, paths.shared)
+
+    def note_pid(pid: int) -> None:
+        store.write(msgspec.structs.replace(plan.record, vmm_pid=pid))
+
+    machine = await running_machine(plan, paths, stack, note_pid)
+    with span("create sandbox"):
+        await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
+    return machine
+
+
+async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None) -> Sandbox:
+    """Start a sandbox, in the machine `ready` if that fits; if not, the machine is ended.
+
+    On failure, or when cancelled, all that was acquired is released again. The state directory of plan.record must
+    exist (StateStore.create); it is the caller's to remove.
+    """
+    if ready is not None and not ready.fits(plan):
+        await ready.close()
+        ready = None
+    if ready is not None:
+        plan = replace(plan, record=msgspec.structs.replace(plan.record, machine_id=ready.machine_id))
     stack = ReleaseStack()
     try:
-        with span("make directories"):
-            for directory in (paths.share, paths.vm, paths.layers):
-                stack.callback(remove_tree, directory)
-                remove_tree(directory)  # the name is ours by now: whatever lies there is left of another life
-                _make_directory(directory)
-            export_directory(paths.mounts, paths.shared)
-
-        def note_pid(pid: int) -> None:
-            store.write(msgspec.structs.replace(plan.record, vmm_pid=pid))
-
-        machine = await running_machine(plan, paths, stack, note_pid)
-        with span("create sandbox"):
-            await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
+        _claim_directory(store.layout.sandbox(plan.record.sandbox_id).layers, stack)
+        if ready is not None:
+            machine = await ready.take_over(plan, stack)
+        else:
+            machine = await start_machine(plan, store, stack)
         sandbox = Sandbox(plan, store, machine)
         health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
@@ -197,6 +247,12 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore) -> Sandbox:
         raise
     sandbox.adopt(stack)
     return sandbox
+
+
+def _claim_directory(path: Path, stack: ReleaseStack) -> None:
+    stack.callback(remove_tree, path)
+    remove_tree(path)  # the name is ours by now: whatever lies there is left of another life
+    _make_directory(path)
 
 
 def _make_directory(path: os.PathLike[str]) -> None:
@@ -233,17 +289,24 @@ async def _destroy_guest(sandbox: Sandbox) -> None:
     """Let the guest end its processes and write out what it holds. A dead or hanging guest is no error here."""
     if sandbox.death.done():
         return
+    if trace_enabled():
+        await _take_trace(sandbox)
+    if sandbox.vm.expendable:
+        return
+    with span("destroy the sandbox in the guest"):
+        try:
+            await guarded(
+                sandbox.agent.call("DestroySandbox", agent_pb2.DestroySandboxRequest(), timeout_s=DESTROY_LIMIT_S),
+                sandbox.death,
+                sandbox.sandbox_id,
+            )
+        except KatapodError as exc:
+            log.warning("the guest did not end by itself: %s", exc)
+
+
+async def _take_trace(sandbox: Sandbox) -> None:
     try:
-        if trace_enabled():
-            for name, start_ns, duration_ns in await sandbox.agent.trace(DESTROY_LIMIT_S):
-                add_span(name, start_ns, start_ns + duration_ns, GUEST)
+        for name, start_ns, duration_ns in await sandbox.agent.trace(DESTROY_LIMIT_S):
+            add_span(name, start_ns, start_ns + duration_ns, GUEST)
     except RpcError as exc:
         log.warning("the guest's part of the trace is missing: %s", exc)
-    try:
-        await guarded(
-            sandbox.agent.call("DestroySandbox", agent_pb2.DestroySandboxRequest(), timeout_s=DESTROY_LIMIT_S),
-            sandbox.death,
-            sandbox.sandbox_id,
-        )
-    except KatapodError as exc:
-        log.warning("the guest did not end by itself: %s", exc)

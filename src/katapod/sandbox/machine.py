@@ -11,11 +11,12 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from katapod.host.guest_memory import copy_memory, new_memory
+from katapod.host.layers import make_layer
 from katapod.host.logs import read_tail
 from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
 from katapod.host.qmp import QmpError, QmpLinkBroken
@@ -24,7 +25,14 @@ from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
-from katapod.plan.hotplug import BRIDGE_SLOTS, blocks_of, plan_memory, plan_shared_directory
+from katapod.plan.hotplug import (
+    BRIDGE_SLOTS,
+    HotplugPlan,
+    blocks_of,
+    plan_layered_disk,
+    plan_memory,
+    plan_shared_directory,
+)
 from katapod.plan.template import clone_of
 from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.agent import AgentClient
@@ -37,7 +45,7 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
 
-__all__ = ["Machine", "answer_of", "running_machine"]
+__all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +66,9 @@ class Machine:
     created: "asyncio.Task[Any]"  # CreateSandbox, under way
     mem_mib: int  # of the guest, with what was plugged
     dimms: int  # that were plugged
+    root_disk: HotplugPlan | None  # in the second slot of the bridge, if plugged
     template: str  # the key of what it was cloned from; empty after a cold boot
+    growing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +149,7 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pi
         created,
         mem_mib=spec.boot_mem_mib,
         dimms=0,
+        root_disk=_root_disk_plan(plan),
         template="",
     )
 
@@ -175,23 +186,19 @@ async def _clone(
         created,
         mem_mib=spec.boot_mem_mib + more_mib,
         dimms=1 if more_mib else 0,
+        root_disk=_root_disk_plan(plan),
         template=template.key,
     )
 
 
 async def _copy(source: int, target: int) -> None:
-    """In a thread, which goes on if we are cancelled: with descriptors of its own."""
-    source, target = os.dup(source), os.dup(target)
+    """In a thread, and to its end even if we are cancelled: the descriptors are the caller's, and closed next."""
 
     def work() -> None:
-        try:
-            with span("copy memory", "memory"):
-                copy_memory(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
+        with span("copy memory", "memory"):
+            copy_memory(source, target)
 
-    await asyncio.to_thread(work)
+    await finish(asyncio.to_thread(work), name="copy-memory")
 
 
 async def _launch(
@@ -226,7 +233,7 @@ def _share_socket(paths: SandboxPaths) -> Path:
 async def _plug_and_run(
     plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, *, more_mib: int
 ) -> "asyncio.Future[Any]":
-    """Plug the shared directory, and memory, while the guest stands still; then let it run.
+    """Plug the shared directory, the root disk and memory while the guest stands still; then let it run.
 
     Returns what will be the guest's word that the memory is in use: its answer (ACPI _OST) to the plugging.
     """
@@ -234,13 +241,27 @@ async def _plug_and_run(
     shared = plan_shared_directory(
         SHARE_TAG, _share_socket(paths), BRIDGE_SLOTS[0], queue_size=plan.virtio_fs_queue_size
     )
-    grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
     with span("plug devices"):
         await guarded(vm.qmp.plug(shared), death, sandbox_id)
-        if more_mib > 0:
-            await guarded(vm.qmp.plug(plan_memory(0, more_mib)), death, sandbox_id)
+        grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
+        await guarded(_plug_rest(plan, vm, more_mib=more_mib, dimms=0), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     return grown
+
+
+async def _plug_rest(plan: SandboxPlan, vm: QemuProcess, *, more_mib: int, dimms: int) -> None:
+    """Plug the root disk and memory: what differs between sandboxes."""
+    if plan.root_disk is not None and (disk := _root_disk_plan(plan)) is not None:
+        plan.root_disk.layer.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
+        make_layer(plan.root_disk.layer, base=plan.root_disk.base)
+        await vm.qmp.plug(disk)
+    if more_mib > 0:
+        await vm.qmp.plug(plan_memory(dimms, more_mib))
+
+
+def _root_disk_plan(plan: SandboxPlan) -> HotplugPlan | None:
+    disk = plan.root_disk
+    return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1]) if disk is not None else None
 
 
 async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
@@ -349,16 +370,51 @@ def _create_request(plan: SandboxPlan) -> agent_pb2.CreateSandboxRequest:
         dns=plan.dns,
         storages=[
             agent_pb2.Storage(driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=GUEST_SHARE),
-            agent_pb2.Storage(
-                driver="ephemeral",
-                source="shm",
-                fstype="tmpfs",
-                mount_point=f"{GUEST_SANDBOX_DIR}/shm",
-                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size_bytes}"],
-            ),
+            _shm_storage(plan),
         ],
         kernel_modules=[agent_pb2.KernelModule(name=name, parameters=rest) for name, *rest in modules],
     )
+
+
+def _shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
+    return agent_pb2.Storage(
+        driver="ephemeral",
+        source="shm",
+        fstype="tmpfs",
+        mount_point=f"{GUEST_SANDBOX_DIR}/shm",
+        options=["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size_bytes}"],
+    )
+
+
+async def adapt_machine(machine: Machine, made_for: SandboxPlan, plan: SandboxPlan, stack: ReleaseStack) -> Machine:
+    """Make a machine that stands still, started for one plan, the machine of another, and let it run.
+
+    It gets what it lacks, names, and once more random numbers and a time of its own; memory may be `growing` still.
+    Raises AgentFailed, QmpError, KatapodError.
+    """
+    vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
+    more_mib = blocks_of(plan.vm.boot_mem_mib - machine.mem_mib)
+    with span("plug devices"):
+        grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
+        await guarded(_plug_rest(plan, vm, more_mib=more_mib, dimms=machine.dimms), death, sandbox_id)
+        await guarded(vm.resume(), death, sandbox_id)
+    with span("wake the machine"):
+        await guarded(_wake_as(machine.agent, made_for, plan), death, sandbox_id)
+    return replace(
+        machine,
+        mem_mib=machine.mem_mib + max(0, more_mib),
+        dimms=machine.dimms + (1 if more_mib > 0 else 0),
+        root_disk=_root_disk_plan(plan),
+        growing=_send(_until_grown(grown, more_mib), stack) if more_mib > 0 else None,
+    )
+
+
+async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan) -> None:
+    await _wake(agent)
+    await together(_set_clock(agent), agent.rename(plan.record.sandbox_id, plan.hostname[:64]))
+    if plan.shm_size_bytes != made_for.shm_size_bytes:
+        request = agent_pb2.UpdateEphemeralMountsRequest(storages=[_shm_storage(plan)])
+        await agent.call("UpdateEphemeralMounts", request)
 
 
 async def _watch_processes(vm: QemuProcess, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:

@@ -5,16 +5,36 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from katapod.host.facts import HostFacts, cpu_identity, file_identity
 from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
+from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
 from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
 
-__all__ = ["SandboxPlan", "plan_sandbox", "size_for", "template_for"]
+__all__ = [
+    "RootDisk",
+    "SandboxPlan",
+    "default_template",
+    "plan_ready_machine",
+    "plan_sandbox",
+    "size_for",
+    "template_for",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RootDisk:
+    """The disk of a container's root file system: a `layer` file, made when it is plugged, over the disk `base`."""
+
+    disk_id: str
+    layer: Path
+    base: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +49,10 @@ class SandboxPlan:
     shm_size_bytes: int
     agent_timeout_s: float
     template: TemplatePlan | None = None  # None: always boot
+    root_disk: RootDisk | None = None  # of the first container: the guest finds it as it begins to run
+    machine_key: str = (
+        ""  # equal for machines that differ in names and size only; empty: a file of the guest is missing
+    )
     virtio_fs_queue_size: int = 1024
     kernel_modules: tuple[str, ...] = ()
     console_limit_bytes: int = 256 * 1024
@@ -37,10 +61,12 @@ class SandboxPlan:
         return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe()])
 
 
-def size_for(config: Config, facts: HostFacts, limits: tuple[ContainerLimits, ...]) -> VmSize:
+def size_for(
+    config: Config, facts: HostFacts, limits: tuple[ContainerLimits, ...], *, translation_cache_mib: int = 0
+) -> VmSize:
     """The size of the VM for its containers; UsageError if it does not fit the host."""
     capacity = HostCapacity(cpus=facts.cpus, memory_mib=facts.mem_mib)
-    return size_sandbox(SizeSettings.of(config), capacity, limits)
+    return size_sandbox(SizeSettings.of(config), capacity, limits, translation_cache_mib=translation_cache_mib)
 
 
 def plan_sandbox(
@@ -59,31 +85,10 @@ def plan_sandbox(
     auto_remove: bool,
     labels: dict[str, str] | None = None,
 ) -> SandboxPlan:
-    """Plan a sandbox of `size`. The order of kernel parameters is facts config.md section 4's."""
+    """Plan a sandbox of `size`."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
-    agent_params = ["agent.log=debug"] if config.agent.enable_debug else []
-    features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
-    vm = VmSpec(
-        sandbox_id=sandbox_id,
-        uuid=str(uuid.uuid4()),
-        qemu=qemu.path,
-        kernel=Path(qemu.kernel),
-        initrd=Path(qemu.initrd),
-        accelerator=accelerator,
-        boot_mem_mib=size.boot_mem_mib,
-        max_mem_mib=size.max_mem_mib,
-        memory_slots=qemu.memory_slots,
-        vcpus=size.vcpus,
-        max_vcpus=size.max_vcpus,
-        vm_dir=paths.vm,
-        cpu_features=features,
-        entropy_source=qemu.entropy_source,
-        seccomp_sandbox=qemu.seccompsandbox,
-        kernel_params=(*agent_params, *qemu.kernel_params.split()),
-        debug=qemu.enable_debug,
-        debug_console=config.agent.debug_console_enabled,
-        vsock_cid=ANY_CID if facts.vhost_vsock else None,
-    )
+    vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm)
+    template = template_for(config, vm)
     record = SandboxRecord(
         sandbox_id=sandbox_id,
         created_at=time.time(),
@@ -99,7 +104,8 @@ def plan_sandbox(
     return SandboxPlan(
         record=record,
         vm=vm,
-        template=template_for(config, vm) if config.factory.enable_template else None,
+        template=template if config.factory.enable_template else None,
+        machine_key=template.key if template is not None else "",
         virtiofsd=plan_virtiofsd(
             qemu.virtio_fs_daemon,
             dialect,
@@ -115,6 +121,71 @@ def plan_sandbox(
         kernel_modules=config.agent.kernel_modules,
         console_limit_bytes=config.katapod.console_log_kib * 1024,
     )
+
+
+def plan_ready_machine(
+    machine_id: str,
+    config: Config,
+    facts: HostFacts,
+    layout: Layout,
+    *,
+    accelerator: Accelerator,
+    dialect: VirtiofsdDialect,
+    owner_pid: int,
+) -> SandboxPlan:
+    """Plan a machine that is to become anybody's sandbox: as small as one can be, since it grows when it is taken."""
+    usual = size_for(config, facts, (ContainerLimits(),))
+    small = min(config.katapod.template_memory, usual.boot_mem_mib)
+    return plan_sandbox(
+        machine_id,
+        config,
+        facts,
+        layout,
+        accelerator=accelerator,
+        dialect=dialect,
+        size=msgspec.structs.replace(usual, boot_mem_mib=small, vcpus=1),
+        owner_pid=owner_pid,
+        hostname=machine_id,
+        shm_size_bytes=DEFAULT_SHM_BYTES,
+        auto_remove=True,
+    )
+
+
+def _plan_vm(
+    sandbox_id: str, config: Config, facts: HostFacts, accelerator: Accelerator, size: VmSize, vm_dir: Path
+) -> VmSpec:
+    """The order of kernel parameters is facts config.md section 4's."""
+    qemu = config.qemu
+    agent_params = ["agent.log=debug"] if config.agent.enable_debug else []
+    features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
+    return VmSpec(
+        sandbox_id=sandbox_id,
+        uuid=str(uuid.uuid4()),
+        qemu=qemu.path,
+        kernel=Path(qemu.kernel),
+        initrd=Path(qemu.initrd),
+        accelerator=accelerator,
+        boot_mem_mib=size.boot_mem_mib,
+        max_mem_mib=size.max_mem_mib,
+        memory_slots=qemu.memory_slots,
+        vcpus=size.vcpus,
+        max_vcpus=size.max_vcpus,
+        vm_dir=vm_dir,
+        cpu_features=features,
+        entropy_source=qemu.entropy_source,
+        seccomp_sandbox=qemu.seccompsandbox,
+        kernel_params=(*agent_params, *qemu.kernel_params.split()),
+        debug=qemu.enable_debug,
+        debug_console=config.agent.debug_console_enabled,
+        vsock_cid=ANY_CID if facts.vhost_vsock else None,
+        tb_size_mib=config.katapod.translation_cache if accelerator is Accelerator.TCG else 0,
+    )
+
+
+def default_template(config: Config, facts: HostFacts, accelerator: Accelerator) -> TemplatePlan | None:
+    """The template of a sandbox whose containers have no limits; None as with template_for."""
+    size = size_for(config, facts, (ContainerLimits(),))
+    return template_for(config, _plan_vm("template", config, facts, accelerator, size, Path("/none")))
 
 
 def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:

@@ -1,6 +1,7 @@
 """Remove a sandbox from what is on disk alone: its owner may be alive, dead, or killed half-way.
 
-All that a sandbox acquires lies in directories named by its id or carries the id on its command line.
+All that a sandbox acquires lies in directories named by its id or carries the id on its command line. With a machine
+of the pool that is the machine's id for some of them, and the sandbox's record has it.
 """
 
 import asyncio
@@ -62,12 +63,13 @@ async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
 def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
     """End the processes and remove all but the state directory; returns what did not work."""
     problems = []
-    for pid in _processes_of(store.layout, sandbox_id):
+    machine_id = _machine_of(store, sandbox_id)
+    for pid in _processes_of(store.layout, machine_id):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         if not _wait_gone(pid, KILL_GRACE_S):
             problems.append(f"process {pid} does not end")
-    paths = store.layout.sandbox(sandbox_id)
+    paths = store.layout.sandbox(sandbox_id, machine_id)
     for directory in paths.all:
         if directory == paths.state:
             continue
@@ -75,7 +77,19 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
             remove_tree(directory)
         except (OSError, KatapodError) as exc:
             problems.append(f"{directory}: {exc}")
+    if machine_id != sandbox_id:
+        try:
+            store.discard(machine_id)  # its owner died while it was handing the machine over
+        except OSError as exc:
+            problems.append(f"{machine_id}: {exc}")
     return problems
+
+
+def _machine_of(store: StateStore, sandbox_id: str) -> str:
+    """The id of its machine: another than its own if that came from the pool."""
+    with contextlib.suppress(KatapodError):
+        return store.read(sandbox_id).machine_id or sandbox_id
+    return sandbox_id
 
 
 async def reap_dead(store: StateStore) -> list[str]:
@@ -137,16 +151,19 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
 
 def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
     """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why."""
-    paths = store.layout.sandbox(record.sandbox_id)
+    machine_id = record.machine_id or record.sandbox_id
+    paths = store.layout.sandbox(record.sandbox_id, machine_id)
     with store.removal(record.sandbox_id) as there:
         if not there or owner_alive(paths):
             return
-        for pid in _processes_of(store.layout, record.sandbox_id):
+        for pid in _processes_of(store.layout, machine_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _wait_gone(pid, KILL_GRACE_S)
         for directory in (paths.share, paths.vm, paths.layers):
             remove_tree(directory)
+        if machine_id != record.sandbox_id:
+            store.discard(machine_id)
         containers = tuple(
             item
             if item.state is State.STOPPED
@@ -199,10 +216,10 @@ def _lock_holder(paths: SandboxPaths) -> int | None:
     return None
 
 
-def _processes_of(layout: Layout, sandbox_id: str) -> Iterator[int]:
-    """QEMU and virtiofsd of this sandbox: their command lines name it."""
-    paths = layout.sandbox(sandbox_id)
-    marks = (f"\0sandbox-{sandbox_id},", f"{paths.shared},", f"{paths.shared}\0")
+def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
+    """QEMU and virtiofsd of this machine: their command lines name it."""
+    paths = layout.sandbox(machine_id)
+    marks = (f"\0sandbox-{machine_id},", f"{paths.shared},", f"{paths.shared}\0")
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue

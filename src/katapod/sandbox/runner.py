@@ -7,20 +7,25 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import msgspec
 
 from katapod.host.logs import BoundedLog
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
+from katapod.host.trace import span
+from katapod.model import oci
 from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.recovery import remove_sandbox
+from katapod.sandbox.rootfs import root_disk_of
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
 
 __all__ = ["Outcome", "Streams", "claimed", "run_container"]
@@ -79,6 +84,7 @@ async def run_container(
     streams: Streams,
     *,
     on_started: Callable[[Container], None] = lambda container: None,
+    ready: ReadyMachine | None = None,
 ) -> Outcome:
     """Run a container to its end, inside `claimed`.
 
@@ -86,10 +92,14 @@ async def run_container(
     record (with exit code or error) and the log do, once the container has run. A cancelled start is as
     if it had never been.
     """
-    sandbox = await open_sandbox(plan, store)
+    paths = store.layout.sandbox(plan.record.sandbox_id)
+    root_disk = root_disk_of(paths, container_plan.container_id, container_plan.rootfs)
+    sandbox = await open_sandbox(replace(plan, root_disk=root_disk), store, ready)
     keep = False
     try:
-        container = await create_container(sandbox, container_plan)
+        with span("create container"):
+            container = await create_container(sandbox, container_plan)
+        await sandbox.wait_grown()  # before its first instruction
         outcome = await _run_started(sandbox, container, streams, on_started)
         keep = not plan.record.auto_remove
     except BaseException as exc:
@@ -98,13 +108,23 @@ async def run_container(
             _record_error(sandbox, exc)
         raise
     finally:
-        await finish(_close(sandbox, store, keep=keep), name="close")
+        expendable = not _writes_to_host(container_plan, sandbox.paths.data)
+        await finish(_close(sandbox, store, keep=keep, expendable=expendable), name="close")
     return outcome
 
 
-async def _close(sandbox: Sandbox, store: StateStore, *, keep: bool) -> None:
+def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
+    """Whether anything that the container can write outlives it; what lies below `own` does not."""
+    return plan.rootfs.direct or any(
+        oci.is_bind(mount) and "ro" not in mount.options and not Path(mount.source).is_relative_to(own)
+        for mount in plan.spec.mounts
+    )
+
+
+async def _close(sandbox: Sandbox, store: StateStore, *, keep: bool, expendable: bool) -> None:
     try:
-        await sandbox.close()
+        with span("close"):
+            await sandbox.close(expendable=expendable)
     finally:
         if keep:
             sandbox.save(state=State.STOPPED, vmm_pid=0)
@@ -134,10 +154,12 @@ async def _run_started(
         async with control_socket(sandbox.paths, lambda: [container], stop.set):
             with contextlib.ExitStack() as files:
                 stdout, stderr = _with_log(sandbox, streams, files)
-                await container.start()
+                with span("start container"):
+                    await container.start()
                 on_started(container)
                 try:
-                    code = await container.carry(streams.stdin, stdout, stderr)
+                    with span("carry its streams"):
+                        code = await container.carry(streams.stdin, stdout, stderr)
                 except BrokenPipeError:
                     # nobody reads our output: end as any local process would, by SIGPIPE
                     with contextlib.suppress(KatapodError):

@@ -38,7 +38,7 @@ def test_help() -> None:
         done = kata(*arguments)
         assert done.returncode == 0, done.stderr
         assert "Run containers, each in a small virtual machine" in done.stdout + done.stderr
-        for verb in ("run", "exec", "list", "logs", "kill", "pause", "resume", "stats", "delete", "image"):
+        for verb in ("run", "exec", "list", "logs", "kill", "pause", "resume", "stats", "delete", "image", "factory"):
             assert f"  {verb} " in done.stdout + done.stderr
 
 

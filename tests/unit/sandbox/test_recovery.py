@@ -162,3 +162,34 @@ def test_which_processes_are_a_sandbox_s_own(
             assert (child.pid in list(_processes_of(store.layout, sandbox_id))) is found
         finally:
             child.kill()
+
+
+def leave_pooled(store: StateStore, sandbox_id: str, machine_id: str, **changes: object) -> None:
+    """What the owner of a sandbox leaves whose machine came from the pool, killed as it took it."""
+    os.close(store.create(record(machine_id, pooled=True, auto_remove=True)))
+    os.close(store.create(record(sandbox_id, machine_id=machine_id, **changes)))
+    paths = store.layout.sandbox(sandbox_id, machine_id)
+    for directory in (paths.mounts, paths.vm, paths.layers / "c"):
+        directory.mkdir(parents=True)
+    paths.container_log.touch()
+
+
+async def test_a_machine_of_the_pool_goes_with_its_sandbox(store: StateStore) -> None:
+    leave_pooled(store, "s1", "pool-1")
+    await remove_sandbox(store, "s1")
+    assert find_leftovers(store.layout, "s1") + find_leftovers(store.layout, "pool-1") == []
+
+
+async def test_a_settled_sandbox_keeps_nothing_of_its_machine(store: StateStore) -> None:
+    ran = ContainerRecord("s1", image="i", command=("c",), state=State.RUNNING, started_at=1.0)
+    leave_pooled(store, "s1", "pool-1", containers=(ran,))
+    assert await reap_dead(store) != []
+    assert find_leftovers(store.layout, "pool-1") == []
+    assert store.read("s1").state is State.STOPPED
+    assert store.layout.sandbox("s1").container_log.exists()
+
+
+async def test_a_machine_that_nobody_took_is_reaped(store: StateStore) -> None:
+    leave(store, "pool-1", pooled=True, auto_remove=True)
+    assert await reap_dead(store) == ["pool-1"]
+    assert find_leftovers(store.layout, "pool-1") == []

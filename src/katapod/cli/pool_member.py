@@ -1,0 +1,299 @@
+"""A member of the pool: a process that has a machine ready, and then owns the container of the client that takes it.
+
+It is forked by the server (pool_server.py) with every module loaded. To the server it says `ready`, with what
+`factory status` shows, and `taken`; the server passes it a client's connection. Until it is taken it ends with the
+server: the end of their socket tells it. Afterwards it goes on alone, as the process of any `run` does.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from katapod import __version__
+from katapod.cli import main as program
+from katapod.cli import pool_wire as wire
+from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, plan_container, run_attached
+from katapod.cli.pool_peer import Client, read_request
+from katapod.cli.settings import Globals
+from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
+from katapod.host.priority import leave_background, stay_in_background
+from katapod.host.trace import span, start_tracing
+from katapod.model.config import Config, check_paths, load_config
+from katapod.model.errors import KatapodError, NoSpace
+from katapod.model.ids import ContainerId
+from katapod.plan.container_spec import ContainerOptions
+from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
+from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, rehearse
+from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.runner import Streams
+from katapod.sandbox.template_build import prepare_template
+from katapod.sandbox.template_store import TemplateBroken
+
+__all__ = ["MemberReport", "member_main"]
+
+log = logging.getLogger(__name__)
+
+REQUEST_LIMIT_S = 2.0  # for a client that has connected to say what it wants
+WEAR_PERIOD_S = 60.0  # between looks whether the machine is still what a new start would give
+REHEARSAL = "busybox"  # the image that is always there
+
+
+class MemberReport(msgspec.Struct, frozen=True):
+    """What the server hears when a machine is ready."""
+
+    machine_id: str
+    vmm_pid: int
+    vcpus: int
+    mem_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What a machine is started for, and has to be the same when it is taken."""
+
+    config: Config
+    facts: HostFacts
+    marks: list[bytes]
+
+
+def member_main(settings: Globals, command: click.Command, control: socket.socket) -> int:
+    """The life of the forked process; returns its exit status: 0 unless the server should tidy up and wait."""
+    try:
+        return asyncio.run(_Member(settings, command, control).live())
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return 0
+    except Exception as exc:
+        program.explain(exc, "factory")
+        return 1
+
+
+class _Member:
+    def __init__(self, settings: Globals, command: click.Command, control: socket.socket) -> None:
+        self.settings = settings
+        self.command = command
+        self.control = control
+        self.control.setblocking(False)
+        self.store = settings.states()
+
+    async def live(self) -> int:
+        main = asyncio.current_task()
+        assert main is not None
+        loop = asyncio.get_running_loop()
+        for number in ENDING:
+            loop.add_signal_handler(number, cancel_once, main)
+        watch = asyncio.create_task(self._watch_server(main), name="watch-server")
+        around = self._look_around()
+        plan = await self._plan(around)
+        if plan.template is not None:
+            with contextlib.suppress(TemplateBroken, NoSpace):  # ready_machine says so, and boots its guest
+                await prepare_template(plan.template)  # others wait for it, and so should not wait for the background
+        stay_in_background()
+        async with ready_machine(plan, self.store) as ready:
+            stay_in_background()  # those that were started, too: a session each, with an autogroup of its own
+            await self._rehearse(around, ready)
+            await ready.park()
+            leave_background()
+            watch.cancel()
+            await asyncio.wait({watch})
+            client = await self._wait_taken(around, ready)
+            if client is None:
+                return 0
+            with client:
+                status = await self._carry_out(client, ready)
+                client.end(status)
+        return 0
+
+    async def _watch_server(self, main: "asyncio.Task[int]") -> None:
+        """Nobody needs a member in the making whose server has gone."""
+        await _readable(self.control)
+        cancel_once(main)
+
+    def _look_around(self) -> _Surroundings:
+        chosen = self.settings.config_file
+        marks = [wire.fingerprint(wire.config_files(chosen)), *wire.namespaces()]
+        config = check_paths(load_config(Path(chosen) if chosen else None), os.path.exists)
+        return _Surroundings(config, collect_host_facts(), marks)
+
+    async def _plan(self, around: _Surroundings) -> SandboxPlan:
+        qemu = around.config.qemu
+        verdict = await choose_accelerator(
+            around.config.katapod.accelerator,
+            around.facts,
+            Path(qemu.kernel),
+            Path(qemu.initrd),
+            qemu.path,
+            self.store.layout.proof_file,
+            Path(tempfile.gettempdir()),
+        )
+        if verdict.fresh:
+            print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+        return plan_ready_machine(
+            new_machine_id(),
+            around.config,
+            around.facts,
+            self.store.layout,
+            accelerator=verdict.accelerator,
+            dialect=await virtiofsd_dialect(qemu.virtio_fs_daemon),
+            owner_pid=os.getpid(),
+        )
+
+    async def _rehearse(self, around: _Surroundings, ready: ReadyMachine) -> None:
+        """Run a container in it that does nothing. Without its image the machine is as good, if less quick."""
+        machine_id = ContainerId(ready.machine_id)
+        request = RunRequest(
+            container_id=machine_id,
+            image=REHEARSAL,
+            rootfs=None,
+            bundle=None,
+            options=ContainerOptions(args=("true",), hostname="rehearsal"),
+            remove=True,
+            interactive=False,
+            accel="",
+            labels={},
+            stop_signal=None,
+        )
+        try:
+            plan = await plan_container(self.settings, around.config, request, None)
+        except KatapodError as exc:
+            log.info("no rehearsal: %s", exc)
+            return
+        try:
+            await rehearse(ready, plan)
+        finally:
+            await self.settings.image_store().release(machine_id)
+
+    async def _wait_taken(self, around: _Surroundings, ready: ReadyMachine) -> Client | None:
+        """Wait for a client that the machine fits; None when there is none to wait for any more."""
+        self._report_ready(ready)
+        born = time.monotonic()
+        death = ready.machine.death
+        while True:
+            readable = asyncio.create_task(_readable(self.control), name="wait-request")
+            waiting: set[asyncio.Future[Any]] = {readable, death}
+            try:
+                await asyncio.wait(waiting, timeout=WEAR_PERIOD_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                readable.cancel()
+            if death.done():
+                raise death.result()
+            if not readable.done():
+                if await self._is_worn(around, ready, time.monotonic() - born):
+                    return None
+                continue
+            _, fds, _, _ = socket.recv_fds(self.control, 16, 1)
+            if not fds:
+                return None
+            client = await self._take(socket.socket(fileno=fds[0]), around, ready)
+            if client is not None:
+                return client
+            if await self._is_worn(around, ready, time.monotonic() - born):
+                return None
+            self._report_ready(ready)
+
+    def _report_ready(self, ready: ReadyMachine) -> None:
+        machine = ready.machine
+        report = MemberReport(ready.machine_id, machine.vm.pid, machine.spec.vcpus, machine.mem_mib)
+        self._tell(msgspec.json.encode(report))
+
+    def _tell(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the server has gone: what we read next is the end
+            self.control.send(data)
+
+    async def _is_worn(self, around: _Surroundings, ready: ReadyMachine, age_s: float) -> bool:
+        """Whether a new start would give another machine, or the template's time is over."""
+        try:
+            now = self._look_around()
+            worn = now.marks != around.marks or (await self._plan(now)).machine_key != ready.plan.machine_key
+        except (OSError, KatapodError) as exc:
+            log.info("%s is given up: %s", ready.machine_id, exc)
+            return True
+        return worn or age_s > around.config.katapod.template_max_age * 60
+
+    async def _take(self, connection: socket.socket, around: _Surroundings, ready: ReadyMachine) -> Client | None:
+        """Agree with a client; None if it has to do without us."""
+        client = Client(connection)
+        try:
+            request, client.fds = await asyncio.to_thread(read_request, connection, REQUEST_LIMIT_S)
+            client.request = request
+            if (request.version, request.marks) != (__version__.encode(), around.marks):
+                client.refuse()
+                return None
+            await asyncio.to_thread(client.agree, REQUEST_LIMIT_S)
+        except (OSError, wire.FrameError) as exc:
+            log.debug("a client went away: %s", exc)
+            client.close()
+            return None
+        self._tell(b"taken")
+        self.control.close()
+        return client
+
+    async def _carry_out(self, client: Client, ready: ReadyMachine) -> int:
+        """What `kata-runtime WORDS` would do in the client's process; returns its exit status."""
+        kept: list[tuple[Globals, RunRequest, bool]] = []
+
+        def keep(settings: Globals, request: RunRequest, detach: bool) -> None:
+            kept.append((settings, request, detach))
+
+        try:
+            client.become()
+            start_tracing(interpreter=False)
+            with span("read the command line"):
+                result = self.command.main(client.words, prog_name="kata-runtime", standalone_mode=False, obj=keep)
+            if not kept:
+                return program.flush_output(result if isinstance(result, int) else 0)
+            settings, request, detach = kept[0]
+            run = _run_detached(settings, request, ready, client) if detach else run_attached(settings, request, ready)
+            task = asyncio.create_task(run, name="carry-out")
+            client.follow(task)
+            return program.flush_output(await task)
+        except asyncio.CancelledError:
+            return 128 + (client.signals[0] if client.signals else signal.SIGTERM)
+        except Exception as exc:
+            return program.flush_output(program.explain(exc, "run"))
+
+
+async def _run_detached(settings: Globals, request: RunRequest, ready: ReadyMachine, client: Client) -> int:
+    """The client ends when the container runs; we go on. Raises what keeps it from running."""
+
+    def started(_: object) -> None:
+        status = 0
+        try:
+            os.write(1, f"{request.container_id}\n".encode())
+        except OSError:
+            status = 128 + signal.SIGPIPE
+        client.end(status)
+        client.leave_streams()
+
+    task = asyncio.current_task()
+    assert task is not None
+    for number in ENDING:
+        asyncio.get_running_loop().add_signal_handler(number, cancel_once, task)
+    await own_container(settings, request, Streams(), started, ready)
+    return 0
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def fulfil() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, fulfil)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)

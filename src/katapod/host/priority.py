@@ -1,0 +1,52 @@
+"""Work in the background: this process and what it has started leave the CPU to others who want it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["descendants", "leave_background", "stay_in_background"]
+
+CAP_SYS_NICE = 23  # linux/capability.h
+BACKGROUND, USUAL = 10, 0
+"""Nice values. With 10 a thread gets a tenth of what one with 0 gets; with 19, or as SCHED_IDLE, a busy host would
+hold up a boot until its time limit. Source: sched(7)."""
+
+
+def stay_in_background() -> None:
+    """Put this process and its descendants behind others. Does nothing where there would be no way back."""
+    if _may_come_back():
+        _set_all(BACKGROUND)
+
+
+def leave_background() -> None:
+    """The way back, for all of their threads."""
+    if _may_come_back():
+        _set_all(USUAL)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """`pid` and all that it, or they, have started. Source: proc_pid_task(5)."""
+    yield pid
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from descendants(int(child))
+
+
+def _set_all(nice: int) -> None:
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended; or the kernel has no autogroups, one for each session
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+        with contextlib.suppress(FileNotFoundError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+
+
+def _may_come_back() -> bool:
+    """To raise a priority takes a capability that root in a container may lack."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAP_SYS_NICE & 1)
+    return False

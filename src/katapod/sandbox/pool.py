@@ -1,0 +1,176 @@
+"""A machine kept ready: started under a name of its own, and standing still until a sandbox takes it.
+
+Until then it is a sandbox like any other to those who clean up: its record (`pooled`) is locked by its owner, its
+directories carry its id. With the taking its record ends; that of the sandbox names the machine (`machine_id`).
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from katapod.host.mounts import remove_tree
+from katapod.host.qemu import QemuLogs
+from katapod.host.qmp import QmpError, QmpLinkBroken
+from katapod.host.state import StateStore
+from katapod.host.tasks import finish
+from katapod.model.errors import KatapodError
+from katapod.model.ids import new_id, short_id
+from katapod.sandbox.container import ContainerPlan, create_container
+from katapod.sandbox.guard import guarded
+from katapod.sandbox.lifecycle import Sandbox, start_machine
+from katapod.sandbox.machine import Machine, adapt_machine
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.recovery import remove_sandbox
+from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.stdio import NullSink
+
+__all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
+
+log = logging.getLogger(__name__)
+
+LOG_NAMES = ("console.log", "vmm.log", "virtiofsd.log")
+
+
+def new_machine_id() -> str:
+    return f"pool-{short_id(new_id())}"
+
+
+class ReadyMachine:
+    """Owned by this process. It is taken once, or closed."""
+
+    def __init__(self, plan: SandboxPlan, store: StateStore, machine: Machine, stack: ReleaseStack, lock: int) -> None:
+        self.plan = plan
+        self.store = store
+        self.machine = machine
+        self._stack = stack
+        self._lock = lock  # of its record, -1 once that is gone
+
+    @property
+    def machine_id(self) -> str:
+        return self.plan.record.sandbox_id
+
+    @property
+    def gone(self) -> bool:
+        """Taken or closed."""
+        return self._lock < 0
+
+    def fits(self, plan: SandboxPlan) -> bool:
+        """Whether the sandbox would get the machine that a new start would give it: it can grow, not shrink."""
+        return (
+            not self.gone
+            and self.plan.machine_key != ""
+            and _kind(self.plan) == _kind(plan)
+            and self.machine.mem_mib <= plan.vm.boot_mem_mib
+            and self.machine.spec.vcpus <= plan.vm.vcpus
+        )
+
+    async def park(self) -> None:
+        """Let the guest stand still: it uses no CPU then. Raises QmpError, KatapodError."""
+        await guarded(self.machine.vm.qmp.execute("stop"), self.machine.death, self.machine_id)
+
+    async def take_over(self, plan: SandboxPlan, stack: ReleaseStack) -> Machine:
+        """Make the machine the sandbox's own, whose record names it; its releases go to `stack`.
+
+        Raises AgentFailed, KatapodError.
+        """
+        assert plan.record.machine_id == self.machine_id
+        # first of all: whoever cleans up after the sandbox must find the machine
+        self.store.write(msgspec.structs.replace(plan.record, vmm_pid=self.machine.vm.pid))
+        self._move_logs(self.store.layout.sandbox(plan.record.sandbox_id, self.machine_id).state)
+        stack.push_async_callback(self._stack.aclose)
+        self._drop_record()
+        return await adapt_machine(self.machine, self.plan, plan, stack)
+
+    def _move_logs(self, target: Path) -> None:
+        source = self.store.layout.sandbox(self.machine_id).state
+        for name in LOG_NAMES:
+            for part in (name, f"{name}.1"):  # the older half of a BoundedLog
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(source / part, target / part)
+        vm, share = self.machine.vm, self.machine.share
+        vm.logs = QemuLogs(target / vm.logs.console.name, target / vm.logs.vmm.name, vm.logs.limit_bytes)
+        share.log_path = target / share.log_path.name
+
+    def _drop_record(self) -> None:
+        self.store.discard(self.machine_id)
+        os.close(self._lock)
+        self._lock = -1
+
+    async def close(self) -> None:
+        """End the machine and remove all of it, unless it has been taken. Idempotent; runs to its end."""
+        if not self.gone:
+            await finish(self._close(), name="close-machine")
+
+    async def _close(self) -> None:
+        lock, self._lock = self._lock, -1
+        self.machine.vm.stopping = self.machine.share.stopping = True
+        try:
+            with contextlib.suppress(QmpError, QmpLinkBroken):
+                await self.machine.vm.stop(soft=False)  # there is nothing in it that would have to be written out
+            await self._stack.aclose()
+        finally:
+            await remove_sandbox(self.store, self.machine_id)
+            os.close(lock)
+
+
+@contextlib.asynccontextmanager
+async def ready_machine(plan: SandboxPlan, store: StateStore) -> AsyncIterator[ReadyMachine]:
+    """Start a machine under the record of `plan`; it runs. What nobody has taken is removed with the block.
+
+    Raises KatapodError; then nothing of it is left.
+    """
+    plan = replace(plan, record=msgspec.structs.replace(plan.record, pooled=True, auto_remove=True))
+    lock = store.create(plan.record)
+    stack = ReleaseStack()
+    try:
+        machine = await start_machine(plan, store, stack)
+    except BaseException:
+        await finish(_unwind(stack, store, plan.record.sandbox_id), name="machine-unwind")
+        os.close(lock)
+        raise
+    ready = ReadyMachine(plan, store, machine, stack, lock)
+    try:
+        yield ready
+    finally:
+        await ready.close()
+
+
+async def rehearse(ready: ReadyMachine, plan: ContainerPlan) -> None:
+    """Run a container to its end, of which nothing stays but what became warm: code that QEMU has translated, files
+    that the guest has read, modules that its agent has loaded. Raises KatapodError."""
+    sandbox = Sandbox(ready.plan, ready.store, ready.machine)
+    data = sandbox.paths.data
+    sandbox.paths.layers.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        container = await create_container(sandbox, plan)
+        await container.start()
+        await container.carry(None, NullSink(), NullSink())
+        await container.remove()
+    finally:
+        remove_tree(data)
+
+
+async def _unwind(stack: ReleaseStack, store: StateStore, machine_id: str) -> None:
+    try:
+        await stack.aclose()
+        await remove_sandbox(store, machine_id)
+    except (ExceptionGroup, KatapodError) as exc:  # beside the first cause, which is what the caller gets
+        log.error("machine %s: %s", machine_id, exc)
+
+
+def _kind(plan: SandboxPlan) -> tuple[object, ...]:
+    """What two machines must have in common for one to stand in for the other; their sizes are another matter."""
+    return (
+        plan.machine_key,
+        plan.template is None,
+        replace(plan.virtiofsd, shared_dir=Path()),
+        plan.virtio_fs_queue_size,
+        plan.dns,
+        plan.kernel_modules,
+        plan.console_limit_bytes,
+    )

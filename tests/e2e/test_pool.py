@@ -1,0 +1,372 @@
+"""The pool: `run` in a machine that was kept ready is the `run` of every other day, only sooner."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.kata import Kata, wait_for
+from kit.pool import STATE, Pool, left_of, machines_of, running_pool
+from kit.template_dirs import template_dir
+from kit.terminal import open_terminal
+
+CASES = {
+    "status": (("busybox", "sh", "-c", "echo out; echo err >&2; exit 3"), None),
+    "input": (("-i", "busybox", "cat"), bytes(range(256)) * 400),
+    "no-input": (("busybox", "cat"), b"unread"),
+    "environment": (("-e", "POOL_TEST", "-e", "OTHER=b c", "busybox", "sh", "-c", 'echo "$POOL_TEST,$OTHER"'), None),
+    "volume": (("-v", "./shared:/v", "busybox", "sh", "-c", "cat /v/file; echo more >> /v/file; umask"), None),
+    "names": (("--hostname", "other", "busybox", "sh", "-c", "hostname; cat /etc/hostname; uname -n"), None),
+    "size": (("-m", "300m", "--cpus", "2", "busybox", "sh", "-c", "nproc; head -n 1 /proc/meminfo"), None),
+    "usual-size": (("busybox", "sh", "-c", "nproc; head -n 1 /proc/meminfo"), None),
+    "shm": (("--shm-size", "7m", "busybox", "df", "-k", "/dev/shm"), None),
+    "user": (("-u", "nobody", "-w", "/tmp", "busybox", "sh", "-c", "id -u; pwd"), None),
+    "no-command": (("busybox", "no-such-command"), None),
+    "no-image": (("no-such-image", "true"), None),
+    "no-flag": (("--no-such-flag", "busybox", "true"), None),
+    "out-of-memory": (("-m", "64m", "busybox", "sh", "-c", "tail -c 200m /dev/zero"), None),
+}
+
+
+@pytest.fixture
+def pool(kata: Kata, tmp_path: Path) -> Iterator[Pool]:
+    """Two machines, and at the end nothing of any machine that was ever seen."""
+    found = Pool(kata, tmp_path, 2)
+    with running_pool(found):
+        found.wait_full()
+        yield found
+    assert [left for machine in sorted(found.machines) for left in left_of(machine)] == []
+    assert not found.endpoint.exists()
+
+
+@pytest.fixture
+def one(kata: Kata, tmp_path: Path) -> Iterator[Pool]:
+    """The same with a single machine."""
+    found = Pool(kata, tmp_path, 1)
+    with running_pool(found):
+        found.wait_full()
+        yield found
+    assert [left for machine in sorted(found.machines) for left in left_of(machine)] == []
+
+
+def machine_of(name: str) -> str:
+    found: str = json.loads((STATE / name / "persist.json").read_text())["machine_id"]
+    return found
+
+
+def owner_of(name: str) -> int:
+    found: int = json.loads((STATE / name / "persist.json").read_text())["owner_pid"]
+    return found
+
+
+def is_running(name: str) -> bool:
+    containers = json.loads((STATE / name / "persist.json").read_text())["containers"]
+    return bool(containers) and containers[0]["state"] == "running"
+
+
+@pytest.mark.timeout(900)
+def test_results_are_those_of_a_start_without_the_pool(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOL_TEST", "a value")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared").mkdir()
+    for what, (args, data) in CASES.items():
+        name = pool.kata.name()
+        (tmp_path / "shared" / "file").write_text("content\n")
+        without = pool.kata.binary("run", "--rm", "--name", name, *args, input=data)
+        (tmp_path / "shared" / "file").write_text("content\n")
+        before = pool.wait_full()
+        within = pool.kata.binary("--config", str(pool.config), "run", "--rm", "--name", name, *args, input=data)
+        assert within == without, what
+        assert before - pool.vms(), f"{what}: no machine was taken"
+        assert (tmp_path / "shared" / "file").read_text() == ("content\nmore\n" if what == "volume" else "content\n")
+
+
+def test_a_detached_container_is_one_like_any_other(pool: Pool) -> None:
+    name = pool.kata.name()
+    done = pool.taking("run", "-d", "--name", name, "busybox", "sh", "-c", "echo said; exec sleep 1000")
+    assert done == (0, f"{name}\n", "")
+    machine = machine_of(name)
+    assert machine in pool.machines
+    assert pool.kata.listed(name)["state"] == "running"
+    assert [row["name"] for row in json.loads(pool.kata.ok("list", "--json")) if row["name"].startswith("pool-")] == []
+    assert pool.kata.ok("exec", name, "hostname") == f"{name}\n"
+    wait_for(lambda: pool.kata.ok("logs", name) == "said\n", "the log of the container")
+    assert "kata-agent" in (STATE / name / "console.log").read_text(), "the guest's console is the sandbox's by now"
+
+    conflict = pool("run", "-d", "--name", name, "busybox", "true")
+    assert conflict == pool.kata("run", "-d", "--name", name, "busybox", "true")
+    assert conflict.code == 125
+
+    assert pool.kata("delete", "--force", name) == (0, "", "")
+    assert left_of(name) + left_of(machine) == []
+
+
+def test_a_terminal_is_passed_on(one: Pool) -> None:
+    before = one.wait_full()
+    with open_terminal(
+        one.command("run", "--rm", "--name", one.kata.name(), "-it", "busybox", "sh"), 33, 101
+    ) as terminal:
+        screen = terminal.screen
+        screen.expect_exact("/ # ")
+        screen.send("stty size\r")
+        screen.expect(r"\n33 101\r\n")
+        terminal.resize(41, 77)
+        screen.send("until stty size | grep -q '41 77'; do :; done; echo res''ized\r")
+        screen.expect_exact("\nresized\r\n")
+        screen.send("echo wait''ing; sleep 100\r")
+        screen.expect_exact("\nwaiting\r\n")
+        screen.send("\x03")
+        screen.send("echo after''wards; exit 7\r")
+        screen.expect_exact("afterwards\r\n")
+        assert terminal.wait() == 7
+        assert terminal.settings == terminal.settings_before
+    assert before - one.vms()
+
+
+def test_signals_reach_the_container(one: Pool) -> None:
+    name = one.kata.name()
+    before = one.wait_full()
+    trap = "trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    command = one.command("run", "--rm", "--name", name, "busybox", "sh", "-c", trap)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        client.terminate()
+        out, err = client.communicate(timeout=60)
+    assert (client.returncode, out, err) == (5, "term\n", "")
+    assert before - one.vms()
+    assert left_of(name) == []
+
+
+@pytest.mark.timeout(900)
+def test_ten_in_a_row_and_no_two_are_alike(pool: Pool) -> None:
+    said = [
+        pool.taking("run", "--rm", "--name", pool.kata.name(), "busybox", "sh", "-c", READ_RANDOM) for _ in range(10)
+    ]
+    assert {result.code for result in said} == {0}, said
+    streams = [result.stdout.split()[0] for result in said]
+    assert len(set(streams)) == 10
+    assert all(len(stream) == 64 for stream in streams)
+    now = time.time()
+    assert all(now - 600 < float(result.stdout.split()[1]) <= now + 1 for result in said)
+
+
+READ_RANDOM = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; date +' %s'"
+
+
+def test_more_at_once_than_there_are_machines(pool: Pool) -> None:
+    names = [pool.kata.name() for _ in range(4)]
+
+    def start(name: str) -> tuple[int, str, str]:
+        return pool("run", "--rm", "--name", name, "busybox", "hostname")
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(start, names))
+    assert results == [(0, f"{name}\n", "") for name in names]
+    pool.wait_full()
+
+
+@contextlib.contextmanager
+def attached(pool: Pool, name: str) -> Iterator["subprocess.Popen[str]"]:
+    """A container that waits, in a machine of the pool."""
+    command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+        try:
+            wait_for(lambda: is_running(name), "the container runs", 60)
+            yield client
+        finally:
+            if client.poll() is None:
+                client.kill()
+
+
+def test_killed_client_takes_its_container_along(one: Pool) -> None:
+    name = one.kata.name()
+    with attached(one, name) as client:
+        machine = machine_of(name)
+        client.kill()
+        assert client.wait() == -signal.SIGKILL
+        wait_for(lambda: left_of(name) + left_of(machine) == [], "nothing is left of the container", 20)
+    one.wait_full()
+
+
+def test_killed_member_is_said_and_cleaned_up_after(one: Pool) -> None:
+    name = one.kata.name()
+    with attached(one, name) as client:
+        machine = machine_of(name)
+        os.kill(owner_of(name), signal.SIGKILL)
+        _, err = client.communicate(timeout=20)
+        assert (client.returncode, err) == (125, KILLED)
+        wait_for(lambda: left_of(name) + left_of(machine) == [], "the server has cleaned up", 30)
+    one.wait_full()
+
+
+def container_state(record: dict[str, Any]) -> str:
+    return str(record["containers"][0]["state"]) if record["containers"] else ""
+
+
+PHASES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "claimed": lambda record: True,
+    "taken": lambda record: record["machine_id"],
+    "opened": lambda record: record["state"] == "running",
+    "created": lambda record: container_state(record) in ("created", "running"),
+    "running": lambda record: container_state(record) == "running",
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", ["client", "member"])
+def test_killed_at_any_moment(one: Pool, victim: str) -> None:
+    for phase in PHASES:
+        check_killed(one, victim, phase)
+
+
+def check_killed(pool: Pool, victim: str, phase: str) -> None:
+    pool.wait_full()
+    name = pool.kata.name()
+
+    def reached() -> dict[str, Any] | None:
+        record: dict[str, Any] = json.loads((STATE / name / "persist.json").read_text())
+        return record if PHASES[phase](record) else None
+
+    command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+        record = wait_for(reached, phase, 60, 0.001)
+        os.kill(client.pid if victim == "client" else record["owner_pid"], signal.SIGKILL)
+        _, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == ((-signal.SIGKILL, "") if victim == "client" else (125, KILLED)), phase
+    wait_for(lambda: left_of(name) == [], f"nothing is left, killed when {phase}", 60)
+    wait_for(lambda: all(left_of(other) == [] for other in pool.machines - pool.alive()), "nor of its machine", 60)
+
+
+KILLED = "kata-runtime: the process of the pool that ran the container was killed\n"
+
+
+def test_killed_qemu_is_named(one: Pool) -> None:
+    name = one.kata.name()
+    (qemu,) = one.wait_full()
+    with attached(one, name) as client:
+        os.kill(qemu, signal.SIGKILL)
+        _, err = client.communicate(timeout=30)
+        assert client.returncode == 125
+        assert "QEMU ended unexpectedly: killed by SIGKILL" in err
+    assert left_of(name) == []
+    one.wait_full()
+
+
+def test_a_machine_that_dies_in_the_pool_is_replaced(one: Pool) -> None:
+    before = one.wait_full()
+    (qemu,) = before
+    os.kill(qemu, signal.SIGKILL)
+    wait_for(lambda: before.isdisjoint(one.vms()), "the dead one is not offered")
+    assert one.wait_full().isdisjoint(before)
+
+
+def test_what_is_taken_outlives_the_server(kata: Kata, tmp_path: Path) -> None:
+    pool = Pool(kata, tmp_path, 1)
+    name = kata.name()
+    with running_pool(pool) as server:
+        (idle,) = pool.wait_full()
+        done = pool.taking("run", "-d", "--name", name, "busybox", "sleep", "1000")
+        assert done.code == 0
+        pool.wait_full()
+        server.terminate()
+        assert server.wait(60) == 0
+    assert Path(f"/proc/{idle}/cmdline").read_bytes() != b"", "QEMU runs"
+    machine = machine_of(name)
+    assert [left for other in sorted(pool.machines - {machine}) for left in left_of(other)] == []
+    assert kata.ok("exec", name, "echo", "alive") == "alive\n"
+    again = Pool(kata, tmp_path, 1)
+    with running_pool(again):
+        again.wait_full()  # nothing of the first server is in the way
+    assert kata("delete", "--force", name) == (0, "", "")
+    assert left_of(name) + left_of(machine) == []
+
+
+def test_killed_server_leaves_nothing(kata: Kata, tmp_path: Path) -> None:
+    pool = Pool(kata, tmp_path, 2)
+    with running_pool(pool) as server:
+        pool.wait_full()
+        server.kill()
+        server.wait(10)
+        wait_for(lambda: [left for machine in pool.machines for left in left_of(machine)] == [], "idle ones end", 20)
+    assert pool.endpoint.exists(), "a stale socket"
+    name = kata.name()
+    assert pool("run", "--rm", "--name", name, "busybox", "hostname") == (0, f"{name}\n", ""), "no noise without it"
+    with running_pool(pool):
+        pool.wait_full()
+    assert not pool.endpoint.exists()
+
+
+def test_server_killed_while_it_starts_a_machine(kata: Kata, tmp_path: Path) -> None:
+    pool = Pool(kata, tmp_path, 1)
+    with running_pool(pool) as server:
+        machines = wait_for(lambda: machines_of(server.pid), "a machine is being started", 60, 0.005)
+        server.kill()
+        server.wait(10)
+        wait_for(lambda: [left for machine in machines for left in left_of(machine)] == [], "it ends", 60)
+
+
+def test_second_server_is_refused(one: Pool) -> None:
+    done = one("factory", "init")
+    assert done.code == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"kata-runtime: cannot serve on {one.endpoint}: another server does, process ")
+    assert "factory destroy ends it" in done.stderr
+    assert len(one.wait_full()) == 1
+
+
+def test_a_file_that_is_no_socket_is_not_touched(kata: Kata, tmp_path: Path) -> None:
+    pool = Pool(kata, tmp_path, 1)
+    pool.endpoint.write_text("mine")
+    done = pool("factory", "init")
+    assert (done.code, done.stdout) == (1, "")
+    assert "there is a file that is no socket" in done.stderr
+    assert pool.endpoint.read_text() == "mine"
+
+
+def test_status_and_destroy(kata: Kata, tmp_path: Path) -> None:
+    with template_dir() as templates:  # destroy is not for those that others use
+        pool = Pool(kata, tmp_path, 1, extra=f'template_path = "{templates.root}"\n')
+        check_status_and_destroy(pool)
+
+
+def check_status_and_destroy(pool: Pool) -> None:
+    with running_pool(pool) as server:
+        (qemu,) = pool.wait_full()
+        lines = pool("factory", "status").stdout.splitlines()
+        assert lines[0] == f"VM cache server pid = {server.pid}"
+        assert lines[1] == f"VM pid = {qemu} Cpu = 1 Memory = 256MiB"
+        assert pool("factory", "destroy").stdout.startswith("vm factory destroyed\n")
+        assert server.wait(10) == 0
+        assert server.stdout is not None
+        assert server.stdout.read() == "vm factory initialized\n"
+        assert [left for machine in pool.machines for left in left_of(machine)] == []
+
+
+def test_another_configuration_gets_another_machine(one: Pool, tmp_path: Path) -> None:
+    before = one.wait_full()
+    other = tmp_path / "other.toml"
+    other.write_text(one.config.read_text() + '[hypervisor.qemu]\nkernel_params = "katapod.other=1"\n')
+    name = one.kata.name()
+    command = ("run", "--rm", "--name", name, "busybox", "cat", "/proc/cmdline")
+    assert "katapod.other=1" in one.kata.ok("--config", str(other), *command)
+    assert one.wait_full() == before, "the machine was none for that configuration"
+
+    replacement = tmp_path / secrets.token_hex(4)
+    replacement.write_text(other.read_text())
+    os.replace(replacement, one.config)
+    assert "katapod.other=1" in one(*command).stdout
+    assert one.wait_full().isdisjoint(before), "the server follows its configuration"
+    taken = one.taking(*command)
+    assert "katapod.other=1" in taken.stdout

@@ -1,0 +1,271 @@
+"""Templates through the library: built, cloned, cancelled at any moment, refused; nothing of an attempt stays."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from vm_helper import (
+    INITRD,
+    KERNEL,
+    QEMU,
+    Owned,
+    layout_below,
+    needs_guest_image,
+    needs_vm,
+    resources,
+    sandbox_plan,
+)
+
+from katapod.host.facts import file_identity
+from katapod.host.guest_memory import copy_memory, new_memory, save_memory
+from katapod.host.mounts import remove_tree
+from katapod.host.qemu import QemuLogs, running_qemu
+from katapod.host.state import StateStore
+from katapod.model.errors import NoSpace
+from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
+from katapod.plan.vmm import FdSlot, plan_qemu
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.template_build import build_template, prepare_template
+from katapod.sandbox.template_store import TemplateBroken, find_template, list_templates, put_in_place, template_lock
+
+pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+
+LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[StateStore]:
+    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
+    yield StateStore(layout_below(root))
+    remove_tree(root)
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    found = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))
+    yield found
+    shutil.rmtree(found)
+
+
+@pytest.fixture
+def small_root(root: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", root], check=True)
+    yield root
+    subprocess.run(["umount", root], check=True)
+
+
+def plan_for(store: StateStore, name: str, root: Path, *, agent_timeout_s: float = 60.0) -> SandboxPlan:
+    """A sandbox of twice the template's size."""
+    plan = sandbox_plan(store.layout, name, agent_timeout_s=agent_timeout_s)
+    vm = replace(plan.vm, boot_mem_mib=512, vcpus=2)
+    identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
+    return replace(plan, vm=vm, template=plan_template(vm, identities, root, LIMITS, boot_mem_mib=256))
+
+
+def template_plan(store: StateStore, root: Path) -> TemplatePlan:
+    found = plan_for(store, "any", root).template
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def pristine_root() -> Iterator[Path]:
+    found = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))
+    yield found
+    shutil.rmtree(found)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def template_built(store: StateStore, pristine_root: Path) -> Path:
+    """A directory with a template that sandboxes of plan_for are cloned from."""
+    before = resources()
+    plan = template_plan(store, pristine_root)
+    with template_lock(plan.root, plan.key) as lock:
+        assert lock.try_take()
+        await build_template(plan)
+    assert resources() == before
+    return pristine_root
+
+
+async def test_what_a_builder_leaves(store: StateStore, template_built: Path) -> None:
+    plan = template_plan(store, template_built)
+    assert {path.name for path in template_built.iterdir()} == {plan.key, f"{plan.key}.lock"}
+    assert {path.name for path in plan.folder.iterdir()} == {"memory", "state", "meta.json", "uses"}
+    meta = json.loads((plan.folder / "meta.json").read_text())
+    memory = (plan.folder / "memory").stat()
+    assert (meta["key"], meta["memory_bytes"], memory.st_size) == (plan.key, 256 << 20, 256 << 20)
+    assert meta["state_sha256"] == hashlib.sha256((plan.folder / "state").read_bytes()).hexdigest()
+    assert 0 < meta["data_bytes"] <= memory.st_blocks * 512 < 128 << 20  # pages of zeros are left out
+    assert plan.folder.stat().st_mode & 0o777 == template_built.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_clone_that_has_grown(store: StateStore, template_built: Path) -> None:
+    before = resources()
+    plan = template_plan(store, template_built)
+    with Owned(store, "cloned") as owned:
+        sandbox = await open_sandbox(plan_for(store, "cloned", template_built), store)
+        try:
+            record = store.read("cloned")
+            assert (record.template, record.vcpus, record.mem_mib) == (plan.key, 2, 512)
+            assert record.vmm_pid == sandbox.vm.pid
+            await sandbox.agent.check(timeout_s=10.0)
+            command_line = Path(f"/proc/{sandbox.vm.pid}/cmdline").read_text()
+            assert "-incoming" in command_line
+            assert str(template_built) not in command_line  # a clone holds nothing of the directory: it may go
+        finally:
+            await sandbox.close()
+        assert owned.left() == []
+    assert resources() == before
+
+
+async def test_prepare_only_makes_what_is_missing(store: StateStore, template_built: Path) -> None:
+    plan = template_plan(store, template_built)
+    before, uses = resources(), list_templates(template_built)[0].uses
+    assert not await prepare_template(plan)
+    assert list_templates(template_built)[0].uses == uses
+    assert resources() == before
+
+
+async def test_a_guest_that_never_wakes_boots_instead(
+    store: StateStore, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sound template by all that can be checked, but of a guest that has never run: there is no agent in it."""
+    plan = plan_for(store, "asleep", root, agent_timeout_s=15.0)  # enough for the boot that follows
+    assert plan.template is not None
+    await save_unstarted(plan.template)
+    before = resources()
+    with Owned(store, "asleep") as owned:
+        with caplog.at_level(logging.WARNING):
+            sandbox = await open_sandbox(plan, store)
+        try:
+            assert (sandbox.record.template, sandbox.guest_vcpus) == ("", 2)
+            await sandbox.agent.check(timeout_s=10.0)
+        finally:
+            await sandbox.close()
+        assert owned.left() == []
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"the template {plan.template.key} does not work and is removed; this sandbox boots instead: " in warning
+    assert "the guest does not wake: its agent did not answer within 15 s" in warning
+    assert {path.name for path in root.iterdir()} == set()
+    assert resources() == before
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.5, 1.5, 3.0])
+async def test_a_cancelled_build_leaves_nothing(store: StateStore, root: Path, delay_s: float) -> None:
+    before = resources()
+    plan = template_plan(store, root)
+    task = asyncio.create_task(prepare_template(plan))
+    await asyncio.wait({task}, timeout=delay_s)
+    task.cancel()
+    (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
+    if outcome is True:
+        assert find_and_close(plan)  # it was faster
+    else:
+        assert {path.name for path in root.iterdir()} <= {f"{plan.key}.lock"}
+    assert resources() == before
+
+
+async def test_a_build_cancelled_while_memory_is_saved(store: StateStore, root: Path) -> None:
+    """The thread that saves works with descriptors that must not be closed, or mean other files, before it ends."""
+    before = resources()
+    plan = template_plan(store, root)
+    task = asyncio.create_task(prepare_template(plan))
+    while not task.done() and not any(file.stat().st_blocks for file in root.glob(".*/memory")):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)  # there is no event: a file grows
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {path.name for path in root.iterdir()} == {f"{plan.key}.lock"}
+    assert resources() == before
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5])
+async def test_a_cancelled_clone_leaves_nothing(store: StateStore, template_built: Path, delay_s: float) -> None:
+    before = resources()
+    name = f"cancelled-{int(delay_s * 1000)}"
+    with Owned(store, name) as owned:
+        task = asyncio.create_task(open_sandbox(plan_for(store, name, template_built), store))
+        await asyncio.wait({task}, timeout=delay_s)
+        task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(result, Sandbox):
+            await result.close()
+        else:
+            assert isinstance(result, asyncio.CancelledError)
+        assert owned.left() == []
+    assert resources() == before
+    assert find_and_close(template_plan(store, template_built))  # none the worse for it
+
+
+def find_and_close(plan: TemplatePlan) -> bool:
+    found = find_template(plan)
+    if found is not None:
+        found.close()
+    return found is not None
+
+
+async def test_a_directory_with_too_long_a_path(store: StateStore, root: Path) -> None:
+    """Sockets lie in it while a template is built."""
+    before = resources()
+    with pytest.raises(TemplateBroken, match=r"cannot make a template in .*: cannot listen on .*path too long"):
+        await prepare_template(template_plan(store, root / ("x" * 100)))
+    assert [path.name for path in (root / ("x" * 100)).iterdir() if not path.name.endswith(".lock")] == []
+    assert resources() == before
+
+
+async def test_memory_that_does_not_fit(small_root: Path) -> None:
+    source = new_memory(16)
+    target = os.open(small_root / "memory", os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(source, os.urandom(8 << 20), 0)
+        with pytest.raises(NoSpace, match="cannot save the template's memory: No space left on device"):
+            save_memory(source, target, 16)
+        with pytest.raises(NoSpace, match="cannot copy the template's memory: No space left on device"):
+            copy_memory(source, target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+async def save_unstarted(plan: TemplatePlan) -> None:
+    """A template of the machine of `plan` before its first instruction."""
+    scratch = plan.root / f".{plan.key}.test"
+    vm_dir = scratch / "vm"
+    vm_dir.mkdir(parents=True)
+    memory = new_memory(plan.vm.boot_mem_mib)
+    target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT)
+    try:
+        qemu = plan_qemu(replace(plan.vm, vm_dir=vm_dir))
+        logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
+        async with running_qemu(qemu, logs, given={FdSlot.MEMORY: memory}) as vm:
+            await vm.save_state(scratch / "state")
+            data_bytes = save_memory(memory, target, plan.vm.boot_mem_mib)
+    finally:
+        os.close(memory)
+        os.close(target)
+    meta = {
+        "format": FORMAT,
+        "key": plan.key,
+        "created_at": time.time(),
+        "memory_bytes": plan.vm.boot_mem_mib << 20,
+        "data_bytes": data_bytes,
+        "state_sha256": hashlib.sha256((scratch / "state").read_bytes()).hexdigest(),
+        "description": "never run",
+    }
+    (scratch / "meta.json").write_text(json.dumps(meta))
+    (scratch / "uses").touch()
+    shutil.rmtree(vm_dir)
+    put_in_place(scratch, plan)
