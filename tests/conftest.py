@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from kit.debian import unpack_debian
@@ -18,6 +19,9 @@ from kit.templates import with_templates
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
 IMAGE_LINKS = Path("/var/cache/kata-containers")
+
+hypothesis.settings.register_profile("katapod", deadline=None)  # timings decide no test: others use the machine too
+hypothesis.settings.load_profile("katapod")
 
 
 def _is_below(path: Path, *folders: Path) -> bool:

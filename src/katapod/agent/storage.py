@@ -202,10 +202,12 @@ class Storages:
                 mount(source, point, fstype, flags, data)
                 return
             except OSError as exc:
-                # EINVAL: no device has this virtio-fs tag yet; it may have been plugged in just now
-                if driver != "virtio-fs" or exc.errno != errno.EINVAL:
+                # It may have been plugged in just now. EINVAL: no device has this virtio-fs tag yet. ENXIO: the
+                # disk's node is there, but the kernel has not made the disk known behind it yet.
+                if (driver, exc.errno) not in (("virtio-fs", errno.EINVAL), ("blk", errno.ENXIO)):
                     raise
-        raise OSError(errno.ENODEV, f"no virtio-fs device has the tag {source!r}", point)
+        what = "the disk does not appear" if driver == "blk" else f"no virtio-fs device has the tag {source!r}"
+        raise OSError(errno.ENODEV, what, point)
 
 
 def _make_target_like(source: str, point: str) -> None:
