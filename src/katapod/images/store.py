@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 DEFAULT_ROOT = Path("/var/lib/katapod/images")
 STALL_TIMEOUT_S = 120.0
 BUSYBOX_PROGRAM = Path("/bin/busybox")
-ACQUIRE_ATTEMPTS = 3
+ACQUIRE_ATTEMPTS = 20  # each lost to somebody who removes the image in the moment after we have found it
 
 
 class ImageStore:
@@ -82,30 +82,37 @@ class ImageStore:
         return tuple(sorted(filter(None, found), key=lambda item: (not item.names, item.names, item.digest)))
 
     async def resolve(
-        self, text: str, *, access: Access = DEFAULT_ACCESS, progress: Progress | None = None
+        self,
+        text: str,
+        *,
+        access: Access = DEFAULT_ACCESS,
+        progress: Progress | None = None,
+        holder: ContainerId | None = None,
     ) -> ImageRecord:
         """The image that a user means: a stored one, or a reference, which is imported if need be.
+
+        What is brought in is held for `holder` from its first moment on; a stored one is not.
 
         A registry is asked only when nothing is stored under that name; `oci:` and archives are
         imported again when they have changed. Raises ImageError or ImageParseError.
         """
         reference = parse_image_ref(text)
         if isinstance(reference, StoredName):
-            return await self._resolve_name(reference)
+            return await self._resolve_name(reference, holder)
         if reference.transport is Transport.DOCKER:
             stored = self._lookup(suggest_name(reference).text)
-            return stored or await self.pull(text, access=access, progress=progress)
+            return stored or await self.pull(text, access=access, progress=progress, holder=holder)
         source = absolute(reference, cwd=Path.cwd())
         entry = _known(self._files.read_names(), str(source), read_stamp(source))
         stored = self._files.read_record(entry.digest, self._files.read_names()) if entry else None
-        return stored or await self._import(source, str(source), access, progress)
+        return stored or await self._import(source, str(source), access, progress, holder)
 
-    async def _resolve_name(self, wanted: StoredName) -> ImageRecord:
+    async def _resolve_name(self, wanted: StoredName, holder: ContainerId | None) -> ImageRecord:
         names = self._files.read_names()
         if wanted.text == busybox.BUSYBOX_NAME:
             entry = names.get(busybox.BUSYBOX_NAME)
             if entry is None or entry.source == busybox.BUSYBOX_SOURCE:
-                return await self.ensure_busybox()
+                return await self.ensure_busybox(holder)
         name = _one_name(wanted, names)
         record = self._lookup(name) if name else None
         if record is None:
@@ -129,6 +136,7 @@ class ImageStore:
         *,
         access: Access = DEFAULT_ACCESS,
         progress: Progress | None = None,
+        holder: ContainerId | None = None,
     ) -> ImageRecord:
         """Copy and unpack an image, and give it `name`, or one made from the reference.
 
@@ -141,7 +149,7 @@ class ImageStore:
                 hint=f"write for example oci-archive:FILE, docker-archive:FILE or docker://{reference.text}",
             )
         chosen = parse_image_name(name).text if name is not None else None
-        return await self._import(absolute(reference, cwd=Path.cwd()), chosen, access, progress)
+        return await self._import(absolute(reference, cwd=Path.cwd()), chosen, access, progress, holder)
 
     async def pull(
         self,
@@ -150,6 +158,7 @@ class ImageStore:
         *,
         access: Access = DEFAULT_ACCESS,
         progress: Progress | None = None,
+        holder: ContainerId | None = None,
     ) -> ImageRecord:
         """import_image() for `docker://` references."""
         reference = parse_image_ref(source)
@@ -157,15 +166,20 @@ class ImageStore:
             raise UsageError(
                 f"cannot pull {source}: it names no registry", hint=f"write docker://HOST/NAME:TAG, not {source}"
             )
-        return await self.import_image(source, name, access=access, progress=progress)
+        return await self.import_image(source, name, access=access, progress=progress, holder=holder)
 
     async def _import(
-        self, reference: SkopeoReference, name: str | None, access: Access, progress: Progress | None
+        self,
+        reference: SkopeoReference,
+        name: str | None,
+        access: Access,
+        progress: Progress | None,
+        holder: ContainerId | None,
     ) -> ImageRecord:
         source, stamp = str(reference), read_stamp(reference)
         known = _known(self._files.read_names(), source, stamp)
         if known is not None and name is not None:
-            record = await self._commit(name, known, None)
+            record = await self._commit(name, known, None, holder)
             if record is not None:
                 return record
         async with self._files.staging() as staging:
@@ -174,12 +188,13 @@ class ImageStore:
             what = await survey(opened, access, self._platform, timeout_s=self._stall_timeout_s)
             known = _known_digest(self._files.read_names(), what)
             if known is not None:
-                record = await self._commit(name, NameEntry(known.digest, source, what.source_digest, stamp), None)
+                entry = NameEntry(known.digest, source, what.source_digest, stamp)
+                record = await self._commit(name, entry, None, holder)
                 if record is not None:
                     return record
             image = await self._fetch(opened, source, what, staging, access, progress)
             entry = NameEntry(image.digest, source, what.source_digest, stamp)
-            return await self._keep(name, entry, image, staging, progress)
+            return await self._keep(name, entry, image, staging, progress, holder)
 
     async def _fetch(
         self,
@@ -209,6 +224,7 @@ class ImageStore:
         image: Fetched,
         staging: Staging,
         progress: Progress | None,
+        holder: ContainerId | None,
     ) -> ImageRecord:
         """Unpack, unless somebody has, and give the name."""
         while True:
@@ -216,7 +232,7 @@ class ImageStore:
                 await unpack(image, staging, what=entry.source, progress=progress)
                 await self._seal(staging, image.config_bytes, entry.source)
                 await sync_tree(staging.image)
-            record = await self._commit(name, entry, staging)
+            record = await self._commit(name, entry, staging, holder)
             if record is not None:
                 return record
             # It was removed between our look and our lock. Then we unpack it ourselves.
@@ -225,8 +241,11 @@ class ImageStore:
         size_bytes = await finish(asyncio.to_thread(scan_disk_bytes, staging.rootfs))
         staging.describe_image(config, size_bytes=size_bytes, created=datetime.now(UTC), source=source)
 
-    async def _commit(self, name: str, entry: NameEntry, staging: Staging | None) -> ImageRecord | None:
-        """Put the image of `staging`, if any, in place and name it, in one moment. None if it is not there."""
+    async def _commit(
+        self, name: str, entry: NameEntry, staging: Staging | None, holder: ContainerId | None
+    ) -> ImageRecord | None:
+        """Put the image of `staging`, if any, in place, name it, and hold it for `holder`, in one moment. None if it
+        is not there."""
         async with self._files.locked():
             if staging is not None:
                 self._files.adopt(entry.digest, staging)
@@ -234,12 +253,14 @@ class ImageStore:
                 return None
             names = self._files.read_names() | {name: entry}
             self._files.write_names(names)
+            if holder is not None:
+                self._files.add_user(entry.digest, holder)
             trash = self._files.collect(names)
             record = self._files.read_record(entry.digest, names)
         await finish(remove_trees(trash))
         return record
 
-    async def ensure_busybox(self) -> ImageRecord:
+    async def ensure_busybox(self, holder: ContainerId | None = None) -> ImageRecord:
         """The image around the host's busybox; made when it is not there or the program has changed.
 
         Quick otherwise: one stat and three small files. Raises ImageError without a static busybox.
@@ -262,7 +283,7 @@ class ImageStore:
         async with self._files.staging() as staging:
             await finish(asyncio.to_thread(busybox.make_rootfs, staging.rootfs, data, applets))
             await self._seal(staging, config, busybox.BUSYBOX_SOURCE)
-            made = await self._commit(name, entry, staging)
+            made = await self._commit(name, entry, staging, holder)
         assert made is not None
         return made
 
@@ -313,16 +334,16 @@ class ImageStore:
         access: Access = DEFAULT_ACCESS,
         progress: Progress | None = None,
     ) -> ImageRecord:
-        """resolve() and hold(): also when somebody removes the image in between."""
+        """resolve() and hold(): also when somebody removes a stored image in between."""
         for _ in range(ACQUIRE_ATTEMPTS - 1):
-            record = await self.resolve(text, access=access, progress=progress)
+            record = await self.resolve(text, access=access, progress=progress, holder=container_id)
             try:
                 await self.hold(record.digest, container_id)
             except ImageNotFound:
                 log.debug("image %s was removed before we held it", record.digest)
             else:
                 return record
-        record = await self.resolve(text, access=access, progress=progress)
+        record = await self.resolve(text, access=access, progress=progress, holder=container_id)
         await self.hold(record.digest, container_id)
         return record
 
