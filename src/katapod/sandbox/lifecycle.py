@@ -239,11 +239,7 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
         with span("plug vCPUs and memory"):
             await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.boot_mem_mib)
     except BaseException:
-        try:
-            await finish(stack.aclose(), name="sandbox-unwind")
-        except ExceptionGroup as left:
-            for error in left.exceptions:  # beside the first cause, which is what the caller gets
-                log.error("sandbox %s: %s", plan.record.sandbox_id, error)
+        await stack.unwind(plan.record.sandbox_id)
         raise
     sandbox.adopt(stack)
     return sandbox

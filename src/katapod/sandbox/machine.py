@@ -122,11 +122,7 @@ async def _start(
         else:
             machine = await _clone(plan, paths, own, on_pid, template)
     except BaseException:
-        try:
-            await finish(own.aclose(), name="machine-unwind")
-        except ExceptionGroup as left:
-            for error in left.exceptions:  # beside the first cause, which is what the caller gets
-                log.error("sandbox %s: %s", plan.record.sandbox_id, error)
+        await own.unwind(plan.record.sandbox_id)
         raise
     stack.push_async_callback(own.aclose)
     return machine
@@ -251,7 +247,8 @@ async def _plug_and_run(
 
 async def _plug_rest(plan: SandboxPlan, vm: QemuProcess, *, more_mib: int, dimms: int) -> None:
     """Plug the root disk and memory: what differs between sandboxes."""
-    if plan.root_disk is not None and (disk := _root_disk_plan(plan)) is not None:
+    disk = _root_disk_plan(plan)
+    if plan.root_disk is not None and disk is not None:
         plan.root_disk.layer.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
         make_layer(plan.root_disk.layer, base=plan.root_disk.base)
         await vm.qmp.plug(disk)
