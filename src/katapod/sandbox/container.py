@@ -29,7 +29,7 @@ from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
-from katapod.sandbox.stdio import GuestProcess, InputFd, Sink, carry
+from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 
 __all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "watch_oom"]
 
@@ -97,7 +97,7 @@ class Container:
             raise command_error(exc) from exc
         self.save(state=State.RUNNING, started_at=time.time())
 
-    async def carry(self, stdin: InputFd | None, stdout: Sink, stderr: Sink) -> int:
+    async def carry(self, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
         """Carry the streams of the running container to its end, record that, and return its exit code."""
         code = await self.sandbox.guard(carry(self.process, stdin, stdout, stderr))
         self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
