@@ -100,7 +100,9 @@ class InputFd:
 
 
 class Descriptor:
-    """A descriptor that does not block (O_NONBLOCK). Reads and writes that wait on the event loop. Not polled, it is a file: always ready."""
+    """A descriptor that does not block (O_NONBLOCK): reads and writes wait on the event loop.
+
+    Not polled, it is a file: always ready."""
 
     def __init__(self, number: int, *, ours: bool) -> None:
         self.number = number
