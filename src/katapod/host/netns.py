@@ -248,10 +248,8 @@ async def _give_back(path: Path, record: NetworkRecord) -> None:
     for nic in record.nics:
         if nic.mac:
             lines.append(f"link set dev {nic.interface} address {nic.mac}")
-            lines += [
-                f"addr replace {address} dev {nic.interface} nodad" for address in nic.addresses if ":" in address
-            ]
-            lines += [f"addr replace {address} dev {nic.interface}" for address in nic.addresses if ":" not in address]
+            for address in nic.addresses:
+                lines.append(f"addr replace {address} dev {nic.interface}" + (" nodad" if ":" in address else ""))
     if lines:
         program = find_program("ip", package="iproute2")
         text = "\n".join(lines).encode()

@@ -150,7 +150,9 @@ async def running_qemu(
     """Start QEMU, stopped before its first instruction (-S), with its monitor open; stop it at the end.
 
     `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
-    STATE for load_state. It runs in the network namespace `netns`, if given. Raises QemuFailed with what QEMU said when it does not come up.
+    STATE for load_state. It runs in the network namespace `netns`, if given.
+
+    Raises QemuFailed with what QEMU said when it does not come up.
     """
     async with contextlib.AsyncExitStack() as stack:
         find_program(plan.program, package="qemu-system-x86")

@@ -10,6 +10,7 @@ from katapod.model.network import Interface, InterfaceKind, Interworking, Networ
 from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, pci_path
 
 __all__ = [
+    "DEFAULT_NETWORK",
     "TAP_NAME",
     "NetworkSettings",
     "NicPlan",
@@ -35,6 +36,9 @@ class NetworkSettings:
     vhost: bool = False  # the host has /dev/vhost-net, and it is wanted
     rx_rate: int = 0
     tx_rate: int = 0
+
+
+DEFAULT_NETWORK = NetworkSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,7 @@ class NicPlan:
 
     def describe(self) -> str:
         lines = [
-            f"interface {self.interface.name} ({self.interface.kind.value}) through {self.tap}, "
-            f"{self.queues} queues, model {self.model.value}",
+            f"interface {self.interface.name} ({self.interface.kind.value}) by {self.tap}, model {self.model.value}",
             *(f"  tc {step}" for step in self.tc.steps),
         ]
         return "\n".join([*lines, *(f"  {line}" for line in self.device.describe().splitlines())])
@@ -98,11 +101,11 @@ def plan_redirect(source: str, target: str) -> TcPlan:
     """Every frame that comes in at `source` goes out at `target`. Raises ValueError if they are the same."""
     if source == target:
         raise ValueError(f"cannot redirect {source} to itself")
+    action = f"action mirred egress redirect dev {target}"
     return TcPlan(
         (
             f"qdisc add dev {source} ingress",
-            f"filter add dev {source} parent ffff: protocol all u32 match u8 0 0 "
-            f"action mirred egress redirect dev {target}",
+            f"filter add dev {source} parent ffff: protocol all u32 match u8 0 0 {action}",
         ),
         (f"qdisc del dev {source} ingress",),
     )

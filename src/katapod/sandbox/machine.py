@@ -86,8 +86,8 @@ class _CloneFailed(Exception):
 
 
 async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, note: Note) -> Machine:
-    """Start the machine; its releases go to `stack`. `note` writes the record: of QEMU before the guest runs, of a network
-    before it is made.
+    """Start the machine; its releases go to `stack`. `note` writes the record: of QEMU before the guest
+    runs, of a network before it is made.
 
     Where a template is wanted but cannot be had or does not work, the guest boots, with one warning. On failure
     nothing is left on the stack. Raises KatapodError.

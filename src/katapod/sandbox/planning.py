@@ -14,7 +14,7 @@ from katapod.model.network import Interworking
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
-from katapod.plan.network import NetworkSettings
+from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
 from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
@@ -59,7 +59,7 @@ class SandboxPlan:
     kernel_modules: tuple[str, ...] = ()
     console_limit_bytes: int = 256 * 1024
     netns: Path | None = None  # the pod's network namespace; None: the guest has loopback only
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkSettings = DEFAULT_NETWORK
 
     def describe(self) -> str:
         return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe()])

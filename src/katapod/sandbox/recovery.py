@@ -158,6 +158,7 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
         await remove_sandbox(store, sandbox_id)
     else:
         await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+        await _detach_network(store, sandbox_id)
     return True
 
 
