@@ -18,6 +18,7 @@ import msgspec
 
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
+from katapod.host.netns import detach_recorded
 from katapod.host.state import StateStore, owner_alive
 from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
@@ -51,6 +52,7 @@ async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
             raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
         problems = await asyncio.to_thread(_remove_files, store, sandbox_id)
         try:
+            await _detach_network(store, sandbox_id)
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
             if not problems:
                 store.discard(sandbox_id)
@@ -83,6 +85,16 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
         except OSError as exc:
             problems.append(f"{machine_id}: {exc}")
     return problems
+
+
+async def _detach_network(store: StateStore, sandbox_id: str) -> None:
+    """Undo what was made in the pod's network namespace. Raises KatapodError, OSError."""
+    try:
+        record = store.read(sandbox_id)
+    except KatapodError:
+        return
+    if record.network is not None:
+        await detach_recorded(record.network)
 
 
 def _machine_of(store: StateStore, sandbox_id: str) -> str:
@@ -146,6 +158,7 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
         await remove_sandbox(store, sandbox_id)
     else:
         await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+        await _detach_network(store, sandbox_id)
     return True
 
 
