@@ -51,6 +51,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pooled: bool = False  # a machine that is kept ready: nobody's sandbox yet
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     error: str = ""
+    cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}
     version: int = 1

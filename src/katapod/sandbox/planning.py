@@ -12,6 +12,7 @@ from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
+from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
@@ -55,10 +56,12 @@ class SandboxPlan:
     )
     virtio_fs_queue_size: int = 1024
     kernel_modules: tuple[str, ...] = ()
+    cgroup: CgroupPlan | None = None  # None: the sandbox stays in the cgroups of its owner
     console_limit_bytes: int = 256 * 1024
 
     def describe(self) -> str:
-        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe()])
+        cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
+        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe(), *cgroup])
 
 
 def size_for(
@@ -84,6 +87,7 @@ def plan_sandbox(
     shm_size_bytes: int,
     auto_remove: bool,
     labels: dict[str, str] | None = None,
+    cgroup: CgroupPlan | None = None,
 ) -> SandboxPlan:
     """Plan a sandbox of `size`."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
@@ -100,6 +104,7 @@ def plan_sandbox(
         vcpus=size.vcpus,
         mem_mib=size.boot_mem_mib,
         labels=labels or {},
+        cgroups=cgroup.directories if cgroup is not None else (),
     )
     return SandboxPlan(
         record=record,
@@ -119,6 +124,7 @@ def plan_sandbox(
         agent_timeout_s=float(config.agent.dial_timeout),
         virtio_fs_queue_size=qemu.virtio_fs_queue_size,
         kernel_modules=config.agent.kernel_modules,
+        cgroup=cgroup,
         console_limit_bytes=config.katapod.console_log_kib * 1024,
     )
 
