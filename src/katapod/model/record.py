@@ -55,6 +55,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
     error: str = ""
+    cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}
     version: int = 1

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from katapod.host.cgroup import remove_cgroups
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
 from katapod.host.netns import detach_recorded
@@ -71,6 +72,7 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
             os.kill(pid, signal.SIGKILL)
         if not _wait_gone(pid, KILL_GRACE_S):
             problems.append(f"process {pid} does not end")
+    problems += remove_cgroups(_cgroups_of(store, sandbox_id))
     paths = store.layout.sandbox(sandbox_id, machine_id)
     for directory in paths.all:
         if directory == paths.state:
@@ -102,6 +104,12 @@ def _machine_of(store: StateStore, sandbox_id: str) -> str:
     with contextlib.suppress(KatapodError):
         return store.read(sandbox_id).machine_id or sandbox_id
     return sandbox_id
+
+
+def _cgroups_of(store: StateStore, sandbox_id: str) -> tuple[str, ...]:
+    with contextlib.suppress(KatapodError):
+        return store.read(sandbox_id).cgroups
+    return ()
 
 
 async def reap_dead(store: StateStore) -> list[str]:
@@ -173,6 +181,8 @@ def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _wait_gone(pid, KILL_GRACE_S)
+        for problem in remove_cgroups(record.cgroups):
+            log.warning("something of %s stays: %s", record.sandbox_id, problem)
         for directory in (paths.share, paths.vm, paths.layers):
             remove_tree(directory)
         if machine_id != record.sandbox_id:
