@@ -9,12 +9,15 @@ from typing import Any
 import hypothesis
 import pytest
 
+from kit.containerd import Containerd
 from kit.debian import unpack_debian
 from kit.evidence import save_evidence
 from kit.kata import KATA, Kata
 from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
+
+pytest_plugins = ["kit.runtime_fixtures"]
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
@@ -133,6 +136,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         katas = [value for value in item.funcargs.values() if isinstance(value, Kata)]
-        if katas:
-            report.sections.append(("evidence", f"saved in {save_evidence(item.name, katas)}"))
+        nodes = {id(value): value for value in item.funcargs.values() if isinstance(value, Containerd)}.values()
+        if katas or nodes:
+            report.sections.append(("evidence", f"saved in {save_evidence(item.name, katas, list(nodes))}"))
     return report

@@ -1,4 +1,4 @@
-"""Rebuild what is generated from src/katapod/rpc/pb/*.proto: descriptors.binpb and the .pyi stubs.
+"""Rebuild what is generated from the .proto files of each message set: its descriptors.binpb and .pyi stubs.
 
 Run it after a change of a .proto file: `.venv/bin/python tools/generate_messages.py`. With --check it
 writes nothing and fails when the generated files are out of date.
@@ -12,15 +12,15 @@ from pathlib import Path
 from grpc_tools import protoc
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-PB = SRC / "katapod" / "rpc" / "pb"
+SETS = (SRC / "katapod" / "rpc" / "pb", SRC / "katapod" / "shim" / "pb")
 
 
-def generate(out: Path) -> None:
-    """Write descriptors.binpb and the stubs below `out`, laid out as below src/."""
-    target = out / PB.relative_to(SRC)
+def generate(folder: Path, out: Path) -> None:
+    """Write descriptors.binpb and the stubs of one set below `out`, laid out as below src/."""
+    target = out / folder.relative_to(SRC)
     target.mkdir(parents=True, exist_ok=True)
     well_known = files("grpc_tools") / "_proto"
-    protos = sorted(str(path.relative_to(SRC)) for path in PB.glob("*.proto"))
+    protos = sorted(str(path.relative_to(SRC)) for path in folder.glob("*.proto"))
     arguments = [
         "protoc",
         f"-I{SRC}",
@@ -36,14 +36,16 @@ def generate(out: Path) -> None:
 
 def main() -> int:
     if "--check" not in sys.argv[1:]:
-        generate(SRC)
+        for folder in SETS:
+            generate(folder, SRC)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
-        generate(Path(scratch))
+        for folder in SETS:
+            generate(folder, Path(scratch))
         stale = [
-            path.name
-            for path in sorted((Path(scratch) / PB.relative_to(SRC)).iterdir())
-            if path.read_bytes() != (PB / path.name).read_bytes()
+            str(path.relative_to(scratch))
+            for path in sorted(Path(scratch).rglob("*"))
+            if path.is_file() and path.read_bytes() != (SRC / path.relative_to(scratch)).read_bytes()
         ]
     if stale:
         print(f"out of date: {', '.join(stale)}; run tools/generate_messages.py", file=sys.stderr)

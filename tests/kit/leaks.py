@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kit.kata import RUN_PREFIX, SHARED_HOST
 
-__all__ = ["find_leaks", "inventory"]
+__all__ = ["claim", "find_leaks", "inventory"]
 
 TEMPLATES = "/run/vc/vm/template"
 """Templates and their locks may come with any start, and stay; what begins with a dot is a builder's, and may not."""
@@ -23,9 +23,15 @@ ROOTS = (
     "/run/netns",
     "/sys/class/net",
     "/dev/shm",
+    "/run/containerd/s",  # sockets of shims
+    "/run/containerd/fifo",
+    "/run/containerd/runc",
 )
+OWN_ROOTS = ("/run", "/var/lib")  # of these only what carries our names
+
 MOUNT_ROOTS = ("/run/kata-containers/", "/run/vc/", "/var/lib/katapod/sandboxes/", "/var/lib/katapod/images/tmp/")
-PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd-shim-kata")
+PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd", "ctr")
+_claimed = {RUN_PREFIX}
 SETTLE_S = 3.0  # a process killed a moment ago may still be seen
 
 
@@ -34,13 +40,18 @@ def inventory() -> frozenset[str]:
     return frozenset([*_processes(), *_mounts(), *_entries(), *_cgroups()])
 
 
+def claim(identity: str) -> None:
+    """Say that this name is of this test run too: an id that containerd chose, such as that of a pod."""
+    _claimed.add(identity)
+
+
 def find_leaks(before: frozenset[str]) -> list[str]:
     """What is there beyond `before`, after a moment to settle."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         left = sorted(inventory() - before)
         if SHARED_HOST:
-            left = [line for line in left if RUN_PREFIX in line]
+            left = [line for line in left if any(name in line for name in _claimed)]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)
@@ -55,14 +66,16 @@ def _processes() -> Iterator[str]:
         except OSError:
             continue
         # a script's own name is the interpreter's first argument
-        if any(os.path.basename(word).startswith(PROGRAMS) for word in words[:2]):
+        if os.path.basename(words[0]) == "containerd":  # a test may restart it: another process, the same daemon
+            yield f"process {' '.join(words)}"
+        elif any(os.path.basename(word).startswith(PROGRAMS) for word in words[:2]):
             yield f"process {entry}: {' '.join(words)[:200]}"
 
 
 def _mounts() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = line.split()[4]
-        if point.startswith(MOUNT_ROOTS) or " - nsfs " in line:
+        if point.startswith((*MOUNT_ROOTS, f"/run/{RUN_PREFIX}", f"/var/lib/{RUN_PREFIX}")) or " - nsfs " in line:
             yield f"mount {point}"
 
 
@@ -70,6 +83,8 @@ def _entries() -> Iterator[str]:
     for root in ROOTS:
         if os.path.isdir(root):
             yield from (f"entry {root}/{name}" for name in os.listdir(root) if not _may_stay(root, name))
+    for root in OWN_ROOTS:
+        yield from (f"entry {root}/{name}" for name in os.listdir(root) if name.startswith(RUN_PREFIX))
     yield from (f"entry {path}" for path in Path("/tmp").glob("katapod-*"))
 
 
@@ -79,4 +94,4 @@ def _may_stay(root: str, name: str) -> bool:
 
 def _cgroups() -> Iterator[str]:
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        yield from (f"cgroup {folder}/{name}" for name in names if "kata" in name or RUN_PREFIX in name)
+        yield from (f"cgroup {folder}/{name}" for name in names if "kata" in name or RUN_PREFIX in f"{folder}/{name}")

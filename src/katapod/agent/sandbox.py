@@ -175,8 +175,7 @@ async def destroy_sandbox(agent: Agent, request: agent_pb2.DestroySandboxRequest
 
 async def update_ephemeral_mounts(agent: Agent, request: agent_pb2.UpdateEphemeralMountsRequest) -> None:
     """Give tmpfs mounts another size."""
-    from katapod.agent.storage import parse_options
-    from katapod.kernel.mount import MS_REMOUNT, mount
+    from katapod.kernel.mount import MS_REMOUNT, mount, parse_options
 
     for storage in request.storages:
         if storage.driver != "ephemeral":

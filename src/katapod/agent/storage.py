@@ -16,17 +16,13 @@ from katapod.agent.paths import bundle_of
 from katapod.kernel.mount import (
     MNT_DETACH,
     MS_BIND,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
     MS_PRIVATE,
-    MS_RDONLY,
     MS_REC,
-    MS_RELATIME,
     MS_REMOUNT,
     MS_SHARED,
     MS_SLAVE,
     mount,
+    parse_options,
     umount,
 )
 from katapod.rpc.status import RpcError, StatusCode
@@ -37,39 +33,13 @@ if TYPE_CHECKING:
 
     from katapod.rpc.pb import agent_pb2
 
-__all__ = ["DRIVERS", "Storages", "bind", "parse_options"]
+__all__ = ["DRIVERS", "Storages", "bind"]
 
 DRIVERS = ("virtio-fs", "ephemeral", "local", "bind", "overlayfs", "blk")
 OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory"
 RETRY_S = 0.02
-MS_SYNCHRONOUS, MS_NOATIME, MS_NODIRATIME, MS_STRICTATIME = 16, 1024, 2048, 1 << 24
-
-_FLAGS = {
-    "ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "remount": MS_REMOUNT,
-    "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "sync": MS_SYNCHRONOUS, "noatime": MS_NOATIME,
-    "nodiratime": MS_NODIRATIME, "relatime": MS_RELATIME, "strictatime": MS_STRICTATIME,
-    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE,
-    "rslave": MS_SLAVE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
-}  # fmt: skip
-_CLEARS = {
-    "rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC, "async": MS_SYNCHRONOUS,
-    "atime": MS_NOATIME, "diratime": MS_NODIRATIME, "defaults": 0,
-}  # fmt: skip
 _PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED
-
-
-def parse_options(options: Iterable[str]) -> tuple[int, str]:
-    """Split mount options into the flags of mount(2) and the text for the file system."""
-    flags, data = 0, []
-    for option in options:
-        if option in _FLAGS:
-            flags |= _FLAGS[option]
-        elif option in _CLEARS:
-            flags &= ~_CLEARS[option]
-        elif option:
-            data.append(option)
-    return flags, ",".join(data)
 
 
 def bind(source: str, target: str, flags: int = 0) -> None:

@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import stat
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from katapod.kernel.mount import (
@@ -17,20 +19,33 @@ from katapod.kernel.mount import (
     MS_BIND,
     MS_PRIVATE,
     MS_RDONLY,
+    MS_REC,
     MS_REMOUNT,
     MS_SHARED,
     MS_SLAVE,
     attach_tree,
     clone_tree,
     mount,
+    parse_options,
     set_tree_attributes,
     umount,
 )
+from katapod.kernel.process import CLONE_FS, unshare
 from katapod.model.errors import KatapodError, NotFound
 
-__all__ = ["bind", "export_directory", "mount_overlay", "mounts_below", "remove_tree", "unmount_below"]
+__all__ = [
+    "bind",
+    "export_directory",
+    "mount_given",
+    "mount_overlay",
+    "mounts_below",
+    "remove_tree",
+    "unmount_below",
+]
 
 log = logging.getLogger(__name__)
+
+OPTIONS_MAX = os.sysconf("SC_PAGE_SIZE")  # bytes of options that mount(2) reads, with the zero at the end
 
 
 class MountFailed(KatapodError):
@@ -102,6 +117,50 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
             f"cannot mount the root file system: overlay on {upper.parent}: {exc.strerror}",
             hint="the directory must not lie on an overlay file system itself" if exc.errno == errno.EINVAL else "",
         ) from exc
+
+
+def mount_given(kind: str, source: str, options: Iterable[str], target: Path) -> None:
+    """Mount what a container engine describes: a bind mount, or a file system with options. Raises MountFailed.
+
+    A layer of many images has options beyond the page that mount(2) takes; then paths of lower directories are
+    written as seen from the one above them all, in a thread that has gone there.
+    """
+    flags, data = parse_options(options)
+    try:
+        if flags & MS_BIND:
+            mount(source, str(target), None, MS_BIND | flags & MS_REC)
+            if extra := flags & ~(MS_BIND | MS_REC):
+                mount("none", str(target), None, MS_BIND | MS_REMOUNT | extra)
+        elif len(os.fsencode(data)) < OPTIONS_MAX:
+            mount(source, str(target), kind, flags, data)
+        else:
+            _mount_from_above(source, str(target), kind, flags, data)
+    except OSError as exc:
+        raise MountFailed(f"cannot mount {source} ({kind}) at {target}: {exc.strerror}") from exc
+
+
+def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str) -> None:
+    """Raises OSError."""
+    parts = data.split(",")
+    lower = next((part.removeprefix("lowerdir=") for part in parts if part.startswith("lowerdir=")), "")
+    folder = os.path.commonpath(lower.split(":")) if lower.startswith("/") else "/"
+    shorter = "lowerdir=" + ":".join(os.path.relpath(path, folder) for path in lower.split(":"))
+    options = ",".join(shorter if part.startswith("lowerdir=") else part for part in parts)
+    errors: list[OSError] = []
+
+    def work() -> None:
+        try:
+            unshare(CLONE_FS)  # a working directory of this thread's own
+            os.chdir(folder)
+            mount(source, target, kind, flags, options)
+        except OSError as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=work, name="mount")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def mounts_below(directory: Path) -> list[str]:

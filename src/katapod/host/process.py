@@ -6,6 +6,7 @@ failure carries the command (ready to paste), its status and the tail of what it
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -180,8 +181,12 @@ async def spawn(
     output: BinaryIO | int,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
+    fds_as: Mapping[int, int] | None = None,
 ) -> Child:
     """Start a program that lives beside us and dies with us.
+
+    It inherits `pass_fds` under their own numbers, and those of `fds_as`: number in the program -> ours.
+    Raises MissingProgram, CannotRun.
 
     Its streams are /dev/null and `output` (a bounded sink of the caller). It gets SIGKILL when this
     process dies, however that happens: the child asks the kernel for it before it becomes the program, and
@@ -189,17 +194,34 @@ async def spawn(
     keeps the terminal's Ctrl-C from reaching it.
     """
     log.debug("spawn: %s", shlex.join(argv))
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        env=_environment(env),
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
-    )
+    moved = fds_as or {}
+    # out of the way of the numbers that they are to get
+    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in moved.items()}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(env),
+            pass_fds=(*pass_fds, *moved),
+            start_new_session=True,
+            preexec_fn=functools.partial(_before_exec, os.getpid(), copies),
+        )
+    except FileNotFoundError as exc:
+        raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    except OSError as exc:
+        raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    finally:
+        for copy in copies.values():
+            os.close(copy)
     return Child(tuple(argv), process)
+
+
+def _before_exec(parent_pid: int, fds: Mapping[int, int]) -> None:
+    die_with_parent(parent_pid)
+    for number, fd in fds.items():
+        os.dup2(fd, number)
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:

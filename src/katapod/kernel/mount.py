@@ -3,8 +3,14 @@
 The flags are those of linux/mount.h. Mount trees need Linux 5.12.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "MNT_DETACH",
@@ -24,6 +30,7 @@ __all__ = [
     "attach_tree",
     "clone_tree",
     "mount",
+    "parse_options",
     "set_tree_attributes",
     "umount",
 ]
@@ -31,7 +38,20 @@ __all__ = [
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_MOVE, MS_REC = 4096, 8192, 16384
 MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_RELATIME = 1 << 18, 1 << 19, 1 << 20, 1 << 21
+MS_SYNCHRONOUS, MS_NOATIME, MS_NODIRATIME, MS_STRICTATIME = 16, 1024, 2048, 1 << 24
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+_FLAGS = {
+    "ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "remount": MS_REMOUNT,
+    "bind": MS_BIND, "rbind": MS_BIND | MS_REC, "sync": MS_SYNCHRONOUS, "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME, "relatime": MS_RELATIME, "strictatime": MS_STRICTATIME,
+    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC, "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC,
+}  # fmt: skip
+_CLEARS = {
+    "rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC, "async": MS_SYNCHRONOUS,
+    "atime": MS_NOATIME, "diratime": MS_NODIRATIME, "defaults": 0,
+}  # fmt: skip
 
 MOUNT_ATTR_RDONLY = 1
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
@@ -41,6 +61,19 @@ OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+def parse_options(options: Iterable[str]) -> tuple[int, str]:
+    """Split mount options into the flags of mount(2) and the text for the file system."""
+    flags, data = 0, []
+    for option in options:
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option in _CLEARS:
+            flags &= ~_CLEARS[option]
+        elif option:
+            data.append(option)
+    return flags, ",".join(data)
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 
 __all__ = [
+    "CLONE_FS",
     "CLONE_NEWIPC",
     "CLONE_NEWNS",
     "CLONE_NEWUTS",
@@ -13,7 +14,7 @@ __all__ = [
     "unshare",
 ]
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_FS, CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00000200, 0x00020000, 0x04000000, 0x08000000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 _libc = ctypes.CDLL(None, use_errno=True)

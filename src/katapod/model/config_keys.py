@@ -113,6 +113,13 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     create_container_timeout: _U32 = 60
     """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""
 
+    sandbox_cgroup_only: bool = False
+    """All of a pod's sandbox is in one cgroup of the host below the pod's. Default off, as upstream: its processes are
+    below /kata_overhead, where no limit of a pod can kill them, and only its vCPUs are in the pod's."""
+
+    static_sandbox_resource_mgmt: bool = False
+    """A pod's VM gets its size once, from what the kubelet announces, and never grows. Default off, as upstream."""
+
 
 class FactoryConfig(Struct, frozen=True, kw_only=True):
     """[factory]"""

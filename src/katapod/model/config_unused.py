@@ -138,8 +138,6 @@ _RUNTIME: Final = (
     _text("jaeger_user"),
     _text("jaeger_password"),
     _flag("disable_new_netns"),
-    _flag("sandbox_cgroup_only"),
-    _flag("static_sandbox_resource_mgmt"),
     _names("sandbox_bind_mounts"),
     _text("vfio_mode", "guest-kernel"),
     _flag("disable_guest_empty_dir", False, True),

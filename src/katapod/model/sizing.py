@@ -19,6 +19,7 @@ default_vcpus, quotas come on top.
 
 import math
 
+import msgspec
 from msgspec import Struct
 
 from katapod.model.config_keys import Config
@@ -33,6 +34,7 @@ __all__ = [
     "HostCapacity",
     "SizeSettings",
     "VmSize",
+    "size_pod",
     "size_sandbox",
 ]
 
@@ -153,6 +155,64 @@ def size_sandbox(
     )
 
 
+def size_pod(
+    settings: SizeSettings,
+    host: HostCapacity,
+    containers: tuple[ContainerLimits, ...] = (),
+    *,
+    announced: ContainerLimits | None = None,
+    cpus_asked: int = 0,
+    static: bool = False,
+    translation_cache_mib: int = 0,
+) -> VmSize:
+    """Size a pod's sandbox for the containers that it has so far, the pause container left out.
+
+    `announced` is what the pod's limits add up to (annotations.py): what no container has taken of it yet counts as
+    one more container, so the VM is big enough before the first one comes. `cpus_asked` are the CPUs that a pod
+    without a CPU limit requests, of which it gets as many as there are. Without `announced` a pod starts small and grows:
+    a VM that is too big is more expensive than one that gets memory plugged. As sums over containers that have
+    ended get smaller, so does the answer; what is plugged stays plugged.
+
+    `static` (static_sandbox_resource_mgmt) sizes once, for what is announced, with no room to grow: the caller gives
+    a single container's limits as `announced`.
+
+    A limit of more CPUs than there are is usual in a pod, and asks for all of them. Raises UsageError if the memory
+    limits do not fit the host.
+    """
+    ceiling = _max_vcpus(settings, host)
+    if static:
+        containers = (announced or ContainerLimits(),)
+    elif announced is not None:
+        containers = (*containers, _remainder(announced, containers))
+    known = tuple(_capped(container, ceiling) for container in containers)
+    size = size_sandbox(settings, host, known, translation_cache_mib=translation_cache_mib)
+    if not known:
+        return msgspec.structs.replace(size, boot_mem_mib=MIN_BOOT_MIB, vcpus=1)
+    vcpus = max(size.vcpus, min(cpus_asked, ceiling))
+    if static:
+        return msgspec.structs.replace(size, max_mem_mib=size.boot_mem_mib, vcpus=vcpus, max_vcpus=vcpus)
+    return msgspec.structs.replace(size, vcpus=vcpus)
+
+
+def _remainder(announced: ContainerLimits, containers: tuple[ContainerLimits, ...]) -> ContainerLimits:
+    memory_bytes, cpus = announced.memory_bytes, announced.cpus
+    if memory_bytes is not None:
+        memory_bytes = max(0, memory_bytes - sum(each.memory_bytes or 0 for each in containers))
+    if cpus is not None:
+        cpus = max(0.0, cpus - sum(each.cpus or 0 for each in containers))
+    return ContainerLimits(memory_bytes=memory_bytes, cpus=cpus)
+
+
+def _capped(container: ContainerLimits, ceiling: int) -> ContainerLimits:
+    if container.cpus is None or container.cpus <= ceiling:
+        return container
+    return msgspec.structs.replace(container, cpus=float(ceiling))
+
+
+def _max_vcpus(settings: SizeSettings, host: HostCapacity) -> int:
+    return min(settings.default_maxvcpus or host.cpus, host.cpus, QEMU_MAX_VCPUS)
+
+
 def _memory(settings: SizeSettings, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
     """(memory of the VM, part of it that is the guest's own), both in MiB."""
     limits = [c.memory_bytes for c in containers if c.memory_bytes is not None]
@@ -170,7 +230,7 @@ def _memory(settings: SizeSettings, containers: tuple[ContainerLimits, ...]) -> 
 
 def _vcpus(settings: SizeSettings, host: HostCapacity, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
     """(vCPUs at boot, hot-plug ceiling)."""
-    ceiling = min(settings.default_maxvcpus or host.cpus, host.cpus, QEMU_MAX_VCPUS)
+    ceiling = _max_vcpus(settings, host)
     quotas = [c.cpus for c in containers if c.cpus is not None]
     for quota in quotas:
         if quota > ceiling:
@@ -201,7 +261,7 @@ def _too_much_memory(
     else:
         bound = f"this host has {host.memory_mib} MiB"
     if any(c.memory_bytes is not None for c in containers):
-        hint = "lower the memory limit (-m)"
+        hint = "lower the memory limit (-m; in a pod resources.limits.memory)"
     else:
         hint = f"a sandbox needs {MIN_BOOT_MIB} MiB at least"
     return UsageError(f"cannot give the sandbox {wanted_mib} MiB of memory: {bound}", hint=hint)

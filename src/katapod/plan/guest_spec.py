@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from katapod.model import oci
 from katapod.model.errors import SpecError
 
-__all__ = ["shares_pid_namespace", "strip_for_guest"]
+__all__ = ["process_for_guest", "resources_for_guest", "shares_pid_namespace", "strip_for_guest"]
 
 _HOST_NAMESPACES = frozenset({"cgroup", "network", "time", "pid"})
 """The guest's agent sets these up: network and time are the sandbox's, cgroup its own choice, and pid
@@ -37,14 +37,14 @@ def strip_for_guest(
         spec,
         hooks=None,
         root=replace(spec.root, path=root_path),
-        process=replace(spec.process, selinux_label="", apparmor_profile=""),
+        process=process_for_guest(spec.process),
         mounts=_mounts(spec.mounts, mount_sources),
         linux=replace(
             linux,
             seccomp=linux.seccomp if guest_seccomp else None,
             mount_label="",
             intel_rdt=None,
-            resources=_resources(linux.resources) if linux.resources else None,
+            resources=resources_for_guest(linux.resources) if linux.resources else None,
             namespaces=tuple(
                 oci.Namespace(type=namespace.type)
                 for namespace in linux.namespaces
@@ -60,7 +60,12 @@ def shares_pid_namespace(spec: oci.Spec) -> bool:
     return any(namespace.type == "pid" and namespace.path for namespace in spec.linux.namespaces)
 
 
-def _resources(resources: oci.Resources) -> oci.Resources:
+def process_for_guest(process: oci.Process) -> oci.Process:
+    """Labels are of the host's security modules, which the guest has not."""
+    return replace(process, selinux_label="", apparmor_profile="")
+
+
+def resources_for_guest(resources: oci.Resources) -> oci.Resources:
     """CPU numbers and NUMA nodes are the host's; devices, block IO and net_cls are not the guest's."""
     return replace(
         resources,

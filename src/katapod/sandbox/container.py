@@ -20,16 +20,16 @@ from katapod.model.errors import KatapodError
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
-from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest
+from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
 from katapod.rpc.agent import AgentClient
-from katapod.rpc.oci_message import spec_to_message
+from katapod.rpc.oci_message import resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.client import string_user
 from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
-from katapod.sandbox.stdio import GuestProcess, InputFd, Sink, carry
+from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 
 __all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "watch_oom"]
 
@@ -47,6 +47,7 @@ class ContainerPlan:
     stop_signal: int = 15
     guest_seccomp: bool = True
     create_timeout_s: float = 60.0
+    shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
 
     def record(self) -> ContainerRecord:
         process = self.spec.process
@@ -97,16 +98,17 @@ class Container:
             raise command_error(exc) from exc
         self.save(state=State.RUNNING, started_at=time.time())
 
-    async def carry(self, stdin: InputFd | None, stdout: Sink, stderr: Sink) -> int:
+    async def carry(self, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
         """Carry the streams of the running container to its end, record that, and return its exit code."""
         code = await self.sandbox.guard(carry(self.process, stdin, stdout, stderr))
         self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
         return code
 
-    async def kill(self, signal_number: int) -> None:
+    async def kill(self, signal_number: int, *, everyone: bool = False) -> None:
+        """Send a signal to the container's init; with `everyone`, SIGKILL reaches every process of it."""
         require("kill", self.container_id, self.record.state, State.CREATED, State.RUNNING, State.PAUSED)
         request = agent_pb2.SignalProcessRequest(
-            container_id=self.container_id, exec_id=self.container_id, signal=signal_number
+            container_id=self.container_id, exec_id="" if everyone else self.container_id, signal=signal_number
         )
         await self.sandbox.guard(self.sandbox.agent.call("SignalProcess", request))
 
@@ -122,12 +124,21 @@ class Container:
         await self.sandbox.guard(self.sandbox.agent.call("ResumeContainer", request))
         self.save(state=State.RUNNING)
 
+    async def update(self, resources: oci.Resources) -> None:
+        """Change the limits of a container. Raises AgentFailed, KatapodError."""
+        require("update", self.container_id, self.record.state, State.CREATED, State.RUNNING, State.PAUSED)
+        request = agent_pb2.UpdateContainerRequest(
+            container_id=self.container_id, resources=resources_to_message(resources_for_guest(resources))
+        )
+        await self.sandbox.guard(self.sandbox.agent.call("UpdateContainer", request))
+
     async def remove(self) -> None:
-        """Take a stopped container out of a sandbox that goes on."""
-        require("remove", self.container_id, self.record.state, State.STOPPED)
-        request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
-        await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
-        await close_root_disk(self.sandbox, self.container_id)
+        """Take a container that does not run out of a sandbox that goes on, or that has died already."""
+        require("remove", self.container_id, self.record.state, State.CREATED, State.STOPPED)
+        if not self.sandbox.death.done():
+            request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
+            await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
+            await close_root_disk(self.sandbox, self.container_id)
         remove_host_files(self.sandbox, self.container_id)
         self.sandbox.save(
             containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
@@ -188,7 +199,8 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
             (etc / file_name).chmod(0o644)
     sources: dict[str, str] = {}
     for mount in plan.spec.mounts:
-        if mount.destination == "/dev/shm" and mount.type == "tmpfs":  # noqa: S108 - one for the whole sandbox
+        # one for the whole sandbox, also where the engine has made one on the host for its pod
+        if mount.destination == "/dev/shm" and (mount.type == "tmpfs" or plan.shared_shm):  # noqa: S108
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
         if not oci.is_bind(mount):
             continue

@@ -20,7 +20,18 @@ from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["GuestProcess", "InputFd", "LogSink", "NullSink", "OutputFd", "Sink", "TeeSink", "carry"]
+__all__ = [
+    "Descriptor",
+    "GuestProcess",
+    "InputFd",
+    "LogSink",
+    "NullSink",
+    "OutputFd",
+    "Sink",
+    "Source",
+    "TeeSink",
+    "carry",
+]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +45,11 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Called once, after the last write."""
+
+
+class Source(Protocol):
+    async def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; none at the end. Raises OSError."""
 
 
 class NullSink:
@@ -83,8 +99,10 @@ class InputFd:
         self._fd.close()
 
 
-class _Descriptor:
-    """Reads and writes that wait on the event loop. Not polled, it is a file: always ready."""
+class Descriptor:
+    """A descriptor that does not block (O_NONBLOCK): reads and writes wait on the event loop.
+
+    Not polled, it is a file: always ready."""
 
     def __init__(self, number: int, *, ours: bool) -> None:
         self.number = number
@@ -94,7 +112,7 @@ class _Descriptor:
     async def read(self, size: int) -> bytes:
         while True:
             if self._pollable:
-                await self._wait_readable()
+                await self.wait_readable()
             with contextlib.suppress(BlockingIOError):
                 return self._read(size)
 
@@ -111,7 +129,7 @@ class _Descriptor:
     def _write(self, data: memoryview) -> int:
         return os.write(self.number, data)
 
-    async def _wait_readable(self) -> None:
+    async def wait_readable(self) -> None:
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
         loop.add_reader(self.number, _fulfil, ready)
@@ -135,7 +153,7 @@ class _Descriptor:
             os.close(self.number)
 
 
-class _Socket(_Descriptor):
+class _Socket(Descriptor):
     """A socket cannot be opened once more: each call says that it must not block."""
 
     def __init__(self, fd: int) -> None:
@@ -152,7 +170,7 @@ class _Socket(_Descriptor):
         self._socket.close()
 
 
-class _BlockingPipe(_Descriptor):
+class _BlockingPipe(Descriptor):
     """A pipe or terminal that could not be opened once more: what polls as writable takes PIPE_BUF bytes."""
 
     async def write(self, data: memoryview) -> int:
@@ -166,19 +184,19 @@ def _fulfil(ready: "asyncio.Future[None]") -> None:
         ready.set_result(None)
 
 
-def _without_blocking(fd: int, mode: int) -> _Descriptor:
+def _without_blocking(fd: int, mode: int) -> Descriptor:
     """O_NONBLOCK belongs to the open file, which we share with our parent: setting it on the shell's terminal
     would break the shell. So pipes and terminals are opened once more, for us alone."""
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISBLK(kind):
-        return _Descriptor(fd, ours=False)
+        return Descriptor(fd, ours=False)
     if stat.S_ISSOCK(kind):
         return _Socket(fd)
     try:
         again = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return _BlockingPipe(fd, ours=False)
-    return _Descriptor(again, ours=True)
+    return Descriptor(again, ours=True)
 
 
 def _is_pollable(fd: int) -> bool:
@@ -274,7 +292,7 @@ class GuestProcess:
     async def wait(self) -> int:
         return await self.agent.wait_process(self.container_id, self.exec_id)
 
-    async def feed(self, source: InputFd) -> None:
+    async def feed(self, source: Source) -> None:
         """Copy `source` to stdin until it ends, then close stdin. Ends quietly when the process has gone."""
         try:
             while data := await _read_or_end(source):
@@ -303,7 +321,7 @@ class GuestProcess:
             sink.close()
 
 
-async def _read_or_end(source: InputFd) -> bytes:
+async def _read_or_end(source: Source) -> bytes:
     try:
         return await source.read(CHUNK)
     except OSError as exc:  # a directory, a broken disk: the process sees the end of its input
@@ -311,7 +329,7 @@ async def _read_or_end(source: InputFd) -> bytes:
         return b""
 
 
-async def carry(process: GuestProcess, stdin: InputFd | None, stdout: Sink, stderr: Sink) -> int:
+async def carry(process: GuestProcess, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
     """Carry all streams of a started process to its end; returns its exit status.
 
     Raises BrokenPipeError when nobody reads our output any more, RpcError when the guest fails. With a

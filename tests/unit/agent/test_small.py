@@ -10,7 +10,7 @@ from katapod.agent.oom import parse_oom_kills
 from katapod.agent.options import UsageError, parse_arguments, parse_cmdline
 from katapod.agent.paths import check_id
 from katapod.agent.stats import parse_io_stat, parse_keyed
-from katapod.agent.storage import parse_options
+from katapod.kernel.mount import parse_options
 from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
 from katapod.rpc.status import RpcError, StatusCode
 

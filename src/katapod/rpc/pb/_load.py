@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # without importing typing, which the guest would pay for
     from typing import Any
 
-__all__ = ["class_of", "load"]
+__all__ = ["MessageSet", "class_of", "load"]
 
 
 def _open_pool() -> tuple[Any, Any]:
@@ -33,9 +33,8 @@ def _open_pool() -> tuple[Any, Any]:
     return _message.DescriptorPool(), make_class
 
 
-def _serialized_files() -> list[bytes]:
-    """Split descriptors.binpb (a FileDescriptorSet: repeated field 1) into its files."""
-    path = __file__.rpartition("/")[0] + "/descriptors.binpb"
+def _serialized_files(path: str) -> list[bytes]:
+    """Split a FileDescriptorSet (repeated field 1) into its files."""
     with open(path, "rb") as handle:
         data = handle.read()
     found: list[bytes] = []
@@ -55,35 +54,46 @@ def _serialized_files() -> list[bytes]:
     return found
 
 
-_POOL, _make_class = _open_pool()
-_FILES = {
-    descriptor.name: descriptor for descriptor in (_POOL.AddSerializedFile(raw) for raw in _serialized_files())
-}
+class MessageSet:
+    """The messages of one folder of .proto files, compiled to its descriptors.binpb.
+
+    Sets know nothing of each other: what only the host speaks costs the guest nothing.
+    """
+
+    def __init__(self, folder: str, proto_folder: str) -> None:
+        """`proto_folder`: how the .proto files are named in imports, such as katapod/rpc/pb."""
+        self._pool, self._make_class = _open_pool()
+        self._proto_folder = proto_folder
+        files = [self._pool.AddSerializedFile(raw) for raw in _serialized_files(f"{folder}/descriptors.binpb")]
+        self._files = {descriptor.name: descriptor for descriptor in files}
+        self._classes: dict[str, Any] = {}
+
+    def class_of(self, descriptor: Any) -> Any:
+        """Return the class of a message, of whichever file of the set: one class each."""
+        if descriptor.full_name not in self._classes:
+            self._classes[descriptor.full_name] = self._make_class(descriptor)
+        return self._classes[descriptor.full_name]
+
+    def load(self, module_name: str) -> dict[str, Any]:
+        """Return the names that the module `module_name` (PACKAGE.X_pb2) offers: DESCRIPTOR, messages, enum values.
+
+        Raises KeyError if X.proto is not in the set.
+        """
+        stem = module_name.rpartition(".")[2].removesuffix("_pb2")
+        proto = "google/protobuf/empty.proto" if stem == "empty" else f"{self._proto_folder}/{stem}.proto"
+        descriptor = self._files[proto]
+        names: dict[str, Any] = {"DESCRIPTOR": descriptor}
+        for name, message in descriptor.message_types_by_name.items():
+            names[name] = self.class_of(message)
+        for enum in descriptor.enum_types_by_name.values():
+            for value in enum.values:
+                names[value.name] = value.number
+        return names
 
 
-_classes: dict[str, Any] = {}
-
-
-def class_of(descriptor: Any) -> Any:
-    """Return the class of a message, of whichever file: one class each."""
-    if descriptor.full_name not in _classes:
-        _classes[descriptor.full_name] = _make_class(descriptor)
-    return _classes[descriptor.full_name]
-
-
-def load(module_name: str) -> dict[str, Any]:
-    """Return the names that the module `module_name` (katapod.rpc.pb.X_pb2) offers: DESCRIPTOR, messages,
-    enum values. Raises KeyError if X.proto is not among the descriptors."""
-    stem = module_name.rpartition(".")[2].removesuffix("_pb2")
-    proto = "google/protobuf/empty.proto" if stem == "empty" else f"katapod/rpc/pb/{stem}.proto"
-    descriptor = _FILES[proto]
-    names: dict[str, Any] = {"DESCRIPTOR": descriptor}
-    for name, message in descriptor.message_types_by_name.items():
-        names[name] = class_of(message)
-    for enum in descriptor.enum_types_by_name.values():
-        for value in enum.values:
-            names[value.name] = value.number
-    return names
+_MESSAGES = MessageSet(__file__.rpartition("/")[0], "katapod/rpc/pb")
+class_of = _MESSAGES.class_of
+load = _MESSAGES.load
 
 
 if sys.version_info < (3, 11):  # the builder puts this interpreter into the guest as well

@@ -1,0 +1,171 @@
+"""A sandbox for doors that are told of its containers one by one: containerd's shim.
+
+The sandbox is started for its first container and lives until it is closed. What containers come later makes it grow.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
+from katapod.host.state import StateStore
+from katapod.host.tasks import finish
+from katapod.model.config import Config
+from katapod.model.errors import AlreadyExists, KatapodError, NotFound
+from katapod.model.ids import ContainerId
+from katapod.model.record import SandboxRecord
+from katapod.model.sizing import ContainerLimits
+from katapod.plan.container_spec import DEFAULT_SHM_BYTES
+from katapod.sandbox.container import Container, ContainerPlan, create_container
+from katapod.sandbox.control import control_socket
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.recovery import reap_dead, remove_sandbox
+from katapod.sandbox.runner import claimed
+
+__all__ = ["Pod", "PodRequest", "open_pod"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """What is known when a sandbox is asked for. `limits`: of the containers that are known by then."""
+
+    sandbox_id: ContainerId
+    hostname: str
+    limits: tuple[ContainerLimits, ...] = ()
+    shm_size_bytes: int = DEFAULT_SHM_BYTES
+    accelerator: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class Pod:
+    """A live sandbox, owned by this process, and its containers by id."""
+
+    def __init__(self, sandbox: Sandbox, config: Config, facts: HostFacts, stack: contextlib.AsyncExitStack) -> None:
+        self.sandbox = sandbox
+        self.config = config
+        self.containers: dict[str, Container] = {}
+        self._facts = facts
+        self._limits: dict[str, ContainerLimits] = {}
+        self._sizing = asyncio.Lock()
+        self._stack = stack
+
+    def find(self, container_id: str) -> Container:
+        """Raises NotFound."""
+        if container_id not in self.containers:
+            raise NotFound(f"cannot find container {container_id} in sandbox {self.sandbox.sandbox_id}")
+        return self.containers[container_id]
+
+    async def create_container(self, plan: ContainerPlan, limits: ContainerLimits | None) -> Container:
+        """Create a container, for which the sandbox grows first; `limits` None: it is not counted (a pause container).
+
+        Raises AlreadyExists, UsageError (the host has not that much), and as create_container.
+        """
+        if plan.container_id in self.containers:
+            raise AlreadyExists(f"cannot create container {plan.container_id}: it exists already")
+        if limits is not None:
+            await self.grow_for(plan.container_id, limits)
+        try:
+            container = await create_container(self.sandbox, plan)
+        except BaseException:
+            self._limits.pop(plan.container_id, None)
+            raise
+        self.containers[plan.container_id] = container
+        return container
+
+    async def grow_for(self, container_id: str, limits: ContainerLimits) -> None:
+        """Give the sandbox the size that all its containers need with these limits for one of them.
+
+        It never shrinks. Raises UsageError, QmpError, AgentFailed, KatapodError.
+        """
+        async with self._sizing:
+            wanted = {**self._limits, container_id: limits}
+            size = size_for(self.config, self._facts, tuple(wanted.values()))
+            await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.boot_mem_mib)
+            self._limits = wanted
+
+    async def remove_container(self, container_id: str) -> None:
+        """Take out a container that does not run. Raises NotFound, InvalidState, AgentFailed."""
+        await self.find(container_id).remove()
+        del self.containers[container_id]
+        self._limits.pop(container_id, None)
+
+    async def close(self) -> None:
+        """End the sandbox and remove all that it held. Idempotent; runs to its end whatever happens to the caller."""
+        stack, self._stack = self._stack, contextlib.AsyncExitStack()
+        await finish(stack.aclose(), name="close-pod")
+
+
+async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Pod:
+    """Start a sandbox. On failure, or when cancelled, nothing of it is left.
+
+    Raises AlreadyExists, UsageError, and as open_sandbox.
+    """
+    facts = collect_host_facts()
+    size = size_for(config, facts, request.limits)
+    await reap_dead(store)
+    record = SandboxRecord(
+        sandbox_id=request.sandbox_id,
+        created_at=time.time(),
+        owner_pid=os.getpid(),
+        boot_id=facts.boot_id,
+        auto_remove=True,
+        labels=request.labels,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(claimed(store, record))
+        verdict = await choose_accelerator(
+            request.accelerator or config.katapod.accelerator,
+            facts,
+            Path(config.qemu.kernel),
+            Path(config.qemu.initrd),
+            config.qemu.path,
+            store.layout.proof_file,
+            store.layout.sandbox(request.sandbox_id).state,
+        )
+        if verdict.fresh:
+            log.warning("using %s: %s", verdict.accelerator.value, verdict.reason)
+        plan = plan_sandbox(
+            request.sandbox_id,
+            config,
+            facts,
+            store.layout,
+            accelerator=verdict.accelerator,
+            dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
+            size=size,
+            owner_pid=os.getpid(),
+            hostname=request.hostname,
+            shm_size_bytes=request.shm_size_bytes,
+            auto_remove=True,
+            labels=request.labels,
+        )
+        sandbox = await open_sandbox(plan, store)
+        stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
+        stack.push_async_callback(_close_sandbox, sandbox)
+        pod = Pod(sandbox, config, facts, contextlib.AsyncExitStack())
+        await stack.enter_async_context(
+            control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
+        )
+        pod._stack = stack.pop_all()
+    return pod
+
+
+async def _close_sandbox(sandbox: Sandbox) -> None:
+    try:
+        await sandbox.close()
+    except ExceptionGroup as group:
+        for error in group.exceptions:
+            log.error("sandbox %s: %s", sandbox.sandbox_id, error)
+
+
+def _refuse_shutdown(sandbox: Sandbox) -> None:
+    raise KatapodError(
+        f"cannot shut down {sandbox.sandbox_id}: it belongs to a container engine", hint="use the engine's own command"
+    )

@@ -1,0 +1,94 @@
+"""Events to containerd, in the order in which they happened, at most a few times tried.
+
+Source: facts shim-v2.md, section 6. Without an address (CRI-O) they are only logged.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.status import RpcError
+from katapod.shim.pb import events_pb2
+
+__all__ = ["EventPublisher"]
+
+log = logging.getLogger(__name__)
+
+SERVICE = "containerd.services.events.ttrpc.v1.Events"
+CALL_LIMIT_S = 5.0
+TRIES = 6
+QUEUE_MAX = 2048  # events; the oldest goes first
+
+
+class EventPublisher:
+    """One queue and one sender: events are never out of order."""
+
+    def __init__(self, address: str, namespace: str) -> None:
+        """`address`: path of containerd's ttrpc socket, or empty."""
+        self._address = address.removeprefix("unix://")
+        self._namespace = namespace
+        self._queue: deque[events_pb2.ForwardRequest] = deque()
+        self._more = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._client: TtrpcClient | None = None
+        self._task = asyncio.create_task(self._send_all(), name="events")
+
+    def publish(self, topic: str, event: Any) -> None:
+        """`topic` such as /tasks/exit; `event` a message of events.proto."""
+        log.info("event %s %s", topic, str(event).replace("\n", " "))
+        if not self._address:
+            return
+        request = events_pb2.ForwardRequest()
+        now = time.time_ns()
+        request.envelope.timestamp.seconds, request.envelope.timestamp.nanos = divmod(now, 10**9)
+        request.envelope.namespace = self._namespace
+        request.envelope.topic = topic
+        request.envelope.event.type_url = event.DESCRIPTOR.full_name
+        request.envelope.event.value = event.SerializeToString()
+        if len(self._queue) >= QUEUE_MAX:
+            log.warning("an event is lost: %s; containerd has not taken %d", self._queue[0].envelope.topic, QUEUE_MAX)
+            self._queue.popleft()
+        self._queue.append(request)
+        self._empty.clear()
+        self._more.set()
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until all is sent or given up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self._client is not None:
+            self._client.close()
+
+    async def _send_all(self) -> None:
+        while True:
+            while self._queue:
+                await self._send(self._queue.popleft())
+            self._empty.set()
+            self._more.clear()
+            await self._more.wait()
+
+    async def _send(self, request: events_pb2.ForwardRequest) -> None:
+        payload = request.SerializeToString()
+        for attempt in range(TRIES):
+            if attempt > 1:  # the first repeat is at once: containerd may have closed an idle connection
+                await asyncio.sleep(2.0 ** (attempt - 2))
+            try:
+                if self._client is None or self._client.closed.done():
+                    self._client = await TtrpcClient.on_unix_path(self._address, "containerd")
+                await self._client.call_raw(SERVICE, "Forward", payload, CALL_LIMIT_S)
+                return
+            except (OSError, RpcError) as exc:
+                log.debug("cannot publish %s: %s", request.envelope.topic, exc)
+                error: Exception = exc
+        log.warning("the event %s is lost: %s", request.envelope.topic, error)

@@ -1,0 +1,125 @@
+"""The command line of `containerd-shim-kata-v2`.
+
+Its flags have a single dash, as containerd and CRI-O write them. Light: `start` is waited for by every pod.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["Arguments", "UsageError", "main", "parse_arguments"]
+
+USAGE = """\
+usage: containerd-shim-kata-v2 -namespace NS -id ID [-address PATH] [-publish-binary PATH] [-bundle DIR] [-debug] ACTION
+       containerd-shim-kata-v2 -v | -info
+
+The runtime shim of Katapod, started by containerd and CRI-O, not by people.
+
+  start    start the server of a sandbox and print its address; the working directory is the bundle
+  delete   remove all that is left of a container or sandbox, and print its exit as a protobuf message
+  (none)   serve on descriptor 3
+
+People use kata-runtime; docs/how-to/containerd.md and crio.md say how to set an engine up.
+"""
+TEXTS = ("namespace", "id", "address", "publish-binary", "bundle", "socket", "debug-socket")
+SWITCHES = ("debug", "v", "version", "info", "h", "help")
+ACTIONS = ("", "start", "delete")
+
+
+class UsageError(Exception):
+    """The command line is wrong."""
+
+
+class Arguments:
+    """What containerd gave. `address` is its main socket, and empty under CRI-O."""
+
+    def __init__(self, texts: dict[str, str], switches: set[str], action: str) -> None:
+        self.namespace = texts.get("namespace", "")
+        self.id = texts.get("id", "")
+        self.address = texts.get("address", "")
+        self.bundle = texts.get("bundle", "") or os.getcwd()
+        self.debug = "debug" in switches
+        self.version = bool(switches & {"v", "version"})
+        self.info = "info" in switches
+        self.help = bool(switches & {"h", "help"})
+        self.action = action
+
+
+def parse_arguments(words: list[str]) -> Arguments:
+    """Raises UsageError."""
+    texts: dict[str, str] = {}
+    switches: set[str] = set()
+    action = ""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            if action:
+                raise UsageError(f"one action is enough: {action}, {word}")
+            action = word
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        if name in SWITCHES:
+            if value not in ("", "true"):
+                raise UsageError(f"-{name} takes no value")
+            switches.add(name)
+        elif name in TEXTS:
+            if not equals:
+                if not rest:
+                    raise UsageError(f"-{name} needs a value")
+                value = rest.pop(0)
+            texts[name] = value
+        else:
+            raise UsageError(f"there is no flag {word}")
+    if action not in ACTIONS:
+        raise UsageError(f"there is no action {action!r}: start and delete are")
+    found = Arguments(texts, switches, action)
+    if not (found.version or found.info or found.help):
+        for name in ("id", "namespace"):
+            if not texts.get(name):
+                raise UsageError(f"-{name} is needed")
+    return found
+
+
+def main() -> NoReturn:
+    """Ends the process: 0, or 1 with an error on standard error, which containerd passes on."""
+    os._exit(_run(sys.argv[1:]))  # no finalizers: they would take as long as the rest of `start`
+
+
+def _run(words: list[str]) -> int:
+    try:
+        arguments = parse_arguments(words)
+    except UsageError as exc:
+        print(f"containerd-shim-kata-v2: {exc}\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    if arguments.help:
+        print(USAGE, end="", flush=True)
+        return 0
+    try:
+        if arguments.version or arguments.info:
+            from katapod.shim.about import print_info, print_version
+
+            (print_info if arguments.info else print_version)()
+        elif arguments.action == "start":
+            from katapod.shim.start import start
+
+            start(arguments)
+        elif arguments.action == "delete":
+            from katapod.shim.delete import delete
+
+            delete(arguments)
+        else:
+            from katapod.shim.start import SERVER_FD, serve_forever
+
+            serve_forever(arguments, SERVER_FD)
+    except Exception as exc:
+        hint = getattr(exc, "hint", "")
+        print(f"{exc}" + (f" ({hint})" if hint else ""), file=sys.stderr, flush=True)
+        return 1
+    sys.stdout.flush()
+    return 0

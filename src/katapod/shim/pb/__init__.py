@@ -1,0 +1,1 @@
+"""Protobuf messages between containerd and its shim, made as those of katapod.rpc.pb are."""

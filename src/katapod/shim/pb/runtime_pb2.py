@@ -1,0 +1,5 @@
+"""Messages of runtime.proto; see rpc/pb/_load.py. Types for checkers: runtime_pb2.pyi."""
+
+from katapod.shim.pb._messages import MESSAGES
+
+globals().update(MESSAGES.load(__name__))

@@ -1,0 +1,72 @@
+"""The server process of a sandbox, from its socket to Shutdown."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+from katapod.host.state import StateStore
+from katapod.host.trace import start_tracing
+from katapod.model.config import Config, check_paths, load_config
+from katapod.model.layout import Layout
+from katapod.rpc.server import serve_ttrpc
+from katapod.shim.events import EventPublisher
+from katapod.shim.main import Arguments
+from katapod.shim.service import TaskService
+from katapod.shim.tasks import Tasks
+
+__all__ = ["run_server"]
+
+log = logging.getLogger(__name__)
+
+LAST_EVENTS_S = 3.0
+ANSWER_S = 0.1  # for the answer to Shutdown to be on its way
+
+
+def run_server(arguments: Arguments, listener_fd: int) -> None:
+    """Serve until Shutdown or a signal; nothing of the sandbox is left then."""
+    logging.raiseExceptions = False  # a log that nobody reads stops nothing
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.INFO,
+        format=f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s",
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    start_tracing(interpreter=False)
+    listener = socket.socket(fileno=listener_fd)
+    os.set_inheritable(listener_fd, False)
+    path = listener.getsockname()
+    try:
+        asyncio.run(_serve(arguments, listener))
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+async def _serve(arguments: Arguments, listener: socket.socket) -> None:
+    finished = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, finished.set)
+    events = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace)
+    tasks = Tasks(arguments.namespace, StateStore(Layout()), _load, events)
+    server = await serve_ttrpc(listener, TaskService(tasks, finished.set).handle)
+    log.info("serves sandbox %s, pid %d", arguments.id, os.getpid())
+    try:
+        await finished.wait()
+    finally:
+        await tasks.close_pod()
+        await events.drain(LAST_EVENTS_S)
+        await events.close()
+        await asyncio.sleep(ANSWER_S)
+        server.close()
+
+
+def _load(path: str) -> Config:
+    """The configuration that the engine names, else the usual one. Raises ConfigError."""
+    parsed = load_config(Path(path) if path else None)
+    for problem in parsed.problems:
+        log.warning("%s", problem)
+    return check_paths(parsed, os.path.exists)

@@ -1,0 +1,407 @@
+"""containerd's tasks, done with a pod: create, start, exec, kill, delete, and the events that tell of it.
+
+Source: facts shim-v2.md, sections 5 and 6. An event about a process is published after what it tells of is so, and in
+the order create, start, exit, delete.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from katapod.host.mounts import mount_given, unmount_below
+from katapod.host.state import StateStore
+from katapod.host.tasks import finish
+from katapod.model import oci
+from katapod.model.config import Config
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
+from katapod.model.ids import parse_container_name, short_id
+from katapod.model.sizing import ContainerLimits
+from katapod.plan.guest_spec import process_for_guest
+from katapod.rpc.oci_message import process_to_message
+from katapod.rpc.pb import agent_pb2
+from katapod.rpc.status import RpcError
+from katapod.sandbox.client import start_exec
+from katapod.sandbox.container import ContainerPlan, Rootfs
+from katapod.sandbox.pod import Pod, PodRequest, open_pod
+from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.shim.events import EventPublisher
+from katapod.shim.pb import events_pb2, task_pb2, types_pb2
+from katapod.shim.processes import ExecProcess, TaskProcess
+from katapod.shim.start import KINDS, pod_of
+from katapod.shim.streams import IoUris, open_streams
+
+__all__ = ["Tasks"]
+
+log = logging.getLogger(__name__)
+
+DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
+INPUT_READ_S = 10.0
+
+
+class Tasks:
+    """The tasks of one sandbox. Every method raises KatapodError."""
+
+    def __init__(
+        self, namespace: str, store: StateStore, load_config: Callable[[str], Config], events: EventPublisher
+    ) -> None:
+        """`load_config` takes the path that the engine has for this runtime, or an empty one."""
+        self._namespace = namespace
+        self._store = store
+        self._load_config = load_config
+        self._events = events
+        self._tasks: dict[str, TaskProcess] = {}
+        self._creating: set[str] = set()
+        self._pod: Pod | None = None
+        self._pod_lock = asyncio.Lock()
+        self._watch: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def pod(self) -> Pod | None:
+        return self._pod
+
+    @property
+    def empty(self) -> bool:
+        return not self._tasks and not self._creating
+
+    @property
+    def pid(self) -> int:
+        """Of the VMM, which stands for every process in it; our own before there is one."""
+        return self._pod.sandbox.vm.pid if self._pod is not None else os.getpid()
+
+    def find(self, container_id: str) -> TaskProcess:
+        if container_id not in self._tasks:
+            raise NotFound(f"cannot find task {container_id}")
+        return self._tasks[container_id]
+
+    def find_process(self, container_id: str, exec_id: str) -> TaskProcess | ExecProcess:
+        task = self.find(container_id)
+        if not exec_id:
+            return task
+        if exec_id not in task.execs:
+            raise NotFound(f"cannot find exec {exec_id} of task {container_id}")
+        return task.execs[exec_id]
+
+    # create
+
+    async def create(
+        self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
+    ) -> None:
+        if container_id in self._tasks or container_id in self._creating:
+            raise AlreadyExists(f"cannot create task {container_id}: it exists already")
+        self._creating.add(container_id)
+        try:
+            spec = _read_spec(bundle)
+            if spec.process.terminal != uris.terminal:
+                spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
+            async with contextlib.AsyncExitStack() as undo:
+                rootfs = bundle / "rootfs" if mounts else None
+                if rootfs is not None:
+                    undo.callback(unmount_below, rootfs)
+                    rootfs.mkdir(mode=0o711, exist_ok=True)
+                    for mount in mounts:
+                        mount_given(mount.type, mount.source, mount.options, rootfs)
+                pod = await self._pod_for(container_id, spec, config_path, undo)
+                plan = ContainerPlan(
+                    container_id=container_id,
+                    image=_image_of(spec),
+                    spec=spec,
+                    rootfs=Rootfs(Path(spec.root.path), direct=True),
+                    guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
+                    create_timeout_s=float(pod.config.runtime.create_container_timeout),
+                    shared_shm=True,
+                )
+                container = await pod.create_container(plan, _limits_of(spec))
+                undo.pop_all()
+            self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
+        finally:
+            self._creating.discard(container_id)
+        io = events_pb2.TaskIO(stdin=uris.stdin, stdout=uris.stdout, stderr=uris.stderr, terminal=uris.terminal)
+        self._events.publish(
+            "/tasks/create",
+            events_pb2.TaskCreate(container_id=container_id, bundle=str(bundle), rootfs=mounts, io=io, pid=self.pid),
+        )
+
+    async def _pod_for(
+        self, container_id: str, spec: oci.Spec, config_path: str, undo: contextlib.AsyncExitStack
+    ) -> Pod:
+        """The pod, started if this is its first container; undone with it."""
+        sandbox_id = pod_of(spec.annotations, "config.json") or container_id
+        async with self._pod_lock:
+            if self._pod is None:
+                if sandbox_id != container_id:
+                    raise InvalidState(f"cannot create {container_id}: its sandbox {sandbox_id} does not run here")
+                request = PodRequest(
+                    sandbox_id=parse_container_name(sandbox_id),
+                    hostname=spec.hostname or short_id(sandbox_id),
+                    limits=() if _is_pause(spec) else (_limits(spec),),
+                    labels={"containerd.namespace": self._namespace},
+                )
+                pod = self._pod = await open_pod(request, self._load_config(config_path), self._store)
+                undo.push_async_callback(self.close_pod)
+                self._watch = [
+                    asyncio.create_task(self._watch_death(pod), name="watch-death"),
+                    asyncio.create_task(self._watch_oom(pod), name="watch-oom"),
+                ]
+            elif sandbox_id != self._pod.sandbox.sandbox_id:
+                raise InvalidState(
+                    f"cannot create {container_id}: it belongs to sandbox {sandbox_id}, and this is "
+                    f"{self._pod.sandbox.sandbox_id}"
+                )
+            return self._pod
+
+    # start
+
+    async def start(self, container_id: str) -> None:
+        task = self.find(container_id)
+        task.require(f"start task {container_id}", task_pb2.CREATED)
+        if task.started:
+            raise InvalidState(f"cannot start task {container_id}: that is under way")
+        stack = contextlib.AsyncExitStack()
+        try:
+            task.streams = await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace))
+            await task.container.start()
+        except BaseException:
+            await finish(stack.aclose(), name="close-streams")
+            raise
+        task.status = task_pb2.RUNNING
+        self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
+        task.following = asyncio.create_task(self._follow(task, stack), name=f"follow-{container_id}")
+
+    async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
+        """To the end of a container's process and of its streams; then tell of it."""
+        container_id = task.container.container_id
+        assert task.streams is not None
+        status = DEAD_STATUS
+        try:
+            status = await task.container.carry(task.streams.stdin, task.streams.stdout, task.streams.stderr)
+        except KatapodError as exc:
+            log.error("task %s has ended: %s", container_id, exc)
+        finally:
+            await finish(stack.aclose(), name="close-streams")
+            self._tell_exit(task, container_id, container_id, status)
+        pod = self._pod
+        if pod is not None and container_id == pod.sandbox.sandbox_id:
+            self._close_soon()
+
+    def _tell_exit(self, process: TaskProcess | ExecProcess, container_id: str, process_id: str, status: int) -> None:
+        if process.exited.is_set():
+            return
+        process.mark_exited(status)
+        event = events_pb2.TaskExit(container_id=container_id, id=process_id, pid=self.pid, exit_status=status)
+        event.exited_at.seconds, event.exited_at.nanos = divmod(process.exited_ns, 10**9)
+        self._events.publish("/tasks/exit", event)
+
+    # exec
+
+    def add_exec(self, container_id: str, exec_id: str, process: oci.Process, uris: IoUris) -> None:
+        task = self.find(container_id)
+        if exec_id in task.execs or exec_id == container_id:
+            raise AlreadyExists(f"cannot add exec {exec_id} to task {container_id}: it exists already")
+        task.require(f"exec in task {container_id}", task_pb2.RUNNING)
+        task.execs[exec_id] = ExecProcess(exec_id, replace(process, terminal=uris.terminal), uris)
+        self._events.publish("/tasks/exec-added", events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id))
+
+    async def start_exec(self, container_id: str, exec_id: str) -> None:
+        task = self.find(container_id)
+        process = self.find_process(container_id, exec_id)
+        assert isinstance(process, ExecProcess)
+        process.require(f"start exec {exec_id}", task_pb2.CREATED)
+        if process.started:
+            raise InvalidState(f"cannot start exec {exec_id}: that is under way")
+        sandbox = task.container.sandbox
+        stack = contextlib.AsyncExitStack()
+        try:
+            process.streams = await stack.enter_async_context(open_streams(process.uris, container_id, self._namespace))
+            message = process_to_message(process_for_guest(process.process))
+            process.guest = await sandbox.guard(start_exec(sandbox.agent, container_id, message, user=""))
+        except BaseException:
+            await finish(stack.aclose(), name="close-streams")
+            process.mark_exited(DEAD_STATUS)
+            raise
+        process.status = task_pb2.RUNNING
+        self._events.publish(
+            "/tasks/exec-started",
+            events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=self.pid),
+        )
+        process.following = asyncio.create_task(
+            self._follow_exec(task, process, process.guest, stack), name=f"follow-{exec_id}"
+        )
+
+    async def _follow_exec(
+        self, task: TaskProcess, process: ExecProcess, guest: GuestProcess, stack: contextlib.AsyncExitStack
+    ) -> None:
+        assert process.streams is not None
+        streams, status = process.streams, DEAD_STATUS
+        try:
+            status = await task.container.sandbox.guard(carry(guest, streams.stdin, streams.stdout, streams.stderr))
+        except KatapodError as exc:
+            log.error("exec %s has ended: %s", process.exec_id, exc)
+        finally:
+            await finish(stack.aclose(), name="close-streams")
+            self._tell_exit(process, task.container.container_id, process.exec_id, status)
+
+    # what is asked of a process
+
+    async def kill(self, container_id: str, exec_id: str, number: int, everyone: bool) -> None:
+        process = self.find_process(container_id, exec_id)
+        if process.status == task_pb2.STOPPED:
+            if number in (signal.SIGKILL, signal.SIGTERM):
+                return
+            raise NotFound(f"cannot signal {exec_id or container_id}: it has ended")
+        if isinstance(process, TaskProcess):
+            await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
+            return
+        if process.guest is None:
+            raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
+        sandbox = self.find(container_id).container.sandbox
+        await sandbox.guard(process.guest.signal(number))
+
+    async def resize(self, container_id: str, exec_id: str, rows: int, columns: int) -> None:
+        process = self.find_process(container_id, exec_id)
+        if process.guest is None:
+            assert isinstance(process, ExecProcess)
+            size = oci.Box(height=rows, width=columns)
+            process.process = replace(process.process, console_size=size)
+            return
+        await self.find(container_id).container.sandbox.guard(process.guest.resize(rows, columns))
+
+    async def close_input(self, container_id: str, exec_id: str) -> None:
+        process = self.find_process(container_id, exec_id)
+        if process.streams is None:
+            return
+        process.streams.end_input()
+        await process.streams.wait_input_read(INPUT_READ_S)
+
+    async def pause(self, container_id: str) -> None:
+        task = self.find(container_id)
+        task.require(f"pause task {container_id}", task_pb2.RUNNING)
+        await task.container.pause()
+        task.status = task_pb2.PAUSED
+        self._events.publish("/tasks/paused", events_pb2.TaskPaused(container_id=container_id))
+
+    async def resume(self, container_id: str) -> None:
+        task = self.find(container_id)
+        task.require(f"resume task {container_id}", task_pb2.PAUSED)
+        await task.container.resume()
+        task.status = task_pb2.RUNNING
+        self._events.publish("/tasks/resumed", events_pb2.TaskResumed(container_id=container_id))
+
+    async def update(self, container_id: str, resources: oci.Resources) -> None:
+        """The sandbox grows before the container's limits do."""
+        task = self.find(container_id)
+        assert self._pod is not None
+        spec = task.container.plan.spec
+        changed = replace(spec, linux=replace(spec.linux, resources=resources))
+        if (limits := _limits_of(changed)) is not None:
+            await self._pod.grow_for(container_id, limits)
+        await task.container.update(resources)
+
+    async def stats(self, container_id: str) -> Any:
+        """The agent's StatsContainerResponse."""
+        task = self.find(container_id)
+        sandbox = task.container.sandbox
+        request = agent_pb2.StatsContainerRequest(container_id=container_id)
+        return await sandbox.guard(sandbox.agent.call("StatsContainer", request))
+
+    # delete
+
+    async def delete(self, container_id: str, exec_id: str) -> TaskProcess | ExecProcess:
+        process = self.find_process(container_id, exec_id)
+        process.require(f"delete {exec_id or container_id}", task_pb2.STOPPED, task_pb2.CREATED)
+        if isinstance(process, ExecProcess):
+            del self.find(container_id).execs[exec_id]
+            return process
+        pod = self._pod
+        process.mark_exited(0)
+        if pod is not None and container_id == pod.sandbox.sandbox_id:
+            await self.close_pod()
+        elif pod is not None and container_id in pod.containers:
+            await pod.remove_container(container_id)
+        if process.rootfs is not None:
+            unmount_below(process.rootfs)
+        del self._tasks[container_id]
+        event = events_pb2.TaskDelete(container_id=container_id, pid=self.pid, exit_status=process.exit_status)
+        event.exited_at.seconds, event.exited_at.nanos = divmod(process.exited_ns, 10**9)
+        self._events.publish("/tasks/delete", event)
+        return process
+
+    # the pod's end
+
+    def _close_soon(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self.close_pod(), name="close-pod")
+
+    async def close_pod(self) -> None:
+        """End the VM; what still ran in it has ended then, and that is told. Idempotent."""
+        async with self._pod_lock:
+            pod = self._pod
+            if pod is None:
+                return
+            for watch in self._watch:
+                watch.cancel()
+            # what still runs is killed by its machine's end, and told of by those who follow it
+            await pod.close()
+            for container_id, task in self._tasks.items():
+                following = [process.following for process in (task, *task.execs.values()) if process.following]
+                if following:
+                    await asyncio.wait(following, timeout=INPUT_READ_S)
+                if not task.started:
+                    task.mark_exited(DEAD_STATUS)
+                log.debug("task %s: %d followers", container_id, len(following))
+            self._pod = None
+
+    async def _watch_death(self, pod: Pod) -> None:
+        error = await asyncio.shield(pod.sandbox.death)
+        log.error("sandbox %s has died: %s", pod.sandbox.sandbox_id, error)
+        self._close_soon()
+
+    async def _watch_oom(self, pod: Pod) -> None:
+        """CRI-O looks for a file in the bundle, containerd for the event."""
+        while True:
+            try:
+                request = agent_pb2.GetOOMEventRequest()
+                event = await pod.sandbox.guard(pod.sandbox.agent.call("GetOOMEvent", request, timeout_s=None))
+            except (KatapodError, RpcError) as exc:
+                log.debug("no more OOM events: %s", exc)
+                return
+            task = self._tasks.get(event.container_id)
+            if task is None:
+                continue
+            with contextlib.suppress(OSError):
+                (task.bundle / "oom").touch()
+            self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.container_id))
+
+
+def _read_spec(bundle: Path) -> oci.Spec:
+    path = bundle / "config.json"
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise NotFound(f"cannot read {path}: {exc.strerror}") from exc
+    return oci.parse_bundle_spec(data, str(bundle), str(path))
+
+
+def _is_pause(spec: oci.Spec) -> bool:
+    """Whether it is the container that stands for a pod, and does nothing."""
+    return any(spec.annotations.get(key) == sandbox for key, sandbox, _, _ in KINDS)
+
+
+def _limits(spec: oci.Spec) -> ContainerLimits:
+    return ContainerLimits(memory_bytes=spec.memory_limit, cpus=spec.cpu_limit)
+
+
+def _limits_of(spec: oci.Spec) -> ContainerLimits | None:
+    return None if _is_pause(spec) else _limits(spec)
+
+
+def _image_of(spec: oci.Spec) -> str:
+    keys = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
+    return next((spec.annotations[key] for key in keys if key in spec.annotations), "")
