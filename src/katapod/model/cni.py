@@ -132,7 +132,8 @@ def parse_network(data: bytes, where: str) -> NetworkConfig:
         raise ConfigError(f"cannot use {where}: it has no plugins")
     if "plugins" not in document and version in ("1.0.0", "1.1.0"):
         raise ConfigError(
-            f"cannot use {where}: CNI {version} knows lists of plugins only", hint='put its plugin into "plugins": [...]'
+            f"cannot use {where}: CNI {version} knows lists of plugins only",
+            hint='put its plugin into "plugins": [...]',
         )
     return NetworkConfig(
         name=name,
