@@ -81,6 +81,15 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
     seccompsandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     """QEMU's -sandbox. Default: what upstream recommends (its default is off); an empty string is off."""
 
+    disable_vhost_net: bool = False
+    """Do not let the host's kernel move frames (vhost-net) even if it could. Default off, as upstream."""
+
+    rx_rate_limiter_max_rate: _U63 = 0
+    """bit/s that each interface of a sandbox may receive. Default 0: no limit."""
+
+    tx_rate_limiter_max_rate: _U63 = 0
+    """bit/s that each interface of a sandbox may send. Default 0: no limit."""
+
     enable_debug: bool = False
     """The guest's kernel and agent say more on its console. Default off."""
 
@@ -109,6 +118,9 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
 
     disable_guest_seccomp: bool = False
     """Do not apply seccomp profiles to containers. Default off, safer than upstream's shipped file."""
+
+    internetworking_model: Literal["tcfilter", "macvtap", "none"] = "tcfilter"
+    """How frames get from the pod's interfaces to the guest. Default as upstream; docs/how-to/network.md."""
 
     create_container_timeout: _U32 = 60
     """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""

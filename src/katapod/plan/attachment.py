@@ -15,6 +15,8 @@ from katapod.plan.cni import Attachment, port_mapping
 
 __all__ = ["attachment_of", "check_capabilities", "hosts_file", "resolv_conf", "result_of", "with_result"]
 
+NO_DNS = CniDns()
+
 
 def attachment_of(record: AttachmentRecord, container_id: str) -> Attachment:
     asked: dict[str, Any] = {}
@@ -77,7 +79,7 @@ def hosts_file(hostname: str, addresses: Iterable[str], extra: Iterable[tuple[st
     return "".join(f"{line}\n" for line in lines)
 
 
-def resolv_conf(host: str, asked: tuple[str, ...], network: CniDns = CniDns()) -> str:
+def resolv_conf(host: str, asked: tuple[str, ...], network: CniDns = NO_DNS) -> str:
     """/etc/resolv.conf: the caller's servers, else the network's, else the host's but those on its loopback.
 
     `host` is the text of the host's file; its search domains and options are kept unless the network has some.

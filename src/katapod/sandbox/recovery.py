@@ -19,6 +19,7 @@ import msgspec
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
+from katapod.host.netns import detach_recorded
 from katapod.host.state import StateStore, owner_alive
 from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
@@ -52,11 +53,7 @@ async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
         if owner_alive(paths) and _lock_holder(paths) not in (None, os.getpid()):
             raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
         problems = await asyncio.to_thread(_remove_files, store, sandbox_id)
-        left = await _release_network(store, sandbox_id)
-        if force and left:  # who insists gets rid of it, and hears what plugins may have left
-            log.warning("%s is removed, but its network was not undone: %s", sandbox_id, "; ".join(left))
-        else:
-            problems += left
+        problems += await _release_network(store, sandbox_id, insist=force)
         try:
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
             if not problems:
@@ -92,19 +89,32 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
     return problems
 
 
-async def _release_network(store: StateStore, sandbox_id: str) -> list[str]:
-    """Undo its attachment to a network; returns what did not work."""
+async def _release_network(store: StateStore, sandbox_id: str, *, insist: bool) -> list[str]:
+    """Undo what was made in the pod's network namespace, then its attachment; returns what did not work.
+
+    Who insists gets rid of the sandbox all the same, and hears what plugins may have left.
+    """
+    problems: list[str] = []
+    try:
+        await _detach_network(store, sandbox_id)
+    except (OSError, KatapodError) as exc:
+        problems.append(str(exc))
     try:
         record = store.read(sandbox_id)
-        if record.attachment is not None:
-            return [str(problem) for problem in await release_attachment(record.attachment, sandbox_id)]
     except KatapodError as exc:  # no record that could be read: there may be a namespace of that name
         log.debug("%s: %s", sandbox_id, exc)
-    try:
-        remove_netns(netns_path(sandbox_id))
-    except KatapodError as exc:
-        return [str(exc)]
-    return []
+        try:
+            remove_netns(netns_path(sandbox_id))
+        except KatapodError as error:
+            problems.append(str(error))
+        return problems
+    if record.attachment is not None:
+        left = [str(problem) for problem in await release_attachment(record.attachment, sandbox_id)]
+        if left and insist:
+            log.warning("%s is removed, but its network was not undone: %s", sandbox_id, "; ".join(left))
+        else:
+            problems += left
+    return problems
 
 
 async def release_kept(store: StateStore, sandbox_id: str) -> None:
@@ -131,6 +141,16 @@ async def release_kept(store: StateStore, sandbox_id: str) -> None:
 def _is_elsewhere(record: SandboxRecord) -> bool:
     """Whether its plugins worked in another network namespace than ours: they could undo nothing from here."""
     return record.attachment is not None and record.attachment.host_netns != current_netns()
+
+
+async def _detach_network(store: StateStore, sandbox_id: str) -> None:
+    """Undo what was made in the pod's network namespace. Raises KatapodError, OSError."""
+    try:
+        record = store.read(sandbox_id)
+    except KatapodError:
+        return
+    if record.network is not None:
+        await detach_recorded(record.network)
 
 
 def _machine_of(store: StateStore, sandbox_id: str) -> str:
@@ -198,6 +218,7 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
         await remove_sandbox(store, sandbox_id)
     else:
         await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+        await _detach_network(store, sandbox_id)
         await release_kept(store, sandbox_id)
     return True
 
