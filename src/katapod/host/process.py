@@ -22,7 +22,17 @@ from typing import BinaryIO
 from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
 
-__all__ = ["CannotRun", "Child", "Completed", "ProcessFailed", "find_program", "run", "spawn", "stop_child"]
+__all__ = [
+    "CannotRun",
+    "Child",
+    "Completed",
+    "ProcessFailed",
+    "describe_status",
+    "find_program",
+    "run",
+    "spawn",
+    "stop_child",
+]
 
 log = logging.getLogger(__name__)
 

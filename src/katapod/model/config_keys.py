@@ -161,6 +161,16 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
     """disk = an image of the store is a disk of the VM, virtio-fs = it is in the shared directory. Default disk:
     docs/adr/0009-root-file-system.md has the figures."""
 
+    network: str = "auto"
+    """Network of a container whose caller names none. auto = bridge, the built-in one, where the host can have it,
+    else none, with one warning: docs/adr/0013-networks-for-run.md."""
+
+    cni_conf_dir: str = "/etc/cni/net.d"
+    """Directory of further networks, a .conflist each. Default as containerd and Podman."""
+
+    cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+    """Where CNI's plugins are looked for. Default: upstream's archive, Debian, RHEL."""
+
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
     """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""
 

@@ -4,6 +4,7 @@ from enum import Enum
 
 import msgspec
 
+from katapod.model.attachment import AttachmentRecord
 from katapod.model.network import NetworkRecord
 
 __all__ = ["ContainerRecord", "SandboxRecord", "State"]
@@ -53,6 +54,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine_id: str = ""  # names the machine's directories if it came from the pool; empty: sandbox_id does
     pooled: bool = False  # a machine that is kept ready: nobody's sandbox yet
     template: str = ""  # the key of the template it was cloned from; empty: it booted
+    attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
     error: str = ""
     cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
