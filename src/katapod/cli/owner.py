@@ -70,7 +70,7 @@ class RunRequest:
     accel: str
     labels: dict[str, str]
     stop_signal: int | None
-    network: NetworkRequest = NetworkRequest()
+    network: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:
