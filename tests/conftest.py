@@ -23,6 +23,8 @@ TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
 IMAGE_LINKS = Path("/var/cache/kata-containers")
 
+# the network of this machine is not the tests' alone: those of tests/e2e/test_run_network.py have one of their own
+os.environ.setdefault("KATAPOD_NETWORK", "none")
 hypothesis.settings.register_profile("katapod", deadline=None)  # timings decide no test: others use the machine too
 hypothesis.settings.load_profile("katapod")
 

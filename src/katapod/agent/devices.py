@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from katapod.rpc.pb import agent_pb2, oci_pb2
 
-__all__ = ["HANDLERS", "apply_devices", "block_device", "parse_pci_path"]
+__all__ = ["HANDLERS", "ROOT_BUS", "apply_devices", "block_device", "parse_pci_path", "pci_folder"]
 
 HANDLERS = ("blk", "mmioblk", "nvdimm")
 ROOT_BUS = "/sys/devices/pci0000:00"
@@ -36,7 +36,7 @@ def parse_pci_path(text: str) -> list[str]:
     return slots
 
 
-def _pci_folder(slots: list[str], root: str) -> str | None:
+def pci_folder(slots: list[str], root: str) -> str | None:
     """The sysfs folder of the device, if it is there."""
     folder, bus = root, "0000:00"
     for depth, slot in enumerate(slots):
@@ -52,7 +52,7 @@ def _pci_folder(slots: list[str], root: str) -> str | None:
 
 
 def _block_name(slots: list[str], root: str) -> str | None:
-    folder = _pci_folder(slots, root)
+    folder = pci_folder(slots, root)
     try:
         for name in os.listdir(folder) if folder else ():
             if name.startswith("virtio"):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     Method = Callable[[Any, Any], Coroutine[Any, None, Any]]
 
-__all__ = ["METHODS", "MODULES", "NO_NETWORK", "load_method"]
+__all__ = ["METHODS", "MODULES", "load_method"]
 
 METHODS = {
     "grpc.Health/Check": "guest.check",
@@ -45,20 +45,18 @@ METHODS = {
     "grpc.AgentService/AddSwapPath": "guest.add_swap_path",
     "grpc.AgentService/CopyFile": "files.copy_file",
     "grpc.AgentService/GetDiagnosticData": "files.get_diagnostic_data",
+    "grpc.AgentService/UpdateInterface": "network.update_interface",
+    "grpc.AgentService/UpdateRoutes": "network.update_routes",
+    "grpc.AgentService/ListInterfaces": "network.list_interfaces",
+    "grpc.AgentService/ListRoutes": "network.list_routes",
+    "grpc.AgentService/AddARPNeighbors": "network.add_arp_neighbors",
+    "grpc.AgentService/GetIPTables": "iptables.get_iptables",
+    "grpc.AgentService/SetIPTables": "iptables.set_iptables",
     "katapod.Guest/Settle": "template.settle",
     "katapod.Guest/Trace": "template.read_trace",
     "katapod.Guest/Rename": "sandbox.rename_sandbox",
 }
-MODULES = ("containers", "storage", "stats", "files")  # loaded when there is nothing better to do
-NO_NETWORK = (
-    "UpdateInterface",
-    "UpdateRoutes",
-    "ListInterfaces",
-    "ListRoutes",
-    "AddARPNeighbors",
-    "GetIPTables",
-    "SetIPTables",
-)
+MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when there is nothing better to do
 
 
 def load_module(name: str) -> Any:

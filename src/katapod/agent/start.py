@@ -11,7 +11,6 @@ from katapod.agent.loop import Loop
 from katapod.agent.options import Options, UsageError, parse_arguments
 from katapod.agent.sandbox import Agent
 from katapod.agent.server import Server
-from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +41,6 @@ class Program:
     def find(self, service: str, method: str) -> Callable[[Any], Coroutine[Any, None, Any]] | None:
         if service != "grpc.Health":
             self.finish_start()
-            if method in methods.NO_NETWORK:
-                raise RpcError(
-                    StatusCode.UNIMPLEMENTED,
-                    f"method {method}: this agent does not configure the guest's network; containers have loopback",
-                )
         function = methods.load_method(service, method)
         if function is None:
             return None

@@ -68,6 +68,7 @@ def list_containers(
             Column("STATE", lambda row: row["status"]),
             Column("AGE", lambda row: shown_age(time.time() - row["created"])),
             Column("VM", lambda row: f"{row['vcpus']} vCPU, {row['memory_mib']} MiB, {row['accelerator']}"),
+            Column("NETWORK", lambda row: " ".join([*row["addresses"], *row["ports"]])),
         ]
         print_table(columns, rows)
 
@@ -91,6 +92,9 @@ def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
         "vcpus": record.vcpus,
         "memory_mib": record.mem_mib,
         "accelerator": record.accelerator,
+        "network": record.attachment.network if record.attachment else "none",
+        "addresses": list(record.attachment.addresses) if record.attachment else [],
+        "ports": [str(port) for port in record.attachment.ports] if record.attachment else [],
         "owner_pid": record.owner_pid,
         "vmm_pid": record.vmm_pid,
         "labels": record.labels,

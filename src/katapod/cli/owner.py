@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from katapod.host.facts import collect_host_facts, virtiofsd_dialect
 from katapod.host.trace import span
 from katapod.images import ImageStore
 from katapod.model import oci
+from katapod.model.attachment import AttachmentRecord
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, SpecError
 from katapod.model.flags import parse_signal
 from katapod.model.ids import ContainerId
 from katapod.model.image import ImageRecord
+from katapod.model.net_flags import NetworkRequest
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import (
@@ -36,6 +38,7 @@ from katapod.plan.container_spec import (
     plan_container_spec,
     with_etc_files,
 )
+from katapod.sandbox.attachment import attached, container_files, plan_attachment
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.planning import plan_sandbox, size_for
@@ -67,6 +70,7 @@ class RunRequest:
     accel: str
     labels: dict[str, str]
     stop_signal: int | None
+    network: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:
@@ -142,47 +146,69 @@ async def own_container(
     size = size_for(config, facts, (_limits(request.options, bundle_spec),))
     with span("look for dead owners"):
         await reap_dead(store)
-    record = SandboxRecord(
-        sandbox_id=request.container_id,
-        created_at=time.time(),
-        owner_pid=os.getpid(),
-        boot_id=facts.boot_id,
-        auto_remove=request.remove,
-        labels=request.labels,
-    )
-    async with claimed(store, record):
-        dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
-        with span("acquire image"):
-            container = await plan_container(settings, config, request, bundle_spec)
-        kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
-        verdict = await choose_accelerator(
-            request.accel or config.katapod.accelerator,
-            facts,
-            kernel,
-            initrd,
-            config.qemu.path,
-            store.layout.proof_file,
-            store.layout.sandbox(request.container_id).state,
-        )
-        if verdict.fresh:
-            print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
-        plan = plan_sandbox(
-            request.container_id,
-            config,
-            facts,
-            store.layout,
-            accelerator=verdict.accelerator,
-            dialect=await dialect,
-            size=size,
+    with contextlib.ExitStack() as held:
+        network = await plan_attachment(request.network, config.katapod, request.container_id, held)
+        record = SandboxRecord(
+            sandbox_id=request.container_id,
+            created_at=time.time(),
             owner_pid=os.getpid(),
-            hostname=container.spec.hostname or request.container_id,
-            shm_size_bytes=request.options.shm_bytes,
+            boot_id=facts.boot_id,
             auto_remove=request.remove,
+            attachment=network,
             labels=request.labels,
         )
-        with contextlib.ExitStack() as stack:
-            with_terminal = _take_terminal(request, container, stack, on_started)
-            return await run_container(plan, container, store, streams, on_started=with_terminal, ready=ready)
+        async with claimed(store, record), contextlib.AsyncExitStack() as stack:
+            attaching = await stack.enter_async_context(attached(network, request.container_id)) if network else None
+            dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
+            with span("acquire image"):
+                container = await plan_container(settings, config, request, bundle_spec)
+            kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
+            verdict = await choose_accelerator(
+                request.accel or config.katapod.accelerator,
+                facts,
+                kernel,
+                initrd,
+                config.qemu.path,
+                store.layout.proof_file,
+                store.layout.sandbox(request.container_id).state,
+            )
+            if verdict.fresh:
+                print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+            plan = plan_sandbox(
+                request.container_id,
+                config,
+                facts,
+                store.layout,
+                accelerator=verdict.accelerator,
+                dialect=await dialect,
+                size=size,
+                owner_pid=os.getpid(),
+                hostname=container.spec.hostname or request.container_id,
+                shm_size_bytes=request.options.shm_bytes,
+                auto_remove=request.remove,
+                labels=request.labels,
+            )
+            if attaching is not None:
+                with span("wait for the network"):
+                    network = await attaching
+                plan = replace(plan, record=msgspec.structs.replace(plan.record, attachment=network))
+                store.write(plan.record)
+            container = _with_network_files(settings, request, container, network)
+            with contextlib.ExitStack() as terminal:
+                with_terminal = _take_terminal(request, container, terminal, on_started)
+                return await run_container(plan, container, store, streams, on_started=with_terminal, ready=ready)
+
+
+def _with_network_files(
+    settings: Globals, request: RunRequest, container: ContainerPlan, network: AttachmentRecord | None
+) -> ContainerPlan:
+    """The container's files of /etc know its address. A bundle has files of its own."""
+    if container.rootfs.direct:
+        return container
+    etc = container_files(container.spec.hostname, request.network, network)
+    directory = str(settings.layout.sandbox(request.container_id).etc(request.container_id))
+    more = [name for name in etc if name == "resolv.conf"]  # the others are mounted already
+    return replace(container, etc=etc, spec=with_etc_files(container.spec, directory, more))
 
 
 def _take_terminal(

@@ -31,6 +31,15 @@ from katapod.model.flags import (
     parse_workdir,
 )
 from katapod.model.ids import new_id, parse_container_name, short_id
+from katapod.model.net_flags import (
+    NetworkRequest,
+    parse_add_host,
+    parse_dns,
+    parse_ip,
+    parse_mac,
+    parse_network,
+    parse_publish,
+)
 
 if TYPE_CHECKING:
     from katapod.model import oci
@@ -88,6 +97,28 @@ def run(
     sysctl: Annotated[Texts | None, typer.Option(metavar="K=V", help="Kernel parameter.")] = None,
     shm_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of /dev/shm; default 64m.")] = "",
     entrypoint: Annotated[str | None, typer.Option(metavar="CMD", help="Replace the image's entry point.")] = None,
+    net: Annotated[
+        str,
+        typer.Option(
+            "--net",
+            "--network",
+            metavar="none|bridge|NAME",
+            envvar="KATAPOD_NETWORK",
+            help="Network; default: bridge where the host can have it.",
+        ),
+    ] = "",
+    publish: Annotated[
+        Texts | None,
+        typer.Option(
+            "-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a port of the host lead inside."
+        ),
+    ] = None,
+    dns: Annotated[Texts | None, typer.Option(metavar="IP", help="DNS server; default: the host's.")] = None,
+    add_host: Annotated[
+        Texts | None, typer.Option(metavar="NAME:IP", help="Line of /etc/hosts; IP may be host-gateway.")
+    ] = None,
+    ip: Annotated[str, typer.Option("--ip", metavar="IP", help="Address in the network.")] = "",
+    mac_address: Annotated[str, typer.Option(metavar="MAC", help="MAC address in the network.")] = "",
     hostname: Annotated[str, typer.Option("-h", "--hostname", metavar="NAME", help="Host name inside.")] = "",
     label: Annotated[Texts | None, typer.Option("-l", "--label", metavar="K=V", help="Label of the container.")] = None,
     stop_signal: Annotated[str, typer.Option(metavar="SIGNAL", help="Signal that asks the container to end.")] = "",
@@ -99,8 +130,7 @@ def run(
 ) -> int:
     """Run a command in a container in a virtual machine of its own.
 
-    The container has a loopback interface only: networks are not there yet. The exit status is the
-    command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
+    The exit status is the command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
     137: it was killed, by its memory limit for example.
     """
     with span("load the runtime"):
@@ -155,6 +185,14 @@ def run(
         accel=accel,
         labels=dict(parse_label(item) for item in label or []),
         stop_signal=parse_signal(stop_signal, "--stop-signal") if stop_signal else None,
+        network=NetworkRequest(
+            name=parse_network(net) if net else "",
+            ports=tuple(port for item in publish or [] for port in parse_publish(item)),
+            dns=tuple(parse_dns(item) for item in dns or []),
+            hosts=tuple(parse_add_host(item) for item in add_host or []),
+            ip=parse_ip(ip) if ip else "",
+            mac=parse_mac(mac_address) if mac_address else "",
+        ),
     )
     settings: Globals = context.obj
     if settings.keep_run is not None:

@@ -35,6 +35,7 @@ class HostFacts:
     vhost_vsock: bool
     boot_id: str
     kernel_release: str
+    vhost_net: bool = False
 
 
 def collect_host_facts() -> HostFacts:
@@ -45,6 +46,7 @@ def collect_host_facts() -> HostFacts:
         vhost_vsock=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK) and hasattr(socket, "AF_VSOCK"),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         kernel_release=os.uname().release,
+        vhost_net=os.access("/dev/vhost-net", os.R_OK | os.W_OK),
     )
 
 

@@ -13,15 +13,26 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from katapod.kernel.process import die_with_parent
+from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
 
-__all__ = ["CannotRun", "Child", "Completed", "ProcessFailed", "find_program", "run", "spawn", "stop_child"]
+__all__ = [
+    "CannotRun",
+    "Child",
+    "Completed",
+    "ProcessFailed",
+    "describe_status",
+    "find_program",
+    "run",
+    "spawn",
+    "stop_child",
+]
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +118,17 @@ async def run(
     cwd: str | Path | None = None,
     input: bytes | None = None,
     check: bool = True,
+    netns: Path | None = None,
 ) -> Completed:
     """Run a program to its end.
 
     Raises MissingProgram if it is not there, CannotRun if it is no program, and ProcessFailed (with `check`)
     on a status other than zero or when `timeout_s` runs out. When we are cancelled the program and its
-    process group are killed.
+    process group are killed. With `netns` it runs in that network namespace; what does not open or is none raises
+    CannotRun.
     """
     log.debug("run: %s", shlex.join(argv))
+    entered = _open_netns(argv, netns)
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -124,11 +138,17 @@ async def run(
             env=_environment(env),
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=functools.partial(setns, entered, CLONE_NEWNET) if entered is not None else None,
         )
+    except subprocess.SubprocessError as exc:  # of preexec_fn
+        raise _no_netns(argv, netns, "it is no network namespace") from exc
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
     except OSError as exc:  # no program at all: a configuration may name any file
         raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    finally:
+        if entered is not None:
+            os.close(entered)
     try:
         async with asyncio.timeout(timeout_s):
             stdout, stderr, _ = await asyncio.gather(
@@ -146,6 +166,19 @@ async def run(
     if check and returncode != 0:
         raise ProcessFailed(argv, describe_status(returncode), completed.stderr or completed.stdout)
     return completed
+
+
+def _open_netns(argv: Sequence[str], netns: Path | None) -> int | None:
+    if netns is None:
+        return None
+    try:
+        return os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise _no_netns(argv, netns, exc.strerror or str(exc)) from exc
+
+
+def _no_netns(argv: Sequence[str], netns: Path | None, cause: str) -> CannotRun:
+    return CannotRun(f"cannot run {argv[0]} in the network namespace {netns}: {cause}")
 
 
 async def _read_bounded(stream: asyncio.StreamReader | None) -> bytes:
@@ -172,6 +205,7 @@ async def spawn(
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     fds_as: Mapping[int, int] | None = None,
+    netns: Path | None = None,
 ) -> Child:
     """Start a program that lives beside us and dies with us.
 
@@ -181,9 +215,11 @@ async def spawn(
     Its streams are /dev/null and `output` (a bounded sink of the caller). It gets SIGKILL when this
     process dies, however that happens: the child asks the kernel for it before it becomes the program, and
     looks whether it came too late, which an outer program such as setpriv(1) cannot. A session of its own
-    keeps the terminal's Ctrl-C from reaching it.
+    keeps the terminal's Ctrl-C from reaching it. With `netns` it runs in that network namespace; what does not
+    open or is none raises CannotRun.
     """
     log.debug("spawn: %s", shlex.join(argv))
+    entered = _open_netns(argv, netns)
     moved = fds_as or {}
     # out of the way of the numbers that they are to get
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in moved.items()}
@@ -196,22 +232,26 @@ async def spawn(
             env=_environment(env),
             pass_fds=(*pass_fds, *moved),
             start_new_session=True,
-            preexec_fn=functools.partial(_before_exec, os.getpid(), copies),
+            preexec_fn=functools.partial(_before_exec, os.getpid(), copies, entered),
         )
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
     except OSError as exc:
         raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    except subprocess.SubprocessError as exc:  # of preexec_fn
+        raise _no_netns(argv, netns, "it is no network namespace") from exc
     finally:
-        for copy in copies.values():
-            os.close(copy)
+        for fd in (*copies.values(), *([entered] if entered is not None else [])):
+            os.close(fd)
     return Child(tuple(argv), process)
 
 
-def _before_exec(parent_pid: int, fds: Mapping[int, int]) -> None:
+def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None) -> None:
     die_with_parent(parent_pid)
     for number, fd in fds.items():
         os.dup2(fd, number)
+    if netns is not None:
+        setns(netns, CLONE_NEWNET)
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:

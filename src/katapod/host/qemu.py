@@ -145,12 +145,14 @@ class QemuProcess:
 
 @contextlib.asynccontextmanager
 async def running_qemu(
-    plan: QemuPlan, logs: QemuLogs, *, given: Mapping[FdSlot, int] | None = None
+    plan: QemuPlan, logs: QemuLogs, *, given: Mapping[FdSlot, int] | None = None, netns: Path | None = None
 ) -> AsyncIterator[QemuProcess]:
     """Start QEMU, stopped before its first instruction (-S), with its monitor open; stop it at the end.
 
     `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
-    STATE for load_state. Raises QemuFailed with what QEMU said when it does not come up.
+    STATE for load_state. It runs in the network namespace `netns`, if given.
+
+    Raises QemuFailed with what QEMU said when it does not come up.
     """
     async with contextlib.AsyncExitStack() as stack:
         find_program(plan.program, package="qemu-system-x86")
@@ -178,7 +180,8 @@ async def running_qemu(
         await stack.enter_async_context(kept_socket(ours.pop(FdSlot.CONSOLE), logs.console, logs.limit_bytes))
         said_to = await stack.enter_async_context(kept_pipe(logs.vmm, logs.limit_bytes))
         try:
-            child = await spawn(render_qemu(plan, theirs), output=said_to.write_end, pass_fds=list(theirs.values()))
+            arguments = render_qemu(plan, theirs)
+            child = await spawn(arguments, output=said_to.write_end, pass_fds=list(theirs.values()), netns=netns)
         finally:
             said_to.close()
             closing.close()

@@ -47,9 +47,10 @@ _decoder = msgspec.json.Decoder(_Reply)
 
 
 class QmpClient:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
         self._reader = reader
         self._writer = writer
+        self._sock = sock
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._watchers: list[tuple[Callable[[str, Any], bool], asyncio.Future[Any]]] = []
@@ -60,7 +61,7 @@ class QmpClient:
     async def open(cls, sock: socket.socket, *, limit_s: float) -> "QmpClient":
         """Negotiate on a connected socket, which the client owns. Raises QmpLinkBroken."""
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LINE_MAX)
-        client = cls(reader, writer)
+        client = cls(reader, writer, sock)
         try:
             async with asyncio.timeout(limit_s):
                 line = await reader.readline()
@@ -79,9 +80,9 @@ class QmpClient:
         return client
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, limit_s: float = REPLY_LIMIT_S
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, limit_s: float = REPLY_LIMIT_S, fd: int = -1
     ) -> Any:
-        """Run one command; returns its `return` value. Raises QmpError, QmpLinkBroken."""
+        """Run one command; returns its `return` value. `fd` goes with it (getfd). Raises QmpError, QmpLinkBroken."""
         if self._broken is not None:
             raise QmpLinkBroken(f"cannot {command}: {self._broken}")
         number = next(self._ids)
@@ -92,8 +93,11 @@ class QmpClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self._writer.write(msgspec.json.encode(message) + b"\n")
             async with asyncio.timeout(limit_s):
+                data = msgspec.json.encode(message) + b"\n"
+                if fd >= 0:
+                    data = await self._send_with(data, fd)
+                self._writer.write(data)
                 await self._writer.drain()
                 reply: _Reply = await future
         except TimeoutError as exc:
@@ -105,6 +109,18 @@ class QmpClient:
         if reply.error is not None:
             raise QmpError(f"cannot {command}: QEMU says: {reply.error.get('desc', '?')}")
         return reply.result
+
+    async def _send_with(self, data: bytes, fd: int) -> bytes:
+        """Send `data` and the descriptor, past the transport, which cannot; returns what is still to be sent."""
+        while True:
+            if self._writer.transport.get_write_buffer_size() == 0:
+                with contextlib.suppress(BlockingIOError):
+                    return data[socket.send_fds(self._sock, [data], [fd]) :]
+            await asyncio.sleep(0.005)
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hand QEMU a copy of a descriptor under a name that the next command may use. Raises as execute."""
+        await self.execute("getfd", {"fdname": name}, fd=fd)
 
     async def run_steps(self, steps: Iterable[QmpStep]) -> None:
         """Run the steps of a plan in order."""

@@ -1,4 +1,4 @@
-"""unshare(2), and prctl(2) for orphans and death signals. Constants: linux/sched.h, linux/prctl.h."""
+"""unshare(2), setns(2), and prctl(2) for orphans and death signals. Constants: linux/sched.h, linux/prctl.h."""
 
 import ctypes
 import os
@@ -7,18 +7,22 @@ import signal
 __all__ = [
     "CLONE_FS",
     "CLONE_NEWIPC",
+    "CLONE_NEWNET",
     "CLONE_NEWNS",
     "CLONE_NEWUTS",
     "become_subreaper",
     "die_with_parent",
+    "setns",
     "unshare",
 ]
 
-CLONE_FS, CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00000200, 0x00020000, 0x04000000, 0x08000000
+CLONE_FS, CLONE_NEWNS, CLONE_NEWUTS = 0x00000200, 0x00020000, 0x04000000
+CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -31,6 +35,11 @@ def _check(result: int) -> None:
 def unshare(flags: int) -> None:
     """Give the calling thread new namespaces. Raises OSError."""
     _check(_libc.unshare(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """Move the calling thread into the namespace that `fd` refers to, of `kind` CLONE_NEW... Raises OSError."""
+    _check(_libc.setns(fd, kind))
 
 
 def become_subreaper() -> None:

@@ -110,8 +110,11 @@ _REASONS = {
 }
 _ABSOLUTE = frozenset(
     {"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source", "template_path", "vm_cache_endpoint"}
+    | {"cni_conf_dir", "cni_plugin_dirs"}
 )
-_EMPTY_IS_DEFAULT = frozenset({*_ABSOLUTE, "virtio_fs_cache", "machine_type", "shared_fs"})
+_EMPTY_IS_DEFAULT = frozenset(
+    {*_ABSOLUTE, "network", "virtio_fs_cache", "machine_type", "shared_fs", "internetworking_model"}
+)
 _ZERO_IS_DEFAULT = frozenset(
     {"default_vcpus", "default_memory", "memory_slots", "virtio_fs_queue_size", "dial_timeout"}
     | {"create_container_timeout"}

@@ -81,6 +81,15 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
     seccompsandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     """QEMU's -sandbox. Default: what upstream recommends (its default is off); an empty string is off."""
 
+    disable_vhost_net: bool = False
+    """Do not let the host's kernel move frames (vhost-net) even if it could. Default off, as upstream."""
+
+    rx_rate_limiter_max_rate: _U63 = 0
+    """bit/s that each interface of a sandbox may receive. Default 0: no limit."""
+
+    tx_rate_limiter_max_rate: _U63 = 0
+    """bit/s that each interface of a sandbox may send. Default 0: no limit."""
+
     enable_debug: bool = False
     """The guest's kernel and agent say more on its console. Default off."""
 
@@ -109,6 +118,9 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
 
     disable_guest_seccomp: bool = False
     """Do not apply seccomp profiles to containers. Default off, safer than upstream's shipped file."""
+
+    internetworking_model: Literal["tcfilter", "macvtap", "none"] = "tcfilter"
+    """How frames get from the pod's interfaces to the guest. Default as upstream; docs/how-to/network.md."""
 
     create_container_timeout: _U32 = 60
     """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""
@@ -148,6 +160,16 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
     rootfs: RootfsKind = "disk"
     """disk = an image of the store is a disk of the VM, virtio-fs = it is in the shared directory. Default disk:
     docs/adr/0009-root-file-system.md has the figures."""
+
+    network: str = "auto"
+    """Network of a container whose caller names none. auto = bridge, the built-in one, where the host can have it,
+    else none, with one warning: docs/adr/0013-networks-for-run.md."""
+
+    cni_conf_dir: str = "/etc/cni/net.d"
+    """Directory of further networks, a .conflist each. Default as containerd and Podman."""
+
+    cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+    """Where CNI's plugins are looked for. Default: upstream's archive, Debian, RHEL."""
 
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
     """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""

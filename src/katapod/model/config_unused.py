@@ -91,10 +91,7 @@ _QEMU: Final = (
     _text("cold_plug_vfio", "no-port"),
     _number("pcie_root_port"),
     _number("pcie_switch_port"),
-    _flag("disable_vhost_net"),
     _text("guest_hook_path"),
-    _number("rx_rate_limiter_max_rate"),
-    _number("tx_rate_limiter_max_rate"),
     _text("guest_memory_dump_path"),
     _flag("guest_memory_dump_paging"),
     _flag("enable_guest_swap"),
@@ -130,7 +127,6 @@ _AGENT: Final = (
 )
 
 _RUNTIME: Final = (
-    _text("internetworking_model", "tcfilter", "none"),
     _flag("enable_vcpus_pinning"),
     _text("guest_selinux_label"),
     _flag("enable_tracing"),

@@ -4,6 +4,9 @@ from enum import Enum
 
 import msgspec
 
+from katapod.model.attachment import AttachmentRecord
+from katapod.model.network import NetworkRecord
+
 __all__ = ["ContainerRecord", "SandboxRecord", "State"]
 
 
@@ -33,8 +36,9 @@ class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One sandbox. Everything it acquires lies in its own directories or dies with its owner, so this
-    record and the directories named by its ids are all that a fresh process needs to remove it."""
+    """One sandbox. Everything it acquires lies in its own directories, in the network namespace that `network`
+    names, or dies with its owner, so this record and the directories named by its ids are all that a fresh process
+    needs to remove it."""
 
     sandbox_id: str
     created_at: float
@@ -50,6 +54,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine_id: str = ""  # names the machine's directories if it came from the pool; empty: sandbox_id does
     pooled: bool = False  # a machine that is kept ready: nobody's sandbox yet
     template: str = ""  # the key of the template it was cloned from; empty: it booted
+    attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
+    network: NetworkRecord | None = None  # what was made in the pod's network namespace
     error: str = ""
     cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
     containers: tuple[ContainerRecord, ...] = ()

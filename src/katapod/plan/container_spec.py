@@ -140,12 +140,12 @@ def etc_files(hostname: str) -> dict[str, str]:
     }
 
 
-def with_etc_files(spec: oci.Spec, directory: str) -> oci.Spec:
-    """Mount the files of `etc_files`, which lie in `directory` on the host, where the caller mounts nothing else."""
+def with_etc_files(spec: oci.Spec, directory: str, names: Iterable[str] = ("hostname", "hosts")) -> oci.Spec:
+    """Mount the files `names` of /etc, which lie in `directory` on the host, where the caller mounts nothing else."""
     taken = {mount.destination for mount in spec.mounts}
     own = tuple(
         oci.Mount(destination=f"/etc/{name}", type="bind", source=f"{directory}/{name}", options=("rbind", "rw"))
-        for name in etc_files(spec.hostname)
+        for name in names
         if not taken & {"/etc", f"/etc/{name}"}
     )
     return replace(spec, mounts=(*spec.mounts, *own))

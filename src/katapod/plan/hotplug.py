@@ -17,6 +17,7 @@ __all__ = [
     "HotplugPlan",
     "QmpStep",
     "blocks_of",
+    "on_bridge",
     "pci_path",
     "plan_disk",
     "plan_layered_disk",
@@ -65,7 +66,7 @@ def pci_path(slot: int) -> str:
     return f"{BRIDGE_SLOT:02x}/{slot:02x}"
 
 
-def _on_bridge(slot: int) -> dict[str, str]:
+def on_bridge(slot: int) -> dict[str, str]:
     if slot not in BRIDGE_SLOTS:
         raise ValueError(f"slot {slot} does not exist on the bridge: 1 to 31 do")
     return {"bus": BRIDGE_ID, "addr": f"{slot:#x}"}
@@ -98,7 +99,7 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
                     "chardev": chardev,
                     "tag": tag,
                     "queue-size": queue_size,
-                    **_on_bridge(slot),
+                    **on_bridge(slot),
                 },
             ),
         ),
@@ -152,7 +153,7 @@ def _plan_block_device(
                     "drive": node,
                     "share-rw": True,
                     **(more or {}),
-                    **_on_bridge(slot),
+                    **on_bridge(slot),
                 },
             ),
         ),

@@ -47,6 +47,7 @@ class ContainerPlan:
     stop_signal: int = 15
     guest_seccomp: bool = True
     create_timeout_s: float = 60.0
+    etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
     shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
 
     def record(self) -> ContainerRecord:
@@ -194,7 +195,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
     if not plan.rootfs.direct:
         etc = sandbox.paths.etc(plan.container_id)
         etc.mkdir(mode=0o755)
-        for file_name, content in etc_files(plan.spec.hostname).items():
+        for file_name, content in (etc_files(plan.spec.hostname) if plan.etc is None else plan.etc).items():
             (etc / file_name).write_text(content)
             (etc / file_name).chmod(0o644)
     sources: dict[str, str] = {}

@@ -79,11 +79,15 @@ class Sandbox:
         self._disks: dict[str, tuple[int, HotplugPlan]] = {}
         if machine.root_disk is not None and plan.root_disk is not None:
             self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
+        self.network = machine.network
+        for nic in self.network.nics if self.network is not None else ():
+            self._free_slots.remove(nic.slot)
         self._dimms = machine.dimms
         self._growing = machine.growing
         self._cgroup = machine.cgroup
         self._stack = contextlib.AsyncExitStack()
         self._closed = False
+        self._network_lock = asyncio.Lock()
 
     @property
     def sandbox_id(self) -> str:
@@ -139,6 +143,35 @@ class Sandbox:
         await self.guard(self.vm.qmp.unplug(plan))
         del self._disks[disk_id]
         self._free_slots.insert(0, slot)
+
+    async def rescan_network(self) -> bool:
+        """Give the guest the interfaces that came to the pod since, and take away those that went.
+
+        Returns whether anything changed. Raises KatapodError.
+        """
+        network = self.network
+        if network is None:
+            return False
+        async with self._network_lock:
+            gone, new = await network.compare()
+            for nic in gone:
+                await self.guard(self.vm.qmp.unplug(nic.device))
+                await network.detach(nic)
+                self._free_slots.append(nic.slot)
+            added = []
+            for interface in new:
+                nic = await network.attach(interface)
+                try:
+                    await self.guard(network.plug(self.vm.qmp, (nic,)))
+                except BaseException:
+                    await network.detach(nic)
+                    raise
+                if nic.slot in self._free_slots:
+                    self._free_slots.remove(nic.slot)
+                added.append(nic)
+            if added:
+                await self.guard(network.tell_guest(self.agent, tuple(added)))
+            return bool(gone or added)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.
@@ -206,12 +239,16 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
             _claim_directory(directory, stack)
         export_directory(paths.mounts, paths.shared)
 
-    def note_pid(pid: int) -> None:
-        store.write(msgspec.structs.replace(plan.record, vmm_pid=pid))
+    record = plan.record
+
+    def note(**changes: Any) -> None:
+        nonlocal record
+        record = msgspec.structs.replace(record, **changes)
+        store.write(record)
 
     if plan.cgroup is not None:
-        store.write(plan.record)  # names the groups before they are made
-    machine = await running_machine(plan, paths, stack, note_pid)
+        store.write(record)  # names the groups before they are made
+    machine = await running_machine(plan, paths, stack, note)
     with span("create sandbox"):
         await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
     return machine
@@ -242,7 +279,10 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
         stack.push_async_callback(_destroy_guest, sandbox)
         stack.callback(setattr, machine.vm, "stopping", True)
         stack.callback(setattr, machine.share, "stopping", True)
+        if machine.network is not None:
+            machine.network.note = lambda record: sandbox.save(network=record)
         sandbox.save(
+            network=machine.network.record if machine.network is not None else None,
             state=State.RUNNING,
             vmm_pid=machine.vm.pid,
             vcpus=machine.spec.vcpus,

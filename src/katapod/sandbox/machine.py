@@ -41,6 +41,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.agent_link import claim_channel, connect_agent
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.guard import guarded
+from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.template_build import open_template
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 GROW_LIMIT_S = 20.0
+Note = Callable[..., None]  # takes changes of the sandbox's record, and has them on disk when it returns
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
 
@@ -69,6 +71,7 @@ class Machine:
     dimms: int  # that were plugged
     root_disk: HotplugPlan | None  # in the second slot of the bridge, if plugged
     template: str  # the key of what it was cloned from; empty after a cold boot
+    network: PodNetwork | None = None
     growing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
     cgroup: HostCgroup | None = None  # that its processes are in; None: their owner's
 
@@ -84,10 +87,9 @@ class _CloneFailed(Exception):
     """A template did not become a machine; the cause is its own `__cause__`."""
 
 
-async def running_machine(
-    plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, on_pid: Callable[[int], None]
-) -> Machine:
-    """Start the machine; its releases go to `stack`. `on_pid` hears of QEMU before the guest runs.
+async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, note: Note) -> Machine:
+    """Start the machine; its releases go to `stack`. `note` writes the record: of QEMU before the guest
+    runs, of a network before it is made.
 
     Where a template is wanted but cannot be had or does not work, the guest boots, with one warning. On failure
     nothing is left on the stack. Raises KatapodError.
@@ -96,7 +98,7 @@ async def running_machine(
         try:
             async with open_template(plan.template) as template:
                 try:
-                    return await _start(plan, paths, stack, on_pid, template)
+                    return await _start(plan, paths, stack, note, template)
                 except _CloneFailed as exc:
                     discard_template(template)
                     log.warning(
@@ -106,14 +108,14 @@ async def running_machine(
                     )
         except (TemplateBroken, NoSpace) as exc:
             log.warning("this sandbox boots without a template: %s", str(exc).partition("\n")[0])
-    return await _start(plan, paths, stack, on_pid, None)
+    return await _start(plan, paths, stack, note, None)
 
 
 async def _start(
     plan: SandboxPlan,
     paths: SandboxPaths,
     stack: ReleaseStack,
-    on_pid: Callable[[int], None],
+    note: Note,
     template: Template | None,
 ) -> Machine:
     """One attempt. Raises _CloneFailed where a cold boot may do better, else KatapodError."""
@@ -122,9 +124,9 @@ async def _start(
         # not before: a template that is built meanwhile is not the sandbox's memory
         cgroup = await own.enter_async_context(joined_cgroup(plan.cgroup))
         if template is None:
-            machine = await _boot(plan, paths, own, on_pid)
+            machine = await _boot(plan, paths, own, note)
         else:
-            machine = await _clone(plan, paths, own, on_pid, template)
+            machine = await _clone(plan, paths, own, note, template)
     except BaseException:
         await own.unwind(plan.record.sandbox_id)
         raise
@@ -132,14 +134,15 @@ async def _start(
     return replace(machine, cgroup=cgroup)
 
 
-async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pid: Callable[[int], None]) -> Machine:
+async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: Note) -> Machine:
     given: dict[FdSlot, int] = {}
     spec = claim_channel(plan.vm, given, own)
-    processes = await _launch(plan, paths, own, spec, given)
-    on_pid(processes.vm.pid)
-    await _plug_and_run(plan, paths, processes, more_mib=0)
+    networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
+    processes, network = await together(_launch(plan, paths, own, spec, given), _attach_network(plan, note, networks))
+    note(vmm_pid=processes.vm.pid)
+    await _plug_and_run(plan, paths, processes, network, more_mib=0)
     with span("boot until the agent answers"):
-        agent, created = await _meet_agent(plan, spec, processes, own, cloned=False)
+        agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=False)
     return Machine(
         spec,
         processes.vm,
@@ -151,26 +154,29 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pi
         dimms=0,
         root_disk=_root_disk_plan(plan),
         template="",
+        network=network,
     )
 
 
-async def _clone(
-    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, on_pid: Callable[[int], None], template: Template
-) -> Machine:
+async def _clone(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: Note, template: Template) -> Machine:
     assert plan.template is not None
     memory = new_memory(template.memory_mib)
     own.callback(os.close, memory)  # QEMU and virtiofsd have it as long as they need it
     given = {FdSlot.MEMORY: memory, FdSlot.STATE: template.state_fd}
     spec = claim_channel(clone_of(plan.template, plan.vm), given, own)
+    networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
     try:
-        processes, _ = await together(_launch(plan, paths, own, spec, given), _copy(template.memory_fd, memory))
-        on_pid(processes.vm.pid)
+        (processes, _), network = await together(
+            together(_launch(plan, paths, own, spec, given), _copy(template.memory_fd, memory)),
+            _attach_network(plan, note, networks),
+        )
+        note(vmm_pid=processes.vm.pid)
         with span("load device state"):
             await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
         more_mib = blocks_of(plan.vm.boot_mem_mib - spec.boot_mem_mib)
-        grown = await _plug_and_run(plan, paths, processes, more_mib=more_mib)
+        grown = await _plug_and_run(plan, paths, processes, network, more_mib=more_mib)
         with span("wake the clone"):
-            agent, created = await _meet_agent(plan, spec, processes, own, cloned=True)
+            agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
             await guarded(_until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
     except (QmpError, QmpLinkBroken, QemuFailed, AgentFailed) as exc:
@@ -188,6 +194,13 @@ async def _clone(
         dimms=1 if more_mib else 0,
         root_disk=_root_disk_plan(plan),
         template=template.key,
+        network=network,
+    )
+
+
+async def _attach_network(plan: SandboxPlan, note: Note, stack: ReleaseStack) -> PodNetwork | None:
+    return await attach_network(
+        plan.netns, plan.network, vcpus=plan.vm.vcpus, note=lambda record: note(network=record), stack=stack
     )
 
 
@@ -217,7 +230,7 @@ async def _launch(
     async def start_vm() -> QemuProcess:
         logs = QemuLogs(paths.console_log, paths.vmm_log, plan.console_limit_bytes)
         with span("start QEMU", "QEMU"):
-            return await vm_stack.enter_async_context(_named_qemu(spec, logs, given))
+            return await vm_stack.enter_async_context(_named_qemu(spec, logs, given, plan.netns))
 
     share, vm = await together(start_share(), start_vm())
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
@@ -231,7 +244,7 @@ def _share_socket(paths: SandboxPaths) -> Path:
 
 
 async def _plug_and_run(
-    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, *, more_mib: int
+    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, network: PodNetwork | None, *, more_mib: int
 ) -> "asyncio.Future[Any]":
     """Plug the shared directory, the root disk and memory while the guest stands still; then let it run.
 
@@ -244,18 +257,22 @@ async def _plug_and_run(
     with span("plug devices"):
         await guarded(vm.qmp.plug(shared), death, sandbox_id)
         grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
-        await guarded(_plug_rest(plan, vm, more_mib=more_mib, dimms=0), death, sandbox_id)
+        await guarded(_plug_rest(plan, vm, network, more_mib=more_mib, dimms=0), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     return grown
 
 
-async def _plug_rest(plan: SandboxPlan, vm: QemuProcess, *, more_mib: int, dimms: int) -> None:
-    """Plug the root disk and memory: what differs between sandboxes."""
+async def _plug_rest(
+    plan: SandboxPlan, vm: QemuProcess, network: PodNetwork | None, *, more_mib: int, dimms: int
+) -> None:
+    """Plug the root disk, NICs and memory: what differs between sandboxes."""
     disk = _root_disk_plan(plan)
     if plan.root_disk is not None and disk is not None:
         plan.root_disk.layer.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
         make_layer(plan.root_disk.layer, base=plan.root_disk.base)
         await vm.qmp.plug(disk)
+    if network is not None:
+        await network.plug(vm.qmp)
     if more_mib > 0:
         await vm.qmp.plug(plan_memory(dimms, more_mib))
 
@@ -279,11 +296,13 @@ async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _named_qemu(spec: VmSpec, logs: QemuLogs, given: Mapping[FdSlot, int]) -> AsyncIterator[QemuProcess]:
+async def _named_qemu(
+    spec: VmSpec, logs: QemuLogs, given: Mapping[FdSlot, int], netns: Path | None
+) -> AsyncIterator[QemuProcess]:
     """running_qemu, whose failures name the guest's files: QEMU's own words often do not."""
     async with contextlib.AsyncExitStack() as stack:
         try:
-            vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given))
+            vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given, netns=netns))
         except QemuFailed as exc:
             raise QemuFailed(
                 f"{exc}\n{_guest_of(spec)}", hint=exc.hint or _hint_for(spec), returncode=exc.returncode, **exc.context
@@ -302,7 +321,13 @@ def _hint_for(spec: VmSpec) -> str:
 
 
 async def _meet_agent(
-    plan: SandboxPlan, spec: VmSpec, processes: _Processes, own: ReleaseStack, *, cloned: bool
+    plan: SandboxPlan,
+    spec: VmSpec,
+    processes: _Processes,
+    network: PodNetwork | None,
+    own: ReleaseStack,
+    *,
+    cloned: bool,
 ) -> "tuple[AgentClient, asyncio.Task[Any]]":
     """Return a client once the agent has answered, and the call that creates the sandbox, which is under way."""
     sandbox_id, vm, death = plan.record.sandbox_id, processes.vm, processes.death
@@ -315,7 +340,7 @@ async def _meet_agent(
             await guarded(_wake(agent) if cloned else agent.check(timeout_s=None), death, sandbox_id)
             # sent at once and answered in this order; not with the first call, or the clock would be late by its time
             clock = _send(_set_clock(agent), own)
-            created = _send(agent.call("CreateSandbox", request), own)
+            created = _send(_create_sandbox(agent, request, network), own)
             await guarded(answer_of(clock), death, sandbox_id)
     except TimeoutError as exc:
         console = read_tail(vm.logs.console)
@@ -336,6 +361,16 @@ async def _meet_agent(
         ) from exc
     log.info("the agent answered after %.2f s", time.monotonic() - started)
     return agent, created
+
+
+async def _create_sandbox(
+    agent: AgentClient, request: agent_pb2.CreateSandboxRequest, network: PodNetwork | None
+) -> None:
+    """Side by side: the guest's network is up before any container is created."""
+    if network is None:
+        await agent.call("CreateSandbox", request)
+    else:
+        await together(agent.call("CreateSandbox", request), network.tell_guest(agent))
 
 
 def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[Any]":
@@ -387,31 +422,37 @@ def _shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
     )
 
 
-async def adapt_machine(machine: Machine, made_for: SandboxPlan, plan: SandboxPlan, stack: ReleaseStack) -> Machine:
+async def adapt_machine(
+    machine: Machine, made_for: SandboxPlan, plan: SandboxPlan, networks: ReleaseStack, stack: ReleaseStack, note: Note
+) -> Machine:
     """Make a machine that stands still, started for one plan, the machine of another, and let it run.
 
     It gets what it lacks, names, and once more random numbers and a time of its own; memory may be `growing` still.
-    Raises AgentFailed, QmpError, KatapodError.
+    The network's release goes to `networks`, which outlives QEMU. Raises AgentFailed, QmpError, KatapodError.
     """
     vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
     more_mib = blocks_of(plan.vm.boot_mem_mib - machine.mem_mib)
+    network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
     with span("plug devices"):
         grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
-        await guarded(_plug_rest(plan, vm, more_mib=more_mib, dimms=machine.dimms), death, sandbox_id)
+        await guarded(_plug_rest(plan, vm, network, more_mib=more_mib, dimms=machine.dimms), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     with span("wake the machine"):
-        await guarded(_wake_as(machine.agent, made_for, plan), death, sandbox_id)
+        await guarded(_wake_as(machine.agent, made_for, plan, network), death, sandbox_id)
     return replace(
         machine,
         mem_mib=machine.mem_mib + max(0, more_mib),
         dimms=machine.dimms + (1 if more_mib > 0 else 0),
         root_disk=_root_disk_plan(plan),
+        network=network,
         growing=_send(_until_grown(grown, more_mib), stack) if more_mib > 0 else None,
     )
 
 
-async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan) -> None:
+async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan, network: PodNetwork | None) -> None:
     await _wake(agent)
+    if network is not None:
+        await network.tell_guest(agent)
     await together(_set_clock(agent), agent.rename(plan.record.sandbox_id, plan.hostname[:64]))
     if plan.shm_size_bytes != made_for.shm_size_bytes:
         request = agent_pb2.UpdateEphemeralMountsRequest(storages=[_shm_storage(plan)])

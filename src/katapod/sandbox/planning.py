@@ -10,10 +10,12 @@ import msgspec
 from katapod.host.facts import HostFacts, cpu_identity, file_identity
 from katapod.model.config import Config
 from katapod.model.layout import Layout
+from katapod.model.network import Interworking
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
 from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
+from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
 from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
@@ -58,6 +60,8 @@ class SandboxPlan:
     kernel_modules: tuple[str, ...] = ()
     cgroup: CgroupPlan | None = None  # None: the sandbox stays in the cgroups of its owner
     console_limit_bytes: int = 256 * 1024
+    netns: Path | None = None  # the pod's network namespace; None: the guest has loopback only
+    network: NetworkSettings = DEFAULT_NETWORK
 
     def describe(self) -> str:
         cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
@@ -87,9 +91,10 @@ def plan_sandbox(
     shm_size_bytes: int,
     auto_remove: bool,
     labels: dict[str, str] | None = None,
+    netns: Path | None = None,
     cgroup: CgroupPlan | None = None,
 ) -> SandboxPlan:
-    """Plan a sandbox of `size`."""
+    """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
     vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm)
     template = template_for(config, vm)
@@ -126,6 +131,13 @@ def plan_sandbox(
         kernel_modules=config.agent.kernel_modules,
         cgroup=cgroup,
         console_limit_bytes=config.katapod.console_log_kib * 1024,
+        netns=netns,
+        network=NetworkSettings(
+            model=Interworking(config.runtime.internetworking_model),
+            vhost=facts.vhost_net and not qemu.disable_vhost_net,
+            rx_rate=qemu.rx_rate_limiter_max_rate,
+            tx_rate=qemu.tx_rate_limiter_max_rate,
+        ),
     )
 
 

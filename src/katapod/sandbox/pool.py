@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -80,11 +81,19 @@ class ReadyMachine:
         """
         assert plan.record.machine_id == self.machine_id
         # first of all: whoever cleans up after the sandbox must find the machine
-        self.store.write(msgspec.structs.replace(plan.record, vmm_pid=self.machine.vm.pid))
+        record = msgspec.structs.replace(plan.record, vmm_pid=self.machine.vm.pid)
+
+        def note(**changes: Any) -> None:
+            nonlocal record
+            record = msgspec.structs.replace(record, **changes)
+            self.store.write(record)
+
+        note()
         self._move_logs(self.store.layout.sandbox(plan.record.sandbox_id, self.machine_id).state)
+        networks = await stack.enter_async_context(ReleaseStack())  # released once QEMU has ended
         stack.push_async_callback(self._stack.aclose)
         self._drop_record()
-        return await adapt_machine(self.machine, self.plan, plan, stack)
+        return await adapt_machine(self.machine, self.plan, plan, networks, stack, note)
 
     def _move_logs(self, target: Path) -> None:
         source = self.store.layout.sandbox(self.machine_id).state

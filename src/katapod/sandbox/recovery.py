@@ -19,14 +19,17 @@ import msgspec
 from katapod.host.cgroup import remove_cgroups
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
+from katapod.host.named_netns import current_netns, netns_path, remove_netns
+from katapod.host.netns import detach_recorded
 from katapod.host.state import StateStore, owner_alive
 from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord, State
+from katapod.sandbox.attachment import release_attachment
 
-__all__ = ["find_leftovers", "reap_dead", "remove_sandbox", "settle"]
+__all__ = ["find_leftovers", "reap_dead", "release_kept", "remove_sandbox", "settle"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
         if owner_alive(paths) and _lock_holder(paths) not in (None, os.getpid()):
             raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
         problems = await asyncio.to_thread(_remove_files, store, sandbox_id)
+        problems += await _release_network(store, sandbox_id, insist=force)
         try:
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
             if not problems:
@@ -85,6 +89,71 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
         except OSError as exc:
             problems.append(f"{machine_id}: {exc}")
     return problems
+
+
+async def _release_network(store: StateStore, sandbox_id: str, *, insist: bool) -> list[str]:
+    """Undo what was made in the pod's network namespace, then its attachment; returns what did not work.
+
+    Who insists gets rid of the sandbox all the same, and hears what plugins may have left.
+    """
+    problems: list[str] = []
+    try:
+        await _detach_network(store, sandbox_id)
+    except (OSError, KatapodError) as exc:
+        problems.append(str(exc))
+    attachment = None
+    try:
+        attachment = store.read(sandbox_id).attachment
+    except KatapodError as exc:
+        log.debug("%s: %s", sandbox_id, exc)
+    if attachment is None:  # a namespace that an engine was to fill, or whose record cannot be read
+        try:
+            remove_netns(netns_path(sandbox_id))
+        except KatapodError as error:
+            problems.append(str(error))
+    else:
+        left = [str(problem) for problem in await release_attachment(attachment, sandbox_id)]
+        if left and insist:
+            log.warning("%s is removed, but its network was not undone: %s", sandbox_id, "; ".join(left))
+        else:
+            problems += left
+    return problems
+
+
+async def release_kept(store: StateStore, sandbox_id: str) -> None:
+    """Undo the attachment of a sandbox that has stopped and whose record stays; that says so then. Idempotent.
+
+    What does not work is said, and left in the record: the next `run` tries again.
+    """
+    with contextlib.ExitStack() as stack:
+        if not await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id)):
+            return
+        try:
+            record = store.read(sandbox_id)
+        except KatapodError:
+            return
+        if record.attachment is None:
+            return
+        if problems := await release_attachment(record.attachment, sandbox_id):
+            text = "; ".join(str(problem) for problem in problems)
+            log.warning("the network of %s is not undone, the next run tries again: %s", sandbox_id, text)
+        else:
+            store.write(msgspec.structs.replace(record, attachment=None))
+
+
+def _is_elsewhere(record: SandboxRecord) -> bool:
+    """Whether its plugins worked in another network namespace than ours: they could undo nothing from here."""
+    return record.attachment is not None and record.attachment.host_netns != current_netns()
+
+
+async def _detach_network(store: StateStore, sandbox_id: str) -> None:
+    """Undo what was made in the pod's network namespace. Raises KatapodError, OSError."""
+    try:
+        record = store.read(sandbox_id)
+    except KatapodError:
+        return
+    if record.network is not None:
+        await detach_recorded(record.network)
 
 
 def _machine_of(store: StateStore, sandbox_id: str) -> str:
@@ -147,13 +216,19 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
     except KatapodError as exc:
         log.info("%s is passed over: %s", sandbox_id, exc)  # another runtime keeps its sandboxes here too
         return False
+    if _is_elsewhere(record):
+        log.info("%s is passed over: its network was made from another network namespace", sandbox_id)
+        return False
     if record.state is State.STOPPED:
+        await release_kept(store, sandbox_id)  # nothing, unless that failed when it stopped
         return False
     log.info("%s was left behind: %s", sandbox_id, DEAD_OWNER)
     if record.auto_remove or not any(item.started_at for item in record.containers):
         await remove_sandbox(store, sandbox_id)
     else:
         await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+        await _detach_network(store, sandbox_id)
+        await release_kept(store, sandbox_id)
     return True
 
 
@@ -188,6 +263,8 @@ def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:
     paths = layout.sandbox(sandbox_id)
     found = [f"directory {directory}" for directory in paths.all if directory.exists()]
     found += [f"process {pid}" for pid in _processes_of(layout, sandbox_id)]
+    if netns_path(sandbox_id).exists():
+        found.append(f"network namespace {netns_path(sandbox_id)}")
     found += [f"mount {point}" for directory in paths.all for point in mounts_below(directory)]
     return found
 

@@ -24,7 +24,7 @@ from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ReadyMachine
-from katapod.sandbox.recovery import remove_sandbox
+from katapod.sandbox.recovery import release_kept, remove_sandbox
 from katapod.sandbox.rootfs import root_disk_of
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
 
@@ -128,6 +128,7 @@ async def _close(sandbox: Sandbox, store: StateStore, *, keep: bool, expendable:
     finally:
         if keep:
             sandbox.save(state=State.STOPPED, vmm_pid=0)
+            await release_kept(store, sandbox.sandbox_id)
         else:
             await remove_sandbox(store, sandbox.sandbox_id)
 

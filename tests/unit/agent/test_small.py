@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from katapod.agent.devices import parse_pci_path
-from katapod.agent.methods import METHODS, NO_NETWORK, load_method
+from katapod.agent.methods import METHODS, load_method
 from katapod.agent.oom import parse_oom_kills
 from katapod.agent.options import UsageError, parse_arguments, parse_cmdline
 from katapod.agent.paths import check_id
@@ -91,6 +91,3 @@ def test_every_method_of_the_table_exists_on_both_sides() -> None:
         service, method = entry.split("/")
         assert method in services[service].methods_by_name
         assert load_method(service, method) is not None
-    for method in NO_NETWORK:
-        assert method in services["grpc.AgentService"].methods_by_name
-        assert f"grpc.AgentService/{method}" not in METHODS

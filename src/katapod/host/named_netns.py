@@ -1,0 +1,43 @@
+"""Network namespaces with a name: /run/netns/kata-ID, as `ip netns` has them."""
+
+import os
+from pathlib import Path
+
+from katapod.host.mounts import unmount_below
+from katapod.host.process import find_program, run
+from katapod.model.errors import KatapodError
+
+__all__ = ["NETNS_ROOT", "current_netns", "make_netns", "netns_path", "remove_netns"]
+
+NETNS_ROOT = Path("/run/netns")
+IP_LIMIT_S = 30.0
+
+
+def netns_path(sandbox_id: str) -> Path:
+    return NETNS_ROOT / f"kata-{sandbox_id}"
+
+
+async def make_netns(path: Path) -> None:
+    """Make the namespace with its loopback up. What has the name already is left of another life, and goes.
+
+    Raises MissingProgram, ProcessFailed, KatapodError.
+    """
+    remove_netns(path)
+    ip = find_program("ip", package="iproute2")
+    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S)
+    await run([ip, "-netns", path.name, "link", "set", "lo", "up"], timeout_s=IP_LIMIT_S)
+
+
+def remove_netns(path: Path) -> None:
+    """Take the name away; the namespace goes when no process is left in it. Idempotent. Raises KatapodError."""
+    unmount_below(path)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise KatapodError(f"cannot remove network namespace {path}: {exc.strerror}") from exc
+
+
+def current_netns() -> str:
+    """Ours, as device:inode. Raises OSError."""
+    status = os.stat("/proc/self/ns/net")
+    return f"{status.st_dev}:{status.st_ino}"

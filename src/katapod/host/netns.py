@@ -1,0 +1,279 @@
+"""Network namespaces of pods: what is in them, taps made in them, tc run in them.
+
+A thread enters a namespace for what needs no program, and ends with it; programs enter it between fork and exec.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from katapod.host.process import ProcessFailed, find_program, run
+from katapod.kernel.netlink import Netlink
+from katapod.kernel.process import CLONE_NEWNET, setns
+from katapod.model.errors import UsageError
+from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
+from katapod.plan.network import TAP_NAME, NicPlan, plan_undo
+
+__all__ = [
+    "attach_nic",
+    "check_netns",
+    "close_all",
+    "detach_nics",
+    "detach_recorded",
+    "netns_inode",
+    "open_vhost",
+    "scan_netns",
+]
+
+log = logging.getLogger(__name__)
+
+TUNSETIFF = 0x400454CA
+IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
+TOOL_LIMIT_S = 20.0
+SCAN = b"addr show\nroute show table all\nneigh show\n"
+
+_Result = TypeVar("_Result")
+
+
+def netns_inode(path: Path) -> int:
+    """What tells a network namespace from others; 0 if there is none at `path`."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def check_netns(path: Path) -> int:
+    """The inode of a pod's network namespace. Raises NetworkError, UsageError for the host's own."""
+    inode = netns_inode(path)
+    if not inode:
+        raise NetworkError(f"cannot use the network namespace {path}: there is none")
+    if inode in (netns_inode(Path("/proc/1/ns/net")), netns_inode(Path("/proc/self/ns/net"))):
+        raise UsageError(
+            f"cannot use the network namespace {path}: it is the host's own, and a guest has a kernel, and so a "
+            "network, of its own",
+            hint="run the pod without hostNetwork (--net=host), or with another runtime",
+        )
+    return inode
+
+
+def _in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
+    """Run `work` in a thread of its own that has entered the namespace. Raises what it raises, and OSError."""
+    outcome: list[_Result] = []
+    failure: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                setns(fd, CLONE_NEWNET)
+            finally:
+                os.close(fd)
+            outcome.append(work())
+        except BaseException as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=enter, name="in-netns")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+async def scan_netns(path: Path) -> tuple[Interface, ...]:
+    """The interfaces that a guest is to have. Raises NetworkError, CannotRun, ProcessFailed, MissingProgram."""
+    program = find_program("ip", package="iproute2")
+    done = await run([program, "-json", "-details", "-batch", "-"], input=SCAN, netns=path, timeout_s=TOOL_LIMIT_S)
+    parts = [line.encode() for line in done.stdout.splitlines() if line.startswith("[")]
+    if len(parts) != 3:
+        raise NetworkError(f"cannot read the network namespace {path}: ip(8) answered {len(parts)} of 3 questions")
+    return parse_interfaces(*parts)
+
+
+async def _tc(path: Path, lines: Sequence[str], *, force: bool = False) -> None:
+    program = find_program("tc", package="iproute2")
+    argv = [program, *(["-force"] if force else []), "-batch", "-"]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    await run(argv, input=text, netns=path, timeout_s=TOOL_LIMIT_S, check=not force)
+
+
+async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
+    """Make what stands between the interface and the guest's NIC; returns its descriptors, the caller's to close.
+
+    What a killed sandbox left in the namespace is taken away first. Raises NetworkError and those of scan_netns.
+    """
+    try:
+        if plan.model is Interworking.MACVTAP:
+            return await _attach_macvtap(path, plan)
+        fds = await asyncio.to_thread(_in_netns, path, lambda: _open_tap(plan))
+    except OSError as exc:
+        raise NetworkError(
+            f"cannot attach the interface {plan.interface.name} in {path}: {plan.tap}: {exc.strerror or exc}"
+            + ("; another sandbox uses it" if exc.errno == 16 else "")
+        ) from exc
+    try:
+        if plan.tc.steps:
+            await _redirect(path, plan)
+    except BaseException:
+        close_all(fds)
+        raise
+    return fds
+
+
+def _open_tap(plan: NicPlan) -> list[int]:
+    """A tap lives as long as somebody holds it: it goes with QEMU, however that ends. Raises OSError."""
+    fds: list[int] = []
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    if plan.queues > 1 or (plan.direct and plan.interface.multi_queue):
+        flags |= IFF_MULTI_QUEUE
+    with Netlink() as netlink:
+        if not plan.direct:
+            _drop_stale_tap(netlink, plan.tap)
+        try:
+            for _ in range(plan.queues):
+                fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+                fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", plan.tap.encode(), flags))
+            link = next(link for link in netlink.links() if link.name == plan.tap)
+            netlink.change_link(link.index, mtu=0 if plan.direct else plan.interface.mtu, up=True)
+        except BaseException:
+            close_all(fds)
+            raise
+    return fds
+
+
+def _drop_stale_tap(netlink: Netlink, name: str) -> None:
+    """Delete a tap of that name that nobody holds; one that is held has carrier. Raises OSError."""
+    for link in netlink.links():
+        if link.name == name:
+            if link.flags & 0x10000:  # IFF_LOWER_UP
+                raise OSError(16, os.strerror(16))
+            netlink.delete_link(link.index)
+
+
+async def _redirect(path: Path, plan: NicPlan) -> None:
+    """Set qdiscs and filters; once more if what was in the way is left of a sandbox that is no more."""
+    try:
+        await _tc(path, plan.tc.steps)
+    except ProcessFailed as first:
+        if not await _is_stale(path, plan.interface.name):
+            raise NetworkError(
+                f"cannot redirect the interface {plan.interface.name} in {path}: {first.stderr.strip() or first}",
+                hint="something else has set an ingress qdisc on it",
+            ) from first
+        await _tc(path, [*plan.tc.undo, f"qdisc del dev {plan.tap} ingress"], force=True)
+        await _tc(path, plan.tc.steps)
+
+
+async def _is_stale(path: Path, interface: str) -> bool:
+    """Whether the interface's ingress filters, all of them, lead to a tap of ours, which can only be a dead one:
+    the living one of this name is held by us."""
+    program = find_program("tc", package="iproute2")
+    argv = [program, "-json", "filter", "show", "dev", interface, "ingress"]
+    done = await run(argv, netns=path, timeout_s=TOOL_LIMIT_S, check=False)
+    try:
+        filters: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+        targets = [
+            str(action.get("to_dev", "")) for entry in filters for action in entry.get("options", {}).get("actions", ())
+        ]
+    except (ValueError, AttributeError):
+        return False
+    return all(target in ("", "*") or TAP_NAME.fullmatch(target) for target in targets)
+
+
+async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
+    """The guest takes the MAC address over, so the interface gets another, and gives its addresses up."""
+    program = find_program("ip", package="iproute2")
+    name = plan.interface.name
+    lines = [
+        f"link add link {name} name {plan.tap} type macvtap mode bridge",
+        f"addr flush dev {name}",
+        f"link set dev {name} address 02:{os.urandom(5).hex(':')}",
+        f"link set dev {plan.tap} address {plan.interface.mac} mtu {plan.interface.mtu} up",
+    ]
+    try:
+        await run([program, "-batch", "-"], input="\n".join(lines).encode(), netns=path, timeout_s=TOOL_LIMIT_S)
+        return await asyncio.to_thread(_in_netns, path, lambda: _open_macvtap(plan))
+    except (ProcessFailed, OSError) as exc:
+        await detach_nics(path, NetworkRecord(str(path), netns_inode(path), (plan.record,)))
+        cause = exc.stderr.strip() if isinstance(exc, ProcessFailed) else exc.strerror
+        raise NetworkError(f"cannot put a macvtap on {name} in {path}: {cause}") from exc
+
+
+def _open_macvtap(plan: NicPlan) -> list[int]:
+    fds: list[int] = []
+    with Netlink() as netlink:
+        link = next(link for link in netlink.links() if link.name == plan.tap)
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if plan.queues > 1 else 0)
+    try:
+        for _ in range(plan.queues):
+            fds.append(os.open(f"/dev/tap{link.index}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", b"", flags))
+    except BaseException:
+        close_all(fds)
+        raise
+    return fds
+
+
+async def detach_nics(path: Path, record: NetworkRecord) -> None:
+    """Undo what attach_nic made, once nobody holds the taps. Idempotent; a namespace that is gone has nothing left."""
+    if netns_inode(path) != record.inode:
+        return
+    await asyncio.to_thread(_in_netns, path, lambda: _delete_taps(record))
+    lines = [line for nic in record.nics for line in plan_undo(nic)]
+    if lines:
+        await _tc(path, lines, force=True)
+    await _give_back(path, record)
+
+
+def _delete_taps(record: NetworkRecord) -> None:
+    with Netlink() as netlink:
+        for link in netlink.links():
+            if any(link.name == nic.tap for nic in record.nics) and TAP_NAME.fullmatch(link.name):
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    netlink.delete_link(link.index)
+
+
+async def _give_back(path: Path, record: NetworkRecord) -> None:
+    """MAC addresses and addresses to the interfaces that lent them."""
+    lines = []
+    for nic in record.nics:
+        if nic.mac:
+            lines.append(f"link set dev {nic.interface} address {nic.mac}")
+            for address in nic.addresses:
+                lines.append(f"addr replace {address} dev {nic.interface}" + (" nodad" if ":" in address else ""))
+    if lines:
+        program = find_program("ip", package="iproute2")
+        text = "\n".join(lines).encode()
+        await run([program, "-force", "-batch", "-"], input=text, netns=path, timeout_s=TOOL_LIMIT_S, check=False)
+
+
+async def detach_recorded(record: NetworkRecord) -> None:
+    """detach_nics from what is on disk. Raises KatapodError, OSError."""
+    await detach_nics(Path(record.netns), record)
+
+
+def open_vhost(queues: int) -> list[int]:
+    """One /dev/vhost-net for each queue. Raises OSError."""
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(os.open("/dev/vhost-net", os.O_RDWR | os.O_CLOEXEC))
+    except BaseException:
+        close_all(fds)
+        raise
+    return fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Idempotent: the list is empty then."""
+    while fds:
+        os.close(fds.pop())

@@ -1,0 +1,215 @@
+"""What is made in a pod's network namespace, what is plugged into the guest and what the guest is told, as values.
+
+Source: facts qemu.md section 11; tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
+"""
+
+import re
+from dataclasses import dataclass
+
+from katapod.model.network import Interface, InterfaceKind, Interworking, NetworkError, NicRecord
+from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, pci_path
+
+__all__ = [
+    "DEFAULT_NETWORK",
+    "TAP_NAME",
+    "NetworkSettings",
+    "NicPlan",
+    "TcPlan",
+    "fd_names",
+    "plan_nic",
+    "plan_nic_device",
+    "plan_redirect",
+    "plan_undo",
+    "tap_name",
+    "vhost_fd_names",
+]
+
+TAP_NAME = re.compile(r"tap\d+_kata")
+VIRTIO_QUEUES_MAX = 16  # more than a pod's NIC gains from
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Rates in bit/s, 0 for none; they are the guest's: rx is what it receives."""
+
+    model: Interworking = Interworking.TCFILTER
+    vhost: bool = False  # the host has /dev/vhost-net, and it is wanted
+    rx_rate: int = 0
+    tx_rate: int = 0
+
+
+DEFAULT_NETWORK = NetworkSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class TcPlan:
+    """Lines for `tc -batch`. `undo` takes away what stays when the tap is gone."""
+
+    steps: tuple[str, ...] = ()
+    undo: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NicPlan:
+    """One interface of the pod and the guest's NIC in its place."""
+
+    interface: Interface
+    number: int
+    tap: str
+    model: Interworking
+    direct: bool  # the interface is a tap itself, and is used as it is
+    queues: int
+    slot: int  # on the bridge
+    vhost: bool
+    tc: TcPlan
+
+    @property
+    def guest_path(self) -> str:
+        return pci_path(self.slot)
+
+    @property
+    def record(self) -> NicRecord:
+        taken = self.model is Interworking.MACVTAP
+        return NicRecord(
+            self.interface.name,
+            "" if self.direct else self.tap,
+            self.model.value,
+            mac=self.interface.mac if taken else "",
+            addresses=tuple(str(address) for address in self.interface.addresses) if taken else (),
+            shaped=any(" root " in step for step in self.tc.steps),
+        )
+
+    @property
+    def device(self) -> HotplugPlan:
+        return plan_nic_device(
+            self.number, self.interface.mac, self.slot, queues=self.queues, vhost=self.vhost, mtu=self.interface.mtu
+        )
+
+    def describe(self) -> str:
+        lines = [
+            f"interface {self.interface.name} ({self.interface.kind.value}) by {self.tap}, model {self.model.value}",
+            *(f"  tc {step}" for step in self.tc.steps),
+        ]
+        return "\n".join([*lines, *(f"  {line}" for line in self.device.describe().splitlines())])
+
+
+def tap_name(number: int) -> str:
+    return f"tap{number}_kata"
+
+
+def plan_redirect(source: str, target: str) -> TcPlan:
+    """Every frame that comes in at `source` goes out at `target`. Raises ValueError if they are the same."""
+    if source == target:
+        raise ValueError(f"cannot redirect {source} to itself")
+    action = f"action mirred egress redirect dev {target}"
+    return TcPlan(
+        (
+            f"qdisc add dev {source} ingress",
+            f"filter add dev {source} parent ffff: protocol all u32 match u8 0 0 {action}",
+        ),
+        (f"qdisc del dev {source} ingress",),
+    )
+
+
+def _plan_rate(device: str, rate: int) -> TcPlan:
+    """All that goes out at `device` shares `rate` bit/s."""
+    return TcPlan(
+        (
+            f"qdisc add dev {device} root handle 1: htb default 2",
+            f"class add dev {device} parent 1: classid 1:1 htb rate {rate}bit ceil {rate}bit",
+            f"class add dev {device} parent 1:1 classid 1:2 htb rate {rate}bit ceil {rate}bit",
+        ),
+        (f"qdisc del dev {device} root",),
+    )
+
+
+def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vcpus: int, slot: int) -> NicPlan:
+    """Raises NetworkError where the model does not go with the kind of interface."""
+    if interface.kind is InterfaceKind.TAP and not settings.rx_rate and not settings.tx_rate:
+        queues = vcpus if interface.multi_queue else 1
+        name, direct, model, tc = interface.name, True, Interworking.NONE, TcPlan()
+    elif interface.kind is InterfaceKind.TAP or (
+        settings.model is not Interworking.TCFILTER and (settings.rx_rate or settings.tx_rate)
+    ):
+        raise NetworkError(
+            f"cannot limit the rate of {interface.name}: only the model tcfilter, on an interface that is no tap, can",
+            hint="set rx_rate_limiter_max_rate and tx_rate_limiter_max_rate to 0",
+        )
+    else:
+        queues, name, direct, model = vcpus, tap_name(number), False, settings.model
+        tc = _plan_tc(interface.name, name, settings)
+    return NicPlan(
+        interface,
+        number,
+        name,
+        model,
+        direct,
+        max(1, min(queues, VIRTIO_QUEUES_MAX)),
+        slot,
+        settings.vhost,
+        tc,
+    )
+
+
+def _plan_tc(interface: str, tap: str, settings: NetworkSettings) -> TcPlan:
+    if settings.model is not Interworking.TCFILTER:
+        return TcPlan()
+    there, back = plan_redirect(interface, tap), plan_redirect(tap, interface)
+    steps, undo = [*there.steps, *back.steps], [*there.undo]
+    if settings.rx_rate:
+        steps += _plan_rate(tap, settings.rx_rate).steps  # goes with the tap
+    if settings.tx_rate:
+        rate = _plan_rate(interface, settings.tx_rate)
+        steps += rate.steps
+        undo += rate.undo
+    return TcPlan(tuple(steps), tuple(undo))
+
+
+def plan_undo(record: NicRecord) -> tuple[str, ...]:
+    """What to tell tc to take away of an interface whose tap is gone, from its record alone."""
+    if record.model != Interworking.TCFILTER.value or not record.tap:
+        return ()
+    shaped = (f"qdisc del dev {record.interface} root",) if record.shaped else ()
+    return (*plan_redirect(record.interface, record.tap).undo, *shaped)
+
+
+def fd_names(number: int, queues: int) -> list[str]:
+    """What QEMU calls the descriptors of the tap's queues, with getfd."""
+    return [f"tap{number}-{queue}" for queue in range(queues)]
+
+
+def vhost_fd_names(number: int, queues: int) -> list[str]:
+    return [f"vhost{number}-{queue}" for queue in range(queues)]
+
+
+def plan_nic_device(number: int, mac: str, slot: int, *, queues: int, vhost: bool, mtu: int) -> HotplugPlan:
+    """A NIC whose tap queues QEMU was handed under the names of fd_names()."""
+    if slot not in BRIDGE_SLOTS:
+        raise ValueError(f"slot {slot} does not exist on the bridge")
+    netdev, device = f"network-{number}", f"virtio-net-{number}"
+    backend: dict[str, object] = {"type": "tap", "id": netdev, "fds": ":".join(fd_names(number, queues))}
+    if vhost:
+        backend |= {"vhost": True, "vhostfds": ":".join(vhost_fd_names(number, queues))}
+    several = {"mq": True, "vectors": 2 * queues + 2} if queues > 1 else {}
+    return HotplugPlan(
+        what=f"network interface {mac}",
+        steps=(
+            QmpStep("netdev_add", backend),
+            QmpStep(
+                "device_add",
+                {
+                    "driver": "virtio-net-pci",
+                    "id": device,
+                    "netdev": netdev,
+                    "mac": mac,
+                    "disable-legacy": "on",  # no I/O ports, which the guest would have to find room for
+                    "romfile": "",  # nobody boots from it
+                    **several,
+                    **on_bridge(slot),
+                },
+            ),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("netdev_del", {"id": netdev})),
+        device_id=device,
+        guest_path=pci_path(slot),
+    )

@@ -1,0 +1,225 @@
+"""The pod's network in a sandbox: interfaces found, taps made, NICs plugged, the guest told."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from katapod.host.netns import (
+    attach_nic,
+    check_netns,
+    close_all,
+    detach_nics,
+    netns_inode,
+    open_vhost,
+    scan_netns,
+)
+from katapod.host.qmp import QmpClient
+from katapod.host.trace import span
+from katapod.model.network import Interface, NetworkError, NetworkRecord
+from katapod.plan.hotplug import BRIDGE_SLOTS
+from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_nic, vhost_fd_names
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.pb import agent_pb2, types_pb2
+from katapod.sandbox.release import ReleaseStack
+
+__all__ = ["PodNetwork", "attach_network"]
+
+log = logging.getLogger(__name__)
+
+IFF_NOARP = 0x80
+NICS_MAX = 8  # of a pod; their slots are the bridge's last, since disks come from the other end
+
+
+@dataclass
+class PodNetwork:
+    """What is attached. `fds` are held for QEMU until it has its own copies."""
+
+    netns: Path
+    inode: int
+    settings: NetworkSettings
+    vcpus: int
+    note: Callable[[NetworkRecord], None]
+    nics: list[NicPlan] = field(default_factory=list)
+    fds: dict[int, list[int]] = field(default_factory=dict)
+    vhost_fds: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def record(self) -> NetworkRecord:
+        return NetworkRecord(str(self.netns), self.inode, tuple(nic.record for nic in self.nics))
+
+    def plan(self, interface: Interface) -> NicPlan:
+        """Raises NetworkError."""
+        used = {nic.number for nic in self.nics}
+        number = next((number for number in range(NICS_MAX) if number not in used), -1)
+        if number < 0:
+            raise NetworkError(f"cannot attach the interface {interface.name}: a pod has {NICS_MAX} at most")
+        return plan_nic(interface, number, self.settings, vcpus=self.vcpus, slot=BRIDGE_SLOTS[-1 - number])
+
+    async def attach(self, interface: Interface) -> NicPlan:
+        """Recorded first, then made. Raises KatapodError, OSError."""
+        nic = self.plan(interface)
+        log.debug("%s", nic.describe())
+        self.nics.append(nic)
+        self.note(self.record)
+        try:
+            self.fds[nic.number] = await attach_nic(self.netns, nic)
+            if nic.vhost:
+                self.vhost_fds[nic.number] = open_vhost(nic.queues)
+        except BaseException:
+            self.forget(nic)
+            raise
+        return nic
+
+    def forget(self, nic: NicPlan) -> None:
+        """What is not attached any more is not recorded any more."""
+        self.let_go(nic)
+        self.nics.remove(nic)
+        self.note(self.record)
+
+    def let_go(self, nic: NicPlan) -> None:
+        close_all(self.fds.pop(nic.number, []))
+        close_all(self.vhost_fds.pop(nic.number, []))
+
+    async def plug(self, qmp: QmpClient, nics: tuple[NicPlan, ...] | None = None) -> None:
+        """Give QEMU the taps and the guest its NICs; ours are closed then. Raises QmpError, QmpLinkBroken."""
+        for nic in self.nics if nics is None else nics:
+            try:
+                for name, fd in zip(fd_names(nic.number, nic.queues), self.fds[nic.number], strict=True):
+                    await qmp.give_fd(name, fd)
+                for name, fd in zip(
+                    vhost_fd_names(nic.number, nic.queues), self.vhost_fds.get(nic.number, ()), strict=False
+                ):
+                    await qmp.give_fd(name, fd)
+                await qmp.plug(nic.device)
+            finally:
+                self.let_go(nic)
+
+    async def tell_guest(self, agent: AgentClient, nics: tuple[NicPlan, ...] | None = None) -> None:
+        """Interfaces side by side, then routes and neighbours side by side. Raises RpcError."""
+        new = tuple(self.nics) if nics is None else nics
+        with span("set up the guest's network"):
+            await _all(agent.call("UpdateInterface", _interface_request(nic)) for nic in new)
+            neighbours = _neighbours_request(new)
+            calls = [agent.call("UpdateRoutes", _routes_request(tuple(self.nics)))]
+            if neighbours.neighbors.ARPNeighbors:
+                calls.append(agent.call("AddARPNeighbors", neighbours))
+            await _all(calls)
+
+    async def release(self) -> None:
+        """Undo all in the namespace; QEMU has ended, or has let go. Raises KatapodError, OSError."""
+        for nic in self.nics:
+            self.let_go(nic)
+        record, self.nics = self.record, []
+        await detach_nics(self.netns, record)
+
+    async def detach(self, nic: NicPlan) -> None:
+        """Undo one NIC that QEMU has let go of."""
+        only = NetworkRecord(str(self.netns), self.inode, (nic.record,))
+        self.let_go(nic)
+        await detach_nics(self.netns, only)
+        self.nics.remove(nic)
+        self.note(self.record)
+
+    async def compare(self) -> tuple[list[NicPlan], list[Interface]]:
+        """(NICs whose interface is gone, interfaces that have no NIC yet). Raises KatapodError."""
+        if netns_inode(self.netns) != self.inode:
+            return list(self.nics), []
+        found = await scan_netns(self.netns)
+        known = {(nic.interface.index, nic.interface.name) for nic in self.nics}
+        present = {(interface.index, interface.name) for interface in found}
+        gone = [nic for nic in self.nics if (nic.interface.index, nic.interface.name) not in present]
+        own = {nic.tap for nic in self.nics if not nic.direct}
+        new = [
+            interface
+            for interface in found
+            if (interface.index, interface.name) not in known and interface.name not in own
+        ]
+        return gone, new
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    """Side by side; the first error, once all have ended."""
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def attach_network(
+    netns: Path | None,
+    settings: NetworkSettings,
+    *,
+    vcpus: int,
+    note: Callable[[NetworkRecord], None],
+    stack: ReleaseStack,
+) -> PodNetwork | None:
+    """Find the pod's interfaces and make their taps; their release goes to `stack`. None without a namespace.
+
+    Raises NetworkError, UsageError for the host's own namespace, KatapodError.
+    """
+    if netns is None:
+        return None
+    with span("attach the pod's network", "network"):
+        network = PodNetwork(netns, check_netns(netns), settings, vcpus, note)
+        stack.push_async_callback(network.release)
+        for interface in await scan_netns(netns):
+            await network.attach(interface)
+    return network
+
+
+def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
+    interface = nic.interface
+    return agent_pb2.UpdateInterfaceRequest(
+        interface=types_pb2.Interface(
+            device=interface.name,
+            name=interface.name,
+            mtu=interface.mtu,
+            hwAddr=interface.mac,
+            devicePath=nic.guest_path,
+            raw_flags=IFF_NOARP if interface.noarp else 0,
+            IPAddresses=[
+                types_pb2.IPAddress(
+                    family=types_pb2.v6 if address.is_v6 else types_pb2.v4,
+                    address=address.address,
+                    mask=str(address.prefix),
+                )
+                for address in interface.addresses
+            ],
+        )
+    )
+
+
+def _routes_request(nics: tuple[NicPlan, ...]) -> agent_pb2.UpdateRoutesRequest:
+    routes = [
+        types_pb2.Route(
+            dest=route.dest,
+            gateway=route.gateway,
+            device=nic.interface.name,
+            source=route.source,
+            scope=route.scope,
+            family=types_pb2.v6 if route.is_v6 else types_pb2.v4,
+            flags=route.flags,
+            mtu=route.mtu,
+        )
+        for nic in nics
+        for route in nic.interface.routes
+    ]
+    return agent_pb2.UpdateRoutesRequest(routes=agent_pb2.Routes(Routes=routes))
+
+
+def _neighbours_request(nics: tuple[NicPlan, ...]) -> agent_pb2.AddARPNeighborsRequest:
+    entries = [
+        types_pb2.ARPNeighbor(
+            toIPAddress=types_pb2.IPAddress(
+                family=types_pb2.v6 if ":" in neighbour.address else types_pb2.v4, address=neighbour.address
+            ),
+            device=nic.interface.name,
+            lladdr=neighbour.mac,
+            state=neighbour.state,
+        )
+        for nic in nics
+        for neighbour in nic.interface.neighbours
+    ]
+    return agent_pb2.AddARPNeighborsRequest(neighbors=agent_pb2.ARPNeighbors(ARPNeighbors=entries))
