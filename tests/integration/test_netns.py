@@ -83,27 +83,7 @@ async def test_what_a_dead_sandbox_left_is_taken_away(wired: Pod) -> None:
 
 async def test_filters_of_others_stay(wired: Pod) -> None:
     inside(wired.netns, "tc", "qdisc", "add", "dev", "eth0", "ingress")
-    inside(
-        wired.netns,
-        *[
-            "tc",
-            "filter",
-            "add",
-            "dev",
-            "eth0",
-            "parent",
-            "ffff:",
-            "protocol",
-            "all",
-            "u32",
-            "match",
-            "u8",
-            "0",
-            "0",
-            "action",
-            "drop",
-        ],
-    )
+    inside(wired.netns, *f"tc {FOREIGN}".split())
     before = state(wired)
     stack = ReleaseStack()
     with pytest.raises(NetworkError, match="cannot redirect the interface eth0"):

@@ -20,6 +20,7 @@ from katapod.host.mounts import remove_tree
 from katapod.host.state import StateStore
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.pb import agent_pb2, types_pb2
+from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.recovery import find_leftovers, remove_sandbox

@@ -137,11 +137,8 @@ class PodNetwork:
                 found.pop(nic.interface.index, None)
                 continue
             now = found.pop(nic.interface.index, None)
-            if now is None or (now.name, now.mac, now.kind) != (
-                nic.interface.name,
-                nic.interface.mac,
-                nic.interface.kind,
-            ):
+            old = nic.interface
+            if now is None or (now.name, now.mac, now.kind) != (old.name, old.mac, old.kind):
                 gone.append(nic)
                 if now is not None:
                     found[now.index] = now
