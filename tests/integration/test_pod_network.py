@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -174,7 +175,7 @@ async def test_an_interface_comes_and_goes(running: Sandbox, two_nics: Pod) -> N
 
 
 async def test_bad_requests_are_refused(running: Sandbox) -> None:
-    def interface(**fields: object) -> agent_pb2.UpdateInterfaceRequest:
+    def interface(**fields: Any) -> agent_pb2.UpdateInterfaceRequest:
         return agent_pb2.UpdateInterfaceRequest(interface=types_pb2.Interface(**fields))
 
     route = types_pb2.Route
