@@ -118,6 +118,7 @@ class Tasks:
                     rootfs=Rootfs(Path(spec.root.path), direct=True),
                     guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
                     create_timeout_s=float(pod.config.runtime.create_container_timeout),
+                    holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                     shared_shm=True,
                 )
                 container = await pod.create_container(plan, _limits_of(spec, about))
