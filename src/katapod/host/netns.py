@@ -19,8 +19,8 @@ from katapod.host.process import ProcessFailed, find_program, run
 from katapod.kernel.netlink import Netlink
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
-from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
-from katapod.plan.network import TAP_NAME, NicPlan, plan_undo
+from katapod.model.network import TAP_NAME, Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
+from katapod.plan.network import NicPlan, plan_undo
 
 __all__ = [
     "attach_nic",

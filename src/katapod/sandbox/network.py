@@ -129,8 +129,7 @@ class PodNetwork:
         """
         if netns_inode(self.netns) != self.inode:
             return list(self.nics), [], []
-        own = {nic.tap for nic in self.nics if not nic.direct}
-        found = {interface.index: interface for interface in await scan_netns(self.netns) if interface.name not in own}
+        found = {interface.index: interface for interface in await scan_netns(self.netns)}
         gone, changed = [], []
         for nic in self.nics:
             if nic.model is Interworking.MACVTAP:
