@@ -67,6 +67,7 @@ async def opened(store: StateStore, plan: SandboxPlan, wired: Pod) -> AsyncItera
             yield sandbox
         finally:
             await sandbox.close()
+        assert store.read(plan.record.sandbox_id).network is None  # nothing that a later removal would undo
     assert (links(wired.netns), qdiscs(wired.netns)) == before
 
 
@@ -98,6 +99,7 @@ async def test_a_machine_of_the_pool_gets_the_network(store: StateStore, templat
                 await reach(wired)
             finally:
                 await sandbox.close()
+        assert store.read(plan.record.sandbox_id).network is None  # nothing that a later removal would undo
     assert (links(wired.netns), qdiscs(wired.netns)) == before
 
 
