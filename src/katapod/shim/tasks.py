@@ -24,7 +24,7 @@ from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.ids import parse_container_name, short_id
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.guest_spec import process_for_guest
+from katapod.plan.guest_spec import process_for_guest, visible_mounts
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
@@ -99,6 +99,7 @@ class Tasks:
         self._creating.add(container_id)
         try:
             spec = _read_spec(bundle)
+            spec = replace(spec, mounts=visible_mounts(spec.mounts))
             about = parse_annotations(spec.annotations, container_id)
             if spec.process.terminal != uris.terminal:
                 spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
@@ -117,6 +118,7 @@ class Tasks:
                     rootfs=Rootfs(Path(spec.root.path), direct=True),
                     guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
                     create_timeout_s=float(pod.config.runtime.create_container_timeout),
+                    holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                     shared_shm=True,
                 )
                 container = await pod.create_container(plan, _limits_of(spec, about))
