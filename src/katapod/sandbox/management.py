@@ -32,8 +32,17 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.agent_link import AGENT_PORT
 from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.management_door import bound_listener
 
-__all__ = ["Caller", "Managed", "ManagedSandbox", "guest_metrics", "management_socket", "metrics_text"]
+__all__ = [
+    "Caller",
+    "Managed",
+    "ManagedSandbox",
+    "guest_metrics",
+    "management_socket",
+    "metrics_text",
+    "serve_management",
+]
 
 log = logging.getLogger(__name__)
 
@@ -118,26 +127,19 @@ class _Resize(msgspec.Struct, rename={"volume_path": "VolumePath", "size": "Size
 @contextlib.asynccontextmanager
 async def management_socket(managed: Managed, path: Path) -> AsyncIterator[None]:
     """Serve on `path`, /run/vc/sbs/SID/shim-monitor.sock, while the block runs. Raises KatapodError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left by an owner that was killed: the state directory is ours by now
-        listener.bind(str(path))
-        os.chmod(path, 0o600)
-        listener.listen(16)
-        server = await serve_http(listener, _Routes(managed).handle)
-    except OSError as exc:
-        listener.close()
-        raise KatapodError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
-    except BaseException:
-        listener.close()
-        raise
+    with bound_listener(path) as listener:
+        async with serve_management(managed, listener):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def serve_management(managed: Managed, listener: socket.socket) -> AsyncIterator[None]:
+    """Answer on a listening socket, which is closed when the block ends."""
+    server = await serve_http(listener, _Routes(managed).handle)
     try:
         yield
     finally:
         await server.close()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
 
 class _Routes:
