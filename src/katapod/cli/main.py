@@ -41,6 +41,8 @@ VERBS = {
     "image": "images",
     "factory": "factory",
     "overhead": "overhead",
+    "metrics": "management",
+    "iptables": "management",
 }
 
 app = typer.Typer(
