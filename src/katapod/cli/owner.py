@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class RunRequest:
     accel: str
     labels: dict[str, str]
     stop_signal: int | None
-    network: NetworkRequest = NetworkRequest()
+    network: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:
@@ -187,6 +187,7 @@ async def own_container(
                 shm_size_bytes=request.options.shm_bytes,
                 auto_remove=request.remove,
                 labels=request.labels,
+                netns=Path(network.netns) if network is not None else None,
             )
             if attaching is not None:
                 with span("wait for the network"):
