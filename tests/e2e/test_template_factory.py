@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import fresh_name, kata, leftovers, record_of, start, start_exec, wait_until, write_config
+from faults import container_state, fresh_name, kata, leftovers, record_of, start, start_exec, wait_until, write_config
 
 from kit.kata import KATA
 from kit.template_dirs import TemplateDir
@@ -58,7 +58,7 @@ def test_a_life(config: Path, templates_here: TemplateDir) -> None:
 
     name = fresh_name("factory")
     with start("busybox", "sleep", "1000", name=name, config=config) as running:
-        wait_until("a clone runs", lambda: record_of(name).get("state") == "running")
+        wait_until("a clone runs its container", lambda: container_state(name) == "running")
         assert record_of(name)["template"] == key
         assert json.loads(factory(config, "status", "--json"))["templates"][0]["uses"] == 1
         assert factory(config, "destroy") == "vm factory destroyed\n1 template removed\n"

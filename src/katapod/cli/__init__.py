@@ -25,5 +25,6 @@ if os.path.basename(sys.argv[0]) == "kata-runtime":
     gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # While the program is loaded there is nothing to undo: Ctrl-C simply ends it, without a trace of its imports.
-        # main() puts Python's handler back.
+        # An exception could be lost there: C code that asks for an attribute takes any for its absence.
+        # main() puts Python's handler back, unless the verb has handlers of its own.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -168,12 +168,12 @@ def main() -> NoReturn:
     verb = _verb(sys.argv[1:])
     try:
         start_tracing()
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         with span("load the command"):
             command = load_command("" if "_KATA_RUNTIME_COMPLETE" in os.environ else verb)
-        if verb != "run":  # which has more to load, and says itself when it has
+        if verb != "run":  # which has more to load, says itself when it has, and has handlers of its own
             is_loaded()
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         result = command.main(prog_name="kata-runtime", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except Exception as exc:

@@ -241,10 +241,8 @@ async def spawn(
     except subprocess.SubprocessError as exc:  # of preexec_fn
         raise _no_netns(argv, netns, "it is no network namespace") from exc
     finally:
-        for copy in copies.values():
-            os.close(copy)
-        if entered is not None:
-            os.close(entered)
+        for fd in (*copies.values(), *([entered] if entered is not None else [])):
+            os.close(fd)
     return Child(tuple(argv), process)
 
 

@@ -57,6 +57,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
     error: str = ""
+    cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}
     version: int = 1

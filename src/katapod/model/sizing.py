@@ -169,9 +169,8 @@ def size_pod(
 
     `announced` is what the pod's limits add up to (annotations.py): what no container has taken of it yet counts as
     one more container, so the VM is big enough before the first one comes. `cpus_asked` are the CPUs that a pod
-    without a CPU limit requests, of which it gets as many as there are. Without `announced` a pod starts small and grows:
-    a VM that is too big is more expensive than one that gets memory plugged. As sums over containers that have
-    ended get smaller, so does the answer; what is plugged stays plugged.
+    without a CPU limit requests, of which it gets as many as there are. Without `announced` a pod starts small and
+    grows. As containers end the answer gets smaller; what is plugged stays plugged.
 
     `static` (static_sandbox_resource_mgmt) sizes once, for what is announced, with no room to grow: the caller gives
     a single container's limits as `announced`.

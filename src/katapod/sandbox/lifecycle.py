@@ -84,6 +84,7 @@ class Sandbox:
             self._free_slots.remove(nic.slot)
         self._dimms = machine.dimms
         self._growing = machine.growing
+        self._cgroup = machine.cgroup
         self._stack = contextlib.AsyncExitStack()
         self._closed = False
         self._network_lock = asyncio.Lock()
@@ -179,6 +180,8 @@ class Sandbox:
         """
         more_cpus = vcpus - self.guest_vcpus
         more_mib = blocks_of(mem_mib - self.guest_mem_mib)
+        if self._cgroup is not None and more_mib > 0:
+            self._cgroup.allow(self.guest_mem_mib + more_mib)
         if more_cpus > 0:
             free = await self.guard(self.vm.qmp.execute("query-hotpluggable-cpus"))
             try:
@@ -187,6 +190,7 @@ class Sandbox:
                 raise KatapodError(str(exc), hint="raise default_maxvcpus in configuration.toml") from exc
             await self.guard(self.vm.qmp.plug(plan))
             self.guest_vcpus = vcpus
+            await self.place_vcpus()
         if more_mib > 0:
             await self.guard(self.vm.qmp.plug(plan_memory(self._dimms, more_mib)))
             self._dimms += 1
@@ -195,6 +199,12 @@ class Sandbox:
             request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=max(0, more_cpus), cpu_only=more_mib <= 0)
             await self.guard(self.agent.call("OnlineCPUMem", request))
             self.save(vcpus=self.guest_vcpus, mem_mib=self.guest_mem_mib)
+
+    async def place_vcpus(self) -> None:
+        """Put the vCPUs' threads into their cgroup, where they have one. Raises QmpError, KatapodError."""
+        if self._cgroup is not None and self._cgroup.wants_vcpus:
+            vcpus = await self.guard(self.vm.qmp.execute("query-cpus-fast"))
+            self._cgroup.place_vcpus(vcpu["thread-id"] for vcpu in vcpus)
 
     async def wait_grown(self) -> None:
         """Until the guest uses the memory that it was given as it began to run. Raises QmpError, KatapodError."""
@@ -236,6 +246,8 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
         record = msgspec.structs.replace(record, **changes)
         store.write(record)
 
+    if plan.cgroup is not None:
+        store.write(record)  # names the groups before they are made
     machine = await running_machine(plan, paths, stack, note)
     with span("create sandbox"):
         await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
@@ -248,7 +260,8 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
     On failure, or when cancelled, all that was acquired is released again. The state directory of plan.record must
     exist (StateStore.create); it is the caller's to remove.
     """
-    if ready is not None and not ready.fits(plan):
+    # a machine of the pool runs in the cgroups of its maker, and its memory would stay charged to them
+    if ready is not None and (plan.cgroup is not None or not ready.fits(plan)):
         await ready.close()
         ready = None
     if ready is not None:
@@ -277,6 +290,7 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
             template=machine.template,
         )
         with span("plug vCPUs and memory"):
+            await sandbox.place_vcpus()
             await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.boot_mem_mib)
     except BaseException:
         await stack.unwind(plan.record.sandbox_id)

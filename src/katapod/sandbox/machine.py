@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.layers import make_layer
 from katapod.host.logs import read_tail
@@ -72,6 +73,7 @@ class Machine:
     template: str  # the key of what it was cloned from; empty after a cold boot
     network: PodNetwork | None = None
     growing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
+    cgroup: HostCgroup | None = None  # that its processes are in; None: their owner's
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ async def _start(
     """One attempt. Raises _CloneFailed where a cold boot may do better, else KatapodError."""
     own = ReleaseStack()
     try:
+        # not before: a template that is built meanwhile is not the sandbox's memory
+        cgroup = await own.enter_async_context(joined_cgroup(plan.cgroup))
         if template is None:
             machine = await _boot(plan, paths, own, note)
         else:
@@ -127,7 +131,7 @@ async def _start(
         await own.unwind(plan.record.sandbox_id)
         raise
     stack.push_async_callback(own.aclose)
-    return machine
+    return replace(machine, cgroup=cgroup)
 
 
 async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: Note) -> Machine:

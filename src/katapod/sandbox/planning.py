@@ -13,6 +13,7 @@ from katapod.model.layout import Layout
 from katapod.model.network import Interworking
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
+from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
@@ -57,12 +58,14 @@ class SandboxPlan:
     )
     virtio_fs_queue_size: int = 1024
     kernel_modules: tuple[str, ...] = ()
+    cgroup: CgroupPlan | None = None  # None: the sandbox stays in the cgroups of its owner
     console_limit_bytes: int = 256 * 1024
     netns: Path | None = None  # the pod's network namespace; None: the guest has loopback only
     network: NetworkSettings = DEFAULT_NETWORK
 
     def describe(self) -> str:
-        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe()])
+        cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
+        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe(), *cgroup])
 
 
 def size_for(
@@ -89,6 +92,7 @@ def plan_sandbox(
     auto_remove: bool,
     labels: dict[str, str] | None = None,
     netns: Path | None = None,
+    cgroup: CgroupPlan | None = None,
 ) -> SandboxPlan:
     """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
@@ -105,6 +109,7 @@ def plan_sandbox(
         vcpus=size.vcpus,
         mem_mib=size.boot_mem_mib,
         labels=labels or {},
+        cgroups=cgroup.directories if cgroup is not None else (),
     )
     return SandboxPlan(
         record=record,
@@ -124,6 +129,7 @@ def plan_sandbox(
         agent_timeout_s=float(config.agent.dial_timeout),
         virtio_fs_queue_size=qemu.virtio_fs_queue_size,
         kernel_modules=config.agent.kernel_modules,
+        cgroup=cgroup,
         console_limit_bytes=config.katapod.console_log_kib * 1024,
         netns=netns,
         network=NetworkSettings(

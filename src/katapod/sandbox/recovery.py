@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from katapod.host.cgroup import remove_cgroups
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
@@ -73,6 +74,7 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
             os.kill(pid, signal.SIGKILL)
         if not _wait_gone(pid, KILL_GRACE_S):
             problems.append(f"process {pid} does not end")
+    problems += remove_cgroups(_cgroups_of(store, sandbox_id))
     paths = store.layout.sandbox(sandbox_id, machine_id)
     for directory in paths.all:
         if directory == paths.state:
@@ -99,17 +101,18 @@ async def _release_network(store: StateStore, sandbox_id: str, *, insist: bool) 
         await _detach_network(store, sandbox_id)
     except (OSError, KatapodError) as exc:
         problems.append(str(exc))
+    attachment = None
     try:
-        record = store.read(sandbox_id)
-    except KatapodError as exc:  # no record that could be read: there may be a namespace of that name
+        attachment = store.read(sandbox_id).attachment
+    except KatapodError as exc:
         log.debug("%s: %s", sandbox_id, exc)
+    if attachment is None:  # a namespace that an engine was to fill, or whose record cannot be read
         try:
             remove_netns(netns_path(sandbox_id))
         except KatapodError as error:
             problems.append(str(error))
-        return problems
-    if record.attachment is not None:
-        left = [str(problem) for problem in await release_attachment(record.attachment, sandbox_id)]
+    else:
+        left = [str(problem) for problem in await release_attachment(attachment, sandbox_id)]
         if left and insist:
             log.warning("%s is removed, but its network was not undone: %s", sandbox_id, "; ".join(left))
         else:
@@ -158,6 +161,12 @@ def _machine_of(store: StateStore, sandbox_id: str) -> str:
     with contextlib.suppress(KatapodError):
         return store.read(sandbox_id).machine_id or sandbox_id
     return sandbox_id
+
+
+def _cgroups_of(store: StateStore, sandbox_id: str) -> tuple[str, ...]:
+    with contextlib.suppress(KatapodError):
+        return store.read(sandbox_id).cgroups
+    return ()
 
 
 async def reap_dead(store: StateStore) -> list[str]:
@@ -234,6 +243,8 @@ def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _wait_gone(pid, KILL_GRACE_S)
+        for problem in remove_cgroups(record.cgroups):
+            log.warning("something of %s stays: %s", record.sandbox_id, problem)
         for directory in (paths.share, paths.vm, paths.layers):
             remove_tree(directory)
         if machine_id != record.sandbox_id:

@@ -114,3 +114,23 @@ def test_a_module_of_the_verb_only_is_loaded() -> None:
     script += "try:\n    main()\nfinally:\n    print([n for n in sys.modules if n.startswith('katapod.sandbox')])"
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=60, check=False)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["katapod.cli.run", "katapod.cli.owner", "katapod.sandbox.lifecycle"])
+def test_ctrl_c_ends_a_run_that_is_still_being_loaded(module: str) -> None:
+    """As an exception it could be lost in an import: then nothing would tell the run that it was pressed."""
+    script = f"""
+import signal, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            print("at", name, signal.getsignal(signal.SIGINT) is signal.SIG_DFL, flush=True)
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["kata-runtime", "run", "--bundle", "/none", "word"]
+from katapod.cli.entry import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"at {module} True\n", done.stderr

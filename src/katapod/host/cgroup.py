@@ -1,0 +1,256 @@
+"""The cgroups of a sandbox on this host: made, joined, limited, removed. Carries out a CgroupPlan.
+
+The process that owns the sandbox joins the groups itself before it starts a child, so that children are in them from
+their first instruction, and leaves when they have ended. A group that cannot be made is a warning: the sandbox runs
+without it. Blocking calls on cgroupfs are short; removal, which waits for the kernel, goes to a thread.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+from katapod.host.tasks import finish
+from katapod.plan.cgroup import CgroupPlan, Group, Hierarchy, parse_hierarchies, plan_cgroup
+
+__all__ = [
+    "HostCgroup",
+    "host_cgroup_version",
+    "host_hierarchies",
+    "joined_cgroup",
+    "prepare_cgroup",
+    "remove_cgroups",
+]
+
+log = logging.getLogger(__name__)
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+REMOVE_LIMIT_S = 5.0  # a killed task counts until the kernel is done with it
+MEMBERS_GRACE_S = 1.0  # for who still has something to write: a logger of the owner's
+MAKE_ATTEMPTS = 5
+UNLIMITED = 1 << 60  # bytes: v1 shows "no limit" as the largest number of pages
+
+
+def host_hierarchies() -> tuple[Hierarchy, ...]:
+    """The cgroup hierarchies that are mounted here."""
+    text = Path("/proc/self/mountinfo").read_text()
+    v2: dict[Path, str] = {}
+    for found in parse_hierarchies(text, {}):
+        if found.version == 2:
+            with contextlib.suppress(OSError):
+                v2[found.mount] = (found.mount / "cgroup.controllers").read_text()
+    return parse_hierarchies(text, v2)
+
+
+def host_cgroup_version() -> int:
+    """2 if /sys/fs/cgroup itself is the v2 hierarchy, as engines tell it; else 1, even with one of v2 beside."""
+    return 2 if (CGROUP_ROOT / "cgroup.controllers").exists() else 1
+
+
+def prepare_cgroup(
+    sandbox_id: str, cgroups_path: str, *, sandbox_cgroup_only: bool, mem_mib: int, beside_mib: int
+) -> CgroupPlan | None:
+    """Plan a sandbox's groups for this host: mem_mib is VmSize.boot_mem_mib, beside_mib its host_overhead_mib.
+
+    Its `directories` belong into the sandbox's record before they are made. None where there are no cgroups.
+    Raises SpecError for a `cgroups_path` (linux.cgroupsPath) that makes no sense.
+    """
+    plan = plan_cgroup(
+        sandbox_id,
+        cgroups_path,
+        host_hierarchies(),
+        sandbox_cgroup_only=sandbox_cgroup_only,
+        mem_mib=mem_mib,
+        beside_mib=beside_mib,
+    )
+    if plan is None:
+        return None
+    return plan.without(frozenset(path for group in plan.groups for path in group.parents if path.exists()))
+
+
+class HostCgroup:
+    """Groups that are there, with this process in them."""
+
+    def __init__(self, plan: CgroupPlan, groups: list[Group], origins: dict[Path, Path]) -> None:
+        self.plan = plan
+        self._groups = groups
+        self._origins = origins  # mount of a hierarchy -> the directory that we came from
+
+    @property
+    def wants_vcpus(self) -> bool:
+        """Whether the threads of vCPUs have a group of their own."""
+        return any(not group.processes for group in self._groups)
+
+    def allow(self, guest_mib: int) -> None:
+        """Set the memory limit for a guest of that size: called before memory is plugged. A limit that cannot be
+        changed is a warning, since what it would do to the VM is not certain."""
+        for group in self._groups:
+            if group.limit_file:
+                limit = self.plan.limit_bytes(guest_mib)
+                _warn_of_less(group, limit)
+                try:
+                    (group.directory / group.limit_file).write_text(str(limit))
+                except OSError as exc:
+                    log.warning("cannot set the memory limit of the cgroup %s: %s", group.directory, exc.strerror)
+
+    def place_vcpus(self, thread_ids: Iterable[int]) -> None:
+        """Move the threads of vCPUs into their group. A thread that has ended is none."""
+        for thread in thread_ids:
+            for group in self._groups:
+                if not group.processes:
+                    try:
+                        (group.directory / "tasks").write_text(str(thread))
+                    except ProcessLookupError:
+                        break
+                    except OSError as exc:
+                        log.warning("cannot put a vCPU into the cgroup %s: %s", group.directory, exc.strerror)
+
+    async def leave(self) -> None:
+        """Go back to where we came from and remove the groups. Idempotent. Raises OSError if one stays."""
+        for mount, origin in self._origins.items():
+            _move(origin, mount)
+        left = await asyncio.to_thread(remove_cgroups, self.plan.directories)
+        if left:
+            raise OSError(errno.EBUSY, "; ".join(left))
+
+
+@contextlib.asynccontextmanager
+async def joined_cgroup(plan: CgroupPlan | None) -> AsyncIterator[HostCgroup | None]:
+    """Make the groups of `plan` and join them while the block runs; None without a plan, or if none could be made."""
+    if plan is None:
+        yield None
+        return
+    groups: list[Group] = []
+    cgroup = HostCgroup(plan, groups, {})
+    try:
+        for group in plan.groups:
+            try:
+                origin = _own_group(group.hierarchy) if group.processes else None
+                _make(group)
+                if origin is not None:
+                    (group.directory / "cgroup.procs").write_text("0")  # 0: who writes
+                    cgroup._origins[group.hierarchy.mount] = origin
+            except OSError as exc:
+                log.warning("the sandbox runs without the cgroup %s: %s", group.directory, exc.strerror)
+                continue
+            groups.append(group)
+        cgroup.allow(plan.mem_mib)
+        yield cgroup if groups else None
+    finally:
+        await finish(cgroup.leave(), name="leave-cgroups")
+
+
+def remove_cgroups(directories: Iterable[str], limit_s: float = REMOVE_LIMIT_S) -> list[str]:
+    """Remove groups, in the order given, with what is left of their processes; returns what stays, in words.
+
+    Parents that hold another sandbox stay without a word. `directories` are CgroupPlan.directories; of anything else
+    this removes nothing, since rmdir(2) takes no directory with files, except groups without members.
+    """
+    left = []
+    began = time.monotonic()
+    for name in directories:
+        directory = Path(name)
+        own = directory.name.startswith("kata_") and directory.name != "kata_overhead"
+        own = own or directory.parent.name == "kata_overhead"
+        while True:
+            try:
+                directory.rmdir()
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            except OSError as exc:
+                if not own:
+                    break  # somebody else's group is in it
+                if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > began + limit_s:
+                    left.append(f"cgroup {directory}: {exc.strerror}")
+                    break
+                if time.monotonic() > began + MEMBERS_GRACE_S:
+                    _kill_members(directory)
+                time.sleep(0.02)
+    return left
+
+
+def _kill_members(directory: Path) -> None:
+    """Whoever is in a group of a sandbox that ends was started by its owner, which may have been killed. Not ourself:
+    who removes may have been started from within."""
+    with contextlib.suppress(OSError):
+        for line in (directory / "cgroup.procs").read_text().split():
+            if int(line) != os.getpid() and int(line) > 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(line), signal.SIGKILL)
+
+
+def _make(group: Group) -> None:
+    """Raises OSError."""
+    for attempt in range(MAKE_ATTEMPTS):
+        try:
+            group.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            break
+        except FileNotFoundError:  # another sandbox, at its end, has removed a parent that it shared with us
+            if attempt + 1 == MAKE_ATTEMPTS:
+                raise
+    if group.hierarchy.version == 2:
+        _enable(group)
+    for setting in group.settings:
+        if setting.value is not None:
+            (group.directory / setting.file).write_text(setting.value)
+        else:
+            _inherit(group.directory, setting.file, group.hierarchy.mount)
+
+
+def _inherit(directory: Path, file: str, mount: Path) -> None:
+    """Give an empty file of cpuset the parent's value; parents that we made are as empty."""
+    own = directory / file
+    if own.read_text().strip() or directory == mount:
+        return
+    _inherit(directory.parent, file, mount)
+    own.write_text((directory.parent / file).read_text().strip())
+
+
+def _enable(group: Group) -> None:
+    """Hand the controllers down to the group. A parent with processes of its own refuses: then it goes without."""
+    for parent in reversed((*group.parents, group.hierarchy.mount)):
+        for name in sorted(group.hierarchy.controllers):
+            with contextlib.suppress(OSError):
+                (parent / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+def _own_group(hierarchy: Hierarchy) -> Path:
+    """Where this process is now. Source: cgroups(7), /proc/pid/cgroup."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if (hierarchy.version == 2 and not names) or hierarchy.controllers & set(names.split(",")):
+            return hierarchy.mount / path.lstrip("/")
+    return hierarchy.mount
+
+
+def _move(directory: Path, fallback: Path) -> None:
+    for target in (directory, fallback):
+        try:
+            (target / "cgroup.procs").write_text("0")
+            return
+        except OSError as exc:
+            log.debug("cannot go back to the cgroup %s: %s", target, exc.strerror)
+
+
+def _warn_of_less(group: Group, needed_bytes: int) -> None:
+    """Say so where a limit above the group is lower than what the VM may use: there the kernel would kill the VM."""
+    for parent in group.parents:
+        try:
+            text = (parent / group.limit_file).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < min(needed_bytes, UNLIMITED):
+            log.warning(
+                "the cgroup %s allows %d MiB, but the sandbox may come to use %d MiB, and the host would kill its VM "
+                "then: book the difference as overhead in the RuntimeClass (kata-runtime overhead tells how much)",
+                parent,
+                int(text) >> 20,
+                needed_bytes >> 20,
+            )
+            return

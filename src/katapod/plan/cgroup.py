@@ -1,0 +1,178 @@
+"""Which cgroups of the host a sandbox gets, and what is in each. Pure: host/cgroup.py collects facts and carries out.
+
+sandbox_cgroup_only=true: owner, QEMU and virtiofsd are in `kata_SID` below the pod's cgroup, with a memory limit by
+the formula of sizing.py, so that a guest that uses all of its memory does not reach it. false: they are in
+/kata_overhead/SID, where no limit of the pod reaches them, and only the threads of the vCPUs are in `kata_SID`, which
+cgroup v1 can do for the cpu and cpuset hierarchies. In v2 a thread cannot leave its process for another branch of the
+tree, so false puts all into /kata_overhead/SID there. Source: facts qemu.md section 9; cgroups(7).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from katapod.model.errors import SpecError
+
+__all__ = ["CgroupPlan", "Group", "Hierarchy", "Setting", "parent_of_sandbox", "parse_hierarchies", "plan_cgroup"]
+
+OVERHEAD = "/kata_overhead"
+V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids", "blkio"})
+"""Those that limit or count. devices and freezer stay as they are for the owner."""
+V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
+VCPU_CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset"})
+"""Those of which a thread can be a member without its process. Memory is the process's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A mounted tree of cgroups."""
+
+    mount: Path
+    version: int  # 1 or 2
+    controllers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value for a file of a group; None: the parent's own, since a new group of cpuset v1 has none."""
+
+    file: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A directory to make in one hierarchy."""
+
+    directory: Path
+    hierarchy: Hierarchy
+    settings: tuple[Setting, ...] = ()
+    processes: bool = True  # owner, QEMU, virtiofsd are members; if not, the threads of the vCPUs
+    limit_file: str = ""  # holds the memory limit, in bytes; empty: no limit here
+
+    @property
+    def parents(self) -> tuple[Path, ...]:
+        """The directories between it and the mount, the nearest first."""
+        found = []
+        directory = self.directory.parent
+        while directory != self.hierarchy.mount:
+            found.append(directory)
+            directory = directory.parent
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupPlan:
+    groups: tuple[Group, ...]
+    mem_mib: int  # of the guest at its start
+    beside_mib: int  # what the sandbox takes of the host beside that
+    new_parents: tuple[Path, ...] = ()  # are not there yet, so they go with the sandbox; the deepest first
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """All that will be made, in the order of removal: for the record on disk."""
+        return tuple(str(path) for path in (*(group.directory for group in self.groups), *self.new_parents))
+
+    def limit_bytes(self, guest_mib: int) -> int:
+        """The memory limit with a guest of that size."""
+        return (guest_mib + self.beside_mib) << 20
+
+    def without(self, present: frozenset[Path]) -> "CgroupPlan":
+        """This plan on a host where the directories `present` are there already."""
+        wanted = dict.fromkeys(path for group in self.groups for path in group.parents if path not in present)
+        return replace(self, new_parents=tuple(sorted(wanted, key=lambda path: -len(path.parts))))
+
+    def describe(self) -> str:
+        lines = []
+        for group in self.groups:
+            members = "owner, QEMU, virtiofsd" if group.processes else "vCPU threads"
+            settings = [
+                f"{each.file}={'as the parent' if each.value is None else each.value}" for each in group.settings
+            ]
+            if group.limit_file:
+                settings.append(f"{group.limit_file}={self.limit_bytes(self.mem_mib)}")
+            lines.append(" ".join([f"cgroup v{group.hierarchy.version} {group.directory}: {members};", *settings]))
+        return "\n".join(lines)
+
+
+def plan_cgroup(
+    sandbox_id: str,
+    cgroups_path: str,
+    hierarchies: tuple[Hierarchy, ...],
+    *,
+    sandbox_cgroup_only: bool,
+    mem_mib: int,
+    beside_mib: int,
+) -> CgroupPlan | None:
+    """Plan the groups of a sandbox whose OCI spec has `cgroups_path`. None if the host has no hierarchy to use.
+
+    With a v2 hierarchy beside those of v1, which hold the controllers then, v1 is used. Raises SpecError.
+    """
+    inside = f"{parent_of_sandbox(cgroups_path).rstrip('/')}/kata_{sandbox_id}"
+    overhead = f"{OVERHEAD}/{sandbox_id}"
+    groups: list[Group] = []
+    v1 = [each for each in hierarchies if each.version == 1 and each.controllers & V1_CONTROLLERS]
+    for hierarchy in v1:
+        inherited = ("cpuset.cpus", "cpuset.mems") if "cpuset" in hierarchy.controllers else ()
+        settings = tuple(Setting(file, None) for file in inherited)
+        if sandbox_cgroup_only:
+            limit = "memory.limit_in_bytes" if "memory" in hierarchy.controllers else ""
+            groups.append(Group(_join(hierarchy, inside), hierarchy, settings, limit_file=limit))
+        else:
+            groups.append(Group(_join(hierarchy, overhead), hierarchy, settings))
+            if hierarchy.controllers <= VCPU_CONTROLLERS:
+                groups.append(Group(_join(hierarchy, inside), hierarchy, settings, processes=False))
+    if not v1:
+        for hierarchy in hierarchies:
+            if hierarchy.version == 2:
+                path = inside if sandbox_cgroup_only else overhead
+                limited = sandbox_cgroup_only and "memory" in hierarchy.controllers
+                groups.append(Group(_join(hierarchy, path), hierarchy, limit_file="memory.max" if limited else ""))
+    return CgroupPlan(tuple(groups), mem_mib, beside_mib) if groups else None
+
+
+def parent_of_sandbox(cgroups_path: str) -> str:
+    """The pod's cgroup, below which the sandbox's goes: absolute, from the root of a hierarchy.
+
+    `cgroups_path` is linux.cgroupsPath of an OCI spec: a path, whose last component is the container's, or
+    SLICE:PREFIX:NAME for systemd, whose slices lie in each other by their names (systemd.slice(5)). Raises SpecError.
+    """
+    if cgroups_path.count(":") == 2 and "/" not in cgroups_path:
+        return _slice_path(cgroups_path.partition(":")[0] or "system.slice")
+    parts = PurePosixPath("/" + cgroups_path).parts[1:]
+    if ".." in parts or "\0" in cgroups_path:
+        raise SpecError(f"cannot use linux.cgroupsPath {cgroups_path!r}: it leads out of the cgroups")
+    return "/" + "/".join(parts[:-1])
+
+
+def _slice_path(name: str) -> str:
+    """a-b.slice is in a.slice; the root slice is `-.slice`."""
+    if name == "-.slice":
+        return "/"
+    stem = name.removesuffix(".slice")
+    parts = stem.split("-")
+    if stem == name or not all(parts) or "\0" in name:
+        raise SpecError(f"cannot use linux.cgroupsPath of {name!r}: it is no name of a systemd slice")
+    return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+
+
+def _join(hierarchy: Hierarchy, path: str) -> Path:
+    return hierarchy.mount / path.lstrip("/")
+
+
+def parse_hierarchies(mountinfo: str, v2_controllers: dict[Path, str]) -> tuple[Hierarchy, ...]:
+    """The hierarchies in the text of /proc/self/mountinfo; `v2_controllers` has the text of cgroup.controllers for
+    each mount of v2. One that is mounted twice counts once. Source: proc_pid_mountinfo(5)."""
+    found: dict[str, Hierarchy] = {}
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, rest = before.split(), after.split()
+        if len(fields) < 6 or len(rest) < 3 or rest[0] not in ("cgroup", "cgroup2") or fields[3] != "/":
+            continue
+        mount = Path(fields[4].replace("\\040", " "))
+        if rest[0] == "cgroup2":
+            names = frozenset(v2_controllers.get(mount, "").split())
+            found.setdefault(fields[2], Hierarchy(mount, 2, names & frozenset(V2_CONTROLLERS)))
+        else:
+            names = frozenset(name for name in rest[2].split(",") if not name.startswith("name="))
+            found.setdefault(fields[2], Hierarchy(mount, 1, names & V1_CONTROLLERS))
+    return tuple(found.values())
