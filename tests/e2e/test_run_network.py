@@ -123,7 +123,7 @@ def test_a_container_on_the_bridge(name: str) -> None:
 def test_it_reaches_the_host_and_another_container(name: str, kata: Kata) -> None:
     other = kata.name()
     with started(other, "--net", "bridge", "busybox", "sh", "-c", SERVER) as address:
-        script = f"ping -c 1 -w 20 10.186.0.1 && ping -c 1 -w 20 {address} && wget -q -T 20 -O - http://{address}/x"
+        script = f"ping -c 1 -w 20 10.186.0.1 && ping -c 1 -w 20 {address} && wget -q -O - http://{address}/x"
         done = run("--name", name, "--net", "bridge", "busybox", "sh", "-c", script)
         assert (done.code, done.err) == (0, ""), done
         assert done.out.endswith("hello\n")
