@@ -24,7 +24,7 @@ from kit.kata import RUN_PREFIX, STREAM_SHOWN, Result, wait_for
 from kit.oci_archive import PAUSE, image_archives
 from kit.pod_network import in_netns, open_netns, write_cni_config
 
-__all__ = ["CGROUP_PARENT", "HANDLERS", "K8S", "Containerd", "containerd_running"]
+__all__ = ["CGROUPS", "CGROUP_PARENT", "HANDLERS", "K8S", "Containerd", "containerd_running"]
 
 HANDLERS = {"runc": "io.containerd.runc.v2", "kata": "io.containerd.kata.v2"}
 """Runtime handler of a pod: runtime type, which is also what `ctr run --runtime` takes."""

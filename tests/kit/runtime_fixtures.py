@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from kit.containerd import HANDLERS, Containerd, containerd_running
+from kit.cri import Cri
 
 RUNTIMES = os.environ.get("KATAPOD_TESTS_RUNTIMES", "runc").split(",")
 
@@ -44,3 +45,15 @@ def ctr(node: Containerd) -> Iterator[Containerd]:
     node.forget()
     yield node
     node.remove_all()
+
+
+@pytest.fixture
+def cri(node: Containerd, handler: str) -> Iterator[Cri]:
+    """The CRI of `node` for one test: pods that it left are removed at its end."""
+    node.forget()
+    found = Cri(node, handler)
+    try:
+        yield found
+        found.remove_all()
+    finally:
+        found.close()

@@ -169,8 +169,13 @@ async def _redirect(path: Path, plan: NicPlan) -> None:
                 f"cannot redirect the interface {plan.interface.name} in {path}: {first.stderr.strip() or first}",
                 hint="something else has set an ingress qdisc on it",
             ) from first
-        await _tc(path, [*plan.tc.undo, f"qdisc del dev {plan.tap} ingress"], force=True)
-        await _tc(path, plan.tc.steps)
+        clean = [*plan.tc.undo, f"qdisc del dev {plan.tap} ingress"]
+        await _tc(path, clean, force=True)
+        try:
+            await _tc(path, plan.tc.steps)
+        except BaseException:
+            await _tc(path, clean, force=True)
+            raise
 
 
 async def _is_stale(path: Path, interface: str) -> bool:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from katapod.model import oci
 from katapod.model.errors import SpecError
 
-__all__ = ["process_for_guest", "resources_for_guest", "shares_pid_namespace", "strip_for_guest"]
+__all__ = ["process_for_guest", "resources_for_guest", "shares_pid_namespace", "strip_for_guest", "visible_mounts"]
 
 _HOST_NAMESPACES = frozenset({"cgroup", "network", "time", "pid"})
 """The guest's agent sets these up: network and time are the sandbox's, cgroup its own choice, and pid
@@ -63,6 +63,13 @@ def shares_pid_namespace(spec: oci.Spec) -> bool:
 def process_for_guest(process: oci.Process) -> oci.Process:
     """Labels are of the host's security modules, which the guest has not."""
     return replace(process, selinux_label="", apparmor_profile="")
+
+
+def visible_mounts(mounts: tuple[oci.Mount, ...]) -> tuple[oci.Mount, ...]:
+    """Without those that a later one on the same destination hides: engines put their own /dev/shm after the usual
+    one. A path has one source in the guest then."""
+    last = {mount.destination.rstrip("/"): index for index, mount in enumerate(mounts)}
+    return tuple(mount for index, mount in enumerate(mounts) if last[mount.destination.rstrip("/")] == index)
 
 
 def resources_for_guest(resources: oci.Resources) -> oci.Resources:

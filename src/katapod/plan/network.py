@@ -76,7 +76,7 @@ class NicPlan:
             self.model.value,
             mac=self.interface.mac if taken else "",
             addresses=tuple(str(address) for address in self.interface.addresses) if taken else (),
-            shaped=any(" root " in step for step in self.tc.steps),
+            shaped=any(step.endswith(" root") for step in self.tc.undo),
         )
 
     @property

@@ -48,6 +48,7 @@ class ContainerPlan:
     guest_seccomp: bool = True
     create_timeout_s: float = 60.0
     etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
+    holds_pid_namespace: bool = False  # containers that join the sandbox's PID namespace join this one's
     shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
 
     def record(self) -> ContainerRecord:
@@ -166,7 +167,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             container_id=plan.container_id,
             exec_id=plan.container_id,
             OCI=spec_to_message(spec),
-            sandbox_pidns=shares_pid_namespace(plan.spec),
+            sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
             storages=rootfs.storages,
         )

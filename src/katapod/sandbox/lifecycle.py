@@ -145,7 +145,8 @@ class Sandbox:
         self._free_slots.insert(0, slot)
 
     async def rescan_network(self) -> bool:
-        """Give the guest the interfaces that came to the pod since, and take away those that went.
+        """Give the guest the interfaces that came to the pod since, take away those that went, and tell it of
+        addresses and routes that have changed.
 
         Returns whether anything changed. Raises KatapodError.
         """
@@ -153,12 +154,12 @@ class Sandbox:
         if network is None:
             return False
         async with self._network_lock:
-            gone, new = await network.compare()
+            gone, new, changed = await network.compare()
             for nic in gone:
                 await self.guard(self.vm.qmp.unplug(nic.device))
                 await network.detach(nic)
                 self._free_slots.append(nic.slot)
-            added = []
+            told = [network.take_change(interface) for interface in changed]
             for interface in new:
                 nic = await network.attach(interface)
                 try:
@@ -168,10 +169,10 @@ class Sandbox:
                     raise
                 if nic.slot in self._free_slots:
                     self._free_slots.remove(nic.slot)
-                added.append(nic)
-            if added:
-                await self.guard(network.tell_guest(self.agent, tuple(added)))
-            return bool(gone or added)
+                told.append(nic)
+            if told:
+                await self.guard(network.tell_guest(self.agent, tuple(told)))
+            return bool(gone or told)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.

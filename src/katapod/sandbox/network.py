@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from katapod.host.netns import (
 )
 from katapod.host.qmp import QmpClient
 from katapod.host.trace import span
-from katapod.model.network import Interface, NetworkError, NetworkRecord
+from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord
 from katapod.plan.hotplug import BRIDGE_SLOTS
 from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_nic, vhost_fd_names
 from katapod.rpc.agent import AgentClient
@@ -66,18 +66,17 @@ class PodNetwork:
         self.note(self.record)
         try:
             self.fds[nic.number] = await attach_nic(self.netns, nic)
+        except BaseException:
+            self.nics.remove(nic)  # nothing is attached: what is there is another's
+            self.note(self.record)
+            raise
+        try:
             if nic.vhost:
                 self.vhost_fds[nic.number] = open_vhost(nic.queues)
         except BaseException:
-            self.forget(nic)
+            await self.detach(nic)
             raise
         return nic
-
-    def forget(self, nic: NicPlan) -> None:
-        """What is not attached any more is not recorded any more."""
-        self.let_go(nic)
-        self.nics.remove(nic)
-        self.note(self.record)
 
     def let_go(self, nic: NicPlan) -> None:
         close_all(self.fds.pop(nic.number, []))
@@ -123,21 +122,36 @@ class PodNetwork:
         self.nics.remove(nic)
         self.note(self.record)
 
-    async def compare(self) -> tuple[list[NicPlan], list[Interface]]:
-        """(NICs whose interface is gone, interfaces that have no NIC yet). Raises KatapodError."""
+    async def compare(self) -> tuple[list[NicPlan], list[Interface], list[Interface]]:
+        """NICs whose interface is gone, interfaces that have no NIC yet, and those that have changed since.
+
+        What a macvtap stands on has lost its addresses to the guest, and counts as unchanged. Raises KatapodError.
+        """
         if netns_inode(self.netns) != self.inode:
-            return list(self.nics), []
-        found = await scan_netns(self.netns)
-        known = {(nic.interface.index, nic.interface.name) for nic in self.nics}
-        present = {(interface.index, interface.name) for interface in found}
-        gone = [nic for nic in self.nics if (nic.interface.index, nic.interface.name) not in present]
+            return list(self.nics), [], []
         own = {nic.tap for nic in self.nics if not nic.direct}
-        new = [
-            interface
-            for interface in found
-            if (interface.index, interface.name) not in known and interface.name not in own
-        ]
-        return gone, new
+        found = {interface.index: interface for interface in await scan_netns(self.netns) if interface.name not in own}
+        gone, changed = [], []
+        for nic in self.nics:
+            if nic.model is Interworking.MACVTAP:
+                found.pop(nic.interface.index, None)
+                continue
+            now = found.pop(nic.interface.index, None)
+            old = nic.interface
+            if now is None or (now.name, now.mac, now.kind) != (old.name, old.mac, old.kind):
+                gone.append(nic)
+                if now is not None:
+                    found[now.index] = now
+            elif replace(now, neighbours=old.neighbours) != old:
+                changed.append(now)
+        return gone, list(found.values()), changed
+
+    def take_change(self, interface: Interface) -> NicPlan:
+        """The NIC of an interface that has other addresses, routes or another MTU now."""
+        position = next(at for at, nic in enumerate(self.nics) if nic.interface.index == interface.index)
+        self.nics[position] = replace(self.nics[position], interface=interface)
+        self.note(self.record)
+        return self.nics[position]
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:

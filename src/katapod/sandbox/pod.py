@@ -11,19 +11,21 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from katapod.host.cgroup import prepare_cgroup
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
+from katapod.host.named_netns import make_netns, netns_path
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, KatapodError, NotFound
 from katapod.model.ids import ContainerId
 from katapod.model.record import SandboxRecord
-from katapod.model.sizing import ContainerLimits
+from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_pod
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.sandbox.container import Container, ContainerPlan, create_container
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
-from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.sandbox.planning import plan_sandbox
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
 from katapod.sandbox.runner import claimed
@@ -35,11 +37,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PodRequest:
-    """What is known when a sandbox is asked for. `limits`: of the containers that are known by then."""
+    """What is known when a sandbox is asked for.
+
+    `limits`: of its first container; None: that one is not counted (a pause container). `announced` and `cpus_asked`
+    as in size_pod. `netns`: path of the pod's network namespace, empty: one is made, which the engine fills later;
+    None: there is none. `cgroups_path`: of the OCI spec.
+    """
 
     sandbox_id: ContainerId
     hostname: str
-    limits: tuple[ContainerLimits, ...] = ()
+    limits: ContainerLimits | None = None
+    announced: ContainerLimits | None = None
+    cpus_asked: int = 0
+    netns: str | None = None
+    cgroups_path: str = ""
     shm_size_bytes: int = DEFAULT_SHM_BYTES
     accelerator: str = ""
     labels: dict[str, str] = field(default_factory=dict)
@@ -48,10 +59,18 @@ class PodRequest:
 class Pod:
     """A live sandbox, owned by this process, and its containers by id."""
 
-    def __init__(self, sandbox: Sandbox, config: Config, facts: HostFacts, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        request: PodRequest,
+        config: Config,
+        facts: HostFacts,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
         self.sandbox = sandbox
         self.config = config
         self.containers: dict[str, Container] = {}
+        self._request = request
         self._facts = facts
         self._limits: dict[str, ContainerLimits] = {}
         self._sizing = asyncio.Lock()
@@ -83,12 +102,14 @@ class Pod:
     async def grow_for(self, container_id: str, limits: ContainerLimits) -> None:
         """Give the sandbox the size that all its containers need with these limits for one of them.
 
-        It never shrinks. Raises UsageError, QmpError, AgentFailed, KatapodError.
+        It never shrinks, and with static_sandbox_resource_mgmt it stays as it is.
+        Raises UsageError, QmpError, AgentFailed, KatapodError.
         """
         async with self._sizing:
             wanted = {**self._limits, container_id: limits}
-            size = size_for(self.config, self._facts, tuple(wanted.values()))
-            await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.boot_mem_mib)
+            if not self.config.runtime.static_sandbox_resource_mgmt:
+                size = _size(self._request, self.config, self._facts, tuple(wanted.values()))
+                await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.boot_mem_mib)
             self._limits = wanted
 
     async def remove_container(self, container_id: str) -> None:
@@ -109,7 +130,16 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Po
     Raises AlreadyExists, UsageError, and as open_sandbox.
     """
     facts = collect_host_facts()
-    size = size_for(config, facts, request.limits)
+    first = (request.limits,) if request.limits is not None else ()
+    size = _size(request, config, facts, first)
+    beside_mib = config.katapod.translation_cache + size.host_overhead_mib
+    cgroup = prepare_cgroup(
+        request.sandbox_id,
+        request.cgroups_path,
+        sandbox_cgroup_only=config.runtime.sandbox_cgroup_only,
+        mem_mib=size.boot_mem_mib,
+        beside_mib=beside_mib,
+    )
     await reap_dead(store)
     record = SandboxRecord(
         sandbox_id=request.sandbox_id,
@@ -118,9 +148,14 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Po
         boot_id=facts.boot_id,
         auto_remove=True,
         labels=request.labels,
+        cgroups=cgroup.directories if cgroup is not None else (),
     )
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(claimed(store, record))
+        netns = Path(request.netns) if request.netns else None
+        if request.netns == "":
+            netns = netns_path(request.sandbox_id)
+            await make_netns(netns)
         verdict = await choose_accelerator(
             request.accelerator or config.katapod.accelerator,
             facts,
@@ -145,16 +180,30 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Po
             shm_size_bytes=request.shm_size_bytes,
             auto_remove=True,
             labels=request.labels,
+            netns=netns,
+            cgroup=cgroup,
         )
         sandbox = await open_sandbox(plan, store)
         stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
         stack.push_async_callback(_close_sandbox, sandbox)
-        pod = Pod(sandbox, config, facts, contextlib.AsyncExitStack())
+        pod = Pod(sandbox, request, config, facts, contextlib.AsyncExitStack())
         await stack.enter_async_context(
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
         )
         pod._stack = stack.pop_all()
     return pod
+
+
+def _size(request: PodRequest, config: Config, facts: HostFacts, containers: tuple[ContainerLimits, ...]) -> VmSize:
+    static = config.runtime.static_sandbox_resource_mgmt
+    return size_pod(
+        SizeSettings.of(config),
+        HostCapacity(cpus=facts.cpus, memory_mib=facts.mem_mib),
+        containers,
+        announced=request.announced or (request.limits if static else None),
+        cpus_asked=request.cpus_asked,
+        static=static,
+    )
 
 
 async def _close_sandbox(sandbox: Sandbox) -> None:

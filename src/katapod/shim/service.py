@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from katapod.host.cgroup import host_cgroup_version
 from katapod.model import oci
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, SpecError, UsageError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
 from katapod.shim.pb import runtime_pb2, task_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
+from katapod.shim.stats import encode_stats
 from katapod.shim.streams import IoUris
 from katapod.shim.tasks import Tasks
 
@@ -168,8 +170,10 @@ class TaskService:
         return answer
 
     async def _stats(self, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
-        await self._tasks.stats(request.id)
-        raise RpcError(StatusCode.UNIMPLEMENTED, "stats")
+        stats = await self._tasks.stats(request.id)
+        answer = task_pb2.StatsResponse()
+        answer.stats.type_url, answer.stats.value = encode_stats(stats, host_cgroup_version())
+        return answer
 
     async def _connect(self, request: task_pb2.ConnectRequest) -> task_pb2.ConnectResponse:
         return task_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._tasks.pid)

@@ -19,11 +19,12 @@ from katapod.host.mounts import mount_given, unmount_below
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.model import oci
+from katapod.model.annotations import ContainerKind, PodAnnotations, parse_annotations
 from katapod.model.config import Config
-from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.ids import parse_container_name, short_id
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.guest_spec import process_for_guest
+from katapod.plan.guest_spec import process_for_guest, visible_mounts
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
@@ -34,7 +35,6 @@ from katapod.sandbox.stdio import GuestProcess, carry
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
-from katapod.shim.start import KINDS, pod_of
 from katapod.shim.streams import IoUris, open_streams
 
 __all__ = ["Tasks"]
@@ -99,6 +99,8 @@ class Tasks:
         self._creating.add(container_id)
         try:
             spec = _read_spec(bundle)
+            spec = replace(spec, mounts=visible_mounts(spec.mounts))
+            about = parse_annotations(spec.annotations, container_id)
             if spec.process.terminal != uris.terminal:
                 spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
             async with contextlib.AsyncExitStack() as undo:
@@ -108,7 +110,7 @@ class Tasks:
                     rootfs.mkdir(mode=0o711, exist_ok=True)
                     for mount in mounts:
                         mount_given(mount.type, mount.source, mount.options, rootfs)
-                pod = await self._pod_for(container_id, spec, config_path, undo)
+                pod = await self._pod_for(container_id, spec, about, config_path, undo)
                 plan = ContainerPlan(
                     container_id=container_id,
                     image=_image_of(spec),
@@ -116,9 +118,10 @@ class Tasks:
                     rootfs=Rootfs(Path(spec.root.path), direct=True),
                     guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
                     create_timeout_s=float(pod.config.runtime.create_container_timeout),
+                    holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                     shared_shm=True,
                 )
-                container = await pod.create_container(plan, _limits_of(spec))
+                container = await pod.create_container(plan, _limits_of(spec, about))
                 undo.pop_all()
             self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
         finally:
@@ -130,10 +133,15 @@ class Tasks:
         )
 
     async def _pod_for(
-        self, container_id: str, spec: oci.Spec, config_path: str, undo: contextlib.AsyncExitStack
+        self,
+        container_id: str,
+        spec: oci.Spec,
+        about: PodAnnotations,
+        config_path: str,
+        undo: contextlib.AsyncExitStack,
     ) -> Pod:
         """The pod, started if this is its first container; undone with it."""
-        sandbox_id = pod_of(spec.annotations, "config.json") or container_id
+        sandbox_id = about.sandbox_id
         async with self._pod_lock:
             if self._pod is None:
                 if sandbox_id != container_id:
@@ -141,8 +149,12 @@ class Tasks:
                 request = PodRequest(
                     sandbox_id=parse_container_name(sandbox_id),
                     hostname=spec.hostname or short_id(sandbox_id),
-                    limits=() if _is_pause(spec) else (_limits(spec),),
-                    labels={"containerd.namespace": self._namespace},
+                    limits=_limits_of(spec, about),
+                    announced=about.pod_limits,
+                    cpus_asked=about.pod_cpus_asked,
+                    netns=_netns_of(spec),
+                    cgroups_path=spec.linux.cgroups_path,
+                    labels=_labels_of(about, self._namespace),
                 )
                 pod = self._pod = await open_pod(request, self._load_config(config_path), self._store)
                 undo.push_async_callback(self.close_pod)
@@ -167,6 +179,8 @@ class Tasks:
         stack = contextlib.AsyncExitStack()
         try:
             task.streams = await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace))
+            if container_id == task.container.sandbox.sandbox_id:
+                await task.container.sandbox.rescan_network()  # engines may set it up between create and start
             await task.container.start()
         except BaseException:
             await finish(stack.aclose(), name="close-streams")
@@ -300,7 +314,8 @@ class Tasks:
         assert self._pod is not None
         spec = task.container.plan.spec
         changed = replace(spec, linux=replace(spec.linux, resources=resources))
-        if (limits := _limits_of(changed)) is not None:
+        about = parse_annotations(spec.annotations, container_id)
+        if (limits := _limits_of(changed, about)) is not None:
             await self._pod.grow_for(container_id, limits)
         await task.container.update(resources)
 
@@ -389,17 +404,32 @@ def _read_spec(bundle: Path) -> oci.Spec:
     return oci.parse_bundle_spec(data, str(bundle), str(path))
 
 
-def _is_pause(spec: oci.Spec) -> bool:
-    """Whether it is the container that stands for a pod, and does nothing."""
-    return any(spec.annotations.get(key) == sandbox for key, sandbox, _, _ in KINDS)
-
-
-def _limits(spec: oci.Spec) -> ContainerLimits:
+def _limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:
+    """None for the container that stands for a pod, and does nothing."""
+    if about.kind is ContainerKind.SANDBOX:
+        return None
     return ContainerLimits(memory_bytes=spec.memory_limit, cpus=spec.cpu_limit)
 
 
-def _limits_of(spec: oci.Spec) -> ContainerLimits | None:
-    return None if _is_pause(spec) else _limits(spec)
+def _netns_of(spec: oci.Spec) -> str | None:
+    """The path of the network namespace; empty for a new one. Raises UsageError for the host's own."""
+    for namespace in spec.linux.namespaces:
+        if namespace.type == "network":
+            return namespace.path
+    raise UsageError(
+        "cannot use the host's network: a virtual machine has a network stack of its own",
+        hint="leave out hostNetwork: true (ctr: --net-host), or run this pod with another RuntimeClass",
+    )
+
+
+def _labels_of(about: PodAnnotations, namespace: str) -> dict[str, str]:
+    found = {
+        "containerd.namespace": namespace,
+        "io.kubernetes.pod.name": about.pod_name,
+        "io.kubernetes.pod.namespace": about.pod_namespace,
+        "io.kubernetes.pod.uid": about.pod_uid,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _image_of(spec: oci.Spec) -> str:

@@ -217,7 +217,7 @@ def test_a_known_key_that_is_not_honoured_is_reported() -> None:
         ("[hypervisor.qemu]\nuse_vsock = true", "[hypervisor.qemu] use_vsock"),
         ('[proxy.kata]\npath = "/x"', "[proxy.kata]"),
         ("[netmon]\nenable = true", "[netmon]"),
-        ('[runtime]\ninternetworking_model = "macvtap"', "[runtime] internetworking_model"),
+        ('[runtime]\nvfio_mode = "vfio"', "[runtime] vfio_mode"),
         ("[agent.kata]\nenable_tracing = true", "[agent.kata] enable_tracing"),
     ],
 )

@@ -8,7 +8,7 @@ from katapod.model import oci
 from katapod.model.errors import SpecError
 from katapod.model.flags import Volume
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
-from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest
+from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest, visible_mounts
 
 GUEST_ROOT = "/run/kata-containers/shared/containers/c1/rootfs"
 SHM = "/run/kata-containers/sandbox/shm"
@@ -129,3 +129,11 @@ def test_no_host_path_is_left_in_a_planned_container() -> None:
 def test_a_mount_that_becomes_a_bind_keeps_its_flags() -> None:
     shm = oci.Mount(destination="/shm", type="tmpfs", source="shm", options=("nosuid", "nodev", "noexec", "size=1m"))
     assert strip(spec(shm), shm=SHM).mounts[0].options == ("rbind", "nosuid", "nodev", "noexec")
+
+
+def test_a_mount_that_a_later_one_hides_is_left_out() -> None:
+    usual = oci.Mount(destination="/dev/shm", type="tmpfs", source="shm")
+    other = oci.Mount(destination="/data", type="bind", source="/srv", options=("rbind",))
+    own = oci.Mount(destination="/dev/shm/", type="bind", source="/run/pod/shm", options=("rbind",))
+    assert visible_mounts((usual, other, own)) == (other, own)
+    assert visible_mounts((usual, other)) == (usual, other)

@@ -1,0 +1,189 @@
+"""What a container uses, as containerd and the kubelet read it: the agent's answer in their messages. Pure.
+
+The agent answers in the shape of cgroup v1 with memory.stat as its kernel has it, v2's in our guests, v1's in others.
+containerd wants the shape of the host's own version. Source: facts shim-v2.md, section 11; cgroups(7).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from katapod.rpc.pb import agent_pb2
+from katapod.shim.pb import metrics_v1_pb2, metrics_v2_pb2
+
+__all__ = ["METRICS_V1_URL", "METRICS_V2_URL", "encode_stats", "metrics_v1", "metrics_v2"]
+
+METRICS_V1_URL = "io.containerd.cgroups.v1.Metrics"
+METRICS_V2_URL = "io.containerd.cgroups.v2.Metrics"
+MAX_U64 = 2**64 - 1
+"""Stands for "no limit" in both shapes."""
+
+# name in the message -> names in memory.stat, v1's first
+_V1_MEMORY = {
+    "rss": ("rss", "anon"),
+    "rss_huge": ("rss_huge", "anon_thp"),
+    "mapped_file": ("mapped_file", "file_mapped"),
+    "dirty": ("dirty", "file_dirty"),
+    "writeback": ("writeback", "file_writeback"),
+    "pg_pg_in": ("pgpgin",),
+    "pg_pg_out": ("pgpgout",),
+    "pg_fault": ("pgfault",),
+    "pg_maj_fault": ("pgmajfault",),
+    "inactive_anon": ("inactive_anon",),
+    "active_anon": ("active_anon",),
+    "inactive_file": ("inactive_file",),
+    "active_file": ("active_file",),
+    "unevictable": ("unevictable",),
+}
+_V2_MEMORY = {
+    "anon": ("anon", "total_rss", "rss"),
+    "file": ("file", "total_cache", "cache"),
+    "file_mapped": ("file_mapped", "total_mapped_file", "mapped_file"),
+    "file_dirty": ("file_dirty", "total_dirty", "dirty"),
+    "file_writeback": ("file_writeback", "total_writeback", "writeback"),
+    "anon_thp": ("anon_thp", "total_rss_huge", "rss_huge"),
+} | {
+    name: (name, f"total_{name}")
+    for name in (
+        "kernel_stack",
+        "slab",
+        "sock",
+        "shmem",
+        "inactive_anon",
+        "active_anon",
+        "inactive_file",
+        "active_file",
+        "unevictable",
+        "slab_reclaimable",
+        "slab_unreclaimable",
+        "pgfault",
+        "pgmajfault",
+        "workingset_refault",
+        "workingset_activate",
+        "workingset_nodereclaim",
+        "pgrefill",
+        "pgscan",
+        "pgsteal",
+        "pgactivate",
+        "pgdeactivate",
+        "pglazyfree",
+        "pglazyfreed",
+        "thp_fault_alloc",
+        "thp_collapse_alloc",
+    )
+}
+_SPLIT_COUNTERS = ("workingset_refault", "workingset_activate")  # newer kernels count them for _anon and _file
+
+
+def encode_stats(stats: agent_pb2.StatsContainerResponse, host_version: int) -> tuple[str, bytes]:
+    """(type_url, value) of the Any that answers Stats on a host with cgroups of that version."""
+    if host_version == 2:
+        return METRICS_V2_URL, metrics_v2(stats).SerializeToString()
+    return METRICS_V1_URL, metrics_v1(stats).SerializeToString()
+
+
+def metrics_v1(stats: agent_pb2.StatsContainerResponse) -> metrics_v1_pb2.Metrics:
+    """In v1's shape: times in nanoseconds, `swap` is memory and swap together, as memory.memsw has it."""
+    group, metrics = stats.cgroup_stats, metrics_v1_pb2.Metrics()
+    usage, throttling = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data
+    metrics.pids.current, metrics.pids.limit = group.pids_stats.current, group.pids_stats.limit
+    metrics.cpu.usage.total = usage.total_usage
+    metrics.cpu.usage.kernel = usage.usage_in_kernelmode
+    metrics.cpu.usage.user = usage.usage_in_usermode
+    metrics.cpu.usage.per_cpu.extend(usage.percpu_usage)
+    metrics.cpu.throttling.periods = throttling.periods
+    metrics.cpu.throttling.throttled_periods = throttling.throttled_periods
+    metrics.cpu.throttling.throttled_time = throttling.throttled_time
+    _fill_v1_memory(metrics.memory, group.memory_stats)
+    for field in group.blkio_stats.DESCRIPTOR.fields_by_name:
+        for entry in getattr(group.blkio_stats, field):
+            getattr(metrics.blkio, field).add(op=entry.op, major=entry.major, minor=entry.minor, value=entry.value)
+    for size, pages in sorted(group.hugetlb_stats.items()):
+        metrics.hugetlb.add(pagesize=size, usage=pages.usage, max=pages.max_usage, failcnt=pages.failcnt)
+    _fill_network(metrics.network, stats)
+    return metrics
+
+
+def _fill_v1_memory(memory: metrics_v1_pb2.MemoryStat, given: agent_pb2.MemoryStats) -> None:
+    memory.cache = memory.total_cache = given.cache
+    for name, keys in _V1_MEMORY.items():
+        own = _first(given.stats, keys)
+        setattr(memory, name, own)
+        setattr(memory, f"total_{name}", _first(given.stats, (f"total_{keys[0]}",), own))
+    memory.hierarchical_memory_limit = _first(given.stats, ("hierarchical_memory_limit",), given.usage.limit)
+    for entry, source in ((memory.usage, given.usage), (memory.kernel, given.kernel_usage)):
+        entry.usage, entry.max, entry.failcnt = source.usage, source.max_usage, source.failcnt
+        entry.limit = source.limit
+    is_v1 = "hierarchical_memsw_limit" in given.stats  # its swap_usage is memsw already
+    swap = given.swap_usage
+    memory.swap.usage = swap.usage if is_v1 else _sum(given.usage.usage, swap.usage)
+    memory.swap.limit = swap.limit if is_v1 else _sum(given.usage.limit, swap.limit)
+    memory.swap.max = swap.max_usage if is_v1 else _sum(given.usage.max_usage, swap.max_usage)
+    memory.swap.failcnt = swap.failcnt
+    memory.hierarchical_swap_limit = _first(given.stats, ("hierarchical_memsw_limit",), memory.swap.limit)
+
+
+def metrics_v2(stats: agent_pb2.StatsContainerResponse) -> metrics_v2_pb2.Metrics:
+    """In v2's shape: times in microseconds."""
+    group, metrics = stats.cgroup_stats, metrics_v2_pb2.Metrics()
+    usage, throttling, given = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data, group.memory_stats
+    metrics.pids.current, metrics.pids.limit = group.pids_stats.current, group.pids_stats.limit
+    metrics.cpu.usage_usec = usage.total_usage // 1000
+    metrics.cpu.user_usec = usage.usage_in_usermode // 1000
+    metrics.cpu.system_usec = usage.usage_in_kernelmode // 1000
+    metrics.cpu.nr_periods, metrics.cpu.nr_throttled = throttling.periods, throttling.throttled_periods
+    metrics.cpu.throttled_usec = throttling.throttled_time // 1000
+    for name, keys in _V2_MEMORY.items():
+        setattr(metrics.memory, name, _first(given.stats, keys))
+    for name in _SPLIT_COUNTERS:
+        if name not in given.stats:
+            parts = (given.stats.get(f"{name}_{part}", 0) for part in ("anon", "file"))
+            setattr(metrics.memory, name, _sum(*parts))
+    metrics.memory.usage, metrics.memory.usage_limit = given.usage.usage, given.usage.limit
+    metrics.memory.max_usage = given.usage.max_usage
+    metrics.memory.swap_usage, metrics.memory.swap_limit = given.swap_usage.usage, given.swap_usage.limit
+    metrics.memory.swap_max_usage = given.swap_usage.max_usage
+    metrics.memory_events.max = given.usage.failcnt
+    _fill_io(metrics.io, group.blkio_stats)
+    for size, pages in sorted(group.hugetlb_stats.items()):
+        metrics.hugetlb.add(pagesize=size, current=pages.usage, max=pages.max_usage, failcnt=pages.failcnt)
+    _fill_network(metrics.network, stats)
+    return metrics
+
+
+def _fill_io(io: metrics_v2_pb2.IOStat, given: agent_pb2.BlkioStats) -> None:
+    devices: dict[tuple[int, int], dict[str, int]] = {}
+    sources = (
+        (given.io_service_bytes_recursive, {"read": "rbytes", "write": "wbytes"}),
+        (given.io_serviced_recursive, {"read": "rios", "write": "wios"}),
+    )
+    for entries, names in sources:
+        for entry in entries:
+            if (name := names.get(entry.op.lower())) is not None:
+                devices.setdefault((entry.major, entry.minor), {})[name] = entry.value
+    for (major, minor), counters in sorted(devices.items()):
+        io.usage.add(major=major, minor=minor, **counters)
+
+
+def _fill_network(target: Any, stats: agent_pb2.StatsContainerResponse) -> None:
+    """`target`: the repeated NetworkStat of either version, which have the same fields."""
+    for interface in stats.network_stats:
+        target.add(
+            name=interface.name,
+            rx_bytes=interface.rx_bytes,
+            rx_packets=interface.rx_packets,
+            rx_errors=interface.rx_errors,
+            rx_dropped=interface.rx_dropped,
+            tx_bytes=interface.tx_bytes,
+            tx_packets=interface.tx_packets,
+            tx_errors=interface.tx_errors,
+            tx_dropped=interface.tx_dropped,
+        )
+
+
+def _first(stats: Mapping[str, int], keys: tuple[str, ...], default: int = 0) -> int:
+    return next((stats[key] for key in keys if key in stats), default)
+
+
+def _sum(*values: int) -> int:
+    """Not beyond what the field holds: the guest may say anything."""
+    return min(sum(values), MAX_U64)

@@ -1,0 +1,149 @@
+"""Taps and tc in a pod's network namespace, without a VM: made, refused, cleaned, undone."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netns_helper import Pod, inside, ip, links, pod, qdiscs
+
+from katapod.host.netns import check_netns, scan_netns
+from katapod.model.errors import UsageError
+from katapod.model.network import InterfaceKind, Interworking, NetworkError, NetworkRecord
+from katapod.plan.network import NetworkSettings
+from katapod.sandbox.network import PodNetwork, attach_network
+from katapod.sandbox.release import ReleaseStack
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+BARE: tuple[list[str], list[str]] = ([], ["eth0", "lo"])
+FOREIGN = "filter add dev eth0 parent ffff: protocol all u32 match u8 0 0 action mirred egress redirect dev lo"
+
+
+@pytest.fixture
+def wired() -> Iterator[Pod]:
+    with pod("tc") as made:
+        made.plug("eth0", 3)
+        yield made
+
+
+def state(made: Pod) -> tuple[list[str], list[str]]:
+    return qdiscs(made.netns), links(made.netns)
+
+
+async def attach(
+    made: Pod, stack: ReleaseStack, settings: NetworkSettings | None = None, *, vcpus: int = 1
+) -> tuple[PodNetwork, list[NetworkRecord]]:
+    notes: list[NetworkRecord] = []
+    network = await attach_network(
+        made.path, settings or NetworkSettings(), vcpus=vcpus, note=notes.append, stack=stack
+    )
+    assert network is not None
+    return network, notes
+
+
+async def test_a_tap_and_two_redirects_are_made_and_undone(wired: Pod) -> None:
+    stack = ReleaseStack()
+    network, notes = await attach(wired, stack, vcpus=2)
+    assert len(network.fds[0]) == 2
+    assert notes[0].nics[0].tap == "tap0_kata"
+    assert notes[0].inode == wired.inode
+    assert state(wired) == (["eth0 ingress", "tap0_kata ingress"], ["eth0", "lo", "tap0_kata"])
+    shown = inside(wired.netns, "tc", "filter", "show", "dev", "tap0_kata", "ingress").stdout
+    assert "u32" in shown
+    assert "match 00000000/00000000 at 0" in shown
+    assert "mirred (Egress Redirect to device eth0) stolen" in shown
+    await stack.aclose()
+    assert state(wired) == BARE
+
+
+async def test_a_second_sandbox_is_refused_and_the_first_keeps_its_own(wired: Pod) -> None:
+    stack, other = ReleaseStack(), ReleaseStack()
+    await attach(wired, stack)
+    before = state(wired)
+    with pytest.raises(NetworkError, match="another sandbox uses it"):
+        await attach(wired, other)
+    await other.aclose()
+    assert state(wired) == before
+    await stack.aclose()
+    assert state(wired) == BARE
+
+
+async def test_what_a_dead_sandbox_left_is_taken_away(wired: Pod) -> None:
+    ip("tuntap", "add", "tap0_kata", "mode", "tap", netns=wired.netns)
+    inside(wired.netns, "tc", "qdisc", "add", "dev", "eth0", "ingress")
+    redirect = "parent ffff: protocol all u32 match u8 0 0 action mirred egress redirect dev tap0_kata"
+    inside(wired.netns, "tc", "filter", "add", "dev", "eth0", *redirect.split())
+    stack = ReleaseStack()
+    await attach(wired, stack)
+    assert qdiscs(wired.netns) == ["eth0 ingress", "tap0_kata ingress"]
+    await stack.aclose()
+    assert state(wired) == BARE
+
+
+async def test_filters_of_others_stay(wired: Pod) -> None:
+    inside(wired.netns, "tc", "qdisc", "add", "dev", "eth0", "ingress")
+    inside(wired.netns, *f"tc {FOREIGN}".split())
+    before = state(wired)
+    stack = ReleaseStack()
+    with pytest.raises(NetworkError, match="cannot redirect the interface eth0"):
+        await attach(wired, stack)
+    await stack.aclose()
+    assert state(wired) == before
+
+
+async def test_a_macvtap_takes_the_address_and_gives_it_back(wired: Pod) -> None:
+    before = (await scan_netns(wired.path))[0]
+    stack = ReleaseStack()
+    network, _ = await attach(wired, stack, NetworkSettings(model=Interworking.MACVTAP))
+    assert network.fds[0]
+    assert "tap0_kata" in links(wired.netns)
+    assert before.mac in ip("link", "show", "tap0_kata", netns=wired.netns)
+    assert before.mac not in ip("link", "show", "eth0", netns=wired.netns)
+    await stack.aclose()
+    assert state(wired) == BARE
+    after = (await scan_netns(wired.path))[0]
+    assert (after.mac, set(after.addresses)) == (before.mac, set(before.addresses))
+
+
+async def test_a_record_alone_undoes_it(wired: Pod) -> None:
+    from katapod.host.netns import detach_recorded
+
+    stack = ReleaseStack()
+    network, notes = await attach(wired, stack)
+    for nic in network.nics:
+        network.let_go(nic)  # as when its owner is killed: the taps go, the qdisc stays
+    assert qdiscs(wired.netns) == ["eth0 ingress"]
+    await detach_recorded(notes[-1])
+    assert state(wired) == BARE
+    await detach_recorded(notes[-1])
+    ip("netns", "del", wired.netns)
+    await detach_recorded(notes[-1])
+
+
+async def test_the_hosts_own_namespace_is_refused() -> None:
+    with pytest.raises(UsageError, match="the host's own"):
+        check_netns(Path("/proc/self/ns/net"))
+    with pytest.raises(NetworkError, match="there is none"):
+        check_netns(Path("/run/netns/no-such-namespace"))
+
+
+async def test_a_tap_is_used_as_it_is(wired: Pod) -> None:
+    ip("tuntap", "add", "vmtap", "mode", "tap", "vnet_hdr", netns=wired.netns)
+    ip("addr", "add", "10.97.9.2/24", "dev", "vmtap", netns=wired.netns)
+    found = {interface.name: interface.kind for interface in await scan_netns(wired.path)}
+    assert found == {"eth0": InterfaceKind.VETH, "vmtap": InterfaceKind.TAP}
+    before = state(wired)
+    stack = ReleaseStack()
+    network, _ = await attach(wired, stack)
+    assert network.nics[1].direct
+    assert "tap1_kata" not in links(wired.netns)
+    await stack.aclose()
+    assert state(wired) == before
+
+
+async def test_a_tun_device_cannot_be_given_to_a_guest(wired: Pod) -> None:
+    ip("tuntap", "add", "vpn0", "mode", "tun", netns=wired.netns)
+    ip("addr", "add", "10.97.9.2/24", "dev", "vpn0", netns=wired.netns)
+    with pytest.raises(NetworkError, match=r"vpn0.*tun in IP mode"):
+        await scan_netns(wired.path)

@@ -1,0 +1,84 @@
+"""What is done for a pod's interface, as values."""
+
+from dataclasses import replace
+
+import pytest
+
+from katapod.model.network import Address, Interface, InterfaceKind, Interworking, NetworkError, NicRecord
+from katapod.plan.network import NetworkSettings, plan_nic, plan_redirect, plan_undo
+
+ETH0 = Interface(3, "eth0", InterfaceKind.VETH, "02:00:00:00:00:02", 1500, addresses=(Address("10.0.0.2", 24),))
+VMTAP = replace(ETH0, name="vmtap", kind=InterfaceKind.TAP)
+
+
+def test_tcfilter() -> None:
+    plan = plan_nic(ETH0, 0, NetworkSettings(), vcpus=1, slot=31)
+    assert plan.describe() == (
+        "interface eth0 (veth) by tap0_kata, model tcfilter\n"
+        "  tc qdisc add dev eth0 ingress\n"
+        "  tc filter add dev eth0 parent ffff: protocol all u32 match u8 0 0 "
+        "action mirred egress redirect dev tap0_kata\n"
+        "  tc qdisc add dev tap0_kata ingress\n"
+        "  tc filter add dev tap0_kata parent ffff: protocol all u32 match u8 0 0 "
+        "action mirred egress redirect dev eth0\n"
+        "  plug network interface 02:00:00:00:00:02\n"
+        "    netdev_add {'type': 'tap', 'id': 'network-0', 'fds': 'tap0-0'}\n"
+        "    device_add {'driver': 'virtio-net-pci', 'id': 'virtio-net-0', 'netdev': 'network-0', "
+        "'mac': '02:00:00:00:00:02', 'disable-legacy': 'on', 'romfile': '', 'bus': 'pci-bridge-0', 'addr': '0x1f'}"
+    )
+    assert plan.guest_path == "02/1f"
+    assert plan_undo(plan.record) == plan.tc.undo == ("qdisc del dev eth0 ingress",)
+
+
+def test_a_queue_for_each_vcpu_and_vhost() -> None:
+    plan = plan_nic(ETH0, 1, NetworkSettings(vhost=True), vcpus=2, slot=30)
+    backend, device = plan.device.steps
+    assert backend.arguments["fds"] == "tap1-0:tap1-1"
+    assert backend.arguments["vhost"] is True
+    assert backend.arguments["vhostfds"] == "vhost1-0:vhost1-1"
+    assert (device.arguments["mq"], device.arguments["vectors"]) == (True, 6)
+    assert [step.command for step in plan.device.undo] == ["device_del", "netdev_del"]
+
+
+def test_rates() -> None:
+    plan = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000, tx_rate=2000), vcpus=1, slot=31)
+    assert [step for step in plan.tc.steps if "root" in step or "class" in step] == [
+        "qdisc add dev tap0_kata root handle 1: htb default 2",
+        "class add dev tap0_kata parent 1: classid 1:1 htb rate 1000bit ceil 1000bit",
+        "class add dev tap0_kata parent 1:1 classid 1:2 htb rate 1000bit ceil 1000bit",
+        "qdisc add dev eth0 root handle 1: htb default 2",
+        "class add dev eth0 parent 1: classid 1:1 htb rate 2000bit ceil 2000bit",
+        "class add dev eth0 parent 1:1 classid 1:2 htb rate 2000bit ceil 2000bit",
+    ]
+    assert plan_undo(plan.record) == plan.tc.undo == ("qdisc del dev eth0 ingress", "qdisc del dev eth0 root")
+    only_rx = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000), vcpus=1, slot=31)
+    assert plan_undo(only_rx.record) == only_rx.tc.undo == ("qdisc del dev eth0 ingress",)
+
+
+def test_other_models_leave_tc_alone() -> None:
+    macvtap = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.MACVTAP), vcpus=1, slot=31)
+    assert macvtap.tc.steps == plan_undo(macvtap.record) == ()
+    assert macvtap.record == NicRecord("eth0", "tap0_kata", "macvtap", ETH0.mac, ("10.0.0.2/24",))
+    none = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.NONE), vcpus=1, slot=31)
+    assert none.tc.steps == plan_undo(none.record) == ()
+    assert none.tap == "tap0_kata"
+
+
+def test_a_tap_is_used_directly_and_never_deleted() -> None:
+    plan = plan_nic(VMTAP, 0, NetworkSettings(), vcpus=4, slot=31)
+    assert (plan.direct, plan.tap, plan.queues, plan.record.tap) == (True, "vmtap", 1, "")
+    assert plan_nic(replace(VMTAP, multi_queue=True), 0, NetworkSettings(), vcpus=4, slot=31).queues == 4
+
+
+@pytest.mark.parametrize(
+    ("interface", "settings"),
+    [(VMTAP, NetworkSettings(rx_rate=1)), (ETH0, NetworkSettings(Interworking.MACVTAP, tx_rate=1))],
+)
+def test_rates_where_there_is_nothing_to_shape(interface: Interface, settings: NetworkSettings) -> None:
+    with pytest.raises(NetworkError, match="cannot limit the rate"):
+        plan_nic(interface, 0, settings, vcpus=1, slot=31)
+
+
+def test_a_redirect_to_itself_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="to itself"):
+        plan_redirect("eth0", "eth0")
