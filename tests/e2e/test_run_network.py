@@ -146,6 +146,13 @@ def test_published_ports(kata: Kata, name: str) -> None:
         assert "cannot publish port 18080/tcp: it is in use" in taken.err
 
 
+def test_the_default_is_the_bridge(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KATAPOD_NETWORK")
+    done = run("--name", name, "busybox", "ip", "-4", "addr", "show", "eth0")
+    assert (done.code, done.err) == (0, "")
+    assert "inet 10.186." in done.out
+
+
 def test_no_network(name: str) -> None:
     done = run("--name", name, "--net", "none", "busybox", "ls", "/sys/class/net")
     assert (done.code, done.err, done.out.split()) == (0, "", ["lo"])
@@ -257,3 +264,32 @@ def test_what_is_kept_of_a_stopped_container_has_no_network(name: str) -> None:
     shown = json.loads(subprocess.run(kata_command("list", "--json"), capture_output=True, text=True).stdout)
     assert [row["network"] for row in shown if row["name"] == name] == ["none"]
     assert subprocess.run(kata_command("delete", name), capture_output=True).returncode == 0
+
+
+def test_a_machine_of_the_pool_gets_the_network(name: str, kata: Kata, tmp_path: Path) -> None:
+    """The pool's server is on the host of the tests, as its clients are."""
+    endpoint = tmp_path / "cache.sock"
+    config = write_config(tmp_path, factory={"vm_cache_number": 1, "vm_cache_endpoint": str(endpoint)})
+    command = on_host(*kata_command("--config", str(config)))
+
+    def machines() -> list[dict[str, int]]:
+        said = subprocess.run([*command, "factory", "status", "--json"], capture_output=True, text=True, check=True)
+        cache = json.loads(said.stdout)["cache"]
+        return list(cache["vms"]) if cache else []
+
+    with subprocess.Popen([*command, "factory", "init"], stdin=subprocess.DEVNULL) as server:
+        try:
+            wait_until("a machine that is ready", machines, limit_s=120, period_s=0.2)
+            ready = machines()[0]["pid"]
+            script = "ip -4 addr show eth0; cat /etc/hosts; ping -c 1 -w 20 10.186.0.1"
+            words = ("run", "--name", name, "--net", "bridge", "busybox", "sh", "-c", script)
+            done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=LIMIT_S)
+            assert (done.returncode, done.stderr) == (0, ""), done
+            assert "inet 10.186." in done.stdout
+            assert f"\t{name[:63]}\n" in done.stdout
+            assert str(record_of(name)["machine_id"]).startswith("pool-")
+            assert not Path(f"/proc/{ready}").exists()
+        finally:
+            server.terminate()
+            server.wait(timeout=LIMIT_S)
+    assert subprocess.run([*command, "delete", name], capture_output=True).returncode == 0
