@@ -40,6 +40,7 @@ VERBS = {
     "logs": "logs",
     "image": "images",
     "factory": "factory",
+    "network": "network",
     "overhead": "overhead",
     "metrics": "management",
     "iptables": "management",

@@ -187,6 +187,7 @@ async def own_container(
                 shm_size_bytes=request.options.shm_bytes,
                 auto_remove=request.remove,
                 labels=request.labels,
+                netns=Path(network.netns) if network is not None else None,
             )
             if attaching is not None:
                 with span("wait for the network"):

@@ -109,9 +109,7 @@ def run(
     ] = "",
     publish: Annotated[
         Texts | None,
-        typer.Option(
-            "-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a port of the host lead inside."
-        ),
+        typer.Option("-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a host port lead inside."),
     ] = None,
     dns: Annotated[Texts | None, typer.Option(metavar="IP", help="DNS server; default: the host's.")] = None,
     add_host: Annotated[

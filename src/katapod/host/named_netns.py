@@ -39,5 +39,5 @@ def remove_netns(path: Path) -> None:
 
 def current_netns() -> str:
     """Ours, as device:inode. Raises OSError."""
-    status = os.stat("/proc/self/ns/net")
+    status = os.stat("/proc/thread-self/ns/net")
     return f"{status.st_dev}:{status.st_ino}"

@@ -48,7 +48,7 @@ async def plan_attachment(
     for given, what in (
         (request.ports, "publish ports"),
         (request.ip, "choose the address"),
-        (request.mac, "use a MAC"),
+        (request.mac, "choose the MAC address"),
     ):
         if given and name == NO_NETWORK:
             raise UsageError(f"cannot {what}: the container has no network", hint=f"for example: --net {BRIDGE}")

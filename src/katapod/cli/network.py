@@ -1,0 +1,113 @@
+"""`network ls`, `inspect`, `rm`: what `run --net` can name."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from katapod.cli.settings import Globals, need_root
+from katapod.cli.tables import Column, print_table
+from katapod.model.errors import InvalidState, UsageError
+from katapod.model.net_flags import parse_network
+
+if TYPE_CHECKING:
+    from katapod.model.cni import NetworkConfig
+
+__all__ = ["register"]
+
+network = typer.Typer(no_args_is_help=True, help="Networks of containers.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(network, name="network")
+
+
+def _users(settings: Globals) -> dict[str, list[str]]:
+    """The containers on each network, by its name."""
+    found: dict[str, list[str]] = {}
+    for record in settings.states().records():
+        if record.attachment is not None:
+            found.setdefault(record.attachment.network, []).append(record.sandbox_id)
+    return found
+
+
+@network.command("ls", short_help="List networks.")
+def list_networks(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """List the built-in network and those that are configured."""
+    need_root("network ls")
+    from katapod.cli.settings import print_error
+    from katapod.host.bridge import bridge_subnet
+    from katapod.host.cni import load_networks
+    from katapod.plan.bridge import BRIDGE
+
+    settings: Globals = context.obj
+    configured, problems = load_networks(Path(settings.load_config(need_files=False).katapod.cni_conf_dir))
+    for problem in problems:
+        print_error(problem)
+    users = _users(settings)
+    rows = [_describe(found, users) for found in configured]
+    if all(row["name"] != BRIDGE for row in rows):
+        subnet = bridge_subnet()
+        plugins = ["bridge", "portmap", "firewall"]
+        rows.insert(
+            0,
+            {"name": BRIDGE, "plugins": plugins, "subnet": subnet, "source": "", "containers": users.get(BRIDGE, [])},
+        )
+    if as_json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+        return
+    columns = [
+        Column("NAME", lambda row: row["name"]),
+        Column("PLUGINS", lambda row: ",".join(row["plugins"])),
+        Column("SUBNET", lambda row: row["subnet"] or "-"),
+        Column("CONTAINERS", lambda row: str(len(row["containers"]))),
+        Column("SOURCE", lambda row: row["source"] or "built in"),
+    ]
+    print_table(columns, rows)
+
+
+def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "plugins": [plugin.type for plugin in found.plugins],
+        "subnet": "",
+        "source": found.source,
+        "containers": users.get(found.name, []),
+    }
+
+
+@network.command("inspect", short_help="Show what a network's plugins are told.")
+def inspect(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a network as `run --net NAME -p ...` would use it now, as JSON."""
+    need_root("network inspect")
+    import msgspec
+
+    from katapod.sandbox.attachment import find_config
+
+    settings: Globals = context.obj
+    katapod = settings.load_config(need_files=False).katapod
+    found = asyncio.run(find_config(parse_network(name), katapod, publish=True))
+    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+
+
+@network.command("rm", short_help="Remove the built-in network's bridge.")
+def remove(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Remove the bridge of the built-in network; the next container that wants it makes it again."""
+    need_root("network rm")
+    from katapod.host.bridge import remove_bridge
+    from katapod.plan.bridge import BRIDGE
+
+    settings: Globals = context.obj
+    if name != BRIDGE:
+        raise UsageError(
+            f"cannot remove network {name}: only {BRIDGE} is Katapod's own", hint="remove its file from cni_conf_dir"
+        )
+    if users := _users(settings).get(BRIDGE):
+        raise InvalidState(f"cannot remove network {BRIDGE}: {', '.join(users)} use it", hint="delete them first")
+    print("removed" if asyncio.run(remove_bridge()) else f"there is no bridge of network {BRIDGE}")
