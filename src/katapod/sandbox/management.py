@@ -111,9 +111,10 @@ class ManagedSandbox:
         """Its mount in the shared directory, found by what is mounted there: names differ."""
         try:
             wanted = os.stat(volume_path)
-            for entry in os.scandir(self._sandbox.paths.mounts):
-                if os.path.samestat(os.stat(entry.path), wanted):
-                    return f"{GUEST_SHARE}/{entry.name}"
+            for name in os.listdir(self._sandbox.paths.mounts):
+                with contextlib.suppress(FileNotFoundError):  # a container that goes
+                    if os.path.samestat(os.stat(self._sandbox.paths.mounts / name), wanted):
+                        return f"{GUEST_SHARE}/{name}"
         except OSError as exc:
             raise NotFound(f"cannot find the volume {volume_path}: {exc.strerror}") from exc
         raise NotFound(f"cannot find the volume {volume_path} in sandbox {self.sandbox_id}")
