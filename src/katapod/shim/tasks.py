@@ -101,6 +101,8 @@ class Tasks:
             spec = _read_spec(bundle)
             spec = replace(spec, mounts=visible_mounts(spec.mounts))
             about = parse_annotations(spec.annotations, container_id)
+            if spec.hooks is not None:
+                log.warning("the hooks of %s are not run", container_id)
             if spec.process.terminal != uris.terminal:
                 spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
             async with contextlib.AsyncExitStack() as undo:
