@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.by_hand import SHARE, by_hand_initrd, run_by_hand
+from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, running_containerd
 from bench.contestants import Contestant, Katapod, Peer, katapod_variants, peer_contestants
 from bench.crun_view import without_unified_hierarchy
 from bench.measure import BenchError, execute, quietly, run_one
@@ -48,7 +49,9 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
         everyone += _others(default, rootfs, shared, scratch, stack)
         if any(with_python(contestant.name) in wanted for contestant in everyone):
             everyone += _with_python(everyone, default, scratch, missing, stack)
-        stage = Stage(RawBoot.prepare(scratch, accelerator), {})
+        if wanted & {CTR_RUNC, CTR_KATAPOD}:
+            everyone += _through_containerd(default, rootfs, scratch, own, missing, stack)
+        stage = Stage(RawBoot.prepare(scratch, accelerator), {}, scratch=scratch)
         if BY_HAND in wanted:
             kernel = stage.raw.kernels["bzImage"]
             initrd = by_hand_initrd(rootfs, scratch, kernel.name.partition("-")[2], SHARE_SCRIPT)
@@ -72,6 +75,23 @@ def _imported(rootfs: Path, scratch: Path, kata: Katapod, stack: contextlib.Exit
     execute(kata.call("image", "import", f"docker-archive:{archive}", name))
     archive.unlink()
     return name
+
+
+def _through_containerd(
+    default: Katapod, rootfs: Path, scratch: Path, own: Path, missing: dict[str, str], stack: contextlib.ExitStack
+) -> list[Contestant]:
+    """A containerd of our own and its two runtimes; Katapod's with the templates of `default`."""
+    archive = scratch / "ctr-image.tar"
+    write_archive(rootfs, archive)
+    try:
+        socket, image = stack.enter_context(running_containerd(scratch / "containerd", own / "c", archive))
+    except BenchError as error:
+        missing["containerd"] = str(error)
+        return []
+    return [
+        Ctr(CTR_RUNC, "io.containerd.runc.v2", socket, image),
+        Ctr(CTR_KATAPOD, "io.containerd.kata.v2", socket, image, str(default.config)),
+    ]
 
 
 def _others(

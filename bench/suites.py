@@ -7,9 +7,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 from bench.by_hand import SHARE
+from bench.containerd import CTR_KATAPOD, CTR_RUNC, shim_resident_mib, start_of_shim
 from bench.contestants import PEERS, Contestant
 from bench.measure import BenchError, Outcome, detached, execute, run_containers, run_one
 from bench.memory import KATAPOD_PARTS, pss_mib_by_part
@@ -40,6 +42,7 @@ class Stage:
     contestants: dict[str, Contestant]
     failures: list[str] = field(default_factory=list)
     by_hand: Callable[[], Outcome] | None = None  # the script of the share, in a VM without Katapod
+    scratch: Path = Path(".")  # for what a suite writes
 
     def each(self, names: Sequence[str], turn: int) -> Iterator[Contestant]:
         """Those that are there, beginning with another one each round."""
@@ -101,7 +104,11 @@ def _starts(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             yield START_END, contestant.name, median(whole)
 
 
-EXEC = Metric("exec until output", "s", base=RAW, budgets=dict.fromkeys(RUNTIMES[3:], 0.1))
+EXEC = Metric("exec until output", "s", base=RAW, budgets=dict.fromkeys((*RUNTIMES[3:], CTR_KATAPOD), 0.1))
+CTR = Metric("ctr run until output", "s", base=RAW, budgets={CTR_KATAPOD: 0.6})
+CTR_END = Metric("ctr run until its end", "s", base=RAW)
+SHIM_START = Metric("shim, start until its address", "s", budgets={CTR_KATAPOD: 0.1})
+SHIM_MEMORY = Metric("shim, resident", "MiB", budgets={CTR_KATAPOD: 40.0})
 PSS = Metric("idle PSS, all", "MiB", budgets=dict.fromkeys(RUNTIMES[3:], 160.0))
 PSS_PARTS = {part: Metric(f"idle PSS, {part}", "MiB") for part in KATAPOD_PARTS}
 
@@ -127,6 +134,21 @@ def _idle(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
                 for part, metric in PSS_PARTS.items():
                     if part in parts:
                         yield metric, contestant.name, parts[part]
+
+
+def _ctr(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """Through containerd: a start, an exec, and what the shim takes."""
+    for contestant in stage.each(names, turn):
+        with stage.tolerating(contestant.name):
+            outcomes = [run_one(contestant, HELLO) for _ in range(3)]
+            yield CTR, contestant.name, median(one.first_s for one in outcomes)
+            yield CTR_END, contestant.name, median(one.end_s for one in outcomes)
+            with detached(contestant, IDLE) as name:
+                taken = [execute(contestant.exec(name, HELLO)).first_s for _ in range(4)]
+                yield EXEC, contestant.name, median(taken[1:])
+                if contestant.name == CTR_KATAPOD:
+                    yield SHIM_MEMORY, contestant.name, shim_resident_mib(name)
+                    yield SHIM_START, contestant.name, start_of_shim(stage.scratch).end_s
 
 
 @dataclass(frozen=True)
@@ -276,6 +298,13 @@ def all_suites() -> tuple[Suite, ...]:
     return (
         Suite("boot", "QEMU by hand, until it has powered off", (BOOT,), ("bzImage", "PVH"), _boots),
         Suite("start", "one container", (START, START_END), RUNTIMES, _starts),
+        Suite(
+            "containerd",
+            "one container through containerd",
+            (CTR, CTR_END, EXEC, SHIM_START, SHIM_MEMORY),
+            (CTR_RUNC, CTR_KATAPOD),
+            _ctr,
+        ),
         Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), RUNTIMES, _idle),
         Suite("disk", about, (FILES, SYNCS, FSYNC), (*PEERS, IMAGE, BUNDLE), _disk, rounds=2),
         Suite("rate", "starts a minute", tuple(RATE.values()), (*PEERS, *RUNTIMES[4:]), _rate, rounds=2),

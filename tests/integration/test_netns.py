@@ -33,8 +33,8 @@ def state(made: Pod) -> tuple[list[str], list[str]]:
 
 async def attach(
     made: Pod, stack: ReleaseStack, settings: NetworkSettings | None = None, *, vcpus: int = 1
-) -> tuple[PodNetwork, list[NetworkRecord]]:
-    notes: list[NetworkRecord] = []
+) -> tuple[PodNetwork, list[NetworkRecord | None]]:
+    notes: list[NetworkRecord | None] = []
     network = await attach_network(
         made.path, settings or NetworkSettings(), vcpus=vcpus, note=notes.append, stack=stack
     )
@@ -46,6 +46,7 @@ async def test_a_tap_and_two_redirects_are_made_and_undone(wired: Pod) -> None:
     stack = ReleaseStack()
     network, notes = await attach(wired, stack, vcpus=2)
     assert len(network.fds[0]) == 2
+    assert notes[0] is not None
     assert notes[0].nics[0].tap == "tap0_kata"
     assert notes[0].inode == wired.inode
     assert state(wired) == (["eth0 ingress", "tap0_kata ingress"], ["eth0", "lo", "tap0_kata"])
@@ -114,11 +115,13 @@ async def test_a_record_alone_undoes_it(wired: Pod) -> None:
     for nic in network.nics:
         network.let_go(nic)  # as when its owner is killed: the taps go, the qdisc stays
     assert qdiscs(wired.netns) == ["eth0 ingress"]
-    await detach_recorded(notes[-1])
+    left = notes[-1]
+    assert left is not None
+    await detach_recorded(left)
     assert state(wired) == BARE
-    await detach_recorded(notes[-1])
+    await detach_recorded(left)
     ip("netns", "del", wired.netns)
-    await detach_recorded(notes[-1])
+    await detach_recorded(left)
 
 
 async def test_the_hosts_own_namespace_is_refused() -> None:

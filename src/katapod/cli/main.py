@@ -42,6 +42,8 @@ VERBS = {
     "factory": "factory",
     "network": "network",
     "overhead": "overhead",
+    "metrics": "management",
+    "iptables": "management",
 }
 
 app = typer.Typer(

@@ -19,8 +19,8 @@ from katapod.host.process import ProcessFailed, find_program, run
 from katapod.kernel.netlink import Netlink
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
-from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
-from katapod.plan.network import TAP_NAME, NicPlan, plan_undo
+from katapod.model.network import TAP_NAME, Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
+from katapod.plan.network import NicPlan, plan_undo
 
 __all__ = [
     "attach_nic",
@@ -202,7 +202,8 @@ async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
         f"link add link {name} name {plan.tap} type macvtap mode bridge",
         f"addr flush dev {name}",
         f"link set dev {name} address 02:{os.urandom(5).hex(':')}",
-        f"link set dev {plan.tap} address {plan.interface.mac} mtu {plan.interface.mtu} up",
+        # allmulticast: nobody tells it of the groups that the guest listens to, IPv6's neighbour discovery among them
+        f"link set dev {plan.tap} address {plan.interface.mac} mtu {plan.interface.mtu} allmulticast on up",
     ]
     try:
         await run([program, "-batch", "-"], input="\n".join(lines).encode(), netns=path, timeout_s=TOOL_LIMIT_S)

@@ -40,6 +40,11 @@ class SandboxPaths:
         return self.state / "control.sock"
 
     @property
+    def management_socket(self) -> Path:
+        """HTTP: the name is upstream's."""
+        return self.state / "shim-monitor.sock"
+
+    @property
     def console_log(self) -> Path:
         return self.state / "console.log"
 

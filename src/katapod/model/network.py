@@ -3,6 +3,7 @@
 Only what a guest is told is kept. Unknown keys are passed over: iproute2 adds some with each version.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -21,9 +22,11 @@ __all__ = [
     "NicRecord",
     "NetworkRecord",
     "Route",
+    "TAP_NAME",
     "parse_interfaces",
 ]
 
+TAP_NAME = re.compile(r"tap\d+_kata")  # what is ours in a pod's namespace
 RTNH_F_ONLINK = 4
 NUD_PERMANENT = 0x80
 SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
@@ -182,7 +185,7 @@ def parse_interfaces(links: bytes, routes: bytes, neighbours: bytes) -> tuple[In
             for info in link.addr_info
             if info.local and info.scope != "host" and not info.dadfailed
         )
-        if "LOOPBACK" in link.flags or not addresses:
+        if "LOOPBACK" in link.flags or not addresses or TAP_NAME.fullmatch(link.ifname):
             continue
         own_routes = _routes_of(link.ifname, found_routes)
         interfaces.append(

@@ -3,7 +3,6 @@
 Source: facts qemu.md section 11; tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 """
 
-import re
 from dataclasses import dataclass
 
 from katapod.model.network import Interface, InterfaceKind, Interworking, NetworkError, NicRecord
@@ -11,7 +10,6 @@ from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, 
 
 __all__ = [
     "DEFAULT_NETWORK",
-    "TAP_NAME",
     "NetworkSettings",
     "NicPlan",
     "TcPlan",
@@ -24,7 +22,6 @@ __all__ = [
     "vhost_fd_names",
 ]
 
-TAP_NAME = re.compile(r"tap\d+_kata")
 VIRTIO_QUEUES_MAX = 16  # more than a pod's NIC gains from
 
 

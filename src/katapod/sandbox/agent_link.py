@@ -12,7 +12,7 @@ from katapod.plan.vmm import FdSlot, VmSpec
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 
-__all__ = ["claim_channel", "connect_agent"]
+__all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
 
 AGENT_PORT = 1024  # vsock, facts agent-protocol.md section 1
 DIAL_PAUSE_S = 0.02

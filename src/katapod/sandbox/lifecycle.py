@@ -83,6 +83,7 @@ class Sandbox:
         for nic in self.network.nics if self.network is not None else ():
             self._free_slots.remove(nic.slot)
         self._dimms = machine.dimms
+        self.vsock_cid = machine.spec.vsock_cid  # None: the agent has a serial port
         self._growing = machine.growing
         self._cgroup = machine.cgroup
         self._stack = contextlib.AsyncExitStack()

@@ -1,6 +1,7 @@
 """The pod's network in a sandbox: interfaces found, taps made, NICs plugged, the guest told."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ class PodNetwork:
     inode: int
     settings: NetworkSettings
     vcpus: int
-    note: Callable[[NetworkRecord], None]
+    note: Callable[[NetworkRecord | None], None]
     nics: list[NicPlan] = field(default_factory=list)
     fds: dict[int, list[int]] = field(default_factory=dict)
     vhost_fds: dict[int, list[int]] = field(default_factory=dict)
@@ -113,6 +114,8 @@ class PodNetwork:
             self.let_go(nic)
         record, self.nics = self.record, []
         await detach_nics(self.netns, record)
+        with contextlib.suppress(FileNotFoundError):  # the record has gone already
+            self.note(None)  # or a later removal would undo what another sandbox has made here since
 
     async def detach(self, nic: NicPlan) -> None:
         """Undo one NIC that QEMU has let go of."""
@@ -129,8 +132,7 @@ class PodNetwork:
         """
         if netns_inode(self.netns) != self.inode:
             return list(self.nics), [], []
-        own = {nic.tap for nic in self.nics if not nic.direct}
-        found = {interface.index: interface for interface in await scan_netns(self.netns) if interface.name not in own}
+        found = {interface.index: interface for interface in await scan_netns(self.netns)}
         gone, changed = [], []
         for nic in self.nics:
             if nic.model is Interworking.MACVTAP:
@@ -166,7 +168,7 @@ async def attach_network(
     settings: NetworkSettings,
     *,
     vcpus: int,
-    note: Callable[[NetworkRecord], None],
+    note: Callable[[NetworkRecord | None], None],
     stack: ReleaseStack,
 ) -> PodNetwork | None:
     """Find the pod's interfaces and make their taps; their release goes to `stack`. None without a namespace.

@@ -25,6 +25,7 @@ from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.sandbox.container import Container, ContainerPlan, create_container
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import plan_sandbox
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
@@ -190,6 +191,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Po
         await stack.enter_async_context(
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
         )
+        await stack.enter_async_context(management_door(sandbox))
         pod._stack = stack.pop_all()
     return pod
 

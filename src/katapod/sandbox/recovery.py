@@ -154,6 +154,7 @@ async def _detach_network(store: StateStore, sandbox_id: str) -> None:
         return
     if record.network is not None:
         await detach_recorded(record.network)
+        store.write(msgspec.structs.replace(record, network=None))
 
 
 def _machine_of(store: StateStore, sandbox_id: str) -> str:

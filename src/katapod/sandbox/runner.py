@@ -22,6 +22,7 @@ from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.recovery import release_kept, remove_sandbox
@@ -155,7 +156,7 @@ async def _run_started(
     stop = asyncio.Event()
     stopper = asyncio.create_task(_stop_when_asked(stop, container), name="stopper")
     try:
-        async with control_socket(sandbox.paths, lambda: [container], stop.set):
+        async with management_door(sandbox), control_socket(sandbox.paths, lambda: [container], stop.set):
             with contextlib.ExitStack() as files:
                 stdout, stderr = _with_log(sandbox, streams, files)
                 with span("start container"):

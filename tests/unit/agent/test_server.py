@@ -70,7 +70,8 @@ async def test_errors_have_the_protocols_codes(agent: AgentClient) -> None:
     assert await code_of(agent, "CopyFile", copy) == StatusCode.INVALID_ARGUMENT
     resize = agent_pb2.ResizeVolumeRequest()
     assert await code_of(agent, "ResizeVolume", resize) == StatusCode.UNIMPLEMENTED
-    assert await code_of(agent, "ListRoutes", agent_pb2.ListRoutesRequest()) == StatusCode.UNIMPLEMENTED
+    routes = agent_pb2.UpdateRoutesRequest()
+    assert await code_of(agent, "UpdateRoutes", routes) == StatusCode.INVALID_ARGUMENT
     stats = agent_pb2.VolumeStatsRequest(volume_guest_path="/no/such/path")
     assert await code_of(agent, "GetVolumeStats", stats) == StatusCode.INTERNAL
 

@@ -1,0 +1,91 @@
+"""The management socket of a real machine."""
+
+import asyncio
+import json
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+
+from katapod.host.mounts import bind
+from katapod.host.state import StateStore
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.management_door import management_door
+from katapod.sandbox.recovery import remove_sandbox
+
+pytestmark = [*needs_vm, needs_guest_image]
+
+
+@asynccontextmanager
+async def managed() -> AsyncIterator[Sandbox]:
+    sandbox_id = f"mg-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory(prefix="kp") as root:
+        store = StateStore(layout_below(Path(root)))
+        with Owned(store, sandbox_id):
+            sandbox = await open_sandbox(sandbox_plan(store.layout, sandbox_id), store)
+            try:
+                async with management_door(sandbox):
+                    yield sandbox
+                assert not sandbox.paths.management_socket.exists()
+            finally:
+                await sandbox.close()
+        await remove_sandbox(store, sandbox_id)
+
+
+async def ask(sandbox: Sandbox, method: str, target: str, body: bytes = b"") -> tuple[int, str]:
+    reader, writer = await asyncio.open_unix_connection(str(sandbox.paths.management_socket))
+    writer.write(f"{method} {target} HTTP/1.1\r\nHost: shim\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), text.decode()
+
+
+async def test_a_door_that_nobody_knocks_at() -> None:
+    async with managed() as sandbox:
+        assert sandbox.paths.management_socket.is_socket()
+
+
+async def test_what_a_sandbox_says_about_itself() -> None:
+    async with managed() as sandbox:
+        answers = await asyncio.gather(*(ask(sandbox, "GET", "/metrics") for _ in range(4)))
+        for status, text in answers:
+            assert status == 200
+            lines = [line for line in text.splitlines() if not line.startswith("#")]
+            values = dict(line.rsplit(" ", 1) for line in lines)
+            assert len(values) == len(lines)
+            assert float(values["kata_hypervisor_threads"]) >= 2
+            assert float(values["kata_virtiofsd_threads"]) >= 1
+            assert float(values['kata_hypervisor_proc_status{item="vmrss"}']) > 32 << 20
+            assert float(values["kata_agent_scrape_count"]) >= 1
+            assert any(name.startswith("kata_guest_meminfo{") for name in values)
+            families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+            assert len(families) == len(set(families))
+        assert (await ask(sandbox, "GET", "/nowhere"))[0] == 404
+        status, text = await ask(sandbox, "GET", "/agent-url")
+        assert (status, text) == (200, f"vsock://{sandbox.vsock_cid}:1024") if sandbox.vsock_cid else status == 500
+
+
+async def test_a_volume_is_found_by_what_is_mounted(tmp_path: Path) -> None:
+    async with managed() as sandbox:
+        bind(tmp_path, sandbox.paths.mounts / "volume")
+        status, text = await ask(sandbox, "GET", f"/direct-volume/stats?path={tmp_path}")
+        assert status == 200, text
+        total = [each["total"] for each in json.loads(text)["usage"] if each["unit"] == 1]
+        assert total[0] > 0
+        assert (await ask(sandbox, "GET", "/direct-volume/stats?path=/dev/null"))[0] == 404
+
+
+async def test_a_guest_that_has_gone_leaves_the_hosts_part(caplog: pytest.LogCaptureFixture) -> None:
+    async with managed() as sandbox:
+        sandbox.vm.stopping = sandbox.share.stopping = True
+        sandbox.vm.child.process.kill()
+        await sandbox.vm.wait_end()
+        status, text = await ask(sandbox, "GET", "/metrics")
+        assert status == 200
+        assert "kata_shim_threads" in text
+        assert "kata_hypervisor_threads" not in text
+        assert "is missing" in caplog.text

@@ -1,0 +1,126 @@
+"""Networks of clones and of machines of the pool, several queues, rate limits and macvtap: a VM for each."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from netns_helper import Pod, inside, links, pod, qdiscs
+from vm_helper import INITRD, KERNEL, QEMU, Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+
+from katapod.host.facts import file_identity
+from katapod.host.mounts import remove_tree
+from katapod.host.state import StateStore
+from katapod.model.network import Interworking
+from katapod.plan.network import NetworkSettings
+from katapod.plan.template import TemplateLimits, plan_template
+from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.pool import ready_machine
+
+pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+
+LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[StateStore]:
+    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
+    yield StateStore(layout_below(root))
+    remove_tree(root)
+
+
+@pytest.fixture(scope="module")
+def templates() -> Iterator[Path]:
+    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def wired() -> Iterator[Pod]:
+    with pod("kinds") as made:
+        made.plug("eth0", 4)
+        yield made
+
+
+def clone_plan(store: StateStore, sandbox_id: str, templates: Path) -> SandboxPlan:
+    plan = sandbox_plan(store.layout, sandbox_id)
+    identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
+    template = plan_template(plan.vm, identities, templates, LIMITS, boot_mem_mib=256)
+    return replace(plan, template=template, machine_key=template.key)
+
+
+@asynccontextmanager
+async def opened(store: StateStore, plan: SandboxPlan, wired: Pod) -> AsyncIterator[Sandbox]:
+    """The sandbox in the pod; all is as it was when it has ended."""
+    before = links(wired.netns), qdiscs(wired.netns)
+    with Owned(store, plan.record.sandbox_id):
+        sandbox = await open_sandbox(plan, store)
+        try:
+            yield sandbox
+        finally:
+            await sandbox.close()
+        assert store.read(plan.record.sandbox_id).network is None  # nothing that a later removal would undo
+    assert (links(wired.netns), qdiscs(wired.netns)) == before
+
+
+async def reach(wired: Pod) -> None:
+    for target in ("10.97.4.2", "fd97:0:0:4::2"):
+        await asyncio.to_thread(inside, wired.peer, "ping", "-c", "2", "-W", "30", target)
+
+
+async def test_a_clone_with_a_queue_for_each_vcpu(store: StateStore, templates: Path, wired: Pod) -> None:
+    plan = clone_plan(store, "cloned", templates)
+    plan = replace(plan, netns=wired.path, vm=replace(plan.vm, vcpus=2))
+    async with opened(store, plan, wired) as sandbox:
+        assert sandbox.record.template
+        assert os.stat(f"/proc/{sandbox.vm.pid}/ns/net").st_ino == wired.inode
+        assert sandbox.network is not None
+        assert sandbox.network.nics[0].queues == 2
+        await reach(wired)
+
+
+async def test_a_machine_of_the_pool_gets_the_network(store: StateStore, templates: Path, wired: Pod) -> None:
+    before = links(wired.netns), qdiscs(wired.netns)
+    async with ready_machine(clone_plan(store, "pooled", templates), store) as ready:
+        await ready.park()
+        with Owned(store, "taken"):
+            plan = replace(clone_plan(store, "taken", templates), netns=wired.path)
+            sandbox = await open_sandbox(plan, store, ready)
+            try:
+                assert sandbox.record.machine_id == "pooled"
+                await reach(wired)
+            finally:
+                await sandbox.close()
+        assert store.read(plan.record.sandbox_id).network is None  # nothing that a later removal would undo
+    assert (links(wired.netns), qdiscs(wired.netns)) == before
+
+
+async def test_rates_are_limited(store: StateStore, templates: Path, wired: Pod) -> None:
+    settings = NetworkSettings(rx_rate=50_000_000, tx_rate=20_000_000)
+    plan = replace(clone_plan(store, "shaped", templates), netns=wired.path, network=settings)
+    async with opened(store, plan, wired):
+        assert qdiscs(wired.netns) == ["eth0 htb", "eth0 ingress", "tap0_kata htb", "tap0_kata ingress"]
+        shown = inside(wired.netns, "tc", "class", "show", "dev", "eth0").stdout
+        assert "rate 20Mbit ceil 20Mbit" in shown
+        await reach(wired)
+        sent = inside(wired.netns, "tc", "-s", "class", "show", "dev", "eth0").stdout
+        assert "Sent 0 bytes" not in sent
+
+
+async def test_a_macvtap(store: StateStore, templates: Path, wired: Pod) -> None:
+    settings = NetworkSettings(model=Interworking.MACVTAP)
+    plan = replace(clone_plan(store, "macvtap", templates), netns=wired.path, network=settings)
+    async with opened(store, plan, wired) as sandbox:
+        assert qdiscs(wired.netns) == []
+        answer = await sandbox.agent.call("ListInterfaces", agent_pb2.ListInterfacesRequest())
+        assert "eth0" in {entry.name for entry in answer.Interfaces}
+        assert not await sandbox.rescan_network()
+        await reach(wired)
