@@ -293,3 +293,33 @@ def test_a_machine_of_the_pool_gets_the_network(name: str, kata: Kata, tmp_path:
             server.terminate()
             server.wait(timeout=LIMIT_S)
     assert subprocess.run([*command, "delete", name], capture_output=True).returncode == 0
+
+
+def test_a_network_that_cannot_be_undone_is_reported_and_tried_again(name: str, kata: Kata, tmp_path: Path) -> None:
+    """A plugin that refuses every DEL, and then does not: the sandbox goes, with a word each time."""
+    good, programs = tmp_path / "good", tmp_path / "bin"
+    programs.mkdir()
+    for plugin in ("bridge", "static"):
+        (programs / plugin).symlink_to(f"/usr/lib/cni/{plugin}")
+    refusing = programs / "refusing"
+    refusing.write_text(f'#!/bin/sh\n[ -e {good} ] && exit 0\necho \'{{"code": 100, "msg": "not today"}}\'; exit 1\n')
+    refusing.chmod(0o755)
+    ipam = {"type": "static", "addresses": [{"address": "10.99.1.7/24"}]}
+    chain = [{"type": "bridge", "bridge": "own1", "ipam": ipam}, {"type": "refusing"}]
+    (tmp_path / "1.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "odd", "plugins": chain}))
+    config = write_config(tmp_path, katapod={"cni_conf_dir": str(tmp_path), "cni_plugin_dirs": [str(programs)]})
+    words = kata_command("--config", str(config), "run", "--rm", "--name", name, "--net", "odd", "busybox", "true")
+    done = subprocess.run(on_host(*words), capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 125
+    said = done.stderr.splitlines()
+    assert any(
+        "cannot attach to network odd: the CNI plugin refusing failed: not today (code 100)" in line for line in said
+    )
+    assert any("cannot detach from network odd: the CNI plugin refusing failed" in line for line in said)
+    assert record_of(name)["attachment"], "what is not undone has to stay on record"
+    again = run("--name", kata.name(), "--net", "none", "busybox", "true")
+    assert again.code == 0
+    assert f"cannot clean up after {name}" in again.err
+    good.touch()
+    assert run("--name", kata.name(), "--net", "none", "busybox", "true").err == ""
+    assert traces(name) == []

@@ -17,6 +17,7 @@ from katapod.cli.tables import Column, print_table
 from katapod.model.errors import KatapodError, UsageError
 from katapod.model.flags import parse_memory
 from katapod.model.ids import new_id, parse_container_name, short_id
+from katapod.model.net_flags import NO_NETWORK, NetworkRequest
 from katapod.model.overhead import Observation, pod_overhead
 from katapod.model.sizing import HOST_OVERHEAD_MIB
 
@@ -105,6 +106,7 @@ def _start(settings: Globals, name: str, limit_mib: int) -> int:
         accel="",
         labels={},
         stop_signal=None,
+        network=NetworkRequest(name=NO_NETWORK),
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the name
         return run_detached(settings, request)

@@ -66,7 +66,10 @@ async def claimed(store: StateStore, record: SandboxRecord) -> AsyncIterator[Non
         yield
     except BaseException:
         if not _has_settled(store, record.sandbox_id):
-            await finish(remove_sandbox(store, record.sandbox_id), name="unclaim")
+            try:
+                await finish(remove_sandbox(store, record.sandbox_id), name="unclaim")
+            except KatapodError as left:  # beside the first cause, which is what the caller gets
+                log.error("%s", left)
         raise
     finally:
         os.close(lock)
