@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from katapod.model.errors import SpecError, UsageError
 from katapod.model.ids import parse_container_name
+from katapod.model.pod_keys import CONTAINER, KINDS
 from katapod.model.sizing import ContainerLimits
 
 __all__ = ["ContainerKind", "PodAnnotations", "parse_annotations"]
@@ -59,24 +60,20 @@ class _Engine(Struct, frozen=True):
 
 _ENGINES = (
     _Engine(
-        "io.kubernetes.cri.container-type",
-        "sandbox",
-        "io.kubernetes.cri.sandbox-id",
+        *KINDS[0],
         "io.kubernetes.cri.sandbox-name",
         "io.kubernetes.cri.sandbox-namespace",
         "io.kubernetes.cri.sandbox-uid",
         "io.kubernetes.cri.container-name",
     ),
     _Engine(
-        "io.kubernetes.cri-o.ContainerType",
-        "sandbox",
-        "io.kubernetes.cri-o.SandboxID",
+        *KINDS[1],
         "io.kubernetes.cri-o.KubeName",
         "io.kubernetes.cri-o.Namespace",
         "io.kubernetes.pod.uid",
         "io.kubernetes.cri-o.ContainerName",
     ),
-    _Engine("io.kubernetes.docker.type", "podsandbox", "io.kubernetes.sandbox.id"),
+    _Engine(*KINDS[2]),
 )
 
 
@@ -93,7 +90,7 @@ def parse_annotations(annotations: Mapping[str, str], container_id: str) -> PodA
             continue
         if value == engine.sandbox:
             kind, sandbox_id = ContainerKind.SANDBOX, container_id
-        elif value == "container":
+        elif value == CONTAINER:
             kind, sandbox_id = ContainerKind.CONTAINER, _sandbox_id(annotations, engine)
         else:
             raise SpecError(

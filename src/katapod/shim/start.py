@@ -11,6 +11,8 @@ import socket
 import stat
 import sys
 
+from katapod.model.pod_keys import CONTAINER, KINDS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.shim.main import Arguments
@@ -22,11 +24,6 @@ SOCKET_ROOT = "/run/containerd/s"
 STDIN_MAX = 10 * 1024 * 1024  # bytes, containerd's own limit
 CONFIG_MAX = 16 * 1024 * 1024
 BACKLOG = 128
-KINDS = (  # in this order: key of the kind, what stands for a sandbox, for a container, key of the sandbox's id
-    ("io.kubernetes.cri.container-type", "sandbox", "container", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "sandbox", "container", "io.kubernetes.cri-o.SandboxID"),
-    ("io.kubernetes.docker.type", "podsandbox", "container", "io.kubernetes.sandbox.id"),
-)
 
 
 class StartError(Exception):
@@ -80,14 +77,14 @@ def pod_of(annotations: dict[str, str], where: str) -> str | None:
 
     Raises StartError for a kind that does not exist, or a container of a pod without the pod's id.
     """
-    for key, sandbox, container, id_key in KINDS:
+    for key, sandbox, id_key in KINDS:
         kind = annotations.get(key)
         if kind is None:
             continue
         if kind == sandbox:
             return None
-        if kind != container:
-            raise StartError(f"cannot start: {where} has the annotation {key}={kind!r}; {sandbox}, {container} exist")
+        if kind != CONTAINER:
+            raise StartError(f"cannot start: {where} has the annotation {key}={kind!r}; {sandbox}, {CONTAINER} exist")
         if not annotations.get(id_key):
             raise StartError(f"cannot start: {where} says that it is a container of a pod, but not of which: {id_key}")
         return annotations[id_key]
