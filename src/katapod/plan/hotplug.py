@@ -109,9 +109,12 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
     )
 
 
-def plan_disk(disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str = "threads") -> HotplugPlan:
-    """A raw file or block device as a virtio-blk disk."""
-    file = {"driver": "file", "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
+def plan_disk(
+    disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str = "threads", host_device: bool = False
+) -> HotplugPlan:
+    """A raw file, or a block device of the host, as a virtio-blk disk."""
+    driver = "host_device" if host_device else "file"
+    file = {"driver": driver, "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
     return _plan_block_device(disk_id, path, slot, {"driver": "raw", "read-only": read_only, "file": file})
 
 

@@ -24,6 +24,7 @@ from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, s
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.oci_message import resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.block_devices import close_block_devices, open_block_devices
 from katapod.sandbox.client import string_user
 from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
@@ -141,6 +142,7 @@ class Container:
             request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
             await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
             await close_root_disk(self.sandbox, self.container_id)
+            await close_block_devices(self.sandbox, self.container_id, self.plan.spec)
         remove_host_files(self.sandbox, self.container_id)
         self.sandbox.save(
             containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
@@ -156,6 +158,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
     write_atomically(sandbox.paths.spec(plan.container_id), oci.encode_spec(plan.spec))
     try:
         rootfs = await open_rootfs(sandbox, plan.container_id, plan.rootfs)
+        devices = await open_block_devices(sandbox, plan.container_id, plan.spec)
         sources = prepare_host_files(sandbox, plan)
         spec = strip_for_guest(
             plan.spec,
@@ -170,6 +173,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
             storages=rootfs.storages,
+            devices=devices,
         )
         try:
             await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
@@ -179,6 +183,8 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
         if isinstance(exc, Exception):  # who cancels a start ends the sandbox: no need to wait for its guest
             with contextlib.suppress(KatapodError):
                 await close_root_disk(sandbox, plan.container_id)
+            with contextlib.suppress(KatapodError):
+                await close_block_devices(sandbox, plan.container_id, plan.spec)
         with contextlib.suppress(KatapodError):
             remove_host_files(sandbox, plan.container_id)
         raise

@@ -111,9 +111,17 @@ class Sandbox:
         return await guarded(work, self.death, self.sandbox_id)
 
     async def add_disk(
-        self, disk_id: str, path: os.PathLike[str], *, read_only: bool, base: os.PathLike[str] | None = None
+        self,
+        disk_id: str,
+        path: os.PathLike[str],
+        *,
+        read_only: bool,
+        base: os.PathLike[str] | None = None,
+        host_device: bool = False,
     ) -> str:
-        """Plug a disk, or with `base` a layer at `path` over the disk `base`; returns its guest PCI path.
+        """Plug a disk (a file, or a block device of the host), or with `base` a layer at `path` over the disk `base`.
+
+        Returns its guest PCI path.
 
         Raises QmpError, KatapodError if the bridge is full.
         """
@@ -122,7 +130,7 @@ class Sandbox:
         slot = self._free_slots.pop(0)
         try:
             if base is None:
-                plan = plan_disk(disk_id, Path(path), slot, read_only=read_only)
+                plan = plan_disk(disk_id, Path(path), slot, read_only=read_only, host_device=host_device)
             else:
                 plan = plan_layered_disk(disk_id, Path(path), Path(base), slot)
             await self.guard(self.vm.qmp.plug(plan))
