@@ -17,7 +17,7 @@ help: ## Show the targets
 
 run: setup ## Set up, then run a container in a VM, its kernel beside the host's
 	@printf 'host kernel:  '; uname -r
-	@printf 'guest kernel: '; $(BIN)/kata-runtime run --rm busybox uname -r
+	@printf 'guest kernel: '; $(BIN)/kata-runtime run --rm --net none busybox uname -r
 
 setup: $(BIN)/.installed image ## Set up: packages, Python environment, guest image
 
