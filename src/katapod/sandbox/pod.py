@@ -8,12 +8,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from katapod.host.cgroup import prepare_cgroup
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
 from katapod.host.named_netns import make_netns, netns_path
+from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.model.config import Config
@@ -125,8 +127,8 @@ class Pod:
         await finish(stack.aclose(), name="close-pod")
 
 
-async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Pod:
-    """Start a sandbox. On failure, or when cancelled, nothing of it is left.
+async def open_pod(request: PodRequest, config: Config, store: StateStore, call_times: Sequence[CallTimes] = ()) -> Pod:
+    """Start a sandbox. On failure, or when cancelled, nothing of it is left. `call_times` are shown among its metrics.
 
     Raises AlreadyExists, UsageError, and as open_sandbox.
     """
@@ -191,7 +193,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore) -> Po
         await stack.enter_async_context(
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
         )
-        await stack.enter_async_context(management_door(sandbox))
+        await stack.enter_async_context(management_door(sandbox, call_times))
         pod._stack = stack.pop_all()
     return pod
 

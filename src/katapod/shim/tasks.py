@@ -16,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from katapod.host.mounts import mount_given, unmount_below
+from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.model import oci
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
 INPUT_READ_S = 10.0
+CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
 
 
 class Tasks:
@@ -60,6 +62,7 @@ class Tasks:
         self._creating: set[str] = set()
         self._pod: Pod | None = None
         self._pod_lock = asyncio.Lock()
+        self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
         self._watch: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
 
@@ -158,7 +161,9 @@ class Tasks:
                     cgroups_path=spec.linux.cgroups_path,
                     labels=_labels_of(about, self._namespace),
                 )
-                pod = self._pod = await open_pod(request, self._load_config(config_path), self._store)
+                pod = self._pod = await open_pod(
+                    request, self._load_config(config_path), self._store, (self.call_times,)
+                )
                 undo.push_async_callback(self.close_pod)
                 self._watch = [
                     asyncio.create_task(self._watch_death(pod), name="watch-death"),
