@@ -61,6 +61,7 @@ class Tasks:
         self._tasks: dict[str, TaskProcess] = {}
         self._creating: set[str] = set()
         self._pod: Pod | None = None
+        self._vmm_pid = 0
         self._pod_lock = asyncio.Lock()
         self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
         self._watch: list[asyncio.Task[None]] = []
@@ -76,8 +77,8 @@ class Tasks:
 
     @property
     def pid(self) -> int:
-        """Of the VMM, which stands for every process in it; our own before there is one."""
-        return self._pod.sandbox.vm.pid if self._pod is not None else os.getpid()
+        """Of the VMM, which stands for every process in it, also when it has ended; our own before there is one."""
+        return self._vmm_pid or os.getpid()
 
     def find(self, container_id: str) -> TaskProcess:
         if container_id not in self._tasks:
@@ -164,6 +165,7 @@ class Tasks:
                 pod = self._pod = await open_pod(
                     request, self._load_config(config_path), self._store, (self.call_times,)
                 )
+                self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
                 self._watch = [
                     asyncio.create_task(self._watch_death(pod), name="watch-death"),
