@@ -105,8 +105,7 @@ def test_process_ids(cri: Cri, shared: bool) -> None:
     assert ("sleep 111111" in seen) == shared
     assert ("1 sleep 222222" in seen) != shared
     if shared:
-        pod.sh(second, "kill -9 $(pidof -o $$ sleep | tr ' ' '\\n' | while read p; do "
-                       "grep -q 111111 /proc/$p/cmdline && echo $p; done)")  # fmt: skip
+        pod.sh(second, "kill -9 $(ps -o pid,args | grep '[s]leep 111111' | awk '{print $1}')")
         assert pod.wait_exit(first) == 137
 
 
@@ -163,7 +162,8 @@ def test_restart_of_containerd(cri: Cri) -> None:
     container = pod.start("sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done")
     cri.node.stop()
     cri.node.start()
-    wait_for(lambda: pod.container(container).state == RUNNING, "the container is known again", 60)
+    cri.wait_serves()
+    assert pod.container(container).state == RUNNING
     assert pod.exec(container, "echo", "well") == (0, "well\n", "")
     cri("StopContainer", container_id=container, timeout=60)
     assert pod.container(container).exit_code == 4

@@ -69,6 +69,21 @@ class Cri:
         self.node, self.handler = node, handler
         self._channel = grpc.insecure_channel(f"unix://{node.socket}")
         self._pods: list[Pod] = []
+        self.wait_serves()
+
+    def wait_serves(self) -> None:
+        """The CRI plugin first learns what there is, and refuses calls meanwhile."""
+
+        def serves() -> bool:
+            try:
+                conditions = self("Status").status.conditions
+            except CriError as exc:
+                if exc.code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE):
+                    return False
+                raise
+            return all(one.status for one in conditions)
+
+        wait_for(serves, "the CRI serves", 60)
 
     def __call__(self, method: str, *, limit_s: float = 180, **fields: Any) -> Any:
         """Call `method` with a request of these fields; returns the response. Raises CriError."""

@@ -1,8 +1,7 @@
-"""Exec, attach and port-forward of the CRI: the URLs that containerd answers with, used over WebSocket.
+"""Exec and attach of the CRI: the URLs that containerd answers with, used over WebSocket.
 
 Every message begins with the number of its channel; v4.channel.k8s.io of Kubernetes' remote command protocol has
-0 stdin, 1 stdout, 2 stderr, 3 the result as a JSON Status, 4 the size of the terminal. Of a forwarded port, 0 is its
-data and 1 its errors, and the first message of each says the port's number.
+0 stdin, 1 stdout, 2 stderr, 3 the result as a JSON Status, 4 the size of the terminal.
 """
 
 import contextlib
@@ -12,17 +11,17 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-__all__ = ["Stream", "connect_inside", "open_stream", "open_tunnel"]
+__all__ = ["Stream", "connect_inside", "open_stream"]
 
 STDIN, STDOUT, STDERR, RESULT, SIZE = range(5)
 PROTOCOL = Subprotocol("v4.channel.k8s.io")
@@ -37,7 +36,8 @@ class Stream:
         address = urlsplit(url)
         assert address.hostname is not None
         assert address.port is not None
-        self._peer = connect(
+        self._closing = contextlib.ExitStack()
+        opened = connect(
             url.replace("http://", "ws://", 1),
             sock=connect_inside(netns, address.hostname, address.port),
             subprotocols=[PROTOCOL],
@@ -46,16 +46,17 @@ class Stream:
             ping_interval=None,
             max_size=None,
         )
+        self._peer = self._closing.enter_context(opened)
         self.received: dict[int, bytes] = {STDOUT: b"", STDERR: b"", RESULT: b""}
         self._read_to = 0
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._peer.close()
+        self._closing.close()
 
     def send(self, data: bytes, channel: int = STDIN) -> None:
         self._peer.send(bytes([channel]) + data)
@@ -104,33 +105,6 @@ class Stream:
 def open_stream(url: str, netns: str) -> Stream:
     """The streams of an Exec or Attach, whose server listens on the loopback of the network namespace `netns`."""
     return Stream(url, netns)
-
-
-class Tunnel(Stream):
-    """A connection to a port inside a pod."""
-
-    def __init__(self, url: str, netns: str, port: int) -> None:
-        super().__init__(f"{url}?port={port}", netns)
-        self.received = {0: b"", 1: b""}
-        self._read_to = 2
-        self.expect(b"", channel=0)
-        self.port = port
-
-    def take(self, count: int, limit_s: float = LIMIT_S) -> bytes:
-        """`count` bytes of what the peer says."""
-        return self.expect(b".{%d}" % count, limit_s, channel=0)[0]
-
-    @property
-    def error(self) -> str:
-        """What went wrong at the other end, or nothing."""
-        return self.received[1][2:].decode()
-
-
-@contextlib.contextmanager
-def open_tunnel(url: str, netns: str, port: int) -> Iterator[Tunnel]:
-    """A PortForward's connection to `port`."""
-    with Tunnel(url, netns, port) as tunnel:
-        yield tunnel
 
 
 def connect_inside(netns: str, host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ import pytest
 from kit.containerd import HANDLERS, Containerd, containerd_running
 from kit.cri import Cri
 
-RUNTIMES = os.environ.get("KATAPOD_TESTS_RUNTIMES", "runc").split(",")
+RUNTIMES = os.environ.get("KATAPOD_TESTS_RUNTIMES", "runc,kata").split(",")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -104,6 +104,10 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     spec = request.OCI
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
+    if spec.Linux.Sysctl:
+        from katapod.agent.sysctls import apply_network_sysctls
+
+        apply_network_sysctls(spec)
     os.makedirs(container.bundle, mode=0o711)
     container.undo.append(lambda: tree.remove_bundle(container.bundle))
     held = await agent.storages.add(request.storages, container.id)

@@ -1,0 +1,134 @@
+"""Streams through the CRI: exec, attach, port-forward and logs."""
+
+import datetime
+
+import pytest
+
+from kit.cri import Cri, CriError, Pod
+from kit.cri_stream import Stream, open_stream
+from kit.kata import wait_for
+
+SLEEP = ("sleep", "100000")
+
+
+def open_exec(pod: Pod, container: str, *command: str, tty: bool = False, stdin: bool = True) -> Stream:
+    answer = pod.cri("Exec", container_id=container, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+    return open_stream(answer.url, pod.cri.node.netns)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("code", [0, 1, 7, 127, 255])
+def test_exec_sync(cri: Cri, code: int) -> None:
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    result = pod.exec(container, "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert result == (code, "out\n", "err\n")
+
+
+def test_exec_sync_of_much(cri: Cri) -> None:
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    answer = cri("ExecSync", container_id=container, cmd=["sh", "-c", "yes | head -c 1000000"], timeout=60)
+    assert (answer.exit_code, len(answer.stdout)) == (0, 1_000_000)
+
+
+def test_exec_sync_has_a_time_limit(cri: Cri) -> None:
+    """The call ends with an error, and so does the command."""
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    with pytest.raises(CriError, match=r"(?i)timeout|timed out|deadline"):
+        cri("ExecSync", container_id=container, cmd=["sleep", "77777"], timeout=1)
+    wait_for(lambda: "77777" not in pod.sh(container, "ps -o args"), "the command is gone", 30)
+
+
+@pytest.mark.reference
+def test_exec_sync_of_what_does_not_exist(cri: Cri) -> None:
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    with pytest.raises(CriError, match="/no/such/program"):
+        pod.exec(container, "/no/such/program")
+    with pytest.raises(CriError, match="no-such-container"):
+        pod.exec("no-such-container", "true")
+    cri("StopContainer", container_id=container, timeout=0)
+    with pytest.raises(CriError, match=r"(?i)not.*running|exited"):
+        pod.exec(container, "true")
+
+
+@pytest.mark.reference
+def test_exec_streams(cri: Cri) -> None:
+    """Without a terminal the streams stay apart."""
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    script = "echo err >&2; while read word; do echo got $word; test $word = end && exit 6; done"
+    with open_exec(pod, container, "sh", "-c", script) as stream:
+        stream.send(b"one\n")
+        stream.expect(rb"got one\n")
+        stream.send(b"end\n")
+        assert stream.finish() == 6
+        assert (stream.received[1], stream.received[2]) == (b"got one\ngot end\n", b"err\n")
+
+
+@pytest.mark.reference
+def test_exec_with_a_terminal(cri: Cri) -> None:
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    with open_exec(pod, container, "sh", tty=True) as stream:
+        stream.expect(b"# ")
+        stream.resize(97, 31)
+        stream.send(b"until stty size | grep -q '31 97'; do sleep 0.2; done; echo si''zed\n")
+        stream.expect(b"sized")
+        stream.send(b"tty && echo err >&2; trap 'echo inter''rupted' INT; echo lis''tens; sleep 77777\n")
+        stream.expect(rb"/dev/pts/\d+\r\nerr\r\nlistens\r\n")
+        wait_for(lambda: "sleep 77777" in pod.sh(container, "ps -o args | grep -v grep"), "the program in front", 30)
+        stream.send(b"\x03")
+        stream.expect(b"interrupted")
+        stream.send(b"exit 9\n")
+        assert stream.finish() == 9
+
+
+@pytest.mark.reference
+def test_attach(cri: Cri) -> None:
+    """To the streams of a container that runs; what it says goes to its log too."""
+    pod = cri.run_pod()
+    container = pod.start(
+        "sh", "-c", "while read word; do echo got $word; test $word = end && exit 8; done", stdin=True
+    )
+    answer = cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
+    with open_stream(answer.url, cri.node.netns) as stream:
+        stream.send(b"one\n")
+        stream.expect(rb"got one\n")
+    answer = cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
+    with open_stream(answer.url, cri.node.netns) as stream:
+        stream.send(b"end\n")
+        stream.expect(rb"got end\n")
+    assert pod.wait_exit(container) == 8
+    assert pod.log_text(container) == ["got one", "got end"]
+
+
+def test_attach_with_a_terminal(cri: Cri) -> None:
+    pod = cri.run_pod()
+    container = pod.start("sh", stdin=True, tty=True)
+    answer = cri("Attach", container_id=container, stdin=True, stdout=True, tty=True)
+    with open_stream(answer.url, cri.node.netns) as stream:
+        stream.send(b"tty; echo re''ady\n")
+        stream.expect(rb"/dev/(pts/\d+|console)\r\nready")
+        stream.send(b"exit 5\n")
+        assert pod.wait_exit(container) == 5
+
+
+@pytest.mark.reference
+def test_log_format(cri: Cri) -> None:
+    """TIME STREAM TAG TEXT, where a line beyond 16 KiB comes in parts."""
+    pod = cri.run_pod()
+    script = "echo to out; echo to err >&2; sleep 0.2; head -c 20000 /dev/zero | tr '\\0' x; echo; printf unfinished"
+    container = pod.start("sh", "-c", script)
+    assert pod.wait_exit(container) == 0
+    wait_for(lambda: "unfinished" in pod.log_text(container), "the log is complete", 30)
+    lines = pod.log(container)
+    for line in lines:
+        assert datetime.datetime.fromisoformat(line.time[:19]).year > 2000
+    out = [(line.tag, line.text) for line in lines if line.stream == "stdout"]
+    assert [(line.tag, line.text) for line in lines if line.stream == "stderr"] == [("F", "to err")]
+    assert out[0] == ("F", "to out")
+    assert "".join(text for _, text in out[1:-1]) == "x" * 20000
+    assert [tag for tag, _ in out] == ["F", "P", "F", "P"]

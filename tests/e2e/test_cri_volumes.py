@@ -1,0 +1,145 @@
+"""Volumes of pods as the kubelet prepares them on the host: folders, files, tmpfs, links that are swapped."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.cri import Cri, mount
+from kit.kata import wait_for
+
+SLEEP = ("sleep", "100000")
+HOST_TO_CONTAINER = 1
+
+
+@pytest.fixture
+def memory_volume(tmp_path: Path) -> Iterator[Path]:
+    """An emptyDir of medium Memory with a size limit: the kubelet mounts a tmpfs."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.reference
+def test_host_path(cri: Cri, tmp_path: Path) -> None:
+    """Both ways, with owner and mode, while the container runs."""
+    (tmp_path / "before").write_text("from the host\n")
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt/data")])
+    assert pod.sh(container, "cat /mnt/data/before") == "from the host\n"
+    pod.sh(container, "echo inside > /mnt/data/inside; chown 1000:1000 /mnt/data/inside; chmod 640 /mnt/data/inside")
+    info = (tmp_path / "inside").stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (1000, 1000, 0o640)
+    (tmp_path / "later").write_text("later\n")
+    wait_for(lambda: pod.exec(container, "cat", "/mnt/data/later").stdout == "later\n", "a new file is seen", 30)
+
+
+@pytest.mark.reference
+def test_read_only(cri: Cri, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept\n")
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt", readonly=True)])
+    assert pod.sh(container, "cat /mnt/file") == "kept\n"
+    result = pod.exec(container, "sh", "-c", "echo changed > /mnt/file")
+    assert result.code != 0
+    assert "Read-only file system" in result.stderr
+    assert (tmp_path / "file").read_text() == "kept\n"
+
+
+def test_shared_by_two_containers(cri: Cri, tmp_path: Path) -> None:
+    """An emptyDir: what one writes the other reads."""
+    pod = cri.run_pod()
+    writer = pod.start(*SLEEP, name="writer", mounts=[mount(tmp_path, "/out")])
+    reader = pod.start(*SLEEP, name="reader", mounts=[mount(tmp_path, "/in", readonly=True)])
+    pod.sh(writer, "echo word > /out/file")
+    wait_for(lambda: pod.exec(reader, "cat", "/in/file").stdout == "word\n", "the other one reads it", 30)
+
+
+def test_memory_volume_has_its_limit(cri: Cri, memory_volume: Path) -> None:
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=[mount(memory_volume, "/memory")])
+    pod.sh(container, "head -c 1000000 /dev/zero > /memory/fits; sync")
+    result = pod.exec(container, "sh", "-c", "head -c 8000000 /dev/zero > /memory/too-much")
+    assert result.code != 0
+    assert "No space left" in result.stderr or "I/O error" in result.stderr  # the latter for a write that fits in part
+    assert pod.sh(container, "wc -c < /memory/fits").strip() == "1000000"
+
+
+@pytest.mark.reference
+def test_single_file(cri: Cri, tmp_path: Path) -> None:
+    """As subPath and the termination message are mounted: one file, written in place."""
+    message = tmp_path / "termination-log"
+    message.touch()
+    pod = cri.run_pod()
+    container = pod.start(
+        "sh", "-c", "echo reason > /dev/termination-log; exit 2", mounts=[mount(message, "/dev/termination-log")]
+    )
+    assert pod.wait_exit(container) == 2
+    assert message.read_text() == "reason\n"
+
+
+def test_file_over_a_file_of_the_image(cri: Cri, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("10.0.0.1 somewhere\n")
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=[mount(hosts, "/etc/hosts"), mount(hosts, "/etc/passwd", readonly=True)])
+    assert pod.sh(container, "cat /etc/hosts /etc/passwd") == "10.0.0.1 somewhere\n" * 2
+    hosts.write_text("10.0.0.2 elsewhere\n")
+    wait_for(lambda: "elsewhere" in pod.sh(container, "cat /etc/hosts"), "the change is seen", 30)
+
+
+def write_config(folder: Path, number: int, text: str) -> None:
+    """As the kubelet writes a ConfigMap: a new folder, then the link ..data is swapped in one step."""
+    fresh = folder / f"..2026_11_0{number}"
+    fresh.mkdir()
+    (fresh / "key").write_text(text)
+    (folder / "..data_tmp").symlink_to(fresh.name)
+    old = os.readlink(folder / "..data") if (folder / "..data").is_symlink() else None
+    os.rename(folder / "..data_tmp", folder / "..data")
+    if old is None:
+        (folder / "key").symlink_to("..data/key")
+    else:
+        (folder / old / "key").unlink()
+        (folder / old).rmdir()
+
+
+@pytest.mark.reference
+def test_config_map_is_updated(cri: Cri, tmp_path: Path) -> None:
+    """Atomically: a reader sees the old text or the new one, and never none."""
+    write_config(tmp_path, 1, "first\n")
+    pod = cri.run_pod()
+    reading = "while :; do cat /etc/config/key > /tmp/now 2>/dev/null || echo missing >> /tmp/holes; sleep 0.02; done"
+    container = pod.start("sh", "-c", reading, mounts=[mount(tmp_path, "/etc/config", readonly=True)])
+    for number, text in ((2, "second\n"), (3, "third\n")):
+        write_config(tmp_path, number, text)
+        wait_for(lambda text=text: pod.sh(container, "cat /etc/config/key") == text, f"{text!r} is seen", 60)
+    assert pod.exec(container, "test", "-e", "/tmp/holes").code == 1
+
+
+def test_many_volumes(cri: Cri, tmp_path: Path) -> None:
+    """A projected volume and a dozen more in one container."""
+    mounts = []
+    for number in range(12):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "name").write_text(f"{number}\n")
+        mounts.append(mount(tmp_path / str(number), f"/volumes/{number}", readonly=number % 2 == 0))
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=mounts)
+    assert pod.sh(container, "for n in 0 1 2 3 4 5 6 7 8 9 10 11; do cat /volumes/$n/name; done").split() == [
+        str(number) for number in range(12)
+    ]
+
+
+def test_links_stay_inside(cri: Cri, tmp_path: Path) -> None:
+    """A link in a volume leads to the container's own files."""
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt")])
+    assert pod.sh(container, "cat /mnt/link") == pod.sh(container, "cat /etc/passwd")
+    assert "user:x:1000" in pod.sh(container, "cat /mnt/link")
