@@ -22,7 +22,7 @@ KATA = HANDLERS["kata"]
 TASKS = "state/io.containerd.runtime.v2.task"
 SOCKETS = Path("/run/containerd/s")
 SEED = 20_04
-MOMENTS = [random.Random(SEED + number).uniform(0.0, 2.5) for number in range(5)]  # noqa: S311
+MOMENTS = [random.Random(SEED + number).uniform(0.0, 2.5) for number in range(5)]
 
 
 @pytest.fixture(autouse=True)

@@ -110,7 +110,8 @@ def test_death_of_a_task(pair: Pair, victim: str) -> None:
     wait_for(lambda: pod.status().state == NOT_READY, f"{victim}: the pod is not ready", REPORT_S)
     sandbox = pod.id
     pod.stop_and_remove()
-    assert leftovers(sandbox) == []
+    # containerd cleans up after a shim that has died beside what it is asked for
+    wait_for(lambda: leftovers(sandbox) == [], f"nothing is left of the pod: {leftovers(sandbox)}", REPORT_S)
 
 
 def test_containerd_killed(pair: Pair) -> None:
@@ -152,8 +153,9 @@ def test_guest_that_stands_still(pair: Pair) -> None:
     with ThreadPoolExecutor(len(calls)) as threads:
         said = {name: threads.submit(call) for name, call in calls.items()}
     print(f"all ended after {time.monotonic() - began:.1f} s: { {name: one.result() for name, one in said.items()} }")
-    for name, one in said.items():
-        assert "did not answer" in one.result(), name
+    for name, one in said.items():  # what a shim says of metrics, containerd keeps to its log
+        assert ("metrics" if name in ("metrics", "ContainerStats") else "did not answer") in one.result(), name
+    assert "Stats failed: sandbox" in ctr.log.read_text()
     wait_for(lambda: ctr.tasks() == {task: "STOPPED"}, "the task is given up", 60)
     assert ctr.delete(task) == 137
     assert pod.wait_exit(workload) == 137
