@@ -61,6 +61,7 @@ class TaskProcess(_Process):
         self.container = container
         self.bundle = bundle
         self.rootfs = rootfs
+        self.starting = False  # a start was asked for: from then on its end is told by who started it
         self.execs: dict[str, ExecProcess] = {}
 
     @property

@@ -57,7 +57,7 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
     try:
         await finished.wait()
     finally:
-        await tasks.close_pod()
+        await tasks.end()
         await events.drain(LAST_EVENTS_S)
         await events.close()
         await asyncio.sleep(ANSWER_S)

@@ -59,7 +59,8 @@ class Tasks:
         self._load_config = load_config
         self._events = events
         self._tasks: dict[str, TaskProcess] = {}
-        self._creating: set[str] = set()
+        self._creating: dict[str, asyncio.Task[None]] = {}
+        self._ending = False
         self._pod: Pod | None = None
         self._vmm_pid = 0
         self._pod_lock = asyncio.Lock()
@@ -98,40 +99,53 @@ class Tasks:
     async def create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
+        """Raises as Pod.create_container and open_pod; nothing is left then."""
         if container_id in self._tasks or container_id in self._creating:
             raise AlreadyExists(f"cannot create task {container_id}: it exists already")
-        self._creating.add(container_id)
+        if self._ending:
+            raise _told_to_end(container_id)
+        work = self._create(container_id, bundle, mounts, uris, config_path)
+        task = self._creating[container_id] = asyncio.create_task(work, name=f"create-{container_id}")
         try:
-            spec = _read_spec(bundle)
-            spec = replace(spec, mounts=visible_mounts(spec.mounts))
-            about = parse_annotations(spec.annotations, container_id)
-            if spec.hooks is not None:
-                log.warning("the hooks of %s are not run", container_id)
-            if spec.process.terminal != uris.terminal:
-                spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
-            async with contextlib.AsyncExitStack() as undo:
-                rootfs = bundle / "rootfs" if mounts else None
-                if rootfs is not None:
-                    undo.callback(unmount_below, rootfs)
-                    rootfs.mkdir(mode=0o711, exist_ok=True)
-                    for mount in mounts:
-                        mount_given(mount.type, mount.source, mount.options, rootfs)
-                pod = await self._pod_for(container_id, spec, about, config_path, undo)
-                plan = ContainerPlan(
-                    container_id=container_id,
-                    image=_image_of(spec),
-                    spec=spec,
-                    rootfs=Rootfs(Path(spec.root.path), direct=True),
-                    guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
-                    create_timeout_s=float(pod.config.runtime.create_container_timeout),
-                    holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
-                    shared_shm=True,
-                )
-                container = await pod.create_container(plan, _limits_of(spec, about))
-                undo.pop_all()
-            self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
+            await task
+        except asyncio.CancelledError:
+            if self._ending:
+                raise _told_to_end(container_id) from None
+            raise
         finally:
-            self._creating.discard(container_id)
+            del self._creating[container_id]
+
+    async def _create(
+        self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
+    ) -> None:
+        spec = _read_spec(bundle)
+        spec = replace(spec, mounts=visible_mounts(spec.mounts))
+        about = parse_annotations(spec.annotations, container_id)
+        if spec.hooks is not None:
+            log.warning("the hooks of %s are not run", container_id)
+        if spec.process.terminal != uris.terminal:
+            spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
+        async with contextlib.AsyncExitStack() as undo:
+            rootfs = bundle / "rootfs" if mounts else None
+            if rootfs is not None:
+                undo.callback(unmount_below, rootfs)
+                rootfs.mkdir(mode=0o711, exist_ok=True)
+                for mount in mounts:
+                    mount_given(mount.type, mount.source, mount.options, rootfs)
+            pod = await self._pod_for(container_id, spec, about, config_path, undo)
+            plan = ContainerPlan(
+                container_id=container_id,
+                image=_image_of(spec),
+                spec=spec,
+                rootfs=Rootfs(Path(spec.root.path), direct=True),
+                guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
+                create_timeout_s=float(pod.config.runtime.create_container_timeout),
+                holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
+                shared_shm=True,
+            )
+            container = await pod.create_container(plan, _limits_of(spec, about))
+            undo.pop_all()
+        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
         io = events_pb2.TaskIO(stdin=uris.stdin, stdout=uris.stdout, stderr=uris.stderr, terminal=uris.terminal)
         self._events.publish(
             "/tasks/create",
@@ -183,16 +197,21 @@ class Tasks:
     async def start(self, container_id: str) -> None:
         task = self.find(container_id)
         task.require(f"start task {container_id}", task_pb2.CREATED)
-        if task.started:
+        if task.starting:
             raise InvalidState(f"cannot start task {container_id}: that is under way")
+        task.starting = True
         stack = contextlib.AsyncExitStack()
         try:
             task.streams = await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace))
             if container_id == task.container.sandbox.sandbox_id:
                 await task.container.sandbox.rescan_network()  # engines may set it up between create and start
             await task.container.start()
-        except BaseException:
+        except BaseException as exc:
             await finish(stack.aclose(), name="close-streams")
+            if isinstance(exc, KatapodError):  # engines delete only what has ended, and nobody starts it again
+                with contextlib.suppress(KatapodError):
+                    await self._kill_created(task)
+            task.starting = False
             raise
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
@@ -280,12 +299,22 @@ class Tasks:
                 return
             raise NotFound(f"cannot signal {exec_id or container_id}: it has ended")
         if isinstance(process, TaskProcess):
+            if number == signal.SIGKILL and process.status == task_pb2.CREATED and not process.starting:
+                await self._kill_created(process)
+                return
             await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
             return
         if process.guest is None:
             raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
         sandbox = self.find(container_id).container.sandbox
         await sandbox.guard(process.guest.signal(number))
+
+    async def _kill_created(self, task: TaskProcess) -> None:
+        """End a task that was never started, whom nobody follows: engines wait for its exit before they delete it."""
+        try:
+            await task.container.kill(signal.SIGKILL, everyone=True)
+        finally:
+            self._tell_exit(task, task.container.container_id, task.container.container_id, DEAD_STATUS)
 
     async def resize(self, container_id: str, exec_id: str, rows: int, columns: int) -> None:
         process = self.find_process(container_id, exec_id)
@@ -359,6 +388,16 @@ class Tasks:
 
     # the pod's end
 
+    async def end(self) -> None:
+        """Break off what is being created, then end the pod: a start may take as long as a guest that hangs."""
+        self._ending = True
+        creating = set(self._creating.values())
+        for task in creating:
+            task.cancel()
+        if creating:
+            await asyncio.wait(creating)
+        await self.close_pod()
+
     def _close_soon(self) -> None:
         if self._closing is None:
             self._closing = asyncio.create_task(self.close_pod(), name="close-pod")
@@ -378,7 +417,7 @@ class Tasks:
                 if following:
                     await asyncio.wait(following, timeout=INPUT_READ_S)
                 if not task.started:
-                    task.mark_exited(DEAD_STATUS)
+                    self._tell_exit(task, container_id, container_id, DEAD_STATUS)
                 log.debug("task %s: %d followers", container_id, len(following))
             self._pod = None
 
@@ -402,6 +441,10 @@ class Tasks:
             with contextlib.suppress(OSError):
                 (task.bundle / "oom").touch()
             self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.container_id))
+
+
+def _told_to_end(container_id: str) -> InvalidState:
+    return InvalidState(f"cannot create task {container_id}: its shim has been told to end")
 
 
 def _read_spec(bundle: Path) -> oci.Spec:

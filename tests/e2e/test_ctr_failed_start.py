@@ -1,0 +1,175 @@
+"""Starts through containerd that fail, or are broken off: the error names step and cause, nothing is left of them."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import leftovers, write_config
+
+from kit.containerd import HANDLERS, Containerd
+from kit.kata import wait_for
+from kit.leaks import claim
+from kit.oci_archive import BUSYBOX
+
+INITRD = Path("/var/cache/kata-containers/kata-containers-initrd.img")
+KATA = HANDLERS["kata"]
+TASKS = "state/io.containerd.runtime.v2.task"
+SOCKETS = Path("/run/containerd/s")
+SEED = 20_04
+MOMENTS = [random.Random(SEED + number).uniform(0.0, 2.5) for number in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def _only_kata(handler: str) -> None:
+    if handler != "kata":
+        pytest.skip("the steps of a virtual machine's start")
+
+
+@pytest.fixture
+def container(ctr: Containerd) -> str:
+    """An id, whose socket the leak probe knows."""
+    found = ctr.new_id()
+    claim(socket_of(ctr, found).name)
+    return found
+
+
+def socket_of(ctr: Containerd, container: str) -> Path:
+    """As containerd has it: a hash of its own address, the namespace and the id."""
+    text = f"{ctr.socket}/{ctr.namespace}/{container}"
+    return SOCKETS / hashlib.sha256(text.encode()).hexdigest()
+
+
+def expect_failure(ctr: Containerd, container: str, flags: list[str], *words: str, image: str = BUSYBOX) -> None:
+    source = [image] if image else []
+    result = ctr("run", "--rm", "--runtime", KATA, *flags, *source, container, *(["true"] if image else []))
+    print(result.stderr)
+    assert result.code != 0, result
+    for word in words:
+        assert word in result.stderr, result
+    assert "Traceback" not in result.stderr
+    assert ctr.tasks() == {}
+    assert leftovers(container) == []
+    assert not socket_of(ctr, container).exists()
+
+
+def expect_a_good_start(ctr: Containerd) -> None:
+    assert ctr.ok("run", "--rm", "--runtime", KATA, BUSYBOX, ctr.new_id(), "echo", "well") == "well\n"
+
+
+@pytest.mark.parametrize(
+    ("qemu", "words"),
+    [
+        ({"kernel": "/no/such/kernel"}, ["kernel", "/no/such/kernel"]),
+        ({"initrd": "/no/such/initrd"}, ["initrd", "/no/such/initrd"]),
+        ({"virtio_fs_daemon": "/no/such/virtiofsd"}, ["virtiofsd", "/no/such/virtiofsd"]),
+        ({"path": "/no/such/qemu"}, ["/no/such/qemu"]),
+    ],
+    ids=["kernel", "initrd", "virtiofsd", "qemu"],
+)
+def test_a_part_is_missing(
+    ctr: Containerd, container: str, tmp_path: Path, qemu: dict[str, object], words: list[str]
+) -> None:
+    config = write_config(tmp_path, qemu=qemu, factory={"enable_template": False})
+    expect_failure(ctr, container, ["--runtime-config-path", str(config)], *words)
+    expect_a_good_start(ctr)
+
+
+def test_truncated_initrd(ctr: Containerd, container: str, tmp_path: Path) -> None:
+    initrd = tmp_path / "short.img"
+    initrd.write_bytes(INITRD.read_bytes()[:1_000_000])
+    config = write_config(
+        tmp_path, qemu={"initrd": str(initrd)}, agent={"dial_timeout": 5}, factory={"enable_template": False}
+    )
+    flags = ["--runtime-config-path", str(config)]
+    expect_failure(ctr, container, flags, "the guest does not boot", str(initrd))
+    expect_a_good_start(ctr)
+
+
+def program(folder: Path, name: str, body: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_virtiofsd_that_fails(ctr: Containerd, container: str, tmp_path: Path) -> None:
+    path = program(tmp_path, "virtiofsd", "echo this machine is too old >&2; exit 3")
+    config = write_config(tmp_path, qemu={"virtio_fs_daemon": str(path)}, factory={"enable_template": False})
+    flags = ["--runtime-config-path", str(config)]
+    expect_failure(ctr, container, flags, "virtiofsd ended", "exit status 3", "this machine is too old")
+
+
+def test_configuration_that_is_not_there(ctr: Containerd, container: str) -> None:
+    expect_failure(ctr, container, ["--runtime-config-path", "/no/such.toml"], "cannot read /no/such.toml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--net-host"], ["cannot use the host's network", "--net-host"]),
+        (["--with-ns", "network:/run/netns/no-such"], ["/run/netns/no-such"]),
+        (["--memory-limit", str(1 << 46)], ["memory"]),
+        (["--mount", "type=bind,src=/no/such/dir,dst=/mnt,options=rbind:rw"], ["/no/such/dir"]),
+        (["--log-uri", "binary:///no/such/logger"], ["/no/such/logger"]),
+        (["--cwd", "relative"], ["cwd"]),
+        (["--user", "nobody-here"], ["nobody-here"]),
+    ],
+    ids=["host-network", "netns", "memory", "mount", "logger", "cwd", "user"],
+)
+def test_what_cannot_be_had(ctr: Containerd, container: str, flags: list[str], words: list[str]) -> None:
+    expect_failure(ctr, container, flags, *words)
+    expect_a_good_start(ctr)
+
+
+def test_root_file_system_that_is_not_there(ctr: Containerd, container: str) -> None:
+    result = ctr("run", "--rm", "--runtime", KATA, "--rootfs", "/no/such/root", container, "true")
+    assert result.code != 0
+    assert "/no/such/root" in result.stderr
+    assert [*leftovers(container), *ctr.tasks()] == []
+
+
+def test_spec_without_a_command(ctr: Containerd, container: str, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    process = {"args": [], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    linux = {"namespaces": [{"type": "network"}, {"type": "mount"}]}
+    root = {"path": str(tmp_path)}
+    spec.write_text(json.dumps({"ociVersion": "1.0.2", "process": process, "root": root, "linux": linux}))
+    expect_failure(ctr, container, ["--config", str(spec)], "args", image="")
+
+
+def test_name_that_is_not_allowed(ctr: Containerd) -> None:
+    """containerd lets it pass; it is a folder's name of ours."""
+    claim(socket_of(ctr, "template").name)
+    result = ctr("run", "--rm", "--runtime", KATA, BUSYBOX, "template", "true")
+    assert result.code != 0
+    assert "cannot use 'template' as a container name" in result.stderr
+    assert ctr.tasks() == {}
+    assert not socket_of(ctr, "template").exists()
+
+
+@pytest.mark.parametrize("moment_s", MOMENTS, ids=lambda moment: f"{moment:.2f}s")
+def test_shim_is_asked_to_end_during_a_start(ctr: Containerd, container: str, moment_s: float) -> None:
+    pid_file = ctr.run_dir / TASKS / ctr.namespace / container / "shim.pid"
+    with ctr.spawn("run", "--rm", "--runtime", KATA, BUSYBOX, container, "sleep", "1000") as process:
+        pid = int(wait_for(pid_file.read_text, "the shim has begun", 60, 0.002))
+        time.sleep(moment_s)
+        os.kill(pid, signal.SIGTERM)
+        wait_for(gone(pid), "the shim ends", 10)
+        process.wait(30)
+    wait_for(lambda: ctr.tasks() == {}, "the task is gone", 30)
+    wait_for(lambda: leftovers(container) == [], f"nothing is left: {leftovers(container)}", 10)
+    assert not socket_of(ctr, container).exists()
+
+
+def gone(pid: int) -> Callable[[], bool]:
+    def look() -> bool:
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    return look
