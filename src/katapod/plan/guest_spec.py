@@ -12,11 +12,21 @@ from msgspec.structs import replace
 from katapod.model import oci
 from katapod.model.errors import SpecError
 
-__all__ = ["process_for_guest", "resources_for_guest", "shares_pid_namespace", "strip_for_guest", "visible_mounts"]
+__all__ = [
+    "process_for_guest",
+    "resources_for_guest",
+    "shares_pid_namespace",
+    "strip_for_guest",
+    "visible_mounts",
+    "without_host_devices",
+]
 
 _HOST_NAMESPACES = frozenset({"cgroup", "network", "time", "pid"})
 """The guest's agent sets these up: network and time are the sandbox's, cgroup its own choice, and pid
 follows the sandbox_pidns flag of the request."""
+
+_HOST_ONLY = frozenset({"/dev/kmsg", "/dev/mem", "/dev/port"})
+"""Nobody asks for these by name: with them an engine has given a privileged container all that the host has."""
 
 _MOUNT_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec"})
 """A bind mount has these of its own; size and mode are those of the file system behind it."""
@@ -63,6 +73,14 @@ def shares_pid_namespace(spec: oci.Spec) -> bool:
 def process_for_guest(process: oci.Process) -> oci.Process:
     """Labels are of the host's security modules, which the guest has not."""
     return replace(process, selinux_label="", apparmor_profile="")
+
+
+def without_host_devices(spec: oci.Spec) -> oci.Spec:
+    """Without devices, if they are all of the host's: a privileged container is privileged in its guest. Plugging the
+    host's disks in would hand these over."""
+    if not any(device.path in _HOST_ONLY for device in spec.linux.devices):
+        return spec
+    return replace(spec, linux=replace(spec.linux, devices=()))
 
 
 def visible_mounts(mounts: tuple[oci.Mount, ...]) -> tuple[oci.Mount, ...]:

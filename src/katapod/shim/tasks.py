@@ -25,7 +25,7 @@ from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.ids import parse_container_name, short_id
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.guest_spec import process_for_guest, visible_mounts
+from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_host_devices
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
@@ -121,6 +121,9 @@ class Tasks:
         spec = _read_spec(bundle)
         spec = replace(spec, mounts=visible_mounts(spec.mounts))
         about = parse_annotations(spec.annotations, container_id)
+        if (guarded := without_host_devices(spec)) is not spec:
+            log.warning("%s gets no devices of the host: set privileged_without_host_devices = true", container_id)
+            spec = guarded
         if spec.hooks is not None:
             log.warning("the hooks of %s are not run", container_id)
         if spec.process.terminal != uris.terminal:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from katapod.model import oci
 from katapod.model.errors import SpecError
 from katapod.model.flags import Volume
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
-from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest, visible_mounts
+from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest, visible_mounts, without_host_devices
 
 GUEST_ROOT = "/run/kata-containers/shared/containers/c1/rootfs"
 SHM = "/run/kata-containers/sandbox/shm"
@@ -137,3 +138,13 @@ def test_a_mount_that_a_later_one_hides_is_left_out() -> None:
     own = oci.Mount(destination="/dev/shm/", type="bind", source="/run/pod/shm", options=("rbind",))
     assert visible_mounts((usual, other, own)) == (other, own)
     assert visible_mounts((usual, other)) == (usual, other)
+
+
+def test_a_privileged_container_gets_no_devices_of_the_host() -> None:
+    disk = oci.Device(path="/dev/vda", type="b", major=254)
+    memory = oci.Device(path="/dev/mem", type="c", major=1, minor=1)
+    spec = oci.Spec(oci_version="1.0.2", process=oci.Process(args=("true",), cwd="/"), root=oci.Root(path="/r"))
+    asked = msgspec.structs.replace(spec, linux=oci.Linux(devices=(disk,)))
+    everything = msgspec.structs.replace(spec, linux=oci.Linux(devices=(memory, disk)))
+    assert without_host_devices(asked) is asked
+    assert without_host_devices(everything).linux.devices == ()
