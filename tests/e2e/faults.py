@@ -215,6 +215,9 @@ def wait_until(what: str, seen: Callable[[], object], limit_s: float = 60.0, per
     return time.monotonic() - began
 
 
+CGROUPS = "/sys/fs/cgroup"
+
+
 def leftovers(name: str) -> list[str]:
     """What is there of a sandbox: processes, mounts, directories, sockets, image holds, cgroups, network interfaces."""
     found = [f"process {pid}" for pid in processes_of(name)]
@@ -222,7 +225,10 @@ def leftovers(name: str) -> list[str]:
     found += [f"staged {path}" for path in STATE.glob(f".*{name}*")] if STATE.exists() else []
     found += [f"mount {line.split()[4]}" for line in _lines("/proc/self/mountinfo") if name in line]
     found += [f"socket {line.split()[-1]}" for line in _lines("/proc/net/unix") if name in line]
-    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/*{name}*")]
+    # os.walk passes over what goes away meanwhile
+    found += [
+        f"cgroup {folder}/{child}" for folder, children, _ in os.walk(CGROUPS) for child in children if name in child
+    ]
     found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if name[:11] in path.name]
     if REFS.exists():
         found += [f"image hold {path}" for path in REFS.rglob("*") if name in path.name or _mentions(path, name)]

@@ -21,7 +21,7 @@ def box(module_kata: Kata) -> str:
 
 def test_list(kata: Kata, box: str) -> None:
     header, *rows = kata.ok("list").splitlines()
-    assert header.split() == ["NAME", "IMAGE", "COMMAND", "STATE", "AGE", "VM"]
+    assert header.split() == ["NAME", "IMAGE", "COMMAND", "STATE", "AGE", "VM", "NETWORK"]
     row = next(row for row in rows if row.startswith(box))
     assert re.search(r"busybox +sh -c .* running +\d+s +1 vCPU, 2048 MiB, (kvm|tcg)", row), row
     assert box in kata.ok("list", "-q").splitlines()

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +82,9 @@ def sandbox_plan(
     )
 
 
+SETTLE_S = 3.0
+
+
 @dataclass
 class Owned:
     """A name taken for a test, given back at its end."""
@@ -99,7 +103,13 @@ class Owned:
         os.close(self.lock)
 
     def left(self) -> list[str]:
-        """What is there of the sandbox beside its record and logs."""
+        """What is there of the sandbox beside its record and logs, after a moment: a killed process may still be seen."""
+        deadline = time.monotonic() + SETTLE_S
+        while (found := self._found()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _found(self) -> list[str]:
         paths = self.store.layout.sandbox(self.sandbox_id)
         kept = {f"directory {paths.state}", f"directory {paths.data}"}
         return [line for line in find_leftovers(self.store.layout, self.sandbox_id) if line not in kept]
