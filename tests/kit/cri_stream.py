@@ -1,7 +1,8 @@
-"""Exec and attach of the CRI: the URLs that containerd answers with, used over WebSocket.
+"""Exec, attach and port-forward of the CRI: the URLs that containerd answers with, used over WebSocket.
 
 Every message begins with the number of its channel; v4.channel.k8s.io of Kubernetes' remote command protocol has
-0 stdin, 1 stdout, 2 stderr, 3 the result as a JSON Status, 4 the size of the terminal.
+0 stdin, 1 stdout, 2 stderr, 3 the result as a JSON Status, 4 the size of the terminal. Of a forwarded port, 0 is its
+data and 1 its errors, and the first message of each is the port's number in two bytes.
 """
 
 import contextlib
@@ -21,9 +22,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-__all__ = ["Stream", "connect_inside", "open_stream"]
+__all__ = ["DATA", "ERROR", "Stream", "Tunnel", "connect_inside", "open_stream", "open_tunnel"]
 
 STDIN, STDOUT, STDERR, RESULT, SIZE = range(5)
+DATA, ERROR = range(2)
 PROTOCOL = Subprotocol("v4.channel.k8s.io")
 CLONE_NEWNET = 0x40000000
 LIMIT_S = 60.0
@@ -105,6 +107,24 @@ class Stream:
 def open_stream(url: str, netns: str) -> Stream:
     """The streams of an Exec or Attach, whose server listens on the loopback of the network namespace `netns`."""
     return Stream(url, netns)
+
+
+class Tunnel(Stream):
+    """A connection to a port of a pod, by containerd."""
+
+    def __init__(self, url: str, netns: str, port: int) -> None:
+        super().__init__(f"{url}?port={port}", netns)
+        self.received = {DATA: b"", ERROR: b""}
+        number = port.to_bytes(2, "little")
+        for channel in (DATA, ERROR):
+            self.expect(re.escape(number), channel=channel)
+            self._read_to = 0
+        self.received = {channel: data.removeprefix(number) for channel, data in self.received.items()}
+
+
+def open_tunnel(url: str, netns: str, port: int) -> Tunnel:
+    """The connection of a PortForward to one of its ports; `netns` is that of containerd."""
+    return Tunnel(url, netns, port)
 
 
 def connect_inside(netns: str, host: str, port: int) -> socket.socket:
