@@ -103,7 +103,7 @@ class Owned:
         os.close(self.lock)
 
     def left(self) -> list[str]:
-        """What is there of the sandbox beside its record and logs, after a moment: a killed process may still be seen."""
+        """What is there of the sandbox beside its record and logs. What was killed may be seen for a moment."""
         deadline = time.monotonic() + SETTLE_S
         while (found := self._found()) and time.monotonic() < deadline:
             time.sleep(0.05)

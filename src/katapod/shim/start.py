@@ -7,6 +7,7 @@ containerd connects. Source: facts shim-v2.md, sections 1, 2 and 9.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -180,6 +181,14 @@ def _write(path: str, text: str) -> None:
 def _become_server(arguments: Arguments, listener: socket.socket) -> int:
     """The child: a session of its own, its output goes to containerd's log; descriptor 3 listens."""
     status = 1
+    path = listener.getsockname()
+
+    def end(number: int, frame: object) -> None:
+        """Until the server has handlers of its own: the socket must not stay."""
+        os.unlink(path)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
