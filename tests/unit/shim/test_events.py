@@ -1,0 +1,101 @@
+"""Events reach containerd in order, also one that was away."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from katapod.rpc.server import serve_ttrpc
+from katapod.shim import events as events_module
+from katapod.shim.events import EventPublisher
+from katapod.shim.pb import events_pb2
+
+
+class Receiver:
+    """containerd's side."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.envelopes: list[events_pb2.Envelope] = []
+
+    async def handle(self, service: str, method: str, payload: bytes) -> bytes:
+        assert (service, method) == ("containerd.services.events.ttrpc.v1.Events", "Forward")
+        self.envelopes.append(events_pb2.ForwardRequest.FromString(payload).envelope)
+        return b""
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen()
+        server = await serve_ttrpc(listener, self.handle)
+        try:
+            yield
+        finally:
+            server.close()
+            self.path.unlink()
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Receiver:
+    return Receiver(tmp_path / "events.sock")
+
+
+def start(number: int) -> events_pb2.TaskStart:
+    return events_pb2.TaskStart(container_id=f"c{number}", pid=number)
+
+
+async def test_in_order_and_as_containerd_reads_them(receiver: Receiver) -> None:
+    async with receiver.serving():
+        publisher = EventPublisher(str(receiver.path), "k8s.io")
+        for number in range(50):
+            publisher.publish("/tasks/start", start(number))
+        await publisher.drain(10)
+        await publisher.close()
+    assert len(receiver.envelopes) == 50
+    first = receiver.envelopes[0]
+    assert (first.namespace, first.topic, first.event.type_url) == (
+        "k8s.io",
+        "/tasks/start",
+        "containerd.events.TaskStart",
+    )
+    assert first.timestamp.seconds > 1_700_000_000
+    told = [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes]
+    assert told == list(range(50))
+
+
+async def test_containerd_that_comes_back(receiver: Receiver) -> None:
+    publisher = EventPublisher(str(receiver.path), "ns")
+    publisher.publish("/tasks/start", start(1))
+    await asyncio.sleep(0.05)
+    async with receiver.serving():
+        await publisher.drain(20)
+        assert [one.topic for one in receiver.envelopes] == ["/tasks/start"]
+    await publisher.close()
+
+
+async def test_what_nobody_takes_is_given_up(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_module, "TRIES", 2)
+    publisher = EventPublisher(str(receiver.path), "ns")
+    with caplog.at_level(logging.WARNING):
+        publisher.publish("/tasks/start", start(1))
+        await publisher.drain(10)
+    await publisher.close()
+    assert "the event /tasks/start is lost" in caplog.text
+
+
+async def test_without_an_address_they_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As under CRI-O, which has no use for them."""
+    publisher = EventPublisher("", "default")
+    with caplog.at_level(logging.INFO):
+        publisher.publish("/tasks/start", start(7))
+    await publisher.drain(1)
+    await publisher.close()
+    assert "/tasks/start" in caplog.text
+    assert "c7" in caplog.text
