@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ IMAGE_LINKS = Path("/var/cache/kata-containers")
 
 # the network of this machine is not the tests' alone: those of tests/e2e/test_run_network.py have one of their own
 os.environ.setdefault("KATAPOD_NETWORK", "none")
+# A shell that runs us in the background has SIGINT ignored, and so would have all that we start, and whoever presses
+# Ctrl-C in a test would press it in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 hypothesis.settings.register_profile("katapod", deadline=None)  # timings decide no test: others use the machine too
 hypothesis.settings.load_profile("katapod")
 

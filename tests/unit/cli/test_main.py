@@ -127,7 +127,6 @@ class Watch:
         if name == {module!r}:
             print("at", name, signal.getsignal(signal.SIGINT) is signal.SIG_DFL, flush=True)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as at any start, but in the background of a shell
 sys.meta_path.insert(0, Watch())
 sys.argv = ["kata-runtime", "run", "--bundle", "/none", "word"]
 from katapod.cli.entry import main
