@@ -30,7 +30,7 @@ from bench.table import print_results
 __all__ = ["Options", "main", "selected"]
 
 INITRD = Metric("guest initrd", "MB", budgets={"Katapod": 19.7})
-NO_NETWORK = "No network rows: containers of this version have a loopback interface only."
+NO_NETWORK = "No network rows yet: starts are measured without a network."
 
 
 @dataclass(frozen=True, slots=True)
