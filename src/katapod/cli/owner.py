@@ -43,7 +43,7 @@ from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine
-from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.proof import accelerator_for
 from katapod.sandbox.recovery import reap_dead
 from katapod.sandbox.runner import Outcome, Streams, claimed, run_container
 from katapod.sandbox.stdio import InputFd, OutputFd
@@ -162,16 +162,7 @@ async def own_container(
             dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
             with span("acquire image"):
                 container = await plan_container(settings, config, request, bundle_spec)
-            kernel, initrd = Path(config.qemu.kernel), Path(config.qemu.initrd)
-            verdict = await choose_accelerator(
-                request.accel or config.katapod.accelerator,
-                facts,
-                kernel,
-                initrd,
-                config.qemu.path,
-                store.layout.proof_file,
-                store.layout.sandbox(request.container_id).state,
-            )
+            verdict = await accelerator_for(config, facts, store.layout, request.container_id, request.accel)
             if verdict.fresh:
                 print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
             plan = plan_sandbox(

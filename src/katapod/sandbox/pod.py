@@ -29,7 +29,7 @@ from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import plan_sandbox
-from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.proof import accelerator_for
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
 from katapod.sandbox.runner import claimed
 
@@ -159,15 +159,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
         if request.netns == "":
             netns = netns_path(request.sandbox_id)
             await make_netns(netns)
-        verdict = await choose_accelerator(
-            request.accelerator or config.katapod.accelerator,
-            facts,
-            Path(config.qemu.kernel),
-            Path(config.qemu.initrd),
-            config.qemu.path,
-            store.layout.proof_file,
-            store.layout.sandbox(request.sandbox_id).state,
-        )
+        verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
         if verdict.fresh:
             log.warning("using %s: %s", verdict.accelerator.value, verdict.reason)
         plan = plan_sandbox(

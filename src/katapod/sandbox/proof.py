@@ -19,10 +19,12 @@ from katapod.host.facts import HostFacts, file_identity
 from katapod.host.logs import read_tail
 from katapod.host.qemu import QemuFailed, QemuLogs, running_qemu
 from katapod.host.state import write_atomically
+from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError
+from katapod.model.layout import Layout
 from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu
 
-__all__ = ["BootNotProven", "Verdict", "choose_accelerator", "prove_boot"]
+__all__ = ["BootNotProven", "Verdict", "accelerator_for", "choose_accelerator", "prove_boot"]
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,21 @@ async def _find_verdict(facts: HostFacts, kernel: Path, initrd: Path, qemu: str,
         log.info("KVM is not used: %s", exc)
         return Verdict(Accelerator.TCG, "/dev/kvm opens, but the guest image does not boot under it", fresh=True)
     return Verdict(Accelerator.KVM, "the guest image boots under KVM", fresh=True)
+
+
+async def accelerator_for(
+    config: Config, facts: HostFacts, layout: Layout, sandbox_id: str, wanted: str = ""
+) -> Verdict:
+    """As choose_accelerator, for a sandbox whose state directory exists; `wanted`: empty for the configuration's."""
+    return await choose_accelerator(
+        wanted or config.katapod.accelerator,
+        facts,
+        Path(config.qemu.kernel),
+        Path(config.qemu.initrd),
+        config.qemu.path,
+        layout.proof_file,
+        layout.sandbox(sandbox_id).state,
+    )
 
 
 def _read_proofs(path: Path, boot_id: str) -> _Proofs:
