@@ -38,14 +38,16 @@ KILL_GRACE_S = 5.0
 DEAD_OWNER = "the process that ran it was killed"
 
 
-async def remove_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
-    """Remove all of a sandbox; with `force`, a living owner is ended first. Idempotent.
+async def remove_sandbox(
+    store: StateStore, sandbox_id: str, *, force: bool = False, grace_s: float = TERM_GRACE_S
+) -> None:
+    """Remove all of a sandbox; with `force`, a living owner is ended first: asked, after `grace_s` killed. Idempotent.
 
     Every step runs even if one fails; raises KatapodError that names all that could not be removed, and
     keeps the record then. Raises InvalidState if another process owns the sandbox and `force` is not set.
     """
     if force:
-        await asyncio.to_thread(_end_owner, store, sandbox_id)
+        await asyncio.to_thread(_end_owner, store, sandbox_id, grace_s)
     with contextlib.ExitStack() as stack:
         there = await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id))
         if not there:
@@ -270,7 +272,7 @@ def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:
     return found
 
 
-def _end_owner(store: StateStore, sandbox_id: str) -> None:
+def _end_owner(store: StateStore, sandbox_id: str, grace_s: float) -> None:
     paths = store.layout.sandbox(sandbox_id)
     if not owner_alive(paths):
         return
@@ -279,7 +281,7 @@ def _end_owner(store: StateStore, sandbox_id: str) -> None:
         if not owner_alive(paths):
             return
         raise KatapodError(f"cannot end the owner of {sandbox_id}: it lives, but not in this PID namespace")
-    for number, limit_s in ((signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
+    for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_GRACE_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         deadline = time.monotonic() + limit_s

@@ -22,6 +22,7 @@ from katapod.shim.start import SOCKET_ROOT, StartError, pod_of, read_annotations
 __all__ = ["delete"]
 
 KILLED_STATUS = 128 + signal.SIGKILL
+OWNER_GRACE_S = 2.0  # of the five seconds
 
 
 def delete(arguments: Arguments) -> None:
@@ -32,7 +33,7 @@ def delete(arguments: Arguments) -> None:
         pod = pod_of(read_annotations(str(bundle / "config.json")), "config.json")
     if pod is None:
         store = StateStore(Layout())
-        asyncio.run(remove_sandbox(store, arguments.id, force=True))
+        asyncio.run(remove_sandbox(store, arguments.id, force=True, grace_s=OWNER_GRACE_S))
         path = socket_path(SOCKET_ROOT, arguments.address, arguments.namespace, arguments.id)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
