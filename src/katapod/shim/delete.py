@@ -13,6 +13,8 @@ from pathlib import Path
 
 from katapod.host.mounts import unmount_below
 from katapod.host.state import StateStore
+from katapod.model.errors import UsageError
+from katapod.model.ids import parse_container_name
 from katapod.model.layout import Layout
 from katapod.sandbox.recovery import remove_sandbox
 from katapod.shim.main import Arguments
@@ -32,13 +34,24 @@ def delete(arguments: Arguments) -> None:
     with contextlib.suppress(StartError):  # the bundle is half made, or gone already
         pod = pod_of(read_annotations(str(bundle / "config.json")), "config.json")
     if pod is None:
-        store = StateStore(Layout())
-        asyncio.run(remove_sandbox(store, arguments.id, force=True, grace_s=OWNER_GRACE_S))
-        path = socket_path(SOCKET_ROOT, arguments.address, arguments.namespace, arguments.id)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        with contextlib.suppress(UsageError):  # no sandbox was ever made with an id that is none
+            sandbox_id = parse_container_name(arguments.id)
+            asyncio.run(remove_sandbox(StateStore(Layout()), sandbox_id, force=True, grace_s=OWNER_GRACE_S))
+        for path in _sockets(arguments, bundle):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
     unmount_below(bundle / "rootfs")
     answer = task_pb2.DeleteResponse(exit_status=KILLED_STATUS)
     answer.exited_at.seconds, answer.exited_at.nanos = divmod(time.time_ns(), 10**9)
     sys.stdout.buffer.write(answer.SerializeToString())
     sys.stdout.buffer.flush()
+
+
+def _sockets(arguments: Arguments, bundle: Path) -> list[str]:
+    """Where the server may have listened: in the usual place, or where containerd wanted it, which the bundle says."""
+    usual = socket_path(SOCKET_ROOT, arguments.address, arguments.namespace, arguments.id)
+    try:
+        told = (bundle / "address").read_text().removeprefix("unix://")
+    except (OSError, ValueError):
+        return [usual]
+    return [usual, told] if os.path.basename(told) == os.path.basename(usual) else [usual]

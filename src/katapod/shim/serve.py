@@ -26,19 +26,18 @@ LAST_EVENTS_S = 3.0
 ANSWER_S = 0.1  # for the answer to Shutdown to be on its way
 
 
-def run_server(arguments: Arguments, listener_fd: int) -> None:
-    """Serve until Shutdown or a signal; nothing of the sandbox is left then."""
+def run_server(arguments: Arguments, listener: socket.socket) -> None:
+    """Serve until Shutdown or a signal; nothing of the sandbox is left then, nor the socket."""
     logging.raiseExceptions = False  # a log that nobody reads stops nothing
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO,
         format=f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s",
     )
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    start_tracing(interpreter=False)
-    listener = socket.socket(fileno=listener_fd)
-    os.set_inheritable(listener_fd, False)
+    listener.set_inheritable(False)
     path = listener.getsockname()
     try:
+        start_tracing(interpreter=False)
         asyncio.run(_serve(arguments, listener))
     finally:
         with contextlib.suppress(OSError):
@@ -57,11 +56,13 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
     try:
         await finished.wait()
     finally:
-        await tasks.end()
-        await events.drain(LAST_EVENTS_S)
-        await events.close()
-        await asyncio.sleep(ANSWER_S)
-        server.close()
+        try:
+            await tasks.end()
+        finally:
+            await events.drain(LAST_EVENTS_S)
+            await events.close()
+            await asyncio.sleep(ANSWER_S)
+            server.close()
 
 
 def _load(path: str) -> Config:

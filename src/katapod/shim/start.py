@@ -46,11 +46,18 @@ def start(arguments: Arguments) -> None:
     if listener is None:  # an earlier `start` of the same sandbox, whose answer was lost
         _answer(path)
         return
-    pid = os.fork()
-    if pid == 0:
-        os._exit(_become_server(arguments, listener))
-    _write("shim.pid", str(pid))
-    _answer(path)
+    pid = 0
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_become_server(arguments, listener))
+        _write("shim.pid", str(pid))
+        _answer(path)
+    except BaseException:  # nobody will learn of the server
+        if pid > 0:
+            os.kill(pid, signal.SIGKILL)
+        os.unlink(path)
+        raise
 
 
 def read_annotations(path: str) -> dict[str, str]:
@@ -93,10 +100,12 @@ def pod_of(annotations: dict[str, str], where: str) -> str | None:
 
 
 def socket_path(root: str, grpc_address: str, namespace: str, sandbox_id: str) -> str:
-    """Where the server of a sandbox listens. The formula is containerd's."""
+    """Where the server of a sandbox listens. The formula is containerd's, whose paths are joined and cleaned."""
     import hashlib
 
-    text = "/".join(part for part in (grpc_address.rstrip("/"), namespace, sandbox_id) if part)
+    text = os.path.normpath("/".join(part for part in (grpc_address, namespace, sandbox_id) if part))
+    if text.startswith("//"):  # two slashes, and no more, mean something else to POSIX
+        text = text[1:]
     return f"{root}/{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -173,9 +182,13 @@ def _answer(path: str) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(f".{path}", "w") as handle:
-        handle.write(text)
-    os.rename(f".{path}", path)
+    """Raises StartError."""
+    try:
+        with open(f".{path}", "w") as handle:
+            handle.write(text)
+        os.rename(f".{path}", path)
+    except OSError as exc:
+        raise StartError(f"cannot write {os.path.abspath(path)}: {exc.strerror}") from exc
 
 
 def _become_server(arguments: Arguments, listener: socket.socket) -> int:
@@ -188,7 +201,8 @@ def _become_server(arguments: Arguments, listener: socket.socket) -> int:
         os.unlink(path)
         os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, end)
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
@@ -221,7 +235,13 @@ def _open_log() -> int:
 
 
 def serve_forever(arguments: Arguments, listener_fd: int) -> None:
-    """Serve until Shutdown. Everything heavy is loaded here."""
+    """Serve until Shutdown. Everything heavy is loaded here. Raises StartError."""
     from katapod.shim.serve import run_server
 
-    run_server(arguments, listener_fd)
+    try:
+        listener = socket.socket(fileno=listener_fd)
+    except OSError as exc:
+        raise StartError(
+            f"cannot serve: descriptor {listener_fd} is not a listening socket: {exc.strerror}; engines call start"
+        ) from exc
+    run_server(arguments, listener)

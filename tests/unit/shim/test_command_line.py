@@ -109,6 +109,8 @@ def test_annotations_without_the_rest(tmp_path: Path) -> None:
     [
         ("/run/containerd/containerd.sock", "/run/containerd/containerd.sock/k8s.io/abc"),
         ("/run/containerd/containerd.sock/", "/run/containerd/containerd.sock/k8s.io/abc"),
+        ("//run//containerd/./x/../containerd.sock", "/run/containerd/containerd.sock/k8s.io/abc"),
+        ("/", "/k8s.io/abc"),
         ("", "k8s.io/abc"),
     ],
 )
