@@ -43,10 +43,15 @@ class _Connection(asyncio.Protocol):
             task.cancel()
 
     def pause_writing(self) -> None:
+        """A peer that does not read its answers is not read from: what it is refused would pile up without a limit."""
         self._writable.clear()
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._writable.set()
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
