@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from katapod.rpc.server import serve_ttrpc
+from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import events as events_module
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2
@@ -99,3 +100,68 @@ async def test_without_an_address_they_are_logged(caplog: pytest.LogCaptureFixtu
     await publisher.close()
     assert "/tasks/start" in caplog.text
     assert "c7" in caplog.text
+
+
+async def test_order_is_kept_over_restarts_of_containerd(receiver: Receiver) -> None:
+    """The connection breaks between events; the next one finds it broken, or nobody there for a while."""
+    publisher = EventPublisher(f"unix://{receiver.path}", "ns")
+    for round_number in range(3):
+        async with receiver.serving():
+            publisher.publish("/tasks/start", start(2 * round_number))
+            await publisher.drain(20)
+        publisher.publish("/tasks/start", start(2 * round_number + 1))
+    async with receiver.serving():
+        await publisher.drain(20)
+    await publisher.close()
+    told = [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes]
+    assert list(dict.fromkeys(told)) == list(range(6))
+    stamps = [(one.timestamp.seconds, one.timestamp.nanos) for one in receiver.envelopes]
+    assert stamps == sorted(stamps)
+
+
+async def test_what_containerd_refuses_holds_up_nothing_for_ever(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_module, "TRIES", 2)
+    taken = receiver.handle
+
+    async def refuse_first(service: str, method: str, payload: bytes) -> bytes:
+        if b"c1" in payload:
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "not that one")
+        return await taken(service, method, payload)
+
+    monkeypatch.setattr(receiver, "handle", refuse_first)
+    async with receiver.serving():
+        publisher = EventPublisher(str(receiver.path), "ns")
+        for number in (1, 2):
+            publisher.publish("/tasks/start", start(number))
+        await publisher.drain(20)
+        await publisher.close()
+    assert [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes] == [2]
+    assert "is lost: not that one" in caplog.text
+
+
+async def test_of_too_many_events_the_oldest_go(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_module, "QUEUE_MAX", 4)
+    publisher = EventPublisher(str(receiver.path), "ns")
+    for number in range(10):
+        publisher.publish("/tasks/start", start(number))
+    async with receiver.serving():
+        await publisher.drain(20)
+    await publisher.close()
+    told = [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes]
+    assert told == [6, 7, 8, 9]
+    assert caplog.text.count("an event is lost") == 6
+
+
+async def test_a_drain_that_takes_too_long_is_left(receiver: Receiver) -> None:
+    publisher = EventPublisher(str(receiver.path), "ns")
+    publisher.publish("/tasks/start", start(1))
+    async with asyncio.timeout(60):
+        await publisher.drain(0.05)
+    await publisher.close()
+    async with receiver.serving():
+        await asyncio.sleep(0.05)
+    assert receiver.envelopes == [], "nothing is sent after the end"

@@ -134,7 +134,7 @@ def test_good_requests_gone_wrong(
     served: Together, data: st.DataObject, method: str, flips: list[tuple[int, int]]
 ) -> None:
     """Bits flipped anywhere, the header too."""
-    request = task_pb2.CreateTaskRequest(id="c7", bundle="/nowhere", stdin="/nowhere/0", stdout="binary:///nowhere")
+    request = task_pb2.CreateTaskRequest(id="z" * 20, bundle="/nowhere", stdin="/nowhere/0", stdout="binary:///nowhere")
     frame = bytearray(encode_request(1, SERVICES[0], method, request.SerializeToString()))
     for place, flip in flips:
         frame[place % len(frame)] ^= flip

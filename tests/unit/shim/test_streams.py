@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from katapod.model.errors import KatapodError, NotFound, UsageError
+from katapod.shim import streams as streams_module
 from katapod.shim.streams import FifoInput, IoUris, open_streams
 
 BULK = os.urandom(1 << 20)
@@ -108,3 +110,127 @@ async def test_what_cannot_be_opened(uris: IoUris, kind: type[Exception], said: 
 
 def test_a_terminal_has_one_output() -> None:
     assert IoUris("", "/out", "/err", terminal=True).stderr == ""
+
+
+async def test_input_is_read_to_the_end_that_was_said(fifo: str) -> None:
+    """More than a FIFO holds, from a writer that has gone by then."""
+
+    def write_all() -> None:
+        with open(fifo, "wb") as writer:
+            writer.write(BULK)
+
+    async with open_streams(IoUris(fifo, "", "", terminal=False), "c", "ns") as streams:
+        assert streams.stdin is not None
+        writing = asyncio.create_task(asyncio.to_thread(write_all))
+        found = b""
+        while len(found) < len(BULK) - 60_000:
+            found += await streams.stdin.read(65536)
+        await writing
+        streams.end_input()
+        waiting = asyncio.create_task(streams.wait_input_read(60))
+        while data := await streams.stdin.read(65536):
+            found += data
+        await waiting
+        assert found == BULK
+        assert await streams.stdin.read(1) == b""
+
+
+async def test_end_of_input_is_not_waited_for_where_nobody_reads_it(fifo: str) -> None:
+    async with open_streams(IoUris(fifo, "", "", terminal=False), "c", "ns") as streams:
+        with open(fifo, "wb", buffering=0) as writer:
+            writer.write(b"left")
+        streams.end_input()
+        await streams.wait_input_read(0.05)
+        assert isinstance(streams.stdin, FifoInput)
+        assert not streams.stdin.drained.is_set()
+    assert streams.stdin.drained.is_set(), "nobody will read any more"
+
+
+@pytest.fixture
+def logger(tmp_path: Path) -> Callable[[str], str]:
+    """Makes a logging program of a shell script; returns its URI. It writes its pid to `pid` in its directory."""
+
+    def make(script: str) -> str:
+        program = tmp_path / "logger"
+        program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{script}\n")
+        program.chmod(0o755)
+        return f"binary://{program}"
+
+    return make
+
+
+def runs(tmp_path: Path) -> bool:
+    """Not if it was ended before it could say its pid."""
+    try:
+        return os.path.exists(f"/proc/{int((tmp_path / 'pid').read_text())}")
+    except FileNotFoundError:
+        return False
+
+
+async def test_logging_program_that_ends_early_loses_what_follows(tmp_path: Path, logger: Callable[[str], str]) -> None:
+    uri = logger("exec 5>&-; head -c 4 <&3 > $(dirname $0)/found; exit 3")
+    async with open_streams(IoUris("", uri, uri, terminal=False), "c", "ns") as streams:
+        for _ in range(4):
+            await streams.stdout.write(BULK)
+            await streams.stderr.write(BULK)
+    assert (tmp_path / "found").read_bytes() == BULK[:4]
+    assert not runs(tmp_path)
+
+
+async def test_logging_program_that_does_not_read_stalls_who_writes(
+    tmp_path: Path, logger: Callable[[str], str]
+) -> None:
+    uri = logger("exec 5>&-; read go < $(dirname $0)/fifo; cat <&3 > $(dirname $0)/found")
+    os.mkfifo(tmp_path / "fifo")
+    async with open_streams(IoUris("", uri, "", terminal=True), "c", "ns") as streams:
+        writing = asyncio.create_task(streams.stdout.write(BULK))
+        await asyncio.sleep(0.05)
+        assert not writing.done()
+        await asyncio.to_thread((tmp_path / "fifo").write_text, "go\n")
+        await writing
+    assert (tmp_path / "found").read_bytes() == BULK
+    assert not runs(tmp_path)
+
+
+async def test_logging_program_that_is_never_ready_is_ended(
+    tmp_path: Path, logger: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "LOGGER_READY_S", 0.3)
+    uri = logger("exec sleep 1000")
+    with pytest.raises(KatapodError, match="was not ready within"):
+        async with open_streams(IoUris("", uri, uri, terminal=False), "c", "ns"):
+            pass
+    assert not runs(tmp_path)
+
+
+async def test_logging_program_that_does_not_end_is_ended(
+    tmp_path: Path, logger: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "LOGGER_END_S", 0.2)
+    uri = logger("exec 5>&-; exec sleep 1000")
+    async with open_streams(IoUris("", uri, uri, terminal=False), "c", "ns"):
+        pass
+    assert not runs(tmp_path)
+
+
+async def test_nothing_stays_open(tmp_path: Path, fifo: str, logger: Callable[[str], str]) -> None:
+    def descriptors() -> set[str]:
+        return {
+            f"{each}:{os.readlink(f'/proc/self/fd/{each}')}" for each in os.listdir("/proc/self/fd") if opened(each)
+        }
+
+    def opened(number: str) -> bool:
+        return os.path.lexists(f"/proc/self/fd/{number}")
+
+    program = logger("exec 5>&-; cat <&3; cat <&4")
+    async with open_streams(IoUris(fifo, program, "", terminal=False), "c", "ns"):
+        pass  # what asyncio opens once, for children
+    before = descriptors()
+    for stdout, stderr in ((fifo, fifo), (f"file://{tmp_path}/log", ""), (program, program), ("", fifo)):
+        async with open_streams(IoUris(fifo, stdout, stderr, terminal=False), "c", "ns"):
+            pass
+    for stdout, stderr in (("/no/such", ""), (fifo, "/no/such"), ("binary:///no/such", ""), (fifo, "what:/x")):
+        with pytest.raises(KatapodError):
+            async with open_streams(IoUris(fifo, stdout, stderr, terminal=False), "c", "ns"):
+                pass
+    assert descriptors() == before
