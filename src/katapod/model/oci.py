@@ -51,6 +51,7 @@ __all__ = [
     "is_bind",
     "parse_bundle_spec",
     "parse_process",
+    "parse_resources",
     "parse_seccomp",
     "parse_spec",
     "unknown_keys",
@@ -369,6 +370,11 @@ def parse_process(data: bytes, where: str = "process.json") -> Process:
     process = _decode(data, Process, where)
     _check_process(process, where, "")
     return process
+
+
+def parse_resources(data: bytes, where: str = "resources") -> Resources:
+    """Parse what a running container's limits are to be. Raises SpecError."""
+    return _decode(data, Resources, where)
 
 
 def parse_seccomp(data: bytes, where: str = "seccomp.json") -> Seccomp:

@@ -31,11 +31,18 @@ class _Process:
         self.exited_ns = 0  # since the epoch
         self.exited = asyncio.Event()
         self.streams: Streams | None = None
+        self.input_ended = False  # CloseIO came, perhaps before there were streams
+        self.starting = False  # a start was asked for: from then on its end is told by who started it
         self.following: asyncio.Task[None] | None = None
 
     @property
     def started(self) -> bool:
         return self.following is not None
+
+    def open(self, streams: Streams) -> None:
+        self.streams = streams
+        if self.input_ended:
+            streams.end_input()
 
     def mark_exited(self, status: int) -> None:
         if self.status == task_pb2.STOPPED:
@@ -61,7 +68,7 @@ class TaskProcess(_Process):
         self.container = container
         self.bundle = bundle
         self.rootfs = rootfs
-        self.starting = False  # a start was asked for: from then on its end is told by who started it
+        self.deleting = asyncio.Lock()
         self.execs: dict[str, ExecProcess] = {}
 
     @property

@@ -7,13 +7,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from katapod.host.cgroup import host_cgroup_version
+from katapod.host.tasks import finish
 from katapod.model import oci
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, SpecError, UsageError
 from katapod.rpc.status import RpcError, StatusCode
@@ -29,6 +28,9 @@ __all__ = ["SERVICES", "TaskService"]
 log = logging.getLogger(__name__)
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
+WHOLE = frozenset({"Start", "Delete", "Pause", "Resume", "Update"})
+"""Calls that are carried to their end although the client goes meanwhile, as a containerd that restarts does: half a
+Start would leave a process that runs and that nobody follows. A Create is undone instead."""
 RUNTIME_OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 
 _CODES: tuple[tuple[type[KatapodError], StatusCode], ...] = (
@@ -52,7 +54,7 @@ class TaskService:
     def __init__(self, tasks: Tasks, shut_down: Callable[[], None]) -> None:
         self._tasks = tasks
         self._shut_down = shut_down
-        self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+        self._methods: dict[str, tuple[Any, Callable[[Any], Coroutine[Any, Any, Any]]]] = {
             "State": (task_pb2.StateRequest, self._state),
             "Create": (task_pb2.CreateTaskRequest, self._create),
             "Start": (task_pb2.StartRequest, self._start),
@@ -84,10 +86,12 @@ class TaskService:
             request = message.FromString(payload)
         except Exception as exc:
             raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot parse the request of {method}: {exc}") from exc
-        log.debug("%s %s", method, str(request).replace("\n", " "))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s %s", method, str(request).replace("\n", " "))
         began = time.monotonic()
         try:
-            answer = await function(request)
+            work = function(request)
+            answer = await (finish(work, name=f"{method}-{request.id}") if method in WHOLE else work)
         except KatapodError as exc:
             log.info("%s failed: %s", method, exc)
             raise rpc_error(exc) from exc
@@ -99,6 +103,9 @@ class TaskService:
         if request.checkpoint:
             raise RpcError(StatusCode.UNIMPLEMENTED, f"cannot restore {request.id}: Katapod has no checkpoints")
         uris = IoUris(request.stdin, request.stdout, request.stderr, request.terminal)
+        sources = [text for mount in request.rootfs for text in (mount.type, mount.source, *mount.options)]
+        if any("\0" in text for text in (request.bundle, *sources)):
+            raise UsageError(f"cannot create task {request.id}: its bundle or a mount has a NUL character")
         bundle = Path(request.bundle or os.getcwd())
         await self._tasks.create(request.id, bundle, list(request.rootfs), uris, _config_path(request))
         return task_pb2.CreateTaskResponse(pid=self._tasks.pid)
@@ -161,10 +168,7 @@ class TaskService:
             await self._tasks.close_input(request.id, request.exec_id)
 
     async def _update(self, request: task_pb2.UpdateTaskRequest) -> None:
-        try:
-            resources = msgspec.json.decode(request.resources.value, type=oci.Resources)
-        except msgspec.DecodeError as exc:
-            raise UsageError(f"cannot update task {request.id}: its resources: {exc}") from exc
+        resources = oci.parse_resources(request.resources.value, f"the resources of task {request.id}")
         await self._tasks.update(request.id, resources)
 
     async def _wait(self, request: task_pb2.WaitRequest) -> task_pb2.WaitResponse:

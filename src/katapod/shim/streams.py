@@ -6,6 +6,7 @@ input: containerd may restart. The end of the input is what CloseIO says. Source
 
 import asyncio
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,8 @@ from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.sandbox.stdio import Descriptor, NullSink, Sink, Source
 
 __all__ = ["FifoInput", "IoUris", "Streams", "open_streams"]
+
+log = logging.getLogger(__name__)
 
 _Opened = TypeVar("_Opened")
 
@@ -88,21 +91,28 @@ class _FifoOutput:
 
 
 class _File:
-    """A file that is appended to."""
+    """A file that is appended to. What cannot be written is lost: a full disk ends no process."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._open = True
+        self._complete = True
 
     async def write(self, data: bytes) -> None:
         await asyncio.to_thread(self._write_all, data)
 
     def _write_all(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as exc:
+            if self._complete:
+                log.warning("the output in %s is not complete: %s", self._path, exc.strerror)
+            self._complete = False
 
     def close(self) -> None:
         if self._open:
@@ -162,7 +172,7 @@ async def open_streams(uris: IoUris, container_id: str, namespace: str) -> Async
             opened = _open(uris.stdin, _open_input)
             stack.callback(opened.close)
             stdin = opened
-        if urlsplit(uris.stdout).scheme == "binary":
+        if uris.stdout.startswith("binary:"):
             stdout, stderr = await stack.enter_async_context(_logging_program(uris, container_id, namespace))
         else:
             stdout = _open(uris.stdout, _open_output)
@@ -175,6 +185,8 @@ async def open_streams(uris: IoUris, container_id: str, namespace: str) -> Async
 def _open(uri: str, opener: Callable[[str], _Opened]) -> _Opened:
     try:
         return opener(uri)
+    except ValueError as exc:  # no URI, or a path with a NUL
+        raise UsageError(f"cannot open the stream {uri!r}: {exc}") from exc
     except FileNotFoundError as exc:
         raise NotFound(f"cannot open the stream {uri}: {exc.strerror}") from exc
     except OSError as exc:
@@ -210,8 +222,10 @@ def _path_of(uri: str, schemes: tuple[str, ...]) -> str:
 async def _logging_program(uris: IoUris, container_id: str, namespace: str) -> AsyncIterator[tuple[Sink, Sink]]:
     """Start the program of binary:///PROGRAM?KEY=VALUE; it gets KEY VALUE as arguments, both streams as descriptors 3
     and 4, and closes 5 when it is ready. Raises KatapodError."""
-    parts = urlsplit(uris.stdout)
+    parts = _open(uris.stdout, urlsplit)
     program = unquote(parts.path)
+    if not program.startswith("/") or "\0" in uris.stdout or "\0" in program:
+        raise UsageError(f"cannot open the stream {uris.stdout!r}: it has no absolute path")
     words = [word for pair in parse_qsl(parts.query, keep_blank_values=True) for word in pair if word]
     async with contextlib.AsyncExitStack() as stack:
         ours: list[int] = []

@@ -118,6 +118,7 @@ class Tasks:
     async def _create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
+        parse_container_name(container_id)
         spec = _read_spec(bundle)
         spec = replace(spec, mounts=visible_mounts(spec.mounts))
         about = parse_annotations(spec.annotations, container_id)
@@ -205,7 +206,7 @@ class Tasks:
         task.starting = True
         stack = contextlib.AsyncExitStack()
         try:
-            task.streams = await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace))
+            task.open(await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace)))
             if container_id == task.container.sandbox.sandbox_id:
                 await task.container.sandbox.rescan_network()  # engines may set it up between create and start
             await task.container.start()
@@ -248,6 +249,8 @@ class Tasks:
 
     def add_exec(self, container_id: str, exec_id: str, process: oci.Process, uris: IoUris) -> None:
         task = self.find(container_id)
+        if not exec_id:
+            raise UsageError(f"cannot add an exec to task {container_id}: it has no id")
         if exec_id in task.execs or exec_id == container_id:
             raise AlreadyExists(f"cannot add exec {exec_id} to task {container_id}: it exists already")
         task.require(f"exec in task {container_id}", task_pb2.RUNNING)
@@ -259,12 +262,13 @@ class Tasks:
         process = self.find_process(container_id, exec_id)
         assert isinstance(process, ExecProcess)
         process.require(f"start exec {exec_id}", task_pb2.CREATED)
-        if process.started:
+        if process.starting:
             raise InvalidState(f"cannot start exec {exec_id}: that is under way")
+        process.starting = True
         sandbox = task.container.sandbox
         stack = contextlib.AsyncExitStack()
         try:
-            process.streams = await stack.enter_async_context(open_streams(process.uris, container_id, self._namespace))
+            process.open(await stack.enter_async_context(open_streams(process.uris, container_id, self._namespace)))
             message = process_to_message(process_for_guest(process.process))
             process.guest = await sandbox.guard(start_exec(sandbox.agent, container_id, message, user=""))
         except BaseException:
@@ -330,7 +334,8 @@ class Tasks:
 
     async def close_input(self, container_id: str, exec_id: str) -> None:
         process = self.find_process(container_id, exec_id)
-        if process.streams is None:
+        process.input_ended = True
+        if process.streams is None:  # it has not started: then
             return
         process.streams.end_input()
         await process.streams.wait_input_read(INPUT_READ_S)
@@ -352,7 +357,8 @@ class Tasks:
     async def update(self, container_id: str, resources: oci.Resources) -> None:
         """The sandbox grows before the container's limits do."""
         task = self.find(container_id)
-        assert self._pod is not None
+        if self._pod is None:
+            raise InvalidState(f"cannot update task {container_id}: its sandbox has ended")
         spec = task.container.plan.spec
         changed = replace(spec, linux=replace(spec.linux, resources=resources))
         about = parse_annotations(spec.annotations, container_id)
@@ -373,21 +379,30 @@ class Tasks:
         process = self.find_process(container_id, exec_id)
         process.require(f"delete {exec_id or container_id}", task_pb2.STOPPED, task_pb2.CREATED)
         if isinstance(process, ExecProcess):
+            process.mark_exited(0)  # who waits for one that never started waits for nothing
             del self.find(container_id).execs[exec_id]
             return process
-        pod = self._pod
+        async with process.deleting:
+            if self.find(container_id) is not process:
+                raise NotFound(f"cannot find task {container_id}")
+            await self._remove(container_id, process)
+        return process
+
+    async def _remove(self, container_id: str, process: TaskProcess) -> None:
         process.mark_exited(0)
-        if pod is not None and container_id == pod.sandbox.sandbox_id:
+        pod = self._pod
+        if pod is not None and (container_id == pod.sandbox.sandbox_id or self._is_closing):
             await self.close_pod()
         elif pod is not None and container_id in pod.containers:
             await pod.remove_container(container_id)
         if process.rootfs is not None:
             unmount_below(process.rootfs)
+        for left in process.execs.values():
+            left.mark_exited(0)
         del self._tasks[container_id]
         event = events_pb2.TaskDelete(container_id=container_id, pid=self.pid, exit_status=process.exit_status)
         event.exited_at.seconds, event.exited_at.nanos = divmod(process.exited_ns, 10**9)
         self._events.publish("/tasks/delete", event)
-        return process
 
     # the pod's end
 
@@ -401,9 +416,20 @@ class Tasks:
             await asyncio.wait(creating)
         await self.close_pod()
 
+    @property
+    def _is_closing(self) -> bool:
+        return self._closing is not None and not self._closing.done()
+
     def _close_soon(self) -> None:
-        if self._closing is None:
-            self._closing = asyncio.create_task(self.close_pod(), name="close-pod")
+        if not self._is_closing:
+            self._closing = asyncio.create_task(self._close_alone(), name="close-pod")
+
+    async def _close_alone(self) -> None:
+        """As close_pod, where nobody is there to be told of errors."""
+        try:
+            await self.close_pod()
+        except KatapodError as exc:
+            log.error("%s", exc)
 
     async def close_pod(self) -> None:
         """End the VM; what still ran in it has ended then, and that is told. Idempotent."""
@@ -414,15 +440,21 @@ class Tasks:
             for watch in self._watch:
                 watch.cancel()
             # what still runs is killed by its machine's end, and told of by those who follow it
-            await pod.close()
-            for container_id, task in self._tasks.items():
-                following = [process.following for process in (task, *task.execs.values()) if process.following]
-                if following:
-                    await asyncio.wait(following, timeout=INPUT_READ_S)
-                if not task.started:
-                    self._tell_exit(task, container_id, container_id, DEAD_STATUS)
-                log.debug("task %s: %d followers", container_id, len(following))
-            self._pod = None
+            try:
+                await pod.close()
+            finally:
+                await self._tell_ends()
+                self._pod = None
+
+    async def _tell_ends(self) -> None:
+        """Wait until the ends of all tasks, whose machine has gone, are told."""
+        for container_id, task in list(self._tasks.items()):  # they are deleted meanwhile
+            following = [process.following for process in (task, *task.execs.values()) if process.following]
+            if following:
+                await asyncio.wait(following, timeout=INPUT_READ_S)
+            if not task.started:
+                self._tell_exit(task, container_id, container_id, DEAD_STATUS)
+            log.debug("task %s: %d followers", container_id, len(following))
 
     async def _watch_death(self, pod: Pod) -> None:
         error = await asyncio.shield(pod.sandbox.death)
