@@ -69,6 +69,7 @@ class TaskProcess(_Process):
         self.bundle = bundle
         self.rootfs = rootfs
         self.deleting = asyncio.Lock()
+        self.out_of_memory = asyncio.Event()
         self.execs: dict[str, ExecProcess] = {}
 
     @property

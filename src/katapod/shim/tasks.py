@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
 INPUT_READ_S = 10.0
+OOM_WORD_S = 0.5
 CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
 
 
@@ -228,6 +229,11 @@ class Tasks:
         status = DEAD_STATUS
         try:
             status = await task.container.carry(task.streams.stdin, task.streams.stdout, task.streams.stderr)
+            if status == DEAD_STATUS and container_id == task.container.sandbox.sandbox_id:
+                # the word of an OOM travels beside the status, and the machine ends next
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(OOM_WORD_S):
+                        await task.out_of_memory.wait()
         except KatapodError as exc:
             log.error("task %s has ended: %s", container_id, exc)
         finally:
@@ -473,6 +479,7 @@ class Tasks:
             task = self._tasks.get(event.container_id)
             if task is None:
                 continue
+            task.out_of_memory.set()
             with contextlib.suppress(OSError):
                 (task.bundle / "oom").touch()
             self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.container_id))
