@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host.mounts import bind, export_directory, mount_overlay, mounts_below, remove_tree, unmount_below
+from katapod.host.mounts import (
+    bind,
+    export_directory,
+    mount_given,
+    mount_overlay,
+    mounts_below,
+    remove_tree,
+    unmount_below,
+)
 from katapod.host.state import write_atomically
 from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umount
 from katapod.model.errors import KatapodError, NoSpace, NotFound
@@ -174,3 +182,20 @@ def test_a_full_file_system_leaves_the_former_content(host: Path) -> None:
         write_atomically(path, b"y" * 100_000)
     assert path.read_bytes() == b"first"
     assert sorted(os.listdir(host)) == ["filler", "record"]
+
+
+def test_overlay_of_more_layers_than_options_have_room_for(tmp_path: Path) -> None:
+    """As containerd describes an image of many layers: the paths do not fit into the page that mount(2) reads."""
+    layers = [tmp_path / ("x" * 80) / str(number) / "fs" for number in range(60)]
+    for number, layer in enumerate(layers):
+        layer.mkdir(parents=True)
+        (layer / f"file-{number}").write_text(str(number))
+    target = tmp_path / "target"
+    target.mkdir()
+    before = os.getcwd()
+    try:
+        mount_given("overlay", "overlay", ["ro", f"lowerdir={':'.join(map(str, layers))}"], target)
+        assert {path.name for path in target.iterdir()} == {f"file-{number}" for number in range(60)}
+        assert os.getcwd() == before
+    finally:
+        unmount_below(target)

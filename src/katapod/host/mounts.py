@@ -9,10 +9,10 @@ import logging
 import os
 import shutil
 import stat
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from katapod.host.tasks import in_own_thread
 from katapod.kernel.mount import (
     MNT_DETACH,
     MOUNT_ATTR_RDONLY,
@@ -146,21 +146,13 @@ def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str
     folder = os.path.commonpath(lower.split(":")) if lower.startswith("/") else "/"
     shorter = "lowerdir=" + ":".join(os.path.relpath(path, folder) for path in lower.split(":"))
     options = ",".join(shorter if part.startswith("lowerdir=") else part for part in parts)
-    errors: list[OSError] = []
 
     def work() -> None:
-        try:
-            unshare(CLONE_FS)  # a working directory of this thread's own
-            os.chdir(folder)
-            mount(source, target, kind, flags, options)
-        except OSError as exc:
-            errors.append(exc)
+        unshare(CLONE_FS)  # a working directory of this thread's own
+        os.chdir(folder)
+        mount(source, target, kind, flags, options)
 
-    thread = threading.Thread(target=work, name="mount")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+    in_own_thread(work, name="mount")
 
 
 def mounts_below(directory: Path) -> list[str]:

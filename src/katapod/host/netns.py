@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from katapod.host.process import ProcessFailed, find_program, run
+from katapod.host.tasks import in_own_thread
 from katapod.kernel.netlink import Netlink
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
@@ -67,26 +67,16 @@ def check_netns(path: Path) -> int:
 
 def _in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
     """Run `work` in a thread of its own that has entered the namespace. Raises what it raises, and OSError."""
-    outcome: list[_Result] = []
-    failure: list[BaseException] = []
 
-    def enter() -> None:
+    def enter() -> _Result:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(fd, CLONE_NEWNET)
-            finally:
-                os.close(fd)
-            outcome.append(work())
-        except BaseException as exc:
-            failure.append(exc)
+            setns(fd, CLONE_NEWNET)
+        finally:
+            os.close(fd)
+        return work()
 
-    thread = threading.Thread(target=enter, name="in-netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return in_own_thread(enter, name="in-netns")
 
 
 async def scan_netns(path: Path) -> tuple[Interface, ...]:

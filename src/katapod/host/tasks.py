@@ -1,10 +1,11 @@
 """Work that has to reach its end although who waits for it is told to stop, and work side by side."""
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["finish", "together"]
+__all__ = ["finish", "in_own_thread", "together"]
 
 _Result = TypeVar("_Result")
 _Other = TypeVar("_Other")
@@ -46,3 +47,23 @@ async def together(first: Coroutine[Any, Any, _Result], second: Coroutine[Any, A
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+def in_own_thread(work: Callable[[], _Result], *, name: str) -> _Result:
+    """Run `work` in a thread that ends with it: for what changes the thread itself, such as its namespaces or its
+    working directory, and must not come back to anybody. Blocks. Raises what `work` raises."""
+    outcome: list[_Result] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=run, name=name)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
