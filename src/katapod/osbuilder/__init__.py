@@ -1,15 +1,18 @@
 """osbuilder: builds the guest image (kernel and initrd) on the node, from what is installed there.
 
     build_guest_image(ImageRequest(...), prove=...)  ->  BuiltImage
+    read_recipe(FILE)  ->  what is added to it
+    prune_images(DIRECTORY)  ->  the images that were removed
 
-`plan.guest_image` decides what goes in; `facts` and `guest_python` look at the node; `stage` lays the files
+`plan.guest_image` decides what goes in; `facts`, `guest_python`,
+`node_files` and `packages` look at the node; `stage` lays the files
 out and has dracut pack them; `vmlinux` takes the kernel out of its bzImage; `cache` keeps the finished
 images; `build` is the order of these steps. Entered by cli/ only. Knows nothing of sandboxes; how an image is
 proven by a boot is handed in.
 """
 
 from katapod.osbuilder.build import ImageRequest, Progress, Prove, build_guest_image
-from katapod.osbuilder.cache import BuiltImage, current_image
+from katapod.osbuilder.cache import BuiltImage, current_image, list_images
 from katapod.osbuilder.errors import (
     ImageNotProven,
     KernelMissing,
@@ -18,6 +21,8 @@ from katapod.osbuilder.errors import (
     SpaceMissing,
 )
 from katapod.osbuilder.kernel import InstalledKernel, find_kernel
+from katapod.osbuilder.prune import prune_images
+from katapod.osbuilder.recipe_file import read_recipe
 
 __all__ = [
     "BuiltImage",
@@ -33,4 +38,7 @@ __all__ = [
     "build_guest_image",
     "current_image",
     "find_kernel",
+    "list_images",
+    "prune_images",
+    "read_recipe",
 ]

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import katapod
 from katapod.model.errors import KatapodError
+from katapod.model.flavour import Flavour
+from katapod.model.recipe import EMPTY_RECIPE, Recipe
 from katapod.osbuilder.cache import (
     IMAGES,
     BuiltImage,
     Manifest,
     current_image,
+    directory_name,
     install_image,
     locked_cache,
     read_image,
@@ -26,6 +29,7 @@ from katapod.osbuilder.errors import ImageNotProven, KernelUnusable, NoDirectBoo
 from katapod.osbuilder.facts import collect_facts, find_programs, image_key
 from katapod.osbuilder.guest_python import find_interpreter, find_own_sources
 from katapod.osbuilder.kernel import InstalledKernel, find_kernel, read_module_index
+from katapod.osbuilder.node_files import collect_extras
 from katapod.osbuilder.stage import COMPRESSORS, in_thread, run_dracut, stage_guest
 from katapod.osbuilder.vmlinux import extract_vmlinux
 from katapod.plan.guest_image import plan_guest_image
@@ -60,6 +64,12 @@ class ImageRequest:
     """Try the uncompressed kernel (PVH) before the bzImage."""
     rebuild: bool = False
     """Build even if the image is up to date."""
+    flavour: Flavour = "agent"
+    """agent or systemd: what is process 1 in the guest."""
+    recipe: Recipe = EMPTY_RECIPE
+    """What is added to the image."""
+    recipe_name: str = ""
+    """Path of the recipe, for messages and the manifest."""
     system_root: Path = Path("/")
     """Where boot/ and lib/modules/ are looked for."""
 
@@ -81,22 +91,24 @@ async def build_guest_image(
     interpreter = find_interpreter()
     own = find_own_sources(request.packages, request.source_root)
     programs = find_programs(interpreter)
+    extras = await collect_extras(request.flavour, request.recipe, request.recipe_name)
     key = await image_key(
         kernel,
         index,
         interpreter,
         own,
         programs,
+        extras,
         entry_point=request.entry_point,
         compress=request.compress + ("" if request.direct_boot else " bzimage"),
     )
     async with locked_cache(request.cache_dir):
-        if not request.rebuild and (image := _up_to_date(request.cache_dir, kernel.version, key)):
+        if not request.rebuild and (image := _up_to_date(request, kernel.version, key)):
             progress("up to date", 1.0)
             return image
         with _space_checked(request.cache_dir), work_directory(request.cache_dir) as work:
             progress("plan", 0.05)
-            facts = await collect_facts(kernel, index, interpreter, own, programs)
+            facts = await collect_facts(kernel, index, interpreter, own, programs, extras)
             plan = plan_guest_image(facts, entry_point=request.entry_point)
             progress("lay out files", 0.1)
             await stage_guest(plan, kernel.module_dir, interpreter, work / "stage")
@@ -117,6 +129,8 @@ async def build_guest_image(
                 initrd_size=initrd.stat().st_size,
                 pvh=chosen.name == "vmlinux",
                 notes=(*plan.modules.warnings, *notes, *why_not),
+                flavour=request.flavour,
+                recipe=request.recipe_name,
             )
             for other in candidates:
                 if other != chosen:
@@ -128,12 +142,13 @@ async def build_guest_image(
         return replace(image, fresh=True)
 
 
-def _up_to_date(cache_dir: Path, kernel_version: str, key: str) -> BuiltImage | None:
-    image = current_image(cache_dir)
+def _up_to_date(request: ImageRequest, kernel_version: str, key: str) -> BuiltImage | None:
+    cache_dir = request.cache_dir
+    image = current_image(cache_dir, request.flavour)
     if image is not None and image.key == key:
         return image
     # Built and proven before; the links went to another kernel's image since.
-    image = read_image(cache_dir / IMAGES / kernel_version)
+    image = read_image(cache_dir / IMAGES / directory_name(kernel_version, request.flavour))
     if image is not None and image.key == key:
         switch_links(cache_dir, image)
         return image

@@ -5,6 +5,9 @@
     CACHE/osbuilder-images/current -> KERNELVERSION
     CACHE/osbuilder-images/KERNELVERSION/{ID-kata-KERNELVERSION.initrd, vmlinux, manifest.json, kernel, initrd}
 
+The systemd flavour has links and a directory of its own (kata-containers-initrd-systemd.img, current-systemd,
+KERNELVERSION+systemd), so that both flavours can be there.
+
 Users open the two links. They go through one link more, so that a single rename switches kernel and initrd
 together: a crash never leaves a new kernel with an old initrd. An image of the same kernel version is
 exchanged as a whole directory, which Linux does atomically.
@@ -24,23 +27,23 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
 from katapod.osbuilder.errors import OsbuilderError
 
 __all__ = [
-    "INITRD_LINK",
-    "KERNEL_LINK",
     "BuiltImage",
     "Manifest",
     "current_image",
+    "directory_name",
     "install_image",
+    "list_images",
     "locked_cache",
     "read_image",
+    "remove_image",
     "switch_links",
     "work_directory",
 ]
 
-KERNEL_LINK = "vmlinuz.container"
-INITRD_LINK = "kata-containers-initrd.img"
 IMAGES = "osbuilder-images"
 MANIFEST_MAX = 1024 * 1024  # bytes
 
@@ -62,6 +65,8 @@ class Manifest:
     initrd_size: int
     pvh: bool
     notes: tuple[str, ...]  # what the image goes without, and why
+    flavour: Flavour = "agent"
+    recipe: str = ""  # path of the recipe it was built by; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,37 @@ class BuiltImage:
     size: int  # bytes of the initrd
     pvh: bool  # kernel is an ELF file for direct boot; otherwise a bzImage
     notes: tuple[str, ...] = ()
+    flavour: Flavour = "agent"
+    recipe: str = ""
     fresh: bool = False  # made by this call; False: it was up to date
 
 
-def current_image(cache_dir: Path) -> BuiltImage | None:
-    """The image that the links point to, or None if there is none, or it is incomplete."""
-    kernel, initrd = cache_dir / KERNEL_LINK, cache_dir / INITRD_LINK
+def directory_name(kernel_version: str, flavour: Flavour) -> str:
+    """Where an image is, below osbuilder-images."""
+    return kernel_version if flavour == "agent" else f"{kernel_version}+{flavour}"
+
+
+def list_images(cache_dir: Path) -> list[BuiltImage]:
+    """Every finished image, by directory name."""
+    try:
+        directories = sorted(path for path in (cache_dir / IMAGES).iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+    images = [read_image(path) for path in directories if not path.is_symlink() and path.name[0] != "."]
+    return [image for image in images if image is not None]
+
+
+def remove_image(cache_dir: Path, image: BuiltImage) -> None:
+    """Remove an image that no link names. Only with the lock held."""
+    directory = image.kernel.parent
+    aside = directory.with_name(_WORK_PREFIX + directory.name)  # a builder removes it if we do not come to it
+    directory.rename(aside)
+    shutil.rmtree(aside)
+
+
+def current_image(cache_dir: Path, flavour: Flavour = "agent") -> BuiltImage | None:
+    """The image that the links of `flavour` point to, or None if there is none, or it is incomplete."""
+    kernel, initrd = cache_dir / kernel_link(flavour), cache_dir / initrd_link(flavour)
     try:
         directory = kernel.resolve(strict=True).parent
         if initrd.resolve(strict=True).parent != directory:
@@ -100,12 +130,22 @@ def read_image(directory: Path) -> BuiltImage | None:
             raw = json.loads(handle.read(MANIFEST_MAX))
         manifest = Manifest(**{**raw, "notes": tuple(raw["notes"])})
         kernel, initrd = directory / manifest.kernel, directory / manifest.initrd
+        if manifest.flavour not in FLAVOURS:
+            return None
         if (kernel.stat().st_size, initrd.stat().st_size) != (manifest.kernel_size, manifest.initrd_size):
             return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return BuiltImage(
-        kernel, initrd, manifest.kernel_version, manifest.key, manifest.initrd_size, manifest.pvh, manifest.notes
+        kernel,
+        initrd,
+        manifest.kernel_version,
+        manifest.key,
+        manifest.initrd_size,
+        manifest.pvh,
+        manifest.notes,
+        manifest.flavour,
+        manifest.recipe,
     )
 
 
@@ -159,7 +199,7 @@ def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltI
             _sync(path)
     finished.chmod(0o755)
     _sync(finished)
-    target = cache_dir / IMAGES / manifest.kernel_version
+    target = cache_dir / IMAGES / directory_name(manifest.kernel_version, manifest.flavour)
     if target.is_dir():
         _exchange(finished, target)
     else:
@@ -171,11 +211,12 @@ def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltI
 
 
 def switch_links(cache_dir: Path, image: BuiltImage) -> None:
-    """Make the links of `cache_dir` name `image`, in one rename."""
+    """Make the links of `cache_dir` for the image's flavour name `image`, in one rename."""
     images = cache_dir / IMAGES
-    _replace_link(images / "current", image.kernel.parent.name)
-    _replace_link(cache_dir / KERNEL_LINK, f"{IMAGES}/current/kernel")
-    _replace_link(cache_dir / INITRD_LINK, f"{IMAGES}/current/initrd")
+    current = "current" if image.flavour == "agent" else f"current-{image.flavour}"
+    _replace_link(images / current, image.kernel.parent.name)
+    _replace_link(cache_dir / kernel_link(image.flavour), f"{IMAGES}/{current}/kernel")
+    _replace_link(cache_dir / initrd_link(image.flavour), f"{IMAGES}/{current}/initrd")
     _sync(images)
     _sync(cache_dir)
 

@@ -9,9 +9,17 @@ from pathlib import Path
 from katapod.host.process import find_program, run
 from katapod.osbuilder.guest_python import Interpreter, OwnSources, trace_python
 from katapod.osbuilder.kernel import InstalledKernel
+from katapod.osbuilder.node_files import sources_of
 from katapod.osbuilder.stage import COMPRESSORS, DRACUT_BASE, in_thread
-from katapod.plan import guest_image
-from katapod.plan.guest_image import GuestImageFacts, GuestProgram, ModuleIndex, plan_modules
+from katapod.plan import guest_image, guest_systemd
+from katapod.plan.guest_image import (
+    FileKind,
+    GuestExtras,
+    GuestImageFacts,
+    GuestProgram,
+    ModuleIndex,
+    plan_image_modules,
+)
 
 __all__ = ["collect_facts", "find_programs", "image_key"]
 
@@ -22,11 +30,14 @@ def find_programs(interpreter: Interpreter) -> tuple[GuestProgram, ...]:
         find_program(tool, package=package)
     crun = find_program("crun", package="crun")
     busybox = find_program("busybox", package="busybox-static")
+    ss = find_program("ss", package="iproute2")
     return (
         GuestProgram(str(interpreter.binary), str(interpreter.binary)),
         # crun asks systemd for cgroups; the guest has no systemd, and the agent has crun use cgroupfs.
         GuestProgram(str(Path(crun).resolve()), "/usr/bin/crun", without=("libsystemd.so.0",)),
         GuestProgram(str(Path(busybox).resolve()), "/usr/bin/busybox"),
+        # For the debug console. Its RPC names (-r) would bring Kerberos, 1.8 MB.
+        GuestProgram(str(Path(ss).resolve()), "/usr/bin/ss", without=("libtirpc.so.3",)),
     )
 
 
@@ -36,6 +47,7 @@ async def collect_facts(
     interpreter: Interpreter,
     own: OwnSources,
     programs: tuple[GuestProgram, ...],
+    extras: GuestExtras = GuestExtras(),  # noqa: B008 - frozen
 ) -> GuestImageFacts:
     busybox = next(program.source for program in programs if program.target.endswith("/busybox"))
     applets = await run([busybox, "--list-full"], timeout_s=10)
@@ -47,6 +59,7 @@ async def collect_facts(
         python_files=await trace_python(interpreter, own),
         programs=programs,
         busybox_applets=tuple(applets.stdout.split()),
+        extras=extras,
     )
 
 
@@ -56,6 +69,7 @@ async def image_key(
     interpreter: Interpreter,
     own: OwnSources,
     programs: Iterable[GuestProgram],
+    extras: GuestExtras = GuestExtras(),  # noqa: B008 - frozen
     *,
     entry_point: str,
     compress: str,
@@ -67,13 +81,24 @@ async def image_key(
     """
     foreign = _files_of(own.foreign)
     binaries = [Path(program.source) for program in programs]
-    libraries = await _shared_libraries([*binaries, *(path for path in foreign if ".so" in path.name)])
+    added = [Path(file.source) for file in extras.files if file.kind is FileKind.PROGRAM]
+    libraries = await _shared_libraries([*binaries, *added, *(path for path in foreign if ".so" in path.name)])
     builder = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.rglob("*.sh"))]
-    modules = [kernel.module_dir / module.source for module in plan_modules(index).all]
+    modules = [kernel.module_dir / module.source for module in plan_image_modules(index, extras).all]
     index_files = [kernel.module_dir / name for name in ("modules.dep", "modules.builtin", "modules.softdep")]
     options = {
         "compress": COMPRESSORS.get(compress, compress),
         "entry_point": entry_point,
+        "extras": [
+            extras.flavour,
+            extras.load_modules,
+            extras.more_modules,
+            bool(extras.hook),
+            [
+                (file.target, file.kind.value, file.mode, file.source if file.kind is FileKind.LINK else "")
+                for file in extras.files
+            ],
+        ],
         "kernel": kernel.version,
         "own": [name for name, _ in own.modules],
         "python_path": interpreter.path,
@@ -92,7 +117,9 @@ async def image_key(
             *(path for _, path in own.modules),
             *own.data,
             *builder,
+            *sources_of(extras),
             Path(guest_image.__file__),
+            Path(guest_systemd.__file__),
             DRACUT_BASE / "dracut-version.sh",
         ):
             content = path.read_bytes() if path.is_file() else b""
@@ -122,7 +149,7 @@ async def _shared_libraries(binaries: Iterable[Path]) -> list[Path]:
     """What ldd(1) resolves: a security update of libc renews the image too."""
     done = await run(
         [find_program("ldd", package="libc-bin"), *map(str, binaries)],
-        timeout_s=30,
+        timeout_s=120,
         check=False,  # it fails for static programs, which have none
     )
     paths = re.findall(r"(?:=> |^\s+)(/\S+)", done.stdout, re.MULTILINE)

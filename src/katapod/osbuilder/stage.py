@@ -21,7 +21,7 @@ from katapod.host.process import ProcessFailed, find_program, run
 from katapod.osbuilder.elf_needs import ElfFormatError, drop_needed
 from katapod.osbuilder.errors import OsbuilderError
 from katapod.osbuilder.guest_python import Interpreter, compile_python
-from katapod.plan.guest_image import GuestImagePlan, PythonFileKind
+from katapod.plan.guest_image import FileKind, GuestImagePlan, PythonFileKind
 
 __all__ = ["DRACUT_MODULES", "in_thread", "run_dracut", "stage_guest"]
 
@@ -68,6 +68,7 @@ def _stage_files(plan: GuestImagePlan, module_dir: Path, stage: Path) -> None:
         path = _inside(stage, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(target)
+    _stage_node_files(plan, stage)
     for file in plan.python_files:
         if file.kind is PythonFileKind.DATA:
             path = _inside(stage, file.target)
@@ -83,6 +84,22 @@ def _stage_files(plan: GuestImagePlan, module_dir: Path, stage: Path) -> None:
     _link_applets(plan, stage)
 
 
+def _stage_node_files(plan: GuestImagePlan, stage: Path) -> None:
+    for file in plan.files:
+        if file.kind is FileKind.PROGRAM:
+            continue  # dracut brings it, with its libraries
+        path = _inside(stage, file.target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.kind is FileKind.LINK:
+            path.symlink_to(file.source)
+        elif file.kind is FileKind.DIRECTORY:
+            path.mkdir(exist_ok=True)
+            path.chmod(file.mode)
+        else:
+            shutil.copyfile(file.source, path)
+            path.chmod(file.mode)
+
+
 def _link_applets(plan: GuestImagePlan, stage: Path) -> None:
     """Hard links: in the guest's RAM a symbolic link takes a page of its own, 4 KiB for each of 280."""
     busybox = next((p for p in plan.programs if p.target.endswith("/busybox")), None)
@@ -94,7 +111,7 @@ def _link_applets(plan: GuestImagePlan, stage: Path) -> None:
     for link in plan.applet_links:
         path = _inside(stage, link)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not os.path.lexists(path):
             os.link(first, path)
 
 
@@ -168,6 +185,8 @@ async def run_dracut(plan: GuestImagePlan, stage: Path, work: Path, *, compress:
         "KATAPOD_STAGE": str(stage),
         "KATAPOD_BINARIES": str(work / "binaries"),
         "KATAPOD_DONE": str(done),
+        "KATAPOD_HOOK": plan.hook,
+        "KATAPOD_HOOK_LOG": str(work / "hook.log"),
     }
     try:
         completed = await run(
@@ -176,6 +195,10 @@ async def run_dracut(plan: GuestImagePlan, stage: Path, work: Path, *, compress:
     except ProcessFailed as exc:
         raise OsbuilderError(f"cannot build the initrd: {exc}") from exc
     initrd = work / "initrd"
+    hook_log = work / "hook.log"
+    if not done.exists() and hook_log.exists():
+        said = hook_log.read_text(errors="replace").strip()[-2000:]
+        raise OsbuilderError(f"cannot build the initrd: the hook {plan.hook} failed: {said or 'it said nothing'}")
     if not done.exists() or not initrd.is_file():
         said = (completed.stderr or completed.stdout).strip()[-2000:]
         raise OsbuilderError(f"cannot build the initrd: dracut left out our module: {said}")
@@ -217,6 +240,7 @@ def _slim_binaries(plan: GuestImagePlan, directory: Path) -> Iterator[tuple[Path
     """(source, target) of each ELF file; a changed copy in `directory` where a library is to be left out."""
     directory.mkdir()
     jobs = [(program.source, program.target, program.without, False) for program in plan.programs]
+    jobs += [(file.source, file.target, (), False) for file in plan.files if file.kind is FileKind.PROGRAM]
     jobs += [
         (file.source, file.target, ("libstdc++.so.6",), True)
         for file in plan.python_files

@@ -6,21 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from katapod.model.flavour import Flavour, initrd_link, kernel_link
 from katapod.osbuilder.cache import (
-    INITRD_LINK,
-    KERNEL_LINK,
     BuiltImage,
     Manifest,
     current_image,
     install_image,
+    list_images,
     locked_cache,
     switch_links,
     work_directory,
 )
 from katapod.osbuilder.errors import OsbuilderError
+from katapod.osbuilder.prune import prune_images
 
 
-def make_image(cache: Path, version: str = "6.1.0", *, key: str = "k1", content: bytes = b"initrd") -> BuiltImage:
+def make_image(
+    cache: Path, version: str = "6.1.0", *, key: str = "k1", content: bytes = b"initrd", flavour: Flavour = "agent"
+) -> BuiltImage:
     (cache / "osbuilder-images").mkdir(parents=True, exist_ok=True)
     with work_directory(cache) as work:
         finished = work / "finished"
@@ -36,6 +39,7 @@ def make_image(cache: Path, version: str = "6.1.0", *, key: str = "k1", content:
             initrd_size=len(content),
             pvh=True,
             notes=("no xfs",),
+            flavour=flavour,
         )
         return install_image(cache, finished, manifest)
 
@@ -48,8 +52,8 @@ def test_links_lead_to_the_image(tmp_path: Path) -> None:
 
     assert current_image(tmp_path) == image
     directory = tmp_path / "osbuilder-images/6.1.0"
-    assert (tmp_path / KERNEL_LINK).resolve() == directory / "vmlinux"
-    assert (tmp_path / INITRD_LINK).resolve() == directory / "debian-kata-6.1.0.initrd"
+    assert (tmp_path / kernel_link("agent")).resolve() == directory / "vmlinux"
+    assert (tmp_path / initrd_link("agent")).resolve() == directory / "debian-kata-6.1.0.initrd"
     assert image.notes == ("no xfs",)
 
 
@@ -107,8 +111,8 @@ def test_an_incomplete_image_is_none(tmp_path: Path, damage: str) -> None:
     elif damage == "unknown key":
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "extra": 1}))
     else:
-        (tmp_path / KERNEL_LINK).unlink()
-        (tmp_path / KERNEL_LINK).symlink_to("/etc/hostname")
+        (tmp_path / kernel_link("agent")).unlink()
+        (tmp_path / kernel_link("agent")).symlink_to("/etc/hostname")
 
     assert current_image(tmp_path) is None
 
@@ -143,3 +147,39 @@ async def test_a_cache_directory_that_cannot_be_made_is_an_error_of_ours(tmp_pat
     with pytest.raises(OsbuilderError, match="cannot write to"):
         async with locked_cache(tmp_path / "file"):
             pass
+
+
+def test_flavours_are_beside_each_other(tmp_path: Path) -> None:
+    agent, systemd = make_image(tmp_path), make_image(tmp_path, key="s", flavour="systemd")
+    switch_links(tmp_path, agent)
+    switch_links(tmp_path, systemd)
+
+    assert (current_image(tmp_path), current_image(tmp_path, "systemd")) == (agent, systemd)
+    directory = tmp_path / "osbuilder-images/6.1.0+systemd"
+    assert (tmp_path / "kata-containers-initrd-systemd.img").resolve().parent == directory
+    assert (tmp_path / "vmlinuz-systemd.container").resolve() == directory / "vmlinux"
+
+
+def node_with(root: Path, *versions: str) -> Path:
+    for version in versions:
+        (root / "lib/modules" / version).mkdir(parents=True)
+    return root
+
+
+async def test_prune_keeps_what_is_used_or_installed(tmp_path: Path) -> None:
+    cache, node = tmp_path / "cache", node_with(tmp_path / "node", "6.3.0", "6.4.0")
+    linked = make_image(cache, "6.1.0")  # its kernel was removed, and yet it is what guests start with
+    running, gone = make_image(cache, "6.2.0"), make_image(cache, "5.9.0")
+    spare, current = make_image(cache, "6.3.0"), make_image(cache, "6.4.0", flavour="systemd")
+    switch_links(cache, linked)
+    switch_links(cache, current)
+    vm = await asyncio.create_subprocess_exec("sh", "-c", "read x", "vm", "-initrd", str(running.initrd), stdin=-1)
+    try:
+        assert await prune_images(cache, system_root=node) == [gone]
+        assert await prune_images(cache, system_root=node, also_installed=True) == [spare]
+    finally:
+        vm.kill()
+        await vm.wait()
+    assert await prune_images(cache, system_root=node) == [running]
+    assert list_images(cache) == [linked, current]
+    assert not list((cache / "osbuilder-images").glob(".building-*"))

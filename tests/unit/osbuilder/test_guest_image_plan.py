@@ -1,8 +1,13 @@
 """The plan of the guest image: module order, what is missing, the agent's script, the description."""
 
+from dataclasses import replace
+
 import pytest
 
 from katapod.plan.guest_image import (
+    FileKind,
+    GuestExtras,
+    GuestFile,
     GuestImageFacts,
     GuestProgram,
     KernelModule,
@@ -139,3 +144,36 @@ def test_description_names_everything_and_does_not_depend_on_the_order_of_facts(
     assert "module late virtiofs from kernel/fs/fuse/virtiofs.ko.xz" in text.splitlines()
     assert "module built in overlay" in text.splitlines()
     assert "link /init to usr/bin/kata-agent" in text.splitlines()
+
+
+def test_a_package_wins_over_busybox_and_a_recipe_over_our_texts() -> None:
+    added = (
+        GuestFile("/usr/bin/env", FileKind.PROGRAM, "/usr/bin/env", 0o755),
+        GuestFile("/etc/hosts", FileKind.DATA, "/srv/hosts"),
+    )
+    plan = plan_guest_image(replace(facts(), extras=GuestExtras(files=added)), entry_point="a.b:c")
+
+    assert "/usr/bin/env" not in plan.applet_links
+    assert "/usr/bin/ls" in plan.applet_links
+    assert "/etc/hosts" not in [text.path for text in plan.texts]
+    assert plan.files == tuple(sorted(added, key=lambda file: file.target))
+
+
+def test_a_module_of_the_recipe_has_to_be_there() -> None:
+    with pytest.raises(ModuleMissing, match="cannot put frobnicate into the guest image"):
+        plan_guest_image(replace(facts(), extras=GuestExtras(more_modules=("frobnicate",))), entry_point="a.b:c")
+
+
+def test_the_systemd_flavour_starts_systemd_with_the_agent_as_a_service() -> None:
+    plan = plan_guest_image(replace(facts(), extras=GuestExtras(flavour="systemd")), entry_point="a.b:c")
+
+    texts = {text.path: text for text in plan.texts}
+    assert texts["/init"].mode == 0o755
+    assert "/init" not in dict(plan.symlinks)
+    service = texts["/usr/lib/systemd/system/kata-agent.service"].content
+    assert "ExecStart=/usr/bin/kata-agent\n" in service
+    links = dict(plan.symlinks)
+    assert links["/etc/systemd/system/default.target"].endswith("/kata-containers.target")
+    assert links["/usr/sbin/poweroff"] == "../bin/systemctl"
+    assert texts["/etc/modules-load.d/katapod.conf"].content.split()[:1] == [plan.modules.early[0].name]
+    assert "systemd-journal:x:" in texts["/etc/group"].content
