@@ -122,6 +122,10 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     container.undo.append(lambda: umount(rootfs, MNT_DETACH))
 
     container.annotations = dict(spec.Annotations)
+    if agent.hooks:
+        from katapod.agent.hooks import add_hooks
+
+        add_hooks(spec, agent.hooks)
     container.has_poststart = bool(spec.Hooks.Poststart)
     container.binds = [(m.source, m.destination) for m in spec.Mounts if m.type == "bind" or "rbind" in m.options]
     await resolve_process(agent.loop, spec.Process, request.string_user, rootfs, make_cwd=True)

@@ -20,6 +20,7 @@ MEMORY_FOLDER = "/sys/devices/system/memory"
 ONLINE_TRIES, ONLINE_PAUSE_S = 100, 0.05
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 SEED_MAX = 4096  # bytes
+MACHINE_ID = "/etc/machine-id"
 CLOCK_REALTIME = 0
 
 
@@ -123,6 +124,15 @@ async def reseed_random_dev(agent: Agent, request: agent_pb2.ReseedRandomDevRequ
     with open("/dev/random", "wb", buffering=0) as device:
         fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
         fcntl.ioctl(device, RNDRESEEDCRNG)
+    _renew_machine_id()
+
+
+def _renew_machine_id() -> None:
+    """A clone must not go by its template's name. Only systemd's guests have one, see machine-id(5); and the
+    agent may be a program on some host, whose id is not ours to change."""
+    if os.environ.get("KATAPOD_GUEST") == "systemd":
+        with open(MACHINE_ID, "w") as handle:
+            handle.write(os.urandom(16).hex() + "\n")
 
 
 async def set_guest_date_time(agent: Agent, request: agent_pb2.SetGuestDateTimeRequest) -> None:

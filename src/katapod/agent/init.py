@@ -1,4 +1,5 @@
-"""The duties of PID 1 in a guest that has no other init: mounts, modules, loopback, and a loud end."""
+"""The duties of PID 1 in a guest that has no other init: mounts, modules, loopback, and a loud end; and
+what is left of them to the agent where systemd is the init."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from katapod.agent import log
 from katapod.kernel.mount import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from katapod.kernel.system import load_module, power_off
 
-__all__ = ["attach_console", "die", "early", "late", "load_list", "say"]
+__all__ = ["attach_console", "die", "early", "late", "load_list", "say", "under_systemd"]
 
 MODULES_EARLY = "/etc/katapod/modules-early"
 MODULES_LATE = "/etc/katapod/modules-late"
@@ -86,9 +87,9 @@ def late() -> None:
     load_list(MODULES_LATE)
     _report_all_free_pages()
     _mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666")
-    _mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-    _mount("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
-    _mount("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    _mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    _mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     for path, target in LINK_PATHS:
         if not os.path.lexists(path):
             os.symlink(target, path)
@@ -98,6 +99,13 @@ def late() -> None:
     _mount("cgroup2", CGROUP, "cgroup2", _SAFE)
     _enable_controllers()
     _loopback_up()
+
+
+def under_systemd() -> None:
+    """What systemd has not done by now: it has mounted, but our channel is not to wait for its modules."""
+    load_list(MODULES_EARLY)
+    load_list(MODULES_LATE)
+    _report_all_free_pages()
 
 
 def _report_all_free_pages() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 
 from katapod.agent import crun, log, rootfs, users
 from katapod.agent.loop import Loop
-from katapod.agent.process import Process, Stdio
+from katapod.agent.process import Process, Stdio, open_streams
 from katapod.agent.program import ProgramError, in_child
 from katapod.rpc.status import RpcError, StatusCode
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     Binds = Sequence[tuple[str, str]]
 
-__all__ = ["Launch", "open_streams", "resolve_process"]
+__all__ = ["Launch", "resolve_process"]
 
 CHILD_LIMIT_S = 10.0
 CONSOLE_LIMIT_S = 10.0
@@ -93,17 +92,6 @@ async def _make_folders(loop: Loop, root: str, folder: str) -> None:
         await in_child(loop, make, CHILD_LIMIT_S)
     except ProgramError as exc:
         log.debug(f"cannot make the working directory: {exc}")
-
-
-def open_streams(loop: Loop, pipe_size_bytes: int) -> tuple[Stdio, tuple[int, int, int]]:
-    """Three pipes: our ends, and the container's as descriptors 0 to 2, which the caller closes."""
-    theirs_in, ours_in = os.pipe2(os.O_CLOEXEC)
-    ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
-    ours_err, theirs_err = os.pipe2(os.O_CLOEXEC)
-    if pipe_size_bytes:
-        for fd in (ours_in, ours_out, ours_err):
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, pipe_size_bytes)
-    return Stdio(loop, ours_in, ours_out, ours_err, terminal=False), (theirs_in, theirs_out, theirs_err)
 
 
 class Launch:

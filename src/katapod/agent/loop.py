@@ -307,8 +307,8 @@ class Loop:
     async def readable(self, fd: int, seconds: float | None = None) -> bool:
         return await self._ready_for(fd, _IN, seconds)
 
-    async def writable(self, fd: int) -> None:
-        await self._ready_for(fd, _OUT, None)
+    async def writable(self, fd: int, seconds: float | None = None) -> bool:
+        return await self._ready_for(fd, _OUT, seconds)
 
     async def urgent(self, fd: int) -> None:
         """Wait for EPOLLPRI: how cgroup files say that their content changed."""

@@ -34,8 +34,9 @@ METHODS = {
     "grpc.AgentService/TtyWinResize": "containers.resize_terminal",
     "grpc.AgentService/GetOOMEvent": "containers.get_oom_event",
     "grpc.AgentService/StatsContainer": "stats.stats_container",
-    "grpc.AgentService/GetMetrics": "stats.get_metrics",
+    "grpc.AgentService/GetMetrics": "metrics.get_metrics",
     "grpc.AgentService/GetVolumeStats": "stats.get_volume_stats",
+    "grpc.AgentService/ResizeVolume": "volumes.resize_volume",
     "grpc.AgentService/OnlineCPUMem": "guest.online_cpu_mem",
     "grpc.AgentService/GetGuestDetails": "guest.get_guest_details",
     "grpc.AgentService/MemHotplugByProbe": "guest.mem_hotplug_by_probe",
@@ -55,6 +56,11 @@ METHODS = {
     "katapod.Guest/Settle": "template.settle",
     "katapod.Guest/Trace": "template.read_trace",
     "katapod.Guest/Rename": "sandbox.rename_sandbox",
+    "katapod.Guest/Connect": "connections.connect",
+    "katapod.Guest/Receive": "connections.receive",
+    "katapod.Guest/Send": "connections.send",
+    "katapod.Guest/Disconnect": "connections.disconnect",
+    "katapod.Inspection/Inspect": "inspection.inspect_guest",
 }
 MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when there is nothing better to do
 

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.sandbox import Agent
 
-__all__ = ["add_arp_neighbors", "list_interfaces", "list_routes", "update_interface", "update_routes"]
+__all__ = ["add_arp_neighbors", "list_interfaces", "list_routes", "show_address", "update_interface", "update_routes"]
 
 NAME_MAX = 15  # bytes: IFNAMSIZ - 1
 MTU_RANGE = range(68, 65536)
@@ -243,7 +243,7 @@ async def list_interfaces(agent: Agent, request: agent_pb2.ListInterfacesRequest
                 if address.index == link.index:
                     entry.IPAddresses.add(
                         family=types_pb2.v6 if len(address.address) == 16 else types_pb2.v4,
-                        address=_show(address.address),
+                        address=show_address(address.address),
                         mask=str(address.prefix),
                     )
     return response
@@ -259,10 +259,10 @@ def _routes_message(netlink: Netlink) -> agent_pb2.Routes:
     response = agent_pb2.Routes()
     for route in netlink.routes():
         response.Routes.add(
-            dest=f"{_show(route.dest)}/{route.prefix}" if route.dest else "",
-            gateway=_show(route.gateway),
+            dest=f"{show_address(route.dest)}/{route.prefix}" if route.dest else "",
+            gateway=show_address(route.gateway),
             device=names.get(route.index, ""),
-            source=_show(route.source),
+            source=show_address(route.source),
             scope=route.scope,
             family=types_pb2.v6 if route.family == V6 else types_pb2.v4,
             flags=route.flags,
@@ -271,7 +271,7 @@ def _routes_message(netlink: Netlink) -> agent_pb2.Routes:
     return response
 
 
-def _show(address: bytes) -> str:
+def show_address(address: bytes) -> str:
     return _socket.inet_ntop(V6 if len(address) == 16 else V4, address) if address else ""
 
 
@@ -295,5 +295,5 @@ async def add_arp_neighbors(agent: Agent, request: agent_pb2.AddARPNeighborsRequ
                 netlink.add_neighbour(index, address, mac, state=state)
             except OSError as exc:
                 raise RpcError(
-                    StatusCode.INTERNAL, f"cannot add the neighbour {_show(address)}: {exc.strerror}"
+                    StatusCode.INTERNAL, f"cannot add the neighbour {show_address(address)}: {exc.strerror}"
                 ) from exc

@@ -16,7 +16,7 @@ import termios
 from katapod.agent.loop import Future, Lock, Loop
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["DRAIN_S", "READ_MAX", "Process", "Stdio", "read_stdio", "write_stdin"]
+__all__ = ["DRAIN_S", "READ_MAX", "Process", "Stdio", "open_streams", "read_stdio", "write_stdin"]
 
 READ_MAX = 256 * 1024  # bytes for one ReadStdout, whatever is asked for
 DRAIN_S = 0.5  # output that others still hold open is waited for so long after the process's end
@@ -70,6 +70,17 @@ class Stdio:
             raise RpcError(StatusCode.UNAVAILABLE, "cannot resize the terminal: the process has none")
         size = struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
         fcntl.ioctl(self.stdin, termios.TIOCSWINSZ, size)
+
+
+def open_streams(loop: Loop, pipe_size_bytes: int) -> tuple[Stdio, tuple[int, int, int]]:
+    """Three pipes: our ends, and the container's as descriptors 0 to 2, which the caller closes."""
+    theirs_in, ours_in = os.pipe2(os.O_CLOEXEC)
+    ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
+    ours_err, theirs_err = os.pipe2(os.O_CLOEXEC)
+    if pipe_size_bytes:
+        for fd in (ours_in, ours_out, ours_err):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, pipe_size_bytes)
+    return Stdio(loop, ours_in, ours_out, ours_err, terminal=False), (theirs_in, theirs_out, theirs_err)
 
 
 class Process:

@@ -11,6 +11,7 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from katapod.agent.connections import Connections
     from katapod.agent.containers import Container
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
@@ -22,6 +23,8 @@ __all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "upda
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
 MODPROBE_LIMIT_S = 30.0
 GUEST_NAMESPACES = ("ipc", "uts")
+ETC_RESOLV_CONF = "/etc/resolv.conf"
+GUEST_FOLDER = "/etc/katapod"  # only a guest image has it
 
 
 class Agent:
@@ -38,10 +41,12 @@ class Agent:
         self.sandbox_id = ""
         self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
         self.sandbox_pidns = False
+        self.hooks: dict[str, list[str]] = {}  # of every container, from the guest image
         self.scrapes = 0
         self.cpus = os.cpu_count() or 1  # that were online when we last looked
         self._storages: Storages | None = None
         self._oom: OomWatch | None = None
+        self._connections: Connections | None = None
 
     @property
     def storages(self) -> Storages:
@@ -59,12 +64,18 @@ class Agent:
             self._oom = OomWatch(self.loop)
         return self._oom
 
+    @property
+    def connections(self) -> Connections:
+        if self._connections is None:
+            from katapod.agent.connections import Connections
+
+            self._connections = Connections(self.loop)
+        return self._connections
+
 
 async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:
     if agent.sandbox_id:
         raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox exists already: {agent.sandbox_id}")
-    if request.guest_hook_path and os.path.isdir(request.guest_hook_path):
-        log.warning(f"guest hooks at {request.guest_hook_path} are not run")
     for module in request.kernel_modules:
         await _load_module(agent, module.name, list(module.parameters))
     for folder in (BASE, SANDBOX, SHARED):
@@ -74,12 +85,17 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
     try:
         _share_namespaces(agent, hostname)
         if request.dns:
-            with open(RESOLV_CONF, "w") as handle:
-                handle.write("\n".join(request.dns) + "\n")
+            _write_dns(list(request.dns))
     except BaseException:
         _drop_namespaces(agent)
         agent.storages.release_all()
         raise
+    if request.guest_hook_path:
+        from katapod.agent.hooks import find_hooks
+
+        agent.hooks = find_hooks(request.guest_hook_path)
+        if not agent.hooks:
+            log.warning(f"there are no guest hooks at {request.guest_hook_path}")
     agent.sandbox_pidns = request.sandbox_pidns
     agent.sandbox_id = request.sandbox_id or "sandbox"
     log.info(f"sandbox {agent.sandbox_id} created")
@@ -145,6 +161,18 @@ def share_pid_namespace(agent: Agent, pid: int) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
     mount(f"/proc/{pid}/ns/pid", path, None, MS_BIND)
     agent.shared_namespaces["pid"] = path
+
+
+def _write_dns(lines: list[str]) -> None:
+    """For the guest's own use, where programs look for it. Raises OSError."""
+    from katapod.kernel.mount import MS_BIND, mount
+
+    with open(RESOLV_CONF, "w") as handle:
+        handle.write("\n".join(lines) + "\n")
+    if not os.path.isdir(GUEST_FOLDER):
+        return  # an agent that is tried out on a host
+    os.close(os.open(ETC_RESOLV_CONF, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    mount(RESOLV_CONF, ETC_RESOLV_CONF, None, MS_BIND)
 
 
 def _drop_namespaces(agent: Agent) -> None:

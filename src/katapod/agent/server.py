@@ -34,6 +34,15 @@ _SERVICES = {
 }
 
 
+def _service(name: str) -> tuple[Any, str]:
+    """The module of a service's messages, and its name there; (None, "") if there is no such service."""
+    if name == "katapod.Inspection":  # rarely asked for: its messages are loaded then
+        from katapod.rpc.pb import inspection_pb2
+
+        return inspection_pb2, "Inspection"
+    return _SERVICES.get(name, (None, ""))
+
+
 def status_of(error: Exception, method: str) -> tuple[int, str]:
     """The ttrpc status that an exception of a handler is answered with."""
     if isinstance(error, RpcError):
@@ -85,7 +94,7 @@ class Server:
         """The class of the method's request. Raises RpcError (UNIMPLEMENTED)."""
         known = self._classes.get((service, method))
         if known is None:
-            module, name = _SERVICES.get(service, (None, ""))
+            module, name = _service(service)
             if module is None:
                 raise RpcError(StatusCode.UNIMPLEMENTED, f"service {service[:200]}")
             descriptor = module.DESCRIPTOR.services_by_name[name].methods_by_name.get(method)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 AGENT_PORT = "katapod.agent.0"
-CONSOLE_PORT = "katapod.console.0"
 AGENT_VSOCK = "vsock://-1:1024"
 PORT_WAIT_S, PORT_POLL_S = 10.0, 0.005
 FIRST_ANSWER_S = 0.2
+CONSOLE_PAUSE_S = 1.0
 VSOCK_DEVICE = "0x0013"  # virtio device id of a vsock
 OOM_SCORE = "-997"
+GUEST_VARIABLE = "KATAPOD_GUEST"  # set by kata-agent.service: this is a guest, and not a program on some host
 
 
 class Program:
@@ -96,19 +97,26 @@ class Program:
     def opened(self, where: str) -> None:
         log.info(f"version {_version()} serves on {where}, {_uptime()} s after the kernel's start")
 
+    async def keep_console(self) -> None:
+        """The debug console's process, again if it ends: the OOM killer may choose it."""
+        from katapod.agent.console import fork_console
+
+        while True:
+            await self.loop.child_exit(fork_console(self.options, _has_vsock))
+            log.warning("the debug console has ended; it starts again")
+            await self.loop.sleep(CONSOLE_PAUSE_S)
+
     async def run(self) -> None:
         def stop(number: int) -> None:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self.agent.finished.set()
 
         self.loop.on_signal = stop
+        if self.options.debug_console:
+            self.agent.tasks.spawn("console", self.keep_console())
         await self.open_channels()
         if self.agent.is_init:
             self.agent.tasks.spawn("start", self.finish_start_in_turn())
-        if self.options.debug_console:
-            from katapod.agent import console
-
-            self.agent.tasks.spawn("console", console.serve(self.loop, self.options, CONSOLE_PORT))
         await self.agent.finished
         # the answer to DestroySandbox is written in the same turn; give the host a moment to take it
         await self.loop.sleep(0.05)
@@ -202,6 +210,22 @@ def _run_as_init() -> None:
     power_off()
 
 
+def _run_under_systemd() -> None:
+    """In the systemd flavour of the guest image: kata-agent.service powers the machine off when we end."""
+    from katapod.agent import init
+
+    options = parse_arguments(sys.argv[1:], _cmdline())
+    _prepare_service()
+    init.under_systemd()
+    if options.prove_token:
+        from katapod.agent.prove import prove
+
+        prove(options.prove_token, is_init=False)
+        return
+    _serve(options, is_init=False)
+    os.sync()
+
+
 def _show_traceback(exc: BaseException) -> None:
     trace = exc.__traceback__
     while trace is not None:
@@ -215,6 +239,9 @@ def run() -> None:
         _run_as_init()
         return
     try:
+        if os.environ.get(GUEST_VARIABLE) == "systemd":
+            _run_under_systemd()
+            return
         options = parse_arguments(sys.argv[1:], _cmdline())
         _prepare_service()
         _serve(options, is_init=False)

@@ -136,7 +136,7 @@ class Storages:
                 _make_local(point, options)
                 mounted = False
             elif driver == "ephemeral":
-                _mount_ephemeral(storage.fstype, point, options)
+                _mount_ephemeral(storage.source, storage.fstype, point, options)
                 mounted = True
             elif driver == "overlayfs":
                 _mount_overlay(storage, point, options, container_id)
@@ -210,7 +210,7 @@ def _make_local(point: str, options: list[str]) -> None:
         _give_to_group(point, gid)
 
 
-def _mount_ephemeral(fstype: str, point: str, options: list[str]) -> None:
+def _mount_ephemeral(source: str, fstype: str, point: str, options: list[str]) -> None:
     gid = _group_of(options)
     flags, data = parse_options(o for o in options if not o.startswith("fsgid="))
     os.makedirs(point, exist_ok=True)
@@ -218,7 +218,7 @@ def _mount_ephemeral(fstype: str, point: str, options: list[str]) -> None:
         _reserve_huge_pages(_value(options, "pagesize"), _value(options, "size"))
         mount("nodev", point, "hugetlbfs", flags, data)
     else:
-        mount("tmpfs", point, "tmpfs", flags, data)
+        mount(source or "tmpfs", point, "tmpfs", flags, data)
     if gid >= 0:
         _give_to_group(point, gid)
 

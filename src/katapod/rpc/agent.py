@@ -4,18 +4,35 @@ Time limits follow facts agent-protocol.md section 1. Whatever comes back was wr
 sizes are bounded by the frame limit, and callers treat texts and numbers as data.
 """
 
-from typing import Any
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol
 
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
 from katapod.rpc.pb._load import class_of
 
-__all__ = ["AGENT_SERVICE", "GUEST_SERVICE", "HEALTH_SERVICE", "REQUEST_TIMEOUT_S", "AgentClient"]
+if TYPE_CHECKING:
+    from katapod.rpc.pb import inspection_pb2
+
+__all__ = [
+    "AGENT_SERVICE",
+    "GUEST_SERVICE",
+    "HEALTH_SERVICE",
+    "INSPECTION_SERVICE",
+    "REQUEST_TIMEOUT_S",
+    "AgentClient",
+    "CallObserver",
+]
 
 AGENT_SERVICE = "grpc.AgentService"
 HEALTH_SERVICE = "grpc.Health"
 GUEST_SERVICE = "katapod.Guest"  # only our own agent has it
+INSPECTION_SERVICE = "katapod.Inspection"  # as well
 REQUEST_TIMEOUT_S = 60.0
+EXIT_STATUS_MAX = 255
+
+log = logging.getLogger(__name__)
 
 _ANSWERS: dict[str, Any] = {
     method.name: class_of(method.output_type)
@@ -23,15 +40,27 @@ _ANSWERS: dict[str, Any] = {
 }
 
 
+class CallObserver(Protocol):
+    """Is told after each call of AgentService what was asked, by the full name of the request, and how long it took."""
+
+    def observe(self, action: str, seconds: float) -> None: ...
+
+
 class AgentClient:
     """Calls of the agent protocol over one ttrpc connection."""
 
-    def __init__(self, connection: TtrpcClient) -> None:
+    def __init__(self, connection: TtrpcClient, call_times: CallObserver | None = None) -> None:
         self.connection = connection
+        self.call_times = call_times
 
     async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
         """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""
-        return await self.connection.call(AGENT_SERVICE, method, request, _ANSWERS[method], timeout_s)
+        began = time.monotonic()
+        try:
+            return await self.connection.call(AGENT_SERVICE, method, request, _ANSWERS[method], timeout_s)
+        finally:
+            if self.call_times is not None:
+                self.call_times.observe(request.DESCRIPTOR.full_name, time.monotonic() - began)
 
     async def check(self, timeout_s: float | None) -> None:
         """Health.Check; None waits for ever. Raises RpcError unless the agent serves."""
@@ -60,6 +89,36 @@ class AgentClient:
         )
         return [(span.name, span.start_ns, span.duration_ns) for span in answer.spans]
 
+    async def connect(self, connection_id: int, address: bytes, port: int, timeout_s: float) -> None:
+        """Open a connection to the guest's loopback. Raises RpcError; NOT_FOUND if nothing listens there."""
+        request = katapod_pb2.ConnectRequest(connection_id=connection_id, address=address, port=port)
+        await self.connection.call(GUEST_SERVICE, "Connect", request, katapod_pb2.ConnectResponse, timeout_s)
+
+    async def receive(self, connection_id: int, size: int) -> bytes:
+        """Of a connection: blocks; empty bytes mean end of stream. Raises RpcError."""
+        request = katapod_pb2.ReceiveRequest(connection_id=connection_id, len=size)
+        answer = await self.connection.call(GUEST_SERVICE, "Receive", request, katapod_pb2.ReceiveResponse, None)
+        return bytes(answer.data)
+
+    async def send(self, connection_id: int, data: bytes) -> None:
+        """To a connection: blocks until all is taken; empty data ends the stream. Raises RpcError."""
+        request = katapod_pb2.SendRequest(connection_id=connection_id, data=data)
+        await self.connection.call(GUEST_SERVICE, "Send", request, katapod_pb2.SendResponse, None)
+
+    async def disconnect(self, connection_id: int, *, reset: bool, timeout_s: float) -> None:
+        """Close a connection; one that does not exist is no error. Raises RpcError."""
+        request = katapod_pb2.DisconnectRequest(connection_id=connection_id, reset=reset)
+        await self.connection.call(GUEST_SERVICE, "Disconnect", request, katapod_pb2.DisconnectResponse, timeout_s)
+
+    async def inspect(self, timeout_s: float) -> "inspection_pb2.InspectResponse":
+        """What the guest looks like from inside. Raises RpcError: UNIMPLEMENTED by an agent of upstream."""
+        from katapod.rpc.pb import inspection_pb2  # rarely asked for
+
+        request = inspection_pb2.InspectRequest()
+        return await self.connection.call(
+            INSPECTION_SERVICE, "Inspect", request, inspection_pb2.InspectResponse, timeout_s
+        )
+
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> int:
         """Write to a process; returns the bytes taken. Empty data closes its stdin."""
         request = agent_pb2.WriteStreamRequest(container_id=container_id, exec_id=exec_id, data=data)
@@ -73,6 +132,14 @@ class AgentClient:
         return bytes(answer.data)
 
     async def wait_process(self, container_id: str, exec_id: str) -> int:
-        """Block until the process ends; returns its exit code, or 128 + signal."""
+        """Block until the process ends; returns its exit code, or 128 + signal.
+
+        What no process can have, a number beyond 0 to 255, becomes 255: it comes from the guest, and whoever is
+        to be told of the end by an event has no place for it.
+        """
         request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
-        return int((await self.call("WaitProcess", request, timeout_s=None)).status)
+        status = int((await self.call("WaitProcess", request, timeout_s=None)).status)
+        if not 0 <= status <= EXIT_STATUS_MAX:
+            log.warning("the guest says exit status %d of process %s: taken as 255", status, exec_id)
+            return EXIT_STATUS_MAX
+        return status

@@ -59,16 +59,20 @@ class TtrpcClient(asyncio.Protocol):
         """
         if self.closed.done() or self._transport is None:
             raise self._unavailable(method)
-        stream_id = self._next_stream_id
-        self._next_stream_id += 2
-        frame = encode_request(stream_id, service, method, payload, int((timeout_s or 0) * 1e9))
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[stream_id] = answer
+        stream_id = 0
         try:
             async with asyncio.timeout(timeout_s):
-                await self._writable.wait()
+                while not self._writable.is_set():  # others may have filled the buffer again before our turn
+                    await self._writable.wait()
                 if self.closed.done():
                     raise self._unavailable(method)
+                # not before: ids have to grow in the order in which they are sent, or the agent on a serial port,
+                # which sees no connections, takes us for another host and drops all calls
+                stream_id = self._next_stream_id
+                frame = encode_request(stream_id, service, method, payload, int((timeout_s or 0) * 1e9))
+                self._next_stream_id += 2
+                self._waiting[stream_id] = answer
                 self._transport.write(frame)
                 return await answer
         except TimeoutError as exc:

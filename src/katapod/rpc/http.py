@@ -1,4 +1,4 @@
-"""HTTP/1.1 for a management socket: one request a connection, everything bounded. Parsing is apart from serving.
+"""HTTP/1.1 for management sockets and kata-monitor. One request a connection, everything bounded; parsing is apart.
 
 Not a web server: no pipelining, no chunked bodies, no keep-alive, one host. Source: RFC 9110 and 9112.
 """
@@ -10,7 +10,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["BODY_MAX", "HEAD_MAX", "HttpError", "HttpServer", "Request", "Response", "parse_head", "serve_http"]
+__all__ = [
+    "BODY_MAX",
+    "HEAD_MAX",
+    "HttpError",
+    "HttpServer",
+    "Request",
+    "Response",
+    "get_http",
+    "parse_head",
+    "serve_http",
+]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +35,7 @@ WRITE_LIMIT_S = 10.0
 REASONS = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
@@ -135,7 +146,8 @@ class HttpServer:
         self._closed = False
 
     async def listen(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=HEAD_MAX)
+        start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
+        self._server = await start(self._accept, sock=listener, limit=HEAD_MAX)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed:  # it was on its way
@@ -167,7 +179,7 @@ class HttpServer:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, EOFError, TimeoutError) as exc:
-            log.debug("a client of the management socket is dropped: %r", exc)
+            log.debug("a client is dropped: %r", exc)
             writer.transport.abort()
         except asyncio.CancelledError:
             writer.transport.abort()
@@ -198,7 +210,7 @@ class HttpServer:
 
 
 async def serve_http(listener: socket.socket, handler: Handler, *, read_limit_s: float = READ_LIMIT_S) -> HttpServer:
-    """Serve on a listening unix socket; `handler` raises HttpError for what is no success."""
+    """Serve on a listening socket; `handler` raises HttpError for what is no success."""
     server = HttpServer(handler, read_limit_s)
     await server.listen(listener)
     return server
@@ -214,6 +226,28 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     if length and request.headers.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return replace(request, body=await reader.readexactly(length))
+
+
+async def get_http(path: str, target: str, *, limit_s: float, body_max: int) -> bytes:
+    """GET `target` from who serves on a unix socket as we do. Raises HttpError, OSError (a TimeoutError too)."""
+    async with asyncio.timeout(limit_s):
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: shim\r\n\r\n".encode())
+            answer = bytearray()
+            while chunk := await reader.read(65536):
+                answer += chunk
+                if len(answer) > HEAD_MAX + body_max:
+                    raise HttpError(502, f"the answer has more than {body_max} bytes")
+        finally:
+            writer.close()
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    if len(words) < 3 or not words[1].isdigit():
+        raise HttpError(502, "the answer was cut off" if not head else "what answers there speaks no HTTP")
+    if int(words[1]) != 200:
+        raise HttpError(int(words[1]), body[:2000].decode(errors="replace"))
+    return body
 
 
 def _error(status: int, text: str) -> Response:

@@ -1,11 +1,15 @@
-"""A ttrpc server on an asyncio unix socket: calls of a connection run in parallel, each in its own task."""
+"""A ttrpc server on an asyncio unix socket: calls of a connection run in parallel, each in its own task.
+
+A call that carries a time limit is cancelled when it is over. Stream ids of a connection only go up: one that has been
+used is refused, since its answer could be taken for another's. Source: facts shim-v2.md section 4.
+"""
 
 import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 
-from katapod.rpc.framing import Frame, FrameDecoder, FrameError, encode_response, parse_request
+from katapod.rpc.framing import REQUEST, Frame, FrameDecoder, FrameError, encode_response, parse_request
 from katapod.rpc.status import RpcError, StatusCode
 
 __all__ = ["Handler", "serve_ttrpc"]
@@ -30,6 +34,7 @@ class _Connection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last_stream_id = 0
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -62,23 +67,29 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         for frame in frames:
-            if len(self._tasks) >= CALLS_PER_CONNECTION_MAX:
-                self._transport.write(
-                    encode_response(
-                        frame.stream_id,
-                        code=StatusCode.RESOURCE_EXHAUSTED,
-                        message=f"more than {CALLS_PER_CONNECTION_MAX} calls are in flight",
-                    )
-                )
+            if refused := self._admit(frame):
+                self._transport.write(encode_response(frame.stream_id, code=refused.code, message=refused.message))
                 continue
             task = asyncio.get_running_loop().create_task(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _admit(self, frame: Frame) -> RpcError | None:
+        """Why a frame gets no task of its own, if so."""
+        if len(self._tasks) >= CALLS_PER_CONNECTION_MAX:
+            message = f"more than {CALLS_PER_CONNECTION_MAX} calls are in flight"
+            return RpcError(StatusCode.RESOURCE_EXHAUSTED, message)
+        if frame.kind == REQUEST and frame.stream_id % 2 and not frame.oversized:
+            if frame.stream_id <= self._last_stream_id:
+                message = f"stream id {frame.stream_id} comes after {self._last_stream_id}: each has to be higher"
+                return RpcError(StatusCode.INVALID_ARGUMENT, message)
+            self._last_stream_id = frame.stream_id
+        return None
+
     async def _answer(self, frame: Frame) -> None:
         try:
             request = parse_request(frame)
-            payload = await self._handler(request.service, request.method, request.payload)
+            payload = await self._call(request.service, request.method, request.payload, request.timeout_nano)
             answer = encode_response(frame.stream_id, payload)
         except RpcError as exc:
             answer = encode_response(frame.stream_id, code=exc.code, message=exc.message)
@@ -90,3 +101,19 @@ class _Connection(asyncio.Protocol):
         await self._writable.wait()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(answer)
+
+    async def _call(self, service: str, method: str, payload: bytes, timeout_nano: int) -> bytes:
+        """Call the handler within the caller's time limit: nanoseconds, 0 for none; less has run out already."""
+        if not timeout_nano:
+            return await self._handler(service, method, payload)
+        over = RpcError(StatusCode.DEADLINE_EXCEEDED, f"{method} has not ended within {timeout_nano / 1e9:g} s")
+        if timeout_nano < 0:
+            raise over
+        limit = asyncio.timeout(timeout_nano / 1e9)
+        try:
+            async with limit:
+                return await self._handler(service, method, payload)
+        except TimeoutError as exc:
+            if limit.expired():
+                raise over from exc
+            raise

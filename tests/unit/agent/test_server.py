@@ -68,8 +68,9 @@ async def test_errors_have_the_protocols_codes(agent: AgentClient) -> None:
     assert await code_of(agent, "CreateContainer", create) == StatusCode.INVALID_ARGUMENT
     copy = agent_pb2.CopyFileRequest(path="/etc/x")
     assert await code_of(agent, "CopyFile", copy) == StatusCode.INVALID_ARGUMENT
-    resize = agent_pb2.ResizeVolumeRequest()
+    resize = agent_pb2.ResizeVolumeRequest(volume_guest_path="/proc", size=1)  # not ext4
     assert await code_of(agent, "ResizeVolume", resize) == StatusCode.UNIMPLEMENTED
+    assert await code_of(agent, "SetPolicy", agent_pb2.SetPolicyRequest()) == StatusCode.UNIMPLEMENTED
     routes = agent_pb2.UpdateRoutesRequest()
     assert await code_of(agent, "UpdateRoutes", routes) == StatusCode.INVALID_ARGUMENT
     stats = agent_pb2.VolumeStatsRequest(volume_guest_path="/no/such/path")

@@ -11,7 +11,7 @@ from katapod.agent.options import UsageError, parse_arguments, parse_cmdline
 from katapod.agent.paths import check_id
 from katapod.agent.stats import parse_io_stat, parse_keyed
 from katapod.kernel.mount import parse_options
-from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
+from katapod.rpc.pb import agent_pb2, health_pb2, inspection_pb2, katapod_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
 
@@ -86,6 +86,7 @@ def test_every_method_of_the_table_exists_on_both_sides() -> None:
         "grpc.AgentService": agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
         "grpc.Health": health_pb2.DESCRIPTOR.services_by_name["Health"],
         "katapod.Guest": katapod_pb2.DESCRIPTOR.services_by_name["Guest"],
+        "katapod.Inspection": inspection_pb2.DESCRIPTOR.services_by_name["Inspection"],
     }
     for entry in METHODS:
         service, method = entry.split("/")

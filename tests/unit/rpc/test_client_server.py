@@ -256,3 +256,26 @@ async def test_a_request_too_large_fails_before_it_is_sent(tmp_path: Path, compl
             await client.call_raw("s", "m", bytes(DATA_SIZE_MAX + 1), 5)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
         assert await client.call_raw("s", "m", b"", 5) == b"s/m:"
+
+
+async def test_ids_grow_in_the_order_in_which_they_are_sent(complaints: list[str]) -> None:
+    """Also where calls wait for a peer that reads slowly: an agent on a serial port tells hosts apart by that."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    client = await TtrpcClient.on_socket(ours, "the peer")
+
+    async def caller() -> None:
+        for _ in range(20):  # whoever has got an answer goes on in the moment in which others may write again
+            await client.call_raw("s", "m", bytes(30_000), 20)
+
+    callers = [asyncio.create_task(caller()) for _ in range(20)]
+    loop, decoder = asyncio.get_running_loop(), FrameDecoder()
+    ids: list[int] = []
+    while len(ids) < 20 * len(callers):
+        for frame in decoder.feed(await loop.sock_recv(theirs, 65536)):
+            ids.append(frame.stream_id)
+            await loop.sock_sendall(theirs, encode_response(frame.stream_id, b""))
+    await asyncio.gather(*callers)
+    assert ids == sorted(ids)
+    client.close()
+    theirs.close()

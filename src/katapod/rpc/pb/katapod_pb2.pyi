@@ -49,3 +49,55 @@ class RenameRequest(_message.Message):
 class RenameResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("connection_id", "address", "port")
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    connection_id: int
+    address: bytes
+    port: int
+    def __init__(self, connection_id: _Optional[int] = ..., address: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReceiveRequest(_message.Message):
+    __slots__ = ("connection_id", "len")
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEN_FIELD_NUMBER: _ClassVar[int]
+    connection_id: int
+    len: int
+    def __init__(self, connection_id: _Optional[int] = ..., len: _Optional[int] = ...) -> None: ...
+
+class ReceiveResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class SendRequest(_message.Message):
+    __slots__ = ("connection_id", "data")
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    connection_id: int
+    data: bytes
+    def __init__(self, connection_id: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SendResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DisconnectRequest(_message.Message):
+    __slots__ = ("connection_id", "reset")
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    connection_id: int
+    reset: bool
+    def __init__(self, connection_id: _Optional[int] = ..., reset: _Optional[bool] = ...) -> None: ...
+
+class DisconnectResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
