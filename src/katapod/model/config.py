@@ -1,8 +1,8 @@
 """configuration.toml: upstream's format, read once into frozen values.
 
-Nothing is dropped in silence. A wrong type, an unknown key or a value that cannot be honoured is an
-error; a known key that this version does not act upon is a Problem for the caller to print. Parsing is
-pure; `load_config` at the end is the one function that reads files.
+Nothing is dropped in silence: a wrong type, an unknown key or a value that cannot be honoured is an error. What
+goes on with less is a Problem for the caller to print: an obsolete key, a value that is replaced. Parsing is pure;
+`load_config` at the end is the one function that reads files.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
+from katapod.model.config_dialect import as_go_dialect, nested_factory
 from katapod.model.config_keys import (
     Accelerator,
     AgentConfig,
@@ -22,13 +23,15 @@ from katapod.model.config_keys import (
     QemuConfig,
     RuntimeConfig,
 )
-from katapod.model.config_unused import OBSOLETE_KEYS, OBSOLETE_TABLES, RUST_NAMES, UNUSED_KEYS
+from katapod.model.config_refused import OBSOLETE_KEYS, OBSOLETE_TABLES, REFUSED_HYPERVISORS, REFUSED_KEYS
 from katapod.model.errors import ConfigError, KatapodError, MissingProgram
+from katapod.model.flavour import GUEST_IMAGE_ROOT, Flavour, initrd_link, kernel_link
 
 __all__ = [
     "BUILT_IN",
     "CONFIG_PATHS",
     "VIRTIOFSD_PATHS",
+    "find_virtiofsd",
     "Accelerator",
     "AgentConfig",
     "Config",
@@ -38,9 +41,17 @@ __all__ = [
     "Problem",
     "QemuConfig",
     "RuntimeConfig",
+    "SECTIONS",
+    "Severity",
+    "Setting",
     "check_paths",
+    "config_kernel_params",
+    "config_of",
+    "judge_config",
     "load_config",
     "parse_config",
+    "read_config",
+    "take_setting",
 ]
 
 CONFIG_PATHS = (
@@ -52,6 +63,12 @@ CONFIG_PATHS = (
 VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/bin/virtiofsd")
 """Rust virtiofsd (RHEL, Fedora, Debian 13), QEMU's C one (Debian 12), other distributions."""
 
+
+def find_virtiofsd(configured: str, exists: Callable[[str], bool] = os.path.exists) -> str:
+    """The configured program, else the first of VIRTIOFSD_PATHS that is there; empty if none is."""
+    return configured or next((path for path in VIRTIOFSD_PATHS if exists(path)), "")
+
+
 BUILT_IN = "built-in defaults"
 """Stands for the file's name where no file exists."""
 
@@ -59,57 +76,81 @@ MIN_MEMORY_MIB = 256
 """Smaller values of default_memory are replaced by its default, as upstream does; here with a warning."""
 
 
-class Problem(Struct, frozen=True):
-    """Something in a file that its owner should know of. `key` reads "[table] name"."""
+Severity = Literal["warning", "obsolete", "refused", "error"]
+"""obsolete: no release of today acts upon it. refused: right, but Katapod does not do it. The last two stop a start."""
 
-    severity: Literal["warning", "unsupported", "error"]
+
+class Problem(Struct, frozen=True):
+    """Something in a file that its owner should know of. `where`: the file, with the line if it is known.
+    `key` reads "[table] name"."""
+
+    severity: Severity
     where: str
     key: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.message}"
+        return f"{self.where}: {self.key}: {self.message}" if self.key else f"{self.where}: {self.message}"
+
+    @property
+    def stops(self) -> bool:
+        return self.severity in ("refused", "error")
 
 
 class ParsedConfig(Struct, frozen=True):
-    """`source` is the file's name or BUILT_IN. No problem in here is of severity "error"."""
+    """`source` is the file's name or BUILT_IN. `origins`: table and key to the file that has set it. No problem in
+    here stops a start, except in judge_config's answer."""
 
     config: Config
     problems: tuple[Problem, ...] = ()
     source: str = BUILT_IN
+    origins: dict[tuple[str, str], str] = {}
 
 
-class _Setting(Struct, frozen=True):
-    """One key of one file."""
+class Setting(Struct, frozen=True):
+    """One key of one file, or what stands for it. `written`: table and key as the file has them, where they differ."""
 
     where: str
     table: str
     key: str
     value: Any
+    written: tuple[str, str] | None = None
 
-    def problem(self, severity: Literal["warning", "unsupported", "error"], message: str) -> Problem:
-        return Problem(severity, self.where, f"[{self.table}] {self.key}".rstrip(), message)
+    def problem(self, severity: Severity, message: str) -> Problem:
+        table, key = self.written or (self.table, self.key)
+        shown = f"[{table}] {key}".rstrip() if table or key else ""
+        return Problem(severity, self.where, shown, message)
 
 
-_SECTIONS: dict[str, type[Struct]] = {
+SECTIONS: dict[str, type[Struct]] = {
     "hypervisor.qemu": QemuConfig,
     "agent.kata": AgentConfig,
     "runtime": RuntimeConfig,
     "factory": FactoryConfig,
     "katapod": KatapodConfig,
 }
-_KNOWN_TABLES = frozenset({*_SECTIONS, *UNUSED_KEYS})
+_KNOWN_TABLES = frozenset({*SECTIONS, *REFUSED_KEYS})
 _NESTED = ("hypervisor", "agent", "proxy", "shim")
 """Tables whose keys are tables again: [hypervisor.qemu]."""
 
 _REASONS = {
-    "image": "images are not supported yet, use initrd",
-    "machine_type": "only q35 is supported",
-    "shared_fs": "only virtio-fs is supported",
-    "virtio_fs_cache_size": "DAX is not supported, only 0 is",
+    "image": "not supported: the guest is a kernel and an initrd; use initrd",
+    "machine_type": "not supported: only q35 has the PCIe hot-plug that a sandbox is built with; use q35",
+    "shared_fs": "not supported: files reach the guest by virtio-fs only (no 9p, no nydus); use virtio-fs",
+    "virtio_fs_cache_size": "not supported: neither QEMU's nor Rust's virtiofsd has DAX; use 0",
 }
 _ABSOLUTE = frozenset(
-    {"path", "kernel", "initrd", "virtio_fs_daemon", "entropy_source", "template_path", "vm_cache_endpoint"}
+    {
+        "path",
+        "kernel",
+        "initrd",
+        "firmware",
+        "guest_hook_path",
+        "virtio_fs_daemon",
+        "entropy_source",
+        "template_path",
+        "vm_cache_endpoint",
+    }
     | {"cni_conf_dir", "cni_plugin_dirs"}
 )
 _EMPTY_IS_DEFAULT = frozenset(
@@ -117,7 +158,7 @@ _EMPTY_IS_DEFAULT = frozenset(
 )
 _ZERO_IS_DEFAULT = frozenset(
     {"default_vcpus", "default_memory", "memory_slots", "virtio_fs_queue_size", "dial_timeout"}
-    | {"create_container_timeout"}
+    | {"create_container_timeout", "default_bridges"}
 )
 
 
@@ -126,34 +167,98 @@ def parse_config(
 ) -> ParsedConfig:
     """Parse a file and its drop-in files, each (name, content), which replace single keys.
 
-    Raises ConfigError that lists all errors of all files; what is known but not supported comes back
-    as problems.
+    Raises ConfigError that lists all errors of all files; what goes on with less comes back as problems.
     """
-    problems: list[Problem] = []
-    settings: dict[tuple[str, str], _Setting] = {}
-    for name, content in [(where, data), *drop_ins]:
+    parsed = judge_config(data, where, drop_ins)
+    stopping = [str(problem) for problem in parsed.problems if problem.stops]
+    if stopping:
+        raise ConfigError("\n".join(stopping), hint="correct the file and try again", path=where)
+    return parsed
+
+
+def judge_config(
+    data: bytes, where: str = "configuration.toml", drop_ins: Iterable[tuple[str, bytes]] = ()
+) -> ParsedConfig:
+    """parse_config, with what stops a start among the problems; the values there are the defaults.
+
+    Raises ConfigError for what is not TOML.
+    """
+    files = [(where, data), *drop_ins]
+    settings: dict[tuple[str, str], Setting] = {}
+    for name, content in files:
         for setting in _flatten(_read_toml(content, name), name):
             settings[setting.table, setting.key] = setting
-    values: dict[str, dict[str, Any]] = {table: {} for table in _SECTIONS}
+    values: dict[str, dict[str, Any]] = {table: {} for table in SECTIONS}
+    problems: list[Problem] = []
     for setting in settings.values():
-        section = _SECTIONS.get(setting.table)
-        if section is not None and setting.key in section.__struct_fields__:
-            found = _take(setting, section, values[setting.table])
-        else:
-            found = _judge_unused(setting)
-        if found is not None:
+        if (found := take_setting(setting, values)) is not None:
             problems.append(found)
-    errors = [str(problem) for problem in problems if problem.severity == "error"]
-    if errors:
-        raise ConfigError("\n".join(errors), hint="correct the file and try again", path=where)
-    config = Config(
-        qemu=QemuConfig(**values["hypervisor.qemu"]),
+    config = config_of(values)
+    problems += _contradictions(config, settings)
+    if problems:
+        problems = [_with_line(problem, dict(files)) for problem in problems]
+    origins = {(s.table, s.key): s.where for s in settings.values() if s.key in values.get(s.table, ())}
+    return ParsedConfig(config, tuple(problems), where, origins)
+
+
+def config_of(values: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Values by table and key, checked already; what is absent has its default."""
+    flavour: Flavour = values["katapod"].get("guest_flavour", "agent")
+    return Config(
+        qemu=QemuConfig(**_flavoured(values["hypervisor.qemu"], flavour)),
         agent=AgentConfig(**values["agent.kata"]),
         runtime=RuntimeConfig(**values["runtime"]),
         factory=FactoryConfig(**values["factory"]),
         katapod=KatapodConfig(**values["katapod"]),
     )
-    return ParsedConfig(config, tuple(problems), where)
+
+
+def config_kernel_params(config: Config) -> tuple[str, ...]:
+    """The guest kernel's parameters that the file asks for by name; the order is facts config.md section 4's."""
+    agent = ["agent.log=debug"] if config.agent.enable_debug else []
+    return (*agent, *config.qemu.kernel_params.split())
+
+
+def _contradictions(config: Config, settings: Mapping[tuple[str, str], Setting]) -> list[Problem]:
+    """What only several keys together say."""
+    qemu, table = config.qemu, "hypervisor.qemu"
+    found = []
+    logical, physical = qemu.block_device_logical_sector_size, qemu.block_device_physical_sector_size
+    if logical > physical > 0 and (setting := settings.get((table, "block_device_logical_sector_size"))):
+        found.append(setting.problem("error", f"{logical} is more than block_device_physical_sector_size, {physical}"))
+    monitor = settings.get((table, "extra_monitor_socket"))
+    if monitor is not None and qemu.extra_monitor_socket and not qemu.enable_debug:
+        found.append(monitor.problem("warning", "there is no such socket without enable_debug = true"))
+    return found
+
+
+def _with_line(problem: Problem, files: Mapping[str, bytes]) -> Problem:
+    """tomllib keeps no lines: find the key again, as a person would. A key in an inline table is not found."""
+    import re
+
+    match = re.match(r"\[(.*?)\] ?(.*)", problem.key)
+    if match is None or problem.where not in files:
+        return problem
+    table, key = match.groups()
+    now = ""
+    for number, line in enumerate(files[problem.where].decode().splitlines(), 1):
+        if heading := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            now = heading[1].replace('"', "")
+        of_table = heading is not None and now == f"{table}.{key}".rstrip(".")
+        of_key = key and now == table and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line)
+        if of_table or of_key:
+            return msgspec.structs.replace(problem, where=f"{problem.where}:{number}")
+    return problem
+
+
+def _flavoured(qemu: Mapping[str, Any], flavour: Flavour) -> dict[str, Any]:
+    """The default kernel and initrd are those of the flavour, also where the file spells the default out."""
+    moved = dict(qemu)
+    for key, link in (("kernel", kernel_link), ("initrd", initrd_link)):
+        default = getattr(QemuConfig(), key)
+        if moved.get(key, default) == default:
+            moved[key] = f"{GUEST_IMAGE_ROOT}/{link(flavour)}"
+    return moved
 
 
 def _read_toml(data: bytes, where: str) -> dict[str, Any]:
@@ -167,11 +272,11 @@ def _read_toml(data: bytes, where: str) -> dict[str, Any]:
         raise ConfigError(f"cannot parse {where}: it is not TOML: {error}") from error
 
 
-def _flatten(document: Mapping[str, Any], where: str) -> Iterator[_Setting]:
+def _flatten(document: Mapping[str, Any], where: str) -> Iterator[Setting]:
     """The keys of the known tables; an unknown table, or a key outside of tables, comes as one setting."""
     for name, content in document.items():
         if not isinstance(content, dict):
-            yield _Setting(where, "", name, content)
+            yield Setting(where, "", name, content)
         elif name not in _NESTED:
             yield from _table(where, name, content)
         else:
@@ -179,19 +284,29 @@ def _flatten(document: Mapping[str, Any], where: str) -> Iterator[_Setting]:
                 if isinstance(keys, dict):
                     yield from _table(where, f"{name}.{inner}", keys)
                 else:
-                    yield _Setting(where, name, inner, keys)
+                    yield Setting(where, name, inner, keys)
 
 
-def _table(where: str, table: str, content: Mapping[str, Any]) -> Iterator[_Setting]:
+def _table(where: str, table: str, content: Mapping[str, Any]) -> Iterator[Setting]:
     if table not in _KNOWN_TABLES:
-        yield _Setting(where, table, "", content)
+        yield Setting(where, table, "", content)
         return
     for key, value in content.items():
-        yield _Setting(where, table, key, value)
+        if table == "hypervisor.qemu" and key == "factory":
+            for inner, inner_value in nested_factory(content).items():
+                yield Setting(where, "factory", inner, inner_value, (f"{table}.factory", inner))
+            continue
+        name, key_here, value_here = as_go_dialect(table, key, value)
+        moved = (table, key) if (name, key_here) != (table, key) else None
+        yield Setting(where, name, key_here, value_here, moved)
 
 
-def _take(setting: _Setting, section: type[Struct], values: dict[str, Any]) -> Problem | None:
-    """Check a setting that is acted upon and add it to `values`, unless it stands for the default."""
+def take_setting(setting: Setting, tables: Mapping[str, dict[str, Any]]) -> Problem | None:
+    """Check a setting and, if it is acted upon and does not stand for the default, add it to its table's values."""
+    section = SECTIONS.get(setting.table)
+    if section is None or setting.key not in section.__struct_fields__:
+        return _judge_refused(setting)
+    values = tables[setting.table]
     key, value = setting.key, setting.value
     if (value == "" and key in _EMPTY_IS_DEFAULT) or (
         key in _ZERO_IS_DEFAULT and value == 0 and not isinstance(value, bool)
@@ -201,11 +316,13 @@ def _take(setting: _Setting, section: type[Struct], values: dict[str, Any]) -> P
     try:
         checked = msgspec.convert(value, type=wanted)
     except msgspec.ValidationError as error:
-        return setting.problem("error", _REASONS.get(key) or _explain(error, wanted, value))
+        if key in _REASONS and isinstance(value, int if key == "virtio_fs_cache_size" else str):
+            return setting.problem("refused", _REASONS[key])
+        return setting.problem("error", _explain(error, wanted, value))
     if cause := _check_text(key, checked):
         return setting.problem("error", cause)
-    if key == "virtio_fs_queue_size" and checked & (checked - 1):
-        return setting.problem("error", f"{checked} is not a power of two")
+    if cause := _check_value(key, checked):
+        return setting.problem("error", cause)
     if key == "default_memory" and checked < MIN_MEMORY_MIB:
         default = QemuConfig().default_memory
         return setting.problem(
@@ -231,6 +348,31 @@ def _check_text(key: str, value: object) -> str:
     return ""
 
 
+def _check_value(key: str, value: Any) -> str:
+    """What a type cannot say."""
+    match key:
+        case "virtio_fs_queue_size" if value & (value - 1):
+            return f"{value} is not a power of two"
+        case "block_device_logical_sector_size" | "block_device_physical_sector_size" if value:
+            if not 512 <= value <= 65536 or value & (value - 1):
+                return f"{value} is not a power of two from 512 to 65536"
+        case "enable_annotations":
+            import re
+
+            for pattern in value:
+                try:
+                    re.compile(pattern)
+                except (re.error, OverflowError) as error:
+                    return f"{pattern!r} is not a regular expression: {error}"
+        case "sandbox_bind_mounts":
+            names = [os.path.basename(path) for path in value]
+            if bad := [path for path in value if not path.startswith("/") or not os.path.basename(path)]:
+                return f"{bad[0]!r} is not an absolute path with a name at its end"
+            if len(set(names)) < len(names):
+                return "two paths end in the same name, which is all that the guest sees of them"
+    return ""
+
+
 def _explain(error: msgspec.ValidationError, wanted: Any, value: object) -> str:
     """ "expected int, got str 'two'"."""
     if get_origin(wanted) is Literal and isinstance(value, type(get_args(wanted)[0])):
@@ -240,14 +382,14 @@ def _explain(error: msgspec.ValidationError, wanted: Any, value: object) -> str:
     return f"{cause[:1].lower()}{cause[1:]}, got {type(value).__name__} {value!r}"
 
 
-def _judge_unused(setting: _Setting) -> Problem | None:
-    """A key that is not acted upon: neutral, not supported, obsolete or unknown."""
+def _judge_refused(setting: Setting) -> Problem | None:
+    """A key that is not acted upon: neutral, refused, obsolete or unknown."""
     table, key, value = setting.table, setting.key, setting.value
     if not key:
         return _judge_table(setting)
     if key in OBSOLETE_KEYS.get(table, ()):
-        return setting.problem("unsupported", "obsolete, has had no effect for years; remove it")
-    known = UNUSED_KEYS.get(table, {}).get(key)
+        return setting.problem("obsolete", "obsolete, has had no effect for years; remove it")
+    known = REFUSED_KEYS.get(table, {}).get(key)
     if known is None:
         return setting.problem("error", _unknown_key(table, key))
     try:
@@ -257,15 +399,17 @@ def _judge_unused(setting: _Setting) -> Problem | None:
     if not known.neutral or any(value == neutral for neutral in known.neutral):
         return None
     advice = " or ".join(_toml(neutral) for neutral in known.neutral)
-    return setting.problem("unsupported", f"not supported by this version; remove it or set it to {advice}")
+    return setting.problem("refused", f"not supported: {known.why}; remove it or set it to {advice}")
 
 
-def _judge_table(setting: _Setting) -> Problem:
+def _judge_table(setting: Setting) -> Problem:
     table = setting.table
     if table in OBSOLETE_TABLES:
-        return setting.problem("unsupported", "obsolete table of Kata 1.x; remove it")
+        return setting.problem("obsolete", "obsolete table of Kata 1.x; remove it")
+    if table.removeprefix("hypervisor.") in REFUSED_HYPERVISORS and table.startswith("hypervisor."):
+        return setting.problem("refused", "not supported: the hypervisor is QEMU; use [hypervisor.qemu]")
     if table.startswith("hypervisor."):
-        return setting.problem("error", "this hypervisor is not supported, only [hypervisor.qemu] is")
+        return setting.problem("error", "there is no such hypervisor; use [hypervisor.qemu]")
     known = ", ".join(f"[{name}]" for name in sorted(_KNOWN_TABLES))
     return setting.problem("error", f"unknown table; the tables are {known}")
 
@@ -273,11 +417,9 @@ def _judge_table(setting: _Setting) -> Problem:
 def _unknown_key(table: str, key: str) -> str:
     if not table:
         return "unknown key outside of a table"
-    if key in RUST_NAMES:
-        return f"this is the Rust runtime's name of {RUST_NAMES[key]}"
     import difflib  # 3 ms that only a file with a mistake pays
 
-    names = [*UNUSED_KEYS.get(table, ()), *(_SECTIONS[table].__struct_fields__ if table in _SECTIONS else ())]
+    names = [*REFUSED_KEYS.get(table, ()), *(SECTIONS[table].__struct_fields__ if table in SECTIONS else ())]
     close = difflib.get_close_matches(key, names, n=1)
     return f"unknown key; did you mean {close[0]}?" if close else "unknown key"
 
@@ -296,11 +438,18 @@ def check_paths(parsed: ParsedConfig, exists: Callable[[str], bool]) -> Config:
     missing: list[KatapodError] = []
     if not exists(qemu.path):
         missing.append(_no_program("QEMU", "path", qemu.path, "install qemu-system-x86", source))
-    daemon = qemu.virtio_fs_daemon or next((path for path in VIRTIOFSD_PATHS if exists(path)), "")
+    daemon = find_virtiofsd(qemu.virtio_fs_daemon, exists)
     if not daemon or not exists(daemon):
         tried = daemon or " or ".join(VIRTIOFSD_PATHS)
         install = "install virtiofsd (Debian 12: qemu-system-common has it)"
         missing.append(_no_program("virtiofsd", "virtio_fs_daemon", tried, install, source))
+    if qemu.firmware and not exists(qemu.firmware):
+        missing.append(_no_file("firmware", qemu.firmware, "hypervisor.qemu", "firmware", source))
+    missing += [
+        _no_file("sandbox mount", path, "runtime", "sandbox_bind_mounts", source)
+        for path in config.runtime.sandbox_bind_mounts
+        if not exists(path)
+    ]
     for key, path in (("kernel", qemu.kernel), ("initrd", qemu.initrd)):
         if not exists(path):
             missing.append(
@@ -312,6 +461,12 @@ def check_paths(parsed: ParsedConfig, exists: Callable[[str], bool]) -> Config:
     if missing:
         raise missing[0]
     return msgspec.structs.replace(config, qemu=msgspec.structs.replace(qemu, virtio_fs_daemon=daemon))
+
+
+def _no_file(what: str, path: str, table: str, key: str, source: str) -> ConfigError:
+    return ConfigError(
+        f"cannot use the {what} {path}: no such file ([{table}] {key}, {source})", hint="correct the path, or remove it"
+    )
 
 
 def _no_program(name: str, key: str, path: str, install: str, source: str) -> MissingProgram:
@@ -330,13 +485,16 @@ def load_config(explicit: Path | None = None, environ: Mapping[str, str] = os.en
     path = explicit or _from_environment(environ) or next((Path(p) for p in CONFIG_PATHS if Path(p).exists()), None)
     if path is None:
         return ParsedConfig(Config())
+    return parse_config(*read_config(path))
+
+
+def read_config(path: Path) -> tuple[bytes, str, list[tuple[str, bytes]]]:
+    """(content of the file, its name, drop-in files): the arguments of parse_config. Raises ConfigError."""
     try:
         path.stat()  # before resolve, whose error names the first missing directory
         drop_in_dir = path.resolve(strict=True).parent / "config.d"
         drop_ins = sorted(drop_in_dir.iterdir()) if drop_in_dir.is_dir() else []
-        return parse_config(
-            path.read_bytes(), str(path), [(str(drop_in), drop_in.read_bytes()) for drop_in in drop_ins]
-        )
+        return path.read_bytes(), str(path), [(str(drop_in), drop_in.read_bytes()) for drop_in in drop_ins]
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}") from error
 

@@ -1,12 +1,14 @@
 """The keys of configuration.toml that Katapod acts upon: one struct for each table of the file.
 
 The type is what the file may hold; the docstring gives unit, default and reason. config.py reads the
-file; config_unused.py has the keys that are only known.
+file; config_refused.py has the keys that are known and not acted upon.
 """
 
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+
+from katapod.model.flavour import Flavour
 
 __all__ = ["Accelerator", "AgentConfig", "Config", "FactoryConfig", "KatapodConfig", "QemuConfig", "RuntimeConfig"]
 
@@ -35,6 +37,25 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
     machine_type: Literal["q35"] = "q35"
     """QEMU machine. Only q35 has the PCIe hot-plug that a sandbox is built with."""
 
+    machine_accelerators: str = ""
+    """Comma list appended to -machine. Default none."""
+
+    firmware: str = ""
+    """Firmware image, QEMU's -bios. Default: QEMU's own, which starts a guest's kernel soonest."""
+
+    enable_annotations: tuple[str, ...] = ()
+    """Regular expressions of the hypervisor annotations that a pod may set, matched anywhere in the name. Default: a
+    pod may set none, as upstream without the key."""
+
+    valid_hypervisor_paths: tuple[str, ...] = ()
+    """Globs of what the annotation `path` may name. Default: nothing."""
+
+    valid_virtio_fs_daemon_paths: tuple[str, ...] = ()
+    """Globs of what the annotation `virtio_fs_daemon` may name. Default: nothing."""
+
+    valid_entropy_sources: tuple[str, ...] = ()
+    """Globs of what the annotation `entropy_source` may name. Default: nothing."""
+
     kernel_params: str = ""
     """Appended to the kernel's command line, so that they win. Default: none."""
 
@@ -56,6 +77,54 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
 
     default_maxmemory: _U63 = 0
     """MiB, ceiling of memory hot-plug. Default 0 = memory of the host."""
+
+    memory_offset: _U63 = 0
+    """MiB of address space beyond the ceiling of memory hot-plug. Default 0, as upstream."""
+
+    default_bridges: _U32 = 1
+    """PCI bridges for hot-plug, 31 devices each. Default 1; 0 means the default, more than 5 means 5, as upstream."""
+
+    pcie_root_port: Annotated[int, Meta(ge=0, le=16)] = 0
+    """PCIe root ports that the machine has beside its bridges. Default none."""
+
+    enable_mem_prealloc: bool = False
+    """All of a guest's memory is taken from the host at its start. Default off: the host pays for what is touched.
+    Such guests boot: a template's clone would share nothing that is worth it."""
+
+    enable_hugepages: bool = False
+    """Guest memory is of the host's huge pages, all of it from the start. Default off. Such guests boot."""
+
+    reclaim_guest_freed_memory: bool = True
+    """Memory that the guest frees goes back to the host (a balloon with free page reporting). Default on, unlike
+    upstream: docs/adr/0011-memory.md. Without effect for memory that is taken at the start."""
+
+    block_device_aio: Literal["threads", "native", "io_uring"] = "threads"
+    """How QEMU reads and writes block devices of containers. Default threads, unlike upstream: kernels and sandboxes
+    in which io_uring is off are common."""
+
+    block_device_cache_set: bool = False
+    """Whether the two keys below are used. Default off, as upstream."""
+
+    block_device_cache_direct: bool = False
+    """Block devices of containers pass by the host's page cache (O_DIRECT). Default off."""
+
+    block_device_cache_noflush: bool = False
+    """What the guest wants to be flushed to block devices of containers is not. Default off: it loses data."""
+
+    block_device_logical_sector_size: _U32 = 0
+    """Bytes of a logical sector of block devices of containers, a power of two from 512 to 65536. Default 0: QEMU's."""
+
+    block_device_physical_sector_size: _U32 = 0
+    """The same for physical sectors, at least the logical one. Default 0: QEMU's."""
+
+    enable_iothreads: bool = False
+    """A thread of QEMU's own serves the disks. Default off, as upstream."""
+
+    indep_iothreads: Annotated[int, Meta(ge=0, le=50)] = 0
+    """Threads that share the disks; more than 0 implies enable_iothreads. Default 0, as upstream."""
+
+    extra_monitor_socket: Literal["", "hmp", "qmp", "qmp-pretty"] = ""
+    """A second monitor of QEMU at extra-monitor.sock in the VM's directory, with enable_debug only. Default none."""
 
     shared_fs: Literal["virtio-fs"] = "virtio-fs"
     """How files reach the guest. 9p lost its handler in upstream's agent; nydus is not supported."""
@@ -80,6 +149,10 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
 
     seccompsandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     """QEMU's -sandbox. Default: what upstream recommends (its default is off); an empty string is off."""
+
+    guest_hook_path: str = ""
+    """Directory of the guest image with programs in prestart, poststart and poststop, which each container's start
+    and end run. Default none."""
 
     disable_vhost_net: bool = False
     """Do not let the host's kernel move frames (vhost-net) even if it could. Default off, as upstream."""
@@ -125,6 +198,10 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     create_container_timeout: _U32 = 60
     """Seconds for the agent to create a container. Default as upstream's file; 0 means the default."""
 
+    sandbox_bind_mounts: tuple[str, ...] = ()
+    """Paths of the host that every guest sees, read-only, below sandbox-mounts in the shared directory; their last
+    components differ. Default none."""
+
     sandbox_cgroup_only: bool = False
     """All of a pod's sandbox is in one cgroup of the host below the pod's. Default off, as upstream: its processes are
     below /kata_overhead, where no limit of a pod can kill them, and only its vCPUs are in the pod's."""
@@ -156,6 +233,10 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
 
     accelerator: Accelerator = "auto"
     """auto = KVM where a guest is seen to boot under it, else software emulation. Default auto."""
+
+    guest_flavour: Flavour = "agent"
+    """agent = kata-agent is the guest's init, systemd = systemd is: it moves the defaults of kernel and initrd to
+    that flavour's links. Default agent: it starts sooner. docs/adr/0022-systemd-guest.md has the figures."""
 
     rootfs: RootfsKind = "disk"
     """disk = an image of the store is a disk of the VM, virtio-fs = it is in the shared directory. Default disk:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GUEST_SANDBOX_DIR", "GUEST_SHARE", "SHARE_TAG", "Layout", "SandboxPaths"]
+__all__ = ["GUEST_SANDBOX_DIR", "GUEST_SHARE", "SANDBOX_MOUNTS", "SHARE_TAG", "Layout", "SandboxPaths"]
 
 SHARE_TAG = "kataShared"
 GUEST_SHARE = "/run/kata-containers/shared/containers"  # mount point of the share in the guest
+SANDBOX_MOUNTS = "sandbox-mounts"  # below the share: what sandbox_bind_mounts names
 GUEST_SANDBOX_DIR = "/run/kata-containers/sandbox"
 
 

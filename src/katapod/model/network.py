@@ -211,6 +211,12 @@ def _kind_of(link: _Link) -> InterfaceKind:
         if link.linkinfo.info_data.get("type") == "tap":
             return InterfaceKind.TAP
         kind = "tun in IP mode"
+    elif kind == "ipvlan" and link.linkinfo.info_data.get("mode") == "l3s":
+        # what comes in is handed on behind the place where filters of the interface could redirect it
+        raise NetworkError(
+            f"cannot give the interface {link.ifname} to a guest: it is an ipvlan in mode l3s",
+            hint="use ipvlan in mode l2 or l3, or macvlan",
+        )
     elif link.link_type == "ether":
         for known in (InterfaceKind.VETH, InterfaceKind.MACVLAN, InterfaceKind.IPVLAN, InterfaceKind.DEVICE):
             if kind == known.value:

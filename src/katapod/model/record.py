@@ -52,6 +52,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mem_mib: int = 0
     vmm_pid: int = 0
     machine_id: str = ""  # names the machine's directories if it came from the pool; empty: sandbox_id does
+    pod: bool = False  # made by a container engine for several containers; its own id is that of the pause container
     pooled: bool = False  # a machine that is kept ready: nobody's sandbox yet
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     attachment: AttachmentRecord | None = None  # to a network; kept until it is undone

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from katapod.about import OCI_VERSION
 from katapod.model import oci
 from katapod.model.errors import UsageError
 from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume, is_number, parse_user
@@ -17,7 +18,6 @@ __all__ = [
     "CPU_PERIOD_US",
     "DEFAULT_CAPABILITIES",
     "DEFAULT_PATH",
-    "OCI_VERSION",
     "ContainerOptions",
     "ProcessDefaults",
     "effective_user",
@@ -28,7 +28,6 @@ __all__ = [
     "with_etc_files",
 ]
 
-OCI_VERSION = "1.0.2"
 """What crun 1.8 (Debian 12) implements."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -11,9 +11,14 @@ from enum import Enum
 from pathlib import PurePosixPath
 
 from katapod.model.errors import HostLacks
+from katapod.model.flavour import Flavour
+from katapod.plan.guest_systemd import INIT, groups_text, systemd_links, systemd_texts
 
 __all__ = [
     "EARLY_MODULES",
+    "FileKind",
+    "GuestExtras",
+    "GuestFile",
     "GuestImageFacts",
     "GuestImagePlan",
     "GuestProgram",
@@ -28,6 +33,7 @@ __all__ = [
     "TextFile",
     "parse_module_index",
     "plan_guest_image",
+    "plan_image_modules",
     "plan_modules",
 ]
 
@@ -133,6 +139,34 @@ class TextFile:
     mode: int = 0o644
 
 
+class FileKind(Enum):
+    PROGRAM = "program"  # an ELF file; its shared libraries come along
+    DATA = "data"
+    LINK = "link"
+    DIRECTORY = "directory"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFile:
+    """A file of the node that goes into the guest as it is, of a package or by its name."""
+
+    target: str  # absolute, in the guest
+    kind: FileKind
+    source: str = ""  # absolute, on this node; of a link: what it points to
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class GuestExtras:
+    """What a flavour or a recipe adds to the image. Of files with one target the last counts."""
+
+    flavour: Flavour = "agent"
+    files: tuple[GuestFile, ...] = ()
+    load_modules: tuple[str, ...] = ()  # at boot
+    more_modules: tuple[str, ...] = ()  # in the image, for modprobe
+    hook: str = ""  # a program of this node, run over the finished tree
+
+
 @dataclass(frozen=True, slots=True)
 class GuestImageFacts:
     """What was found on this node."""
@@ -144,6 +178,7 @@ class GuestImageFacts:
     python_files: tuple[PythonFile, ...]
     programs: tuple[GuestProgram, ...]
     busybox_applets: tuple[str, ...]
+    extras: GuestExtras = GuestExtras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +192,8 @@ class GuestImagePlan:
     texts: tuple[TextFile, ...]
     symlinks: tuple[tuple[str, str], ...]  # (path, what it points to)
     directories: tuple[str, ...]
+    files: tuple[GuestFile, ...] = ()
+    hook: str = ""
 
     def describe(self) -> str:
         """One line an item, in the order in which the image is put together."""
@@ -178,6 +215,10 @@ class GuestImagePlan:
         lines += [f"text {text.path} mode {text.mode:04o}, {len(text.content)} characters" for text in self.texts]
         lines += [f"link {path} to {target}" for path, target in self.symlinks]
         lines += [f"directory {path}" for path in self.directories]
+        lines += [
+            f"file {file.kind.value} {file.target} mode {file.mode:04o} from {file.source}" for file in self.files
+        ]
+        lines += [f"hook {self.hook}"] if self.hook else []
         lines += [f"warning: {warning}" for warning in self.modules.warnings]
         return "\n".join(lines)
 
@@ -266,11 +307,49 @@ def plan_modules(
     return ModulePlan(plan.early, plan.late, plan.on_demand, plan.builtin, warnings)
 
 
+def plan_image_modules(index: ModuleIndex, extras: GuestExtras) -> ModulePlan:
+    """The modules of an image: those that every guest has, and those of `extras`, which must be there."""
+    asked = (*extras.load_modules, *extras.more_modules)
+    if lost := [name for name in asked if name not in index.files and name not in index.builtin]:
+        raise ModuleMissing(
+            f"cannot put {', '.join(lost)} into the guest image: this kernel has no such module, neither as a file "
+            "nor built in",
+            hint="correct kernel_modules and load_kernel_modules in the recipe, or choose another --kernel",
+        )
+    return plan_modules(
+        index,
+        late=(*LATE_MODULES, *extras.load_modules),
+        on_demand=(*ON_DEMAND_MODULES, *extras.more_modules),
+    )
+
+
 def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImagePlan:
-    """Plan the image. `entry_point` ("package.module:function") is what the guest's init runs."""
-    modules = plan_modules(facts.module_index)
+    """Plan the image. `entry_point` ("package.module:function") is what the agent's program runs."""
+    extras = facts.extras
+    modules = plan_image_modules(facts.module_index, extras)
     module_root = f"/usr/lib/modules/{facts.kernel_version}"
+    files = {file.target: file for file in extras.files}
+    symlinks: tuple[tuple[str, str], ...] = (("/init", AGENT_PATH.lstrip("/")),)
+    texts = [
+        TextFile(AGENT_PATH, _agent_script(facts, entry_point), 0o755),
+        TextFile("/etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+        TextFile("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+        TextFile("/etc/katapod/modules-early", _module_list(module_root, modules.early)),
+        TextFile("/etc/katapod/modules-late", _module_list(module_root, modules.late)),
+        TextFile("/etc/os-release", f'ID=katapod\nNAME="Katapod guest"\nVERSION_ID="{facts.kernel_version}"\n'),
+        TextFile(
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        ),
+    ]
+    if extras.flavour == "systemd":
+        loaded = [module.name for module in (*modules.early, *modules.late)]
+        texts = [text if text.path != "/etc/group" else _with_groups(text) for text in texts]
+        texts += [TextFile(path, content) for path, content in systemd_texts(files, loaded)]
+        texts.append(TextFile("/init", INIT, 0o755))
+        symlinks = systemd_links(files)
     taken = {PurePosixPath(program.target).name for program in facts.programs}
+    taken |= {PurePosixPath(path).name for path in (*files, *(link for link, _ in symlinks)) if _is_command(path)}
     applets = tuple(
         f"/usr/{applet}" if not applet.startswith("usr/") else f"/{applet}"
         for applet in sorted(facts.busybox_applets)
@@ -283,21 +362,20 @@ def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImageP
         python_files=tuple(sorted(facts.python_files, key=lambda file: file.target)),
         programs=tuple(sorted(facts.programs, key=lambda program: program.target)),
         applet_links=applets,
-        texts=(
-            TextFile(AGENT_PATH, _agent_script(facts, entry_point), 0o755),
-            TextFile("/etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-            TextFile("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
-            TextFile("/etc/katapod/modules-early", _module_list(module_root, modules.early)),
-            TextFile("/etc/katapod/modules-late", _module_list(module_root, modules.late)),
-            TextFile("/etc/os-release", f'ID=katapod\nNAME="Katapod guest"\nVERSION_ID="{facts.kernel_version}"\n'),
-            TextFile(
-                "/etc/passwd",
-                "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-            ),
-        ),
-        symlinks=(("/init", AGENT_PATH.lstrip("/")),),
+        texts=tuple(sorted((text for text in texts if text.path not in files), key=lambda text: text.path)),
+        symlinks=tuple(link for link in symlinks if link[0] not in files),
         directories=("/dev", "/etc", "/proc", "/root", "/run", "/sys", "/tmp", "/var"),  # noqa: S108 - the guest's
+        files=tuple(files[target] for target in sorted(files)),
+        hook=extras.hook,
     )
+
+
+def _with_groups(text: TextFile) -> TextFile:
+    return TextFile(text.path, text.content + groups_text(), text.mode)
+
+
+def _is_command(path: str) -> bool:
+    return str(PurePosixPath(path).parent) in ("/usr/bin", "/usr/sbin")
 
 
 def _module_list(module_root: str, modules: Iterable[KernelModule]) -> str:

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from katapod.plan.vmm import BRIDGE_ID, BRIDGE_SLOT
+from katapod.plan.vmm import BRIDGE_SLOT
 
 __all__ = [
     "BRIDGE_SLOTS",
+    "DEFAULT_DISKS",
     "MEMORY_BLOCK_MIB",
+    "DiskSettings",
     "HotplugPlan",
     "QmpStep",
     "blocks_of",
+    "more_bridge_slots",
     "on_bridge",
     "pci_path",
     "plan_disk",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free, as with an SHPC
+SLOTS_PER_BRIDGE = 32  # slots are counted through: 33 is the first of the second bridge
 DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with "drive-"
 MEMORY_BLOCK_MIB = 128  # what an x86 guest can bring online at once
 
@@ -61,15 +65,51 @@ class HotplugPlan:
         return "\n".join([f"plug {self.what}", *(f"  {step}" for step in self.steps)])
 
 
+def more_bridge_slots(bridges: int) -> list[int]:
+    """The slots of all bridges but the first."""
+    return [SLOTS_PER_BRIDGE * bridge + slot for bridge in range(1, bridges) for slot in BRIDGE_SLOTS]
+
+
 def pci_path(slot: int) -> str:
-    """Kata's name of a device behind the bridge: hex slots from the root bus, "02/01"."""
-    return f"{BRIDGE_SLOT:02x}/{slot:02x}"
+    """Kata's name of a device behind a bridge: hex slots from the root bus, "02/01"."""
+    bridge, own = divmod(slot, SLOTS_PER_BRIDGE)
+    return f"{BRIDGE_SLOT + bridge:02x}/{own:02x}"
 
 
 def on_bridge(slot: int) -> dict[str, str]:
-    if slot not in BRIDGE_SLOTS:
+    bridge, own = divmod(slot, SLOTS_PER_BRIDGE)
+    if own not in BRIDGE_SLOTS:
         raise ValueError(f"slot {slot} does not exist on the bridge: 1 to 31 do")
-    return {"bus": BRIDGE_ID, "addr": f"{slot:#x}"}
+    return {"bus": f"pci-bridge-{bridge}", "addr": f"{own:#x}"}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """What the configuration says of disks. The layer over an image only takes its thread: it ends with the VM."""
+
+    aio: str = "threads"
+    cache_set: bool = False
+    direct: bool = False
+    no_flush: bool = False
+    logical_sector_bytes: int = 0  # 0: QEMU's choice
+    physical_sector_bytes: int = 0
+    iothreads: int = 0  # of the machine, which the disks share
+
+    def cache(self) -> dict[str, Any]:
+        # QEMU's native AIO works with O_DIRECT only
+        if not self.cache_set:
+            return {"cache": {"direct": True}} if self.aio == "native" else {}
+        return {"cache": {"direct": self.direct or self.aio == "native", "no-flush": self.no_flush}}
+
+    def device(self) -> dict[str, Any]:
+        sizes = {"logical_block_size": self.logical_sector_bytes, "physical_block_size": self.physical_sector_bytes}
+        return {name: size for name, size in sizes.items() if size}
+
+    def thread(self, slot: int) -> dict[str, Any]:
+        return {"iothread": f"iothread{slot % self.iothreads}"} if self.iothreads else {}
+
+
+DEFAULT_DISKS = DiskSettings()
 
 
 def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size: int = 1024) -> HotplugPlan:
@@ -110,15 +150,25 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
 
 
 def plan_disk(
-    disk_id: str, path: Path, slot: int, *, read_only: bool, aio: str = "threads", host_device: bool = False
+    disk_id: str,
+    path: Path,
+    slot: int,
+    *,
+    read_only: bool,
+    host_device: bool = False,
+    settings: DiskSettings = DEFAULT_DISKS,
 ) -> HotplugPlan:
     """A raw file, or a block device of the host, as a virtio-blk disk."""
     driver = "host_device" if host_device else "file"
-    file = {"driver": driver, "filename": str(path), "aio": aio, "node-name": f"file-{disk_id}"}
-    return _plan_block_device(disk_id, path, slot, {"driver": "raw", "read-only": read_only, "file": file})
+    cache = settings.cache()
+    file = {"driver": driver, "filename": str(path), "aio": settings.aio, "node-name": f"file-{disk_id}", **cache}
+    source = {"driver": "raw", "read-only": read_only, "file": file, **cache}
+    return _plan_block_device(disk_id, path, slot, source, settings.device() | settings.thread(slot))
 
 
-def plan_layered_disk(disk_id: str, layer: Path, base: Path, slot: int) -> HotplugPlan:
+def plan_layered_disk(
+    disk_id: str, layer: Path, base: Path, slot: int, *, settings: DiskSettings = DEFAULT_DISKS
+) -> HotplugPlan:
     """The raw file `base`, never written to, under a qcow2 `layer` that ends with the VM.
 
     What the guest wants to be flushed stays in the host's page cache: nobody reads a layer after a crash. A host's
@@ -134,7 +184,7 @@ def plan_layered_disk(disk_id: str, layer: Path, base: Path, slot: int) -> Hotpl
         "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
     }
     # disable-legacy: no I/O ports, which the guest would have to find room for
-    more = {"werror": "report", "rerror": "report", "disable-legacy": "on"}
+    more = {"werror": "report", "rerror": "report", "disable-legacy": "on", **settings.thread(slot)}
     return _plan_block_device(disk_id, layer, slot, source, more)
 
 
@@ -186,17 +236,18 @@ def blocks_of(wanted_mib: int) -> int:
     return max(0, -(-wanted_mib // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB)
 
 
-def plan_memory(slot: int, size_mib: int) -> HotplugPlan:
+def plan_memory(slot: int, size_mib: int, *, hugepages: bool = False, preallocated: bool = False) -> HotplugPlan:
     """One more DIMM of `size_mib`, a multiple of the guest's memory block. DIMMs do not come out again."""
     if size_mib <= 0 or size_mib % MEMORY_BLOCK_MIB:
         raise ValueError(f"cannot plug {size_mib} MiB: it must be a multiple of {MEMORY_BLOCK_MIB}")
     backend, device = f"mem{slot}", f"dimmmem{slot}"
+    more = ({"hugetlb": True} if hugepages else {}) | ({"prealloc": True} if hugepages or preallocated else {})
     return HotplugPlan(
         what=f"{size_mib} MiB of memory",
         steps=(
             QmpStep(
                 "object-add",
-                {"qom-type": "memory-backend-memfd", "id": backend, "size": size_mib << 20, "share": True},
+                {"qom-type": "memory-backend-memfd", "id": backend, "size": size_mib << 20, "share": True, **more},
             ),
             QmpStep("device_add", {"driver": "pc-dimm", "id": device, "memdev": backend}),
         ),

@@ -122,6 +122,12 @@ def _plan_rate(device: str, rate: int) -> TcPlan:
 
 def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vcpus: int, slot: int) -> NicPlan:
     """Raises NetworkError where the model does not go with the kind of interface."""
+    if interface.kind is InterfaceKind.IPVLAN and settings.model is Interworking.MACVTAP:
+        # its parent knows it by its addresses, which a macvtap would take away, and its MAC address is the parent's
+        raise NetworkError(
+            f"cannot put a macvtap on {interface.name}: it is an ipvlan",
+            hint='set internetworking_model = "tcfilter", or use macvlan',
+        )
     if interface.kind is InterfaceKind.TAP and not settings.rx_rate and not settings.tx_rate:
         queues = vcpus if interface.multi_queue else 1
         name, direct, model, tc = interface.name, True, Interworking.NONE, TcPlan()

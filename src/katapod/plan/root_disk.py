@@ -5,6 +5,7 @@ an empty layer over it (qcow2.py), which ends with its sandbox: nothing that is 
 a crash of guest or host, and so neither waits for the other (docs/adr/0009-root-file-system.md).
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ __all__ = [
     "plan_disk_bytes",
     "render_debugfs",
     "render_mke2fs",
+    "root_disk_id",
 ]
 
 ROOT_DISK_FORMAT = 1
@@ -87,3 +89,8 @@ def render_debugfs(root: RootDirectory) -> str:
         f"set_inode_field / mtime @{root.mtime_s}",
     ]
     return "".join(f"{command}\n" for command in commands)
+
+
+def root_disk_id(container_id: str) -> str:
+    """A container's id may be longer than QEMU allows."""
+    return f"root-{hashlib.sha256(container_id.encode()).hexdigest()[:16]}"

@@ -14,6 +14,7 @@ __all__ = [
     "AGENT_PORT_NAME",
     "ANY_CID",
     "BRIDGE_ID",
+    "BRIDGES_MAX",
     "BRIDGE_SLOT",
     "CONSOLE_PORT_NAME",
     "Accelerator",
@@ -29,7 +30,9 @@ AGENT_PORT_NAME = "katapod.agent.0"
 CONSOLE_PORT_NAME = "katapod.console.0"
 ANY_CID = 3  # in a plan: a vsock with whatever CID is claimed for it; the lowest that a guest may have
 BRIDGE_ID = "pci-bridge-0"
-BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"
+BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"; further bridges follow
+BRIDGES_MAX = 5
+FIRST_PORT_CHASSIS = 16  # of PCIe root ports; bridges have the numbers below
 
 
 class Accelerator(Enum):
@@ -75,6 +78,15 @@ class VmSpec:
     debug_console: bool = False
     memory_is_given: bool = False  # guest memory is FdSlot.MEMORY, ours to save or to fill, not QEMU's own
     tb_size_mib: int = 0  # bound of TCG's translation cache; 0: QEMU's own, up to 1 GiB
+    bridges: int = 1
+    root_ports: int = 0
+    memory_offset_mib: int = 0  # of address space, beyond max_mem_mib
+    preallocated: bool = False  # all memory is taken from the host at once
+    hugepages: bool = False  # and is of huge pages
+    reports_free_pages: bool = True
+    iothreads: int = 0
+    firmware: str = ""  # empty: QEMU's own
+    extra_monitor: str = ""  # hmp, qmp, qmp-pretty
     restored: bool = False  # state comes from a template: no kernel is loaded, QEMU waits for migrate-incoming
 
 
@@ -128,22 +140,17 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-cpu", ",".join(part for part in (_cpu_model(vm.accelerator), vm.cpu_features) if part)),
         QemuOption("-chardev", "socket,id=qmp,fd={fd},server=on,wait=off", FdSlot.QMP),
         QemuOption("-mon", "chardev=qmp,mode=control"),
+        *_extra_monitor(vm),
         QemuOption("-m", _memory(vm)),
-        QemuOption(
-            "-device",
-            # shpc=off: the guest sees plugged devices through ACPI, at once and without a driver module
-            # reserves: firmware gives an empty bridge no windows, and what is plugged later would get no addresses
-            f"pci-bridge,bus=pcie.0,id={BRIDGE_ID},chassis_nr=1,shpc=off,addr={BRIDGE_SLOT:x},"
-            "io-reserve=4K,mem-reserve=2M,pref64-reserve=32M",
-        ),
+        *(_bridge(number) for number in range(vm.bridges)),
         QemuOption("-device", "virtio-serial-pci,id=serial0"),
         QemuOption("-chardev", "socket,id=charconsole0,fd={fd}", FdSlot.CONSOLE),
         QemuOption("-device", "isa-serial,chardev=charconsole0,id=console0"),
         *_agent_channel(vm),
         QemuOption("-object", f"rng-random,id=rng0,filename={escape(vm.entropy_source)}"),
         QemuOption("-device", "virtio-rng-pci,rng=rng0"),
-        # only for its free page reporting: what the guest frees goes back to the host
-        QemuOption("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
+        *_balloon(vm),
+        *(_root_port(number) for number in range(vm.root_ports)),
         QemuOption("-device", "vmgenid,guid=auto"),
         QemuOption("-rtc", "base=utc,driftfix=slew,clock=host"),
         QemuOption("-vga", "none"),
@@ -154,6 +161,8 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         _boot_memory(vm),
         QemuOption("-numa", "node,memdev=dimm1"),
         *_boot(vm),
+        *([QemuOption("-bios", vm.firmware)] if vm.firmware else []),
+        *(QemuOption("-object", f"iothread,id=iothread{number}") for number in range(vm.iothreads)),
         QemuOption("-S"),
         QemuOption("-pidfile", str(vm.vm_dir / "pid")),
         *([QemuOption("-sandbox", vm.seccomp_sandbox)] if vm.seccomp_sandbox else []),
@@ -181,16 +190,47 @@ def _cpu_model(accelerator: Accelerator) -> str:
     return "host" if accelerator is Accelerator.KVM else "max,la57=off,erms=off,fsrm=off"
 
 
+def _bridge(number: int) -> QemuOption:
+    # shpc=off: the guest sees plugged devices through ACPI, at once and without a driver module
+    # reserves: firmware gives an empty bridge no windows, and what is plugged later would get no addresses
+    return QemuOption(
+        "-device",
+        f"pci-bridge,bus=pcie.0,id=pci-bridge-{number},chassis_nr={number + 1},shpc=off,addr={BRIDGE_SLOT + number:x},"
+        "io-reserve=4K,mem-reserve=2M,pref64-reserve=32M",
+    )
+
+
+def _root_port(number: int) -> QemuOption:
+    where = f"chassis={FIRST_PORT_CHASSIS + number},slot={number}"
+    return QemuOption("-device", f"pcie-root-port,id=rp{number},bus=pcie.0,{where}")
+
+
+def _balloon(vm: VmSpec) -> list[QemuOption]:
+    """Only for its free page reporting: what the guest frees goes back to the host."""
+    if not vm.reports_free_pages or vm.preallocated or vm.hugepages:
+        return []
+    return [QemuOption("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on")]
+
+
+def _extra_monitor(vm: VmSpec) -> list[QemuOption]:
+    if not vm.extra_monitor:
+        return []
+    switch = {"hmp": "-monitor", "qmp": "-qmp", "qmp-pretty": "-qmp-pretty"}[vm.extra_monitor]
+    path = escape(str(vm.vm_dir / "extra-monitor.sock"))
+    return [QemuOption(switch, f"unix:{path},server=on,wait=off")]
+
+
 def _memory(vm: VmSpec) -> str:
     if vm.max_mem_mib <= vm.boot_mem_mib or vm.memory_slots == 0:
         return f"{vm.boot_mem_mib}M"
-    return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib}M"
+    return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib + vm.memory_offset_mib}M"
 
 
 def _boot_memory(vm: VmSpec) -> QemuOption:
     # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
     if not vm.memory_is_given:
-        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on")
+        more = (",hugetlb=on" if vm.hugepages else "") + (",prealloc=on" if vm.hugepages or vm.preallocated else "")
+        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on{more}")
     backend = f"memory-backend-file,id=dimm1,size={vm.boot_mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
     return QemuOption("-object", backend, FdSlot.MEMORY)
 

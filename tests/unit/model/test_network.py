@@ -60,7 +60,11 @@ def test_a_veth_with_both_families() -> None:
     ("changes", "kind"),
     [
         ({"linkinfo": {"info_kind": "macvlan", "info_data": {"mode": "bridge"}}}, InterfaceKind.MACVLAN),
-        ({"linkinfo": {"info_kind": "ipvlan"}, "flags": ["NOARP", "UP"]}, InterfaceKind.IPVLAN),
+        ({"linkinfo": {"info_kind": "ipvlan", "info_data": {"mode": "l2", "bridge": True}}}, InterfaceKind.IPVLAN),
+        (
+            {"linkinfo": {"info_kind": "ipvlan", "info_data": {"mode": "l3"}}, "flags": ["NOARP", "UP"]},
+            InterfaceKind.IPVLAN,
+        ),
         ({"linkinfo": {}}, InterfaceKind.DEVICE),
         ({"linkinfo": {"info_kind": "tun", "info_data": {"type": "tap", "multi_queue": True}}}, InterfaceKind.TAP),
     ],
@@ -77,6 +81,7 @@ def test_kinds(changes: dict[str, Any], kind: InterfaceKind) -> None:
     [
         ({"linkinfo": {"info_kind": "dummy"}}, "eth0.*dummy"),
         ({"linkinfo": {"info_kind": "netkit"}}, "eth0.*netkit"),
+        ({"linkinfo": {"info_kind": "ipvlan", "info_data": {"mode": "l3s", "bridge": True}}}, "eth0.*ipvlan.*l3s"),
         ({"linkinfo": {"info_kind": "tun", "info_data": {"type": "tun"}}}, "eth0.*tun in IP mode"),
         ({"linkinfo": {"info_kind": "sit"}, "link_type": "sit"}, "eth0.*sit"),
     ],

@@ -79,6 +79,13 @@ def test_rates_where_there_is_nothing_to_shape(interface: Interface, settings: N
         plan_nic(interface, 0, settings, vcpus=1, slot=31)
 
 
+def test_an_ipvlan_has_no_macvtap() -> None:
+    ipvlan = replace(ETH0, kind=InterfaceKind.IPVLAN)
+    assert plan_nic(ipvlan, 0, NetworkSettings(), vcpus=1, slot=31).tc.steps
+    with pytest.raises(NetworkError, match="cannot put a macvtap on eth0: it is an ipvlan"):
+        plan_nic(ipvlan, 0, NetworkSettings(Interworking.MACVTAP), vcpus=1, slot=31)
+
+
 def test_a_redirect_to_itself_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="to itself"):
         plan_redirect("eth0", "eth0")

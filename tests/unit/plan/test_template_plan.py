@@ -58,6 +58,15 @@ DECISIVE: dict[str, Any] = {
     "kernel_params": ("quiet",),
     "debug": True,
     "debug_console": True,
+    "bridges": 2,
+    "root_ports": 1,
+    "memory_offset_mib": 1024,
+    "preallocated": True,
+    "hugepages": True,
+    "reports_free_pages": False,
+    "iothreads": 1,
+    "firmware": "/usr/share/ovmf.fd",
+    "extra_monitor": "hmp",
 }
 
 
