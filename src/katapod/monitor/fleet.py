@@ -1,0 +1,198 @@
+"""All sandboxes of this host as they are now: found by their directories, asked side by side, each within a limit.
+
+One that hangs costs its own row and nothing else. Who asks while another does gets the same answer.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from katapod.host.state import owner_alive
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord, State
+from katapod.model.summary import SandboxSummary
+from katapod.monitor.ask import AnswerError, ask
+
+__all__ = ["Entry", "Event", "Fleet", "Row"]
+
+SUMMARY_LIMIT_S = 2.0
+METRICS_LIMIT_S = 4.5  # the guest may take 3 s of it, and Prometheus waits for 10 by default
+FRESH_S = 1.0
+EVENTS_MAX = 300
+RUST_ROOT = Path("/run/kata")  # where upstream's Rust shim has its sockets
+SOCKET = "shim-monitor.sock"
+POD_LABELS = {
+    "cri_uid": "io.kubernetes.pod.uid",
+    "cri_name": "io.kubernetes.pod.name",
+    "cri_namespace": "io.kubernetes.pod.namespace",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A sandbox on disk. `record` is None if another runtime owns it, or nobody can read it."""
+
+    sandbox_id: str
+    folder: Path
+    record: SandboxRecord | None
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / SOCKET)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """As kata-monitor adds them to each sample."""
+        known = self.record.labels if self.record is not None else {}
+        return {"sandbox_id": self.sandbox_id} | {name: known.get(key, "") for name, key in POD_LABELS.items()}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A sandbox for the page. `state`: as in the record, or: hangs, lost, pool; `problem` says why."""
+
+    sandbox_id: str
+    state: str
+    problem: str = ""
+    created_at: float = 0.0  # seconds since the epoch; 0: not known
+    name: str = ""  # of the pod, with its namespace; or of the image
+    image: str = ""
+    accelerator: str = ""
+    vcpus: int = 0
+    mem_mib: int = 0
+    use: SandboxSummary | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    at: float  # seconds since the epoch
+    sandbox_id: str
+    text: str
+
+
+class Fleet:
+    def __init__(self, layout: Layout, roots: tuple[Path, ...] | None = None) -> None:
+        self._layout = layout
+        self._roots = roots if roots is not None else (layout.state_root, RUST_ROOT)
+        self._records: dict[Path, tuple[tuple[int, int], SandboxRecord | None]] = {}
+        self._lock = asyncio.Lock()
+        self._taken_at = float("-inf")
+        self._rows: list[Row] = []
+        self._seen: dict[str, str] | None = None
+        self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
+
+    def entries(self) -> list[Entry]:
+        """Those with a record of ours or a management socket. Raises PermissionError."""
+        found: dict[str, Entry] = {}
+        known: dict[Path, tuple[tuple[int, int], SandboxRecord | None]] = {}
+        for root in self._roots:
+            try:
+                names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for name in names:
+                if name.startswith(".") or name in found:
+                    continue
+                record = self._record(root / name / "persist.json", known)
+                if record is not None or (root / name / SOCKET).exists():
+                    found[name] = Entry(name, root / name, record)
+        self._records = known
+        return [found[name] for name in sorted(found)]
+
+    def _record(
+        self, path: Path, known: dict[Path, tuple[tuple[int, int], SandboxRecord | None]]
+    ) -> SandboxRecord | None:
+        """Parsed once for each time that it is written: it is replaced then."""
+        try:
+            status = os.stat(path)
+            mark = (status.st_ino, status.st_mtime_ns)
+            if path in self._records and self._records[path][0] == mark:
+                known[path] = self._records[path]
+                return known[path][1]
+            record = msgspec.json.decode(path.read_bytes(), type=SandboxRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
+        known[path] = (mark, record)
+        return record
+
+    def find(self, sandbox_id: str) -> Entry | None:
+        return next((entry for entry in self.entries() if entry.sandbox_id == sandbox_id), None)
+
+    async def rows(self) -> list[Row]:
+        """Everything, at most a second old."""
+        async with self._lock:
+            if time.monotonic() - self._taken_at > FRESH_S:
+                self._rows = list(await asyncio.gather(*(self._row(entry, "/summary") for entry in self.entries())))
+                self._taken_at = time.monotonic()
+                self._note_changes()
+            return self._rows
+
+    async def row(self, entry: Entry) -> Row:
+        """One, with what its guest tells."""
+        return await self._row(entry, "/summary?guest=1", METRICS_LIMIT_S)
+
+    async def _row(self, entry: Entry, target: str, limit_s: float = SUMMARY_LIMIT_S) -> Row:
+        record = entry.record
+        if record is not None and record.state is State.STOPPED:
+            return _row_of(entry, "stopped", record.error)
+        try:
+            use = msgspec.json.decode(await ask(entry.socket, target, limit_s), type=SandboxSummary)
+        except TimeoutError:
+            return _row_of(entry, "hangs", f"it did not answer within {limit_s:g} s")
+        except msgspec.DecodeError:
+            return _row_of(entry, _state_of(record), "its answer is not one that is known here")
+        except AnswerError as exc:
+            return self._without_answer(entry, exc)
+        if use.vmm_state in ("T", "t"):
+            return _row_of(entry, "hangs", "its VMM is stopped by a signal", use)
+        return _row_of(entry, _state_of(record), "", use)
+
+    def _without_answer(self, entry: Entry, exc: AnswerError) -> Row:
+        record = entry.record
+        if record is not None and exc.refused:
+            if not owner_alive(self._layout.sandbox(entry.sandbox_id)):
+                return _row_of(entry, "lost", "the process that ran it was killed")
+            if record.state is State.CREATING or record.pooled:
+                return _row_of(entry, _state_of(record), "")
+        why = "it tells no more: it was started by another version, or runtime" if exc.unknown else str(exc)
+        return _row_of(entry, _state_of(record), why)
+
+    def _note_changes(self) -> None:
+        now = {row.sandbox_id: row.state for row in self._rows}
+        if self._seen is not None:
+            why = {row.sandbox_id: f": {row.problem}" if row.problem else "" for row in self._rows}
+            for sandbox_id in now.keys() | self._seen.keys():
+                before, after = self._seen.get(sandbox_id), now.get(sandbox_id)
+                if before != after:
+                    text = "ended and was removed" if after is None else f"is {after}" if after != "hangs" else "hangs"
+                    self.events.append(Event(time.time(), sandbox_id, text + why.get(sandbox_id, "")))
+        self._seen = now
+
+
+def _state_of(record: SandboxRecord | None) -> str:
+    if record is None:
+        return "running"
+    return "pool" if record.pooled else record.state.value
+
+
+def _row_of(entry: Entry, state: str, problem: str, use: SandboxSummary | None = None) -> Row:
+    record = entry.record
+    if record is None:
+        return Row(entry.sandbox_id, state, problem, use=use)
+    pod = entry.labels
+    name = f"{pod['cri_namespace']}/{pod['cri_name']}" if pod["cri_name"] else ""
+    return Row(
+        sandbox_id=entry.sandbox_id,
+        state=state,
+        problem=problem,
+        created_at=record.created_at,
+        name=name,
+        image=record.containers[-1].image if record.containers else "",
+        accelerator=record.accelerator,
+        vcpus=use.vcpus if use is not None else record.vcpus,
+        mem_mib=use.guest_bytes >> 20 if use is not None else record.mem_mib,
+        use=use,
+    )

@@ -1,0 +1,95 @@
+"""The command line of kata-monitor: upstream's flags, with one dash or two. Source: facts cli.md section 5."""
+
+import ipaddress
+from dataclasses import dataclass
+
+__all__ = ["LEVELS", "Address", "Options", "UsageError", "parse_address", "parse_options"]
+
+USAGE = """\
+usage: kata-monitor [-listen-address HOST:PORT] [-log-level LEVEL] [-runtime-endpoint SOCKET]
+       kata-monitor --version
+
+Serve the metrics of all sandboxes of this host for Prometheus, and a web page that shows them, until Ctrl-C.
+
+  -listen-address HOST:PORT  where to answer (default 127.0.0.1:8090; :8090 is every address of the host, and then
+                             anybody who reaches it can read)
+  -log-level LEVEL           trace, debug, info, warn, error, fatal or panic (default info)
+  -runtime-endpoint SOCKET   accepted, since Kata's has it; names of pods come from the sandboxes themselves
+  --version, version         print the version
+  -h, --help                 print this
+
+First steps: kata-monitor, then open http://127.0.0.1:8090/ or: curl http://127.0.0.1:8090/metrics
+"""
+LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
+DEFAULT_ADDRESS = "127.0.0.1:8090"
+
+
+class UsageError(Exception):
+    """The command line is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str  # an IP address or a name; empty: every address
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    address: Address
+    log_level: str = "info"
+    runtime_endpoint: str = ""
+    version: bool = False
+    help: bool = False
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT, [IPV6]:PORT or :PORT. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise UsageError(f"cannot listen on {text!r}: give HOST:PORT, as {DEFAULT_ADDRESS}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f"cannot listen on {text!r}: an IPv6 address stands in brackets, as [::1]:8090")
+    return Address(host, int(port))
+
+
+def parse_options(words: list[str]) -> Options:
+    """Raises UsageError."""
+    found = {"listen-address": DEFAULT_ADDRESS, "log-level": "info", "runtime-endpoint": ""}
+    if words == ["version"]:
+        return Options(parse_address(DEFAULT_ADDRESS), version=True)
+    rest = list(words)
+    version = wants_help = False
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or word.strip("-") == "":
+            raise UsageError(f"there is no command {word!r}: kata-monitor takes flags only")
+        if name in ("h", "help"):
+            wants_help = True
+        elif name in ("version", "v"):
+            version = True
+        elif name not in found:
+            raise UsageError(f"there is no flag {word}")
+        else:
+            if not equals:
+                if not rest:
+                    raise UsageError(f"{word} needs a value")
+                value = rest.pop(0)
+            found[name] = value
+    if found["log-level"] not in LEVELS:
+        raise UsageError(f"cannot log at level {found['log-level']!r}: levels are {', '.join(LEVELS)}")
+    address = parse_address(found["listen-address"])
+    return Options(address, found["log-level"], found["runtime-endpoint"], version, wants_help)

@@ -1,0 +1,350 @@
+"use strict";
+/* The page of kata-monitor. What comes from sandboxes is hostile: it becomes text nodes, never markup. */
+
+const PERIOD_MS = 5000;
+const KEPT = 720; // points of each sandbox: an hour
+const GONE_S = 60; // how long one that has ended stays in the table
+const $ = (id) => document.getElementById(id);
+
+const known = new Map(); // id -> {row, points, gone}
+const events = { list: [] };
+let sortKey = "state", sortDown = false, timer = 0, detailPlots = null, pictureOf = "";
+
+/* ---- text */
+
+const bytes = (value) => {
+  if (value === null || value === undefined) return "–";
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  while (value >= 1024 && at < 4) { value /= 1024; at += 1; }
+  return `${at === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
+};
+const rate = (value) => (value === null || value === undefined ? "–" : value < 1 ? "0" : `${bytes(value)}/s`);
+const percent = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(value < 10 ? 1 : 0)} %`);
+const number = (value) => value.toFixed(2);
+function age(seconds) {
+  if (!(seconds >= 0)) return "–";
+  if (seconds < 100) return `${Math.floor(seconds)} s`;
+  if (seconds < 6000) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86400)} d`;
+}
+const clock = (at) => new Date(at * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "medium" });
+const sum = (values) => Object.values(values).reduce((a, b) => a + b, 0);
+
+/* ---- data */
+
+function inside(use) {
+  return use.guest ? { guest_used: use.guest.memory_total - use.guest.memory_available, load: use.guest.load1 } : {};
+}
+
+function note(row, now) {
+  const one = known.get(row.sandbox_id) ?? { points: [], now };
+  if (one.row && one.row.created_at !== row.created_at) one.points = []; // the name is in use again
+  one.row = row;
+  one.now = now;
+  one.gone = 0;
+  const use = row.use, last = one.points[one.points.length - 1];
+  if (use && last && use.at - last.at < 1) {
+    Object.assign(last, inside(use)); // too soon for a rate
+  } else if (use) {
+    const point = { at: use.at, raw: use, ...use.memory };
+    const took = last?.raw ? use.at - last.at : 0;
+    const per = (now, before) => (took > 0 && now !== null && before !== null ? Math.max(0, (now - before) / took) : null);
+    point.read = per(use.disk_read, last?.raw?.disk_read);
+    point.written = per(use.disk_written, last?.raw?.disk_written);
+    point.received = per(use.net_received, last?.raw?.net_received);
+    point.sent = per(use.net_sent, last?.raw?.net_sent);
+    for (const part of Object.keys(use.cpu)) {
+      const share = per(use.cpu[part], last?.raw?.cpu[part] ?? null);
+      point[`cpu_${part}`] = share === null ? null : share * 100;
+    }
+    point.cpu = took > 0 ? ["qemu", "virtiofsd", "owner"].reduce((all, part) => all + (point[`cpu_${part}`] ?? 0), 0) : null;
+    Object.assign(point, inside(use));
+    if (last) delete last.raw;
+    one.points.push(point);
+    if (one.points.length > KEPT) one.points.shift();
+  }
+  known.set(row.sandbox_id, one);
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    const answer = await fetch("/api/sandboxes");
+    if (!answer.ok) throw new Error(await answer.text());
+    const found = await answer.json();
+    const there = new Set();
+    for (const row of found.sandboxes) {
+      there.add(row.sandbox_id);
+      // the one that is shown is asked by itself, for its guest's part too
+      if (row.sandbox_id !== shownId() || !row.use) note(row, found.now);
+    }
+    for (const [id, one] of known) {
+      if (there.has(id)) continue;
+      one.gone = one.gone || found.now;
+      if (found.now - one.gone > GONE_S && id !== shownId()) known.delete(id);
+    }
+    events.list = found.events;
+    $("live").textContent = "live";
+    $("live").className = "ok";
+  } catch {
+    $("live").textContent = "no answer from kata-monitor";
+    $("live").className = "bad";
+  }
+  await show();
+  clearTimeout(timer);
+  if (!document.hidden) timer = setTimeout(refresh, PERIOD_MS);
+}
+
+/* ---- the table */
+
+const last = (one) => one.points[one.points.length - 1];
+const alive = (one) => !one.gone && one.row.use;
+const ORDER = { hangs: 0, lost: 1, creating: 2, running: 3, paused: 4, pool: 5, stopped: 6, ended: 7 };
+const stateOf = (one) => (one.gone ? "ended" : one.row.state);
+const COLUMNS = [
+  { key: "name", title: "Sandbox", value: (one) => one.row.name || one.row.sandbox_id },
+  { key: "state", title: "State", value: (one) => ORDER[stateOf(one)] ?? 3 },
+  { key: "age", title: "Age", right: true, value: (one) => -one.row.created_at, text: (one) => (one.row.created_at ? age(one.now - one.row.created_at) : "–") },
+  { key: "size", title: "VM", right: true, value: (one) => one.row.mem_mib, text: (one) => (one.row.mem_mib ? `${one.row.vcpus} × ${bytes(one.row.mem_mib * 1048576)}` : "–") },
+  { key: "memory", title: "Memory on host", value: (one) => (alive(one) ? sum(one.row.use.memory) : -1) },
+  { key: "cpu", title: "CPU", right: true, value: (one) => (alive(one) && last(one)?.cpu) || 0, text: (one) => (alive(one) ? percent(last(one)?.cpu) : "–") },
+  { key: "net", title: "Network ↓ ↑", right: true, value: (one) => (alive(one) ? (last(one)?.received ?? 0) + (last(one)?.sent ?? 0) : 0), text: (one) => (alive(one) && one.row.use.net_received !== null ? `${rate(last(one).received)} ${rate(last(one).sent)}` : "–") },
+  { key: "disk", title: "Disk r w", right: true, value: (one) => (alive(one) ? (last(one)?.read ?? 0) + (last(one)?.written ?? 0) : 0), text: (one) => (alive(one) ? `${rate(last(one)?.read)} ${rate(last(one)?.written)}` : "–") },
+];
+
+function badge(node, state, problem) {
+  node.className = `badge ${Object.hasOwn(ORDER, state) ? state : "other"}`;
+  node.textContent = state;
+  node.title = problem;
+}
+
+function newRow(id) {
+  const row = document.createElement("tr");
+  row.dataset.id = id;
+  row.cells_ = COLUMNS.map((column) => {
+    const cell = document.createElement("td");
+    cell.dataset.title = column.title;
+    if (column.right) cell.className = "right";
+    row.append(cell);
+    return cell;
+  });
+  const link = document.createElement("a");
+  link.href = `#${encodeURIComponent(id)}`;
+  const second = document.createElement("small");
+  row.cells_[0].append(link, second);
+  row.cells_[1].append(document.createElement("span"));
+  const bar = document.createElement("span");
+  bar.className = "parts";
+  for (const part of ["guest", "qemu", "virtiofsd", "owner"]) {
+    const piece = document.createElement("i");
+    piece.className = part;
+    bar.append(piece);
+  }
+  row.cells_[4].append(document.createElement("span"), bar);
+  return row;
+}
+
+function fill(row, one, most) {
+  const [link, second] = row.cells_[0].children;
+  link.textContent = one.row.name || one.row.sandbox_id;
+  second.textContent = one.row.name ? one.row.sandbox_id : one.row.image;
+  row.cells_[0].title = one.row.sandbox_id;
+  badge(row.cells_[1].firstChild, stateOf(one), one.row.problem);
+  const [text, bar] = row.cells_[4].children;
+  text.textContent = alive(one) ? bytes(sum(one.row.use.memory)) : "–";
+  bar.hidden = !alive(one);
+  if (alive(one)) {
+    for (const piece of bar.children) {
+      const size = one.row.use.memory[piece.className] ?? 0;
+      piece.style.width = `${(100 * size) / most}%`;
+      piece.title = `${piece.className}: ${bytes(size)}`;
+    }
+  }
+  COLUMNS.forEach((column, index) => { if (column.text) row.cells_[index].textContent = column.text(one); });
+  row.classList.toggle("faded", Boolean(one.gone) || one.row.state === "stopped");
+}
+
+function showTable() {
+  const wanted = $("filter").value.trim().toLowerCase();
+  const matches = (one) => [one.row.sandbox_id, one.row.name, one.row.image, stateOf(one)].some((text) => text.toLowerCase().includes(wanted));
+  const shown = [...known.values()].filter(matches);
+  const column = COLUMNS.find((each) => each.key === sortKey);
+  const compare = (a, b) => { const x = column.value(a), y = column.value(b); return x < y ? -1 : x > y ? 1 : 0; };
+  shown.sort((a, b) => (compare(a, b) * (sortDown ? -1 : 1)) || (a.row.sandbox_id < b.row.sandbox_id ? -1 : 1));
+  const most = Math.max(1, ...shown.filter(alive).map((one) => sum(one.row.use.memory)));
+  const body = $("fleet").tBodies[0];
+  const rows = new Map([...body.rows].map((row) => [row.dataset.id, row]));
+  const wantedRows = shown.map((one) => {
+    const row = rows.get(one.row.sandbox_id) ?? newRow(one.row.sandbox_id);
+    fill(row, one, most);
+    return row;
+  });
+  if (wantedRows.length !== body.rows.length || wantedRows.some((row, at) => row !== body.rows[at])) body.replaceChildren(...wantedRows);
+  $("empty").hidden = known.size > 0;
+  $("fleet").hidden = known.size === 0;
+  for (const head of $("fleet").tHead.rows[0].cells) {
+    head.setAttribute("aria-sort", head.dataset.key !== sortKey ? "none" : sortDown ? "descending" : "ascending");
+  }
+  showEvents($("events"), events.list, true);
+}
+
+function showEvents(list, found, withNames) {
+  const items = found.slice(-100).reverse().map((event) => {
+    const item = document.createElement("li");
+    const when = document.createElement("time");
+    when.textContent = clock(event.at);
+    const text = document.createElement("span");
+    text.textContent = withNames ? `${event.sandbox_id} ${event.text}` : event.text;
+    item.append(when, text);
+    return item;
+  });
+  if (!items.length) {
+    const item = document.createElement("li");
+    item.textContent = "Nothing yet.";
+    items.push(item);
+  }
+  list.replaceChildren(...items);
+}
+
+/* ---- one sandbox */
+
+function shownId() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }
+}
+
+function makePlots() {
+  detailPlots = {
+    cpu: new Plot("CPU", [{ name: "QEMU", key: "cpu_qemu" }, { name: "virtiofsd", key: "cpu_virtiofsd" }, { name: "owner", key: "cpu_owner" }], percent, { stacked: true, least: 10 }),
+    memory: new Plot("Memory on the host", [{ name: "guest", key: "guest" }, { name: "QEMU", key: "qemu" }, { name: "virtiofsd", key: "virtiofsd" }, { name: "owner", key: "owner" }], bytes, { stacked: true, binary: true }),
+    net: new Plot("Network", [{ name: "received", key: "received" }, { name: "sent", key: "sent" }], rate, { binary: true, least: 1024 }),
+    disk: new Plot("Disk", [{ name: "read", key: "read" }, { name: "written", key: "written" }], rate, { binary: true, least: 1024 }),
+    inside: new Plot("Memory used in the guest", [{ name: "used", key: "guest_used" }], bytes, { stacked: true, binary: true }),
+    load: new Plot("Load of the guest", [{ name: "1 min", key: "load" }], number, { least: 1 }),
+  };
+  $("d-plots").replaceChildren(...Object.values(detailPlots).map((plot) => plot.node));
+}
+
+function facts(pairs) {
+  $("d-facts").replaceChildren(...pairs.filter(([, value]) => value).flatMap(([name, value]) => {
+    const term = document.createElement("dt"), text = document.createElement("dd");
+    term.textContent = name;
+    text.textContent = value;
+    return [term, text];
+  }));
+}
+
+async function showDetail(id) {
+  let found = null;
+  const query = `sandbox=${encodeURIComponent(id)}`;
+  const [answer, consoleAnswer] = await Promise.all([fetch(`/api/sandbox?${query}`), fetch(`/api/console?${query}`)]).catch(() => []);
+  if (shownId() !== id) return;
+  if (answer?.ok) {
+    found = await answer.json();
+    note(found.sandbox, found.now);
+  } else if (answer && known.get(id)) {
+    known.get(id).gone ||= Date.now() / 1000;
+  }
+  const one = known.get(id);
+  $("d-id").textContent = id;
+  document.title = `${id} – Katapod monitor`;
+  if (!one) {
+    badge($("d-state"), "ended", "");
+    $("d-problem").hidden = false;
+    $("d-problem").textContent = "There is no such sandbox on this host: it may have ended.";
+    return;
+  }
+  const row = one.row;
+  badge($("d-state"), stateOf(one), row.problem);
+  const problem = one.gone ? "This sandbox has ended and was removed. What is below is the last that was seen of it." : row.problem;
+  $("d-problem").hidden = !problem;
+  $("d-problem").textContent = problem;
+  facts([
+    ["Pod", row.name], ["Image", row.image], ["Created", row.created_at && `${clock(row.created_at)} (${age(one.now - row.created_at)} ago)`],
+    ["VM", row.mem_mib && `${row.vcpus} vCPU, ${bytes(row.mem_mib * 1048576)}`], ["Accelerator", row.accelerator],
+    ["Kernel", found?.record?.kernel], ["Template", found?.record && (found.record.template || "none: it booted")],
+    ["QEMU's pid", found?.record?.vmm_pid && String(found.record.vmm_pid)], ["Owner's pid", found?.record && String(found.record.owner_pid)],
+    ["Labels", found?.record?.labels && Object.entries(found.record.labels).map(([key, value]) => `${key}=${value}`).join(", ")],
+  ]);
+  const points = one.points, took = points.length ? points[points.length - 1].at - points[0].at : 0;
+  const span = took > 900 ? 3600 : took > 280 ? 900 : 300;
+  for (const plot of Object.values(detailPlots)) plot.draw(points, span);
+  detailPlots.net.node.hidden = Boolean(row.use) && row.use.net_received === null;
+  if (found) {
+    showEvents($("d-events"), found.events, false);
+    const rows = (found.record?.containers ?? []).map((container) => {
+      const line = document.createElement("tr");
+      for (const text of [container.container_id, container.state, container.image, container.command.join(" ")]) {
+        line.insertCell().textContent = text;
+      }
+      return line;
+    });
+    $("d-containers").tBodies[0].replaceChildren(...rows);
+  }
+  if (consoleAnswer?.ok) {
+    const pane = $("d-console"), atEnd = pane.scrollTop + pane.clientHeight >= pane.scrollHeight - 8;
+    const text = await consoleAnswer.text();
+    if (pane.textContent !== (text || "Nothing yet.")) {
+      pane.textContent = text || "Nothing yet.";
+      if (atEnd) pane.scrollTop = pane.scrollHeight;
+    }
+  }
+  if (pictureOf !== id && !one.gone && row.use) {
+    pictureOf = id;
+    const picture = $("d-picture");
+    picture.onload = () => { $("d-frame").hidden = picture.hidden = false; $("d-nopicture").hidden = true; };
+    picture.onerror = () => { $("d-nopicture").hidden = false; $("d-nopicture").textContent = "No picture: the sandbox did not tell what it would show."; };
+    picture.src = `/api/picture?${query}`;
+  }
+}
+
+/* ---- all */
+
+async function show() {
+  const id = shownId();
+  const counted = {};
+  for (const one of known.values()) counted[stateOf(one)] = (counted[stateOf(one)] ?? 0) + 1;
+  $("counts").textContent = Object.entries(counted).map(([state, count]) => `${count} ${state}`).join(", ");
+  $("overview").hidden = id !== "";
+  $("detail").hidden = id === "";
+  if (id) {
+    await showDetail(id);
+  } else {
+    document.title = "Katapod monitor";
+    showTable();
+  }
+}
+
+function moved() {
+  pictureOf = "";
+  $("d-frame").hidden = $("d-picture").hidden = true;
+  $("d-picture").removeAttribute("src");
+  $("d-nopicture").hidden = true;
+  for (const id of ["d-facts", "d-events", "d-console"]) $(id).replaceChildren();
+  $("d-containers").tBodies[0].replaceChildren();
+  makePlots();
+  scrollTo(0, 0);
+  show();
+}
+
+for (const column of COLUMNS) {
+  const head = document.createElement("th");
+  head.dataset.key = column.key;
+  head.scope = "col";
+  if (column.right) head.className = "right";
+  const button = document.createElement("button");
+  button.textContent = column.title;
+  button.addEventListener("click", () => {
+    sortDown = sortKey === column.key ? !sortDown : ["memory", "cpu", "net", "disk", "size"].includes(column.key);
+    sortKey = column.key;
+    showTable();
+  });
+  head.append(button);
+  $("fleet").tHead.rows[0].append(head);
+}
+$("filter").addEventListener("input", showTable);
+addEventListener("hashchange", moved);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+makePlots();
+refresh();

@@ -1,0 +1,115 @@
+"""The paths of kata-monitor, over sandboxes without a VM."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from katapod.host.state import StateStore
+from katapod.model.layout import Layout
+from katapod.monitor.fleet import Fleet
+from katapod.monitor.options import Address
+from katapod.monitor.service import MonitorService
+from katapod.rpc.http import HttpError, Request, Response
+from kit.fleet import record_of, silent, vmless
+
+
+@pytest.fixture
+async def layout() -> AsyncIterator[Layout]:
+    with tempfile.TemporaryDirectory(prefix="kp") as root:
+        yield Layout(state_root=Path(root) / "sbs")
+
+
+def service(layout: Layout, address: str = "127.0.0.1") -> MonitorService:
+    return MonitorService(layout, Fleet(layout, (layout.state_root,)), Address(address, 8090))
+
+
+async def get(monitor: MonitorService, path: str, method: str = "GET", **headers: str) -> Response:
+    target, _, query = path.partition("?")
+    pairs = dict(pair.split("=") for pair in query.split("&") if pair)
+    return await monitor.handle(Request(method, target, pairs, headers))
+
+
+async def refused(monitor: MonitorService, path: str, method: str = "GET", **headers: str) -> HttpError:
+    with pytest.raises(HttpError) as caught:
+        await get(monitor, path, method, **headers)
+    return caught.value
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example:8090", "10.0.0.1:8090"])
+async def test_a_foreign_name_on_loopback(layout: Layout, host: str) -> None:
+    assert (await refused(service(layout), "/", host=host)).status == 403
+    assert (await get(service(layout, "0.0.0.0"), "/", host=host)).status == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8090", "127.0.0.1:8090", "[::1]:8090", "127.1.2.3"])
+async def test_names_of_this_host(layout: Layout, host: str) -> None:
+    assert (await get(service(layout), "/sandboxes", host=host)).body == b""
+
+
+async def test_what_is_not_there(layout: Layout) -> None:
+    monitor = service(layout)
+    for path in ("/debug/pprof/", "/debug/pprof/heap", "/debug/vars"):
+        error = await refused(monitor, path)
+        assert error.status == 404
+        assert "py-spy" in error.text
+    assert (await refused(monitor, "/web/../main.py")).status == 404
+    assert (await refused(monitor, "/metrics", "POST")).status == 405
+    assert (await refused(monitor, "/debug/tracemalloc")).status == 404
+    for path in ("/agent-url", "/agent-url?sandbox=x", "/metrics?sandbox=x", "/api/sandbox?sandbox=..", "/api/console"):
+        assert (await refused(monitor, path)).status == 400
+
+
+async def test_the_page_and_its_policy(layout: Layout) -> None:
+    monitor = service(layout)
+    assert b"/metrics" in (await get(monitor, "/")).body
+    for path in ("/", "/web/app.js", "/web/plot.js", "/web/style.css"):
+        answer = await get(monitor, path, accept="text/html")
+        assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert b"http://" not in answer.body.replace(b"http://www.w3.org/2000/svg", b"")
+    packed = await get(monitor, "/web/app.js", **{"accept-encoding": "br, gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+
+
+async def test_sandboxes(layout: Layout) -> None:
+    monitor = service(layout)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(vmless(layout, record_of("one")))
+        stack.enter_context(silent(layout, record_of("two")))
+        assert (await get(monitor, "/sandboxes")).body == b"one\ntwo\n"
+        assert b'href="/metrics?sandbox=one"' in (await get(monitor, "/sandboxes", accept="text/html")).body
+        assert (await get(monitor, "/agent-url?sandbox=one")).body == b"vsock://42:1024\n"
+        found = json.loads((await get(monitor, "/api/sandboxes")).body)
+        assert [(row["sandbox_id"], row["state"]) for row in found["sandboxes"]] == [
+            ("one", "running"),
+            ("two", "hangs"),
+        ]
+        assert found["sandboxes"][0]["use"]["memory"]["owner"] > 1 << 20
+        detail = json.loads((await get(monitor, "/api/sandbox?sandbox=one")).body)
+        assert detail["sandbox"]["use"]["guest"]["memory_total"] > 100 << 20
+        assert [event["text"] for event in detail["events"]] == ["created", "container one started"]
+
+
+async def test_a_console_is_text(layout: Layout) -> None:
+    monitor = service(layout)
+    async with vmless(layout, record_of("one")):
+        log = layout.sandbox("one").console_log
+        assert (await get(monitor, "/api/console?sandbox=one")).body == b""
+        log.write_bytes(b"x" * 100_000 + b"\x1b[31mred\x1b[0m\r\n\x1b]0;title\x07\x08a\xff\tb\n")
+        text = (await get(monitor, "/api/console?sandbox=one")).body.decode()
+        assert text.endswith("xred\na\ufffd\tb\n")
+        assert len(text) < 40_000
+        log.unlink()
+        log.symlink_to("/etc/passwd")
+        assert (await get(monitor, "/api/console?sandbox=one")).body == b""
+
+
+async def test_an_owner_that_was_killed(layout: Layout) -> None:
+    store = StateStore(layout)
+    os.close(store.create(record_of("dead")))
+    (row,) = await Fleet(layout, (layout.state_root,)).rows()
+    assert (row.state, row.problem) == ("lost", "the process that ran it was killed")
