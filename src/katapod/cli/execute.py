@@ -1,4 +1,4 @@
-"""`kata-runtime exec`: one more process in a running container."""
+"""`kata-runtime exec`: one more process in a running container, or in its VM beside all containers."""
 
 import asyncio
 import contextlib
@@ -12,42 +12,83 @@ import typer
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.flags import parse_env, parse_user, parse_workdir
-from katapod.model.ids import parse_container_name
 
 if TYPE_CHECKING:
     from katapod.rpc.status import RpcError
     from katapod.sandbox.client import ControlClient
     from katapod.sandbox.stdio import GuestProcess
 
-__all__ = ["register"]
+__all__ = ["carry_streams", "register", "why_cut_off"]
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "exec",
         context_settings={"allow_interspersed_args": False},
-        short_help="Run a command in a running container.",
+        short_help="Run a command in a running container, or open a shell in a VM.",
     )(execute)
 
 
 def execute(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A running container.")],
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The command and its arguments.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A running container or pod, by name or id.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND...]", help="The command and its arguments.")
+    ] = None,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Keep standard input open.")] = False,
     tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the command a terminal.")] = False,
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K[=V]", help="Set a variable.")] = None,
     workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
     user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights inside the VM.")] = False,
+    in_vm: Annotated[bool, typer.Option("--vm", help="In the VM, not in the container.")] = False,
+    vport: Annotated[
+        int,
+        typer.Option(
+            "--kata-debug-port",
+            min=0,
+            max=2**32 - 2,
+            metavar="PORT",
+            show_default=False,
+            help="In the VM; its debug console is on this vsock port, 1026 unless the guest was told otherwise.",
+        ),
+    ] = 0,
 ) -> int:
-    """Run a command in a running container; the exit status is the command's."""
+    """Run a command in a running container; the exit status is the command's.
+
+    Without COMMAND, with --vm, and for a pod as a whole it runs in the VM, beside all containers, as root: a shell
+    if there is no COMMAND. That takes a debug console, which is off unless debug_console_enabled in
+    configuration.toml switches it on. With a terminal at both ends it gets one, and standard input is open for a
+    shell.
+    """
     need_root("exec")
+    from katapod.sandbox.lookup import find_sandbox
+
+    settings: Globals = context.obj
     if tty and interactive and not os.isatty(0):
         raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
+    found = find_sandbox(settings.states(), name)
+    if found.record.pooled:
+        raise KatapodError(f"cannot use {name}: it is a machine of the pool, and nobody's sandbox yet")
+    container_id = found.container_id or ("" if found.record.pod else found.record.sandbox_id)
+    if in_vm or vport or not command or not container_id:
+        from katapod.cli.vm_shell import VmShell, run_in_vm
+
+        if user or privileged:
+            flag = "-u" if user else "--privileged"
+            raise UsageError(f"cannot use {flag} in the VM: there everything runs as root, with all rights")
+        both = os.isatty(0) and os.isatty(1)
+        shell = VmShell(
+            tuple(command or ()),
+            dict(entry.split("=", 1) for entry in parse_env(env or [], os.environ)),
+            parse_workdir(workdir) if workdir else "",
+            interactive=interactive or not command or both,
+            tty=tty or both,
+            vport=vport,
+        )
+        return run_in_vm(settings, found.record, shell)
     checked_user = parse_user(user) if user else None
     checked_env = parse_env(env or [], os.environ)
-    settings: Globals = context.obj
 
     async def go() -> int:
         from katapod.model.oci import Box, parse_spec
@@ -56,10 +97,9 @@ def execute(
         from katapod.rpc.status import RpcError
         from katapod.sandbox.client import connect_control, start_exec
 
-        store = settings.states()
-        parse_container_name(name)
-        async with connect_control(store, name) as client:
-            path = store.layout.sandbox(name).spec(name)
+        store, sandbox_id = settings.states(), found.record.sandbox_id
+        async with connect_control(store, sandbox_id) as client:
+            path = store.layout.sandbox(sandbox_id).spec(container_id)
             try:
                 spec = parse_spec(path.read_bytes(), str(path))
             except FileNotFoundError as exc:
@@ -79,21 +119,27 @@ def execute(
                 privileged=privileged,
             )
             who = f"{checked_user.user}:{checked_user.group or ''}".rstrip(":") if checked_user else ""
-            running = await start_exec(client.agent, name, process_to_message(process), user=who)
             try:
-                return await _carry(running, interactive=interactive)
+                running = await start_exec(client.agent, container_id, process_to_message(process), user=who)
+            except NotFound as exc:
+                cause = await why_cut_off(client, exc, "it has ended")
+                raise NotFound(f"cannot exec in container {name}: {cause}") from exc
+            try:
+                return await carry_streams(running, interactive=interactive)
             except RpcError as exc:
-                raise KatapodError(f"the command in {name} was cut off: {await _why_cut_off(client, exc)}") from exc
+                cause = await why_cut_off(client, exc, "the container has ended")
+                raise KatapodError(f"the command in {name} was cut off: {cause}") from exc
 
     return asyncio.run(go())
 
 
-async def _why_cut_off(client: "ControlClient", error: "RpcError") -> str:
+async def why_cut_off(client: "ControlClient", error: "RpcError | NotFound", ended: str) -> str:
+    """The cause of a broken connection to the owner; `ended` says the usual one."""
     from katapod.host.state import owner_alive
     from katapod.model.record import State
 
     if not client.connection.closed.done():
-        return error.message
+        return str(error)
     # The owner ends the connection when its container has ended, and says so in the record, or it was killed.
     for _ in range(50):
         record = client.record_now()
@@ -102,11 +148,14 @@ async def _why_cut_off(client: "ControlClient", error: "RpcError") -> str:
         if not owner_alive(client.paths):
             return "the kata-runtime that runs the container was killed"
         await asyncio.sleep(0.02)
-    return "the container has ended"
+    return ended
 
 
-async def _carry(process: "GuestProcess", *, interactive: bool) -> int:
-    """Carry the streams, pass signals on, and lend the terminal for the time."""
+async def carry_streams(process: "GuestProcess", *, interactive: bool, hang_up: bool = False) -> int:
+    """Carry the streams, pass signals on, and lend the terminal for the time.
+
+    With `hang_up` whatever tells us to end is the end of a connection to the process: a shell ignores SIGTERM.
+    """
     from katapod.cli.terminal import follow_size, raw_terminal
     from katapod.rpc.status import RpcError
     from katapod.sandbox.stdio import InputFd, OutputFd, carry
@@ -122,6 +171,8 @@ async def _carry(process: "GuestProcess", *, interactive: bool) -> int:
     def on_signal(number: signal.Signals) -> None:
         nonlocal seen
         seen += 1
+        if hang_up and number != signal.SIGINT:
+            number = signal.SIGHUP
         task = asyncio.create_task(forward(signal.SIGKILL if seen > 2 else number), name="forward")
         sending.add(task)
         task.add_done_callback(sending.discard)

@@ -1,8 +1,7 @@
-"""`kata-runtime image`: container images (ls, import, pull, rm) and the guest image (build)."""
+"""`kata-runtime image`: container images (ls, import, pull, rm); guest_images.py has the guest's."""
 
 import asyncio
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +23,9 @@ image = typer.Typer(
 
 
 def register(app: typer.Typer) -> None:
+    from katapod.cli import guest_images
+
+    guest_images.register(image)
     app.add_typer(image, name="image", short_help="Manage images.")
 
 
@@ -133,62 +135,5 @@ def remove(
                 failed = 1
                 print(f"kata-runtime: {exc}" + (f"\n  hint: {exc.hint}" if exc.hint else ""), file=sys.stderr)
         return failed
-
-    return interruptible(go())
-
-
-@image.command("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")
-def build(
-    context: typer.Context,
-    kernel: Annotated[
-        str, typer.Option(metavar="VERSION|FILE", help="Kernel; default: the newest that is installed.")
-    ] = "",
-    _check: Annotated[bool, typer.Option("-c", "--check", help="Accepted; a build is always only if needed.")] = False,
-) -> int:
-    """Build kernel and initrd for the guests from this machine's kernel, prove them by a boot, and use them.
-
-    Does nothing when the image is up to date.
-    """
-    need_root("image build")
-    settings: Globals = context.obj
-
-    async def go() -> int:
-        from katapod.cli.progress import step_progress
-        from katapod.host.facts import collect_host_facts
-        from katapod.model.config import load_config
-        from katapod.osbuilder import ImageRequest, build_guest_image
-        from katapod.plan.vmm import Accelerator
-        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot
-
-        config = load_config(Path(settings.config_file) if settings.config_file else None).config
-        qemu, layout = config.qemu.path, settings.layout
-
-        async def prove(kernel_path: Path, initrd: Path) -> None:
-            # in the build's own directory, which the next build removes if we are killed
-            await prove_boot(
-                kernel_path, initrd, qemu, Accelerator.TCG, limit_s=TCG_LIMIT_S, scratch_parent=initrd.parent
-            )
-
-        request = ImageRequest(kernel=kernel or None, cache_dir=layout.guest_image_root)
-        with step_progress() as progress:
-            built = await build_guest_image(request, prove=prove, progress=progress)
-        verb = "is built" if built.fresh else "is up to date"
-        for note in built.notes if built.fresh else ():
-            print(f"note: {note}", file=sys.stderr)
-        print(f"guest image for {built.kernel_version} {verb}: {built.initrd} ({shown_size(built.size)})")
-        # find out now which accelerator boots it, so that the first container need not wait for that
-        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            verdict = await choose_accelerator(
-                config.katapod.accelerator,
-                collect_host_facts(),
-                layout.guest_image_root / "vmlinuz.container",
-                layout.guest_image_root / "kata-containers-initrd.img",
-                qemu,
-                layout.proof_file,
-                Path(scratch),
-            )
-        if verdict.fresh:
-            print(f"accelerator: {verdict.accelerator.value} ({verdict.reason})")
-        return 0
 
     return interruptible(go())

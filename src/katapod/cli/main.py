@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -16,13 +17,13 @@ from katapod.cli.settings import Globals, print_error
 from katapod.host.trace import span, start_tracing
 from katapod.model.errors import KatapodError
 
-__all__ = ["explain", "flush_output", "load_command", "main"]
+__all__ = ["call", "explain", "flush_output", "load_command", "main"]
 
 log = logging.getLogger(__name__)
 
-OCI_VERSION = "1.0.2"
 RUNTIME_FAILED = 125  # for run and exec, as Docker and Podman: the runtime failed, not the container
 COMMAND_FAILED = 1
+NOBODY_READS = 128 + signal.SIGPIPE
 
 # Verb to the module that registers it. Only the module of the verb that is called is loaded, all of them
 # for help, completion and words that are no verb: a start costs 0.1 s less than with all.
@@ -42,8 +43,16 @@ VERBS = {
     "factory": "factory",
     "network": "network",
     "overhead": "overhead",
+    "inspect": "inspect",
+    "check": "check",
+    "kata-check": "check",
+    "collect-data": "collect",
     "metrics": "management",
     "iptables": "management",
+    "direct-volume": "direct_volumes",
+    "config": "config",
+    "env": "environment",
+    "kata-env": "environment",
 }
 
 app = typer.Typer(
@@ -98,7 +107,9 @@ def global_options(
 
 @app.command(help="Print the version.")
 def version() -> None:
-    print(f"kata-runtime  : {__version__}\n   commit   : unknown\n   OCI specs: {OCI_VERSION}")
+    from katapod.about import OCI_VERSION, commit
+
+    print(f"kata-runtime  : {__version__}\n   commit   : {commit()}\n   OCI specs: {OCI_VERSION}")
 
 
 def _verb(arguments: list[str]) -> str:
@@ -124,6 +135,17 @@ def load_command(verb: str) -> click.Command:
     return typer.main.get_command(app)
 
 
+def call(command: click.Command, words: list[str] | None = None, obj: object = None) -> int:
+    """Carry out `words`, by default our own, and return the exit status. Raises what explain() takes."""
+    try:
+        result = command.main(words, prog_name="kata-runtime", standalone_mode=False, obj=obj)
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # of which, whichever pipe it was, click makes an exit with 1
+            raise exc.__context__ from None
+        raise
+    return result if isinstance(result, int) else 0
+
+
 def explain(error: BaseException, verb: str, *, bare: bool = False) -> int:
     """Say on standard error what went wrong; returns the exit status. `bare`: called with no words at all."""
     status = RUNTIME_FAILED if verb in ("run", "exec") else COMMAND_FAILED
@@ -144,8 +166,8 @@ def explain(error: BaseException, verb: str, *, bare: bool = False) -> int:
         case KeyboardInterrupt() | click.Abort():
             print("kata-runtime: interrupted", file=sys.stderr)
             return 130
-        case BrokenPipeError():
-            return 141
+        case BrokenPipeError() if _is_unread():
+            return NOBODY_READS
         case OSError():
             print_error(error)
             return status
@@ -160,11 +182,23 @@ def flush_output(code: int) -> int:
     """Write out what stdout holds; returns `code`, or that of SIGPIPE if nobody reads it."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as exc:
         # the interpreter flushes once more at its end, and would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(exc, BrokenPipeError):
+            return NOBODY_READS
+        if not code:  # or the cause has been told
+            print_error(KatapodError(f"cannot write the output: {exc.strerror}"))
+        return code or COMMAND_FAILED
     return code
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads our output, or our errors, any more. A socket elsewhere may break as well."""
+    poll = select.poll()
+    for fd in (1, 2):
+        poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def main() -> NoReturn:
@@ -177,8 +211,7 @@ def main() -> NoReturn:
             is_loaded()
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-        result = command.main(prog_name="kata-runtime", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
+        code = call(command)
     except Exception as exc:
         code = explain(exc, verb, bare=len(sys.argv) == 1)
     except KeyboardInterrupt as exc:

@@ -10,9 +10,8 @@ import typer
 
 from katapod.cli.settings import Globals
 from katapod.model.errors import InvalidState, KatapodError, UsageError
-from katapod.model.ids import parse_container_name
 
-__all__ = ["register"]
+__all__ = ["ask", "register"]
 
 LIMIT_S = 10.0
 FILE_MAX = 4 * 1024 * 1024
@@ -33,11 +32,11 @@ V6 = Annotated[bool, typer.Option("--v6", help="ip6tables.")]
 def metrics(
     context: typer.Context, sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Name or id.")]
 ) -> None:
-    sys.stdout.write(_ask(context.obj, sandbox, "GET", "/metrics").decode(errors="replace"))
+    sys.stdout.write(ask(context.obj, sandbox, "GET", "/metrics").decode(errors="replace"))
 
 
 def get_iptables(context: typer.Context, sandbox_id: SandboxId, v6: V6 = False) -> None:
-    sys.stdout.write(_ask(context.obj, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
+    sys.stdout.write(ask(context.obj, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
 
 
 def set_iptables(
@@ -53,7 +52,7 @@ def set_iptables(
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
     if len(rules) > FILE_MAX:
         raise UsageError(f"cannot set the rules of {file}: it has more than {FILE_MAX} bytes")
-    _ask(context.obj, sandbox_id, "PUT", _path(v6), rules)
+    ask(context.obj, sandbox_id, "PUT", _path(v6), rules)
 
 
 def _path(v6: bool) -> str:
@@ -71,10 +70,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._socket_path)
 
 
-def _ask(settings: Globals, sandbox: str, method: str, path: str, body: bytes | None = None) -> bytes:
-    """Raises NotFound, InvalidState if the sandbox does not run, KatapodError with what it answers."""
+def ask(settings: Globals, sandbox: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    """The answer of the sandbox that `sandbox` names. Raises NotFound, UsageError if several fit, InvalidState if it
+    does not run, KatapodError with what it answers."""
+    from katapod.sandbox.lookup import find_sandbox
+
     store = settings.states()
-    record = store.read(parse_container_name(sandbox))
+    record = find_sandbox(store, sandbox).record
     where = store.layout.sandbox(record.sandbox_id).management_socket
     connection = _UnixConnection(str(where))
     try:

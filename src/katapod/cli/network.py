@@ -101,12 +101,14 @@ def remove(context: typer.Context, name: Annotated[str, typer.Argument(metavar="
     """Remove the bridge of the built-in network; the next container that wants it makes it again."""
     need_root("network rm")
     from katapod.host.bridge import remove_bridge
+    from katapod.host.cni import find_network
     from katapod.plan.bridge import BRIDGE
 
     settings: Globals = context.obj
     if name != BRIDGE:
+        found = find_network(Path(settings.load_config(need_files=False).katapod.cni_conf_dir), name, (BRIDGE,))
         raise UsageError(
-            f"cannot remove network {name}: only {BRIDGE} is Katapod's own", hint="remove its file from cni_conf_dir"
+            f"cannot remove network {name}: only {BRIDGE} is Katapod's own", hint=f"remove its file: {found.source}"
         )
     if users := _users(settings).get(BRIDGE):
         raise InvalidState(f"cannot remove network {BRIDGE}: {', '.join(users)} use it", hint="delete them first")

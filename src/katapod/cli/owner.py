@@ -140,9 +140,10 @@ async def own_container(
     ready: ReadyMachine | None = None,
 ) -> Outcome:
     """The whole way from a request to its outcome."""
-    with span("load configuration"):
-        config, facts, store = settings.load_config(), collect_host_facts(), settings.states()
     bundle_spec = _load_bundle(request) if request.bundle else None
+    with span("load configuration"):
+        config = settings.load_config(annotations=bundle_spec.annotations if bundle_spec else None)
+        facts, store = collect_host_facts(), settings.states()
     size = size_for(config, facts, (_limits(request.options, bundle_spec),))
     with span("look for dead owners"):
         await reap_dead(store)

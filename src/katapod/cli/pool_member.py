@@ -250,9 +250,9 @@ class _Member:
             client.become()
             start_tracing(interpreter=False)
             with span("read the command line"):
-                result = self.command.main(client.words, prog_name="kata-runtime", standalone_mode=False, obj=keep)
+                status = program.call(self.command, client.words, keep)
             if not kept:
-                return program.flush_output(result if isinstance(result, int) else 0)
+                return program.flush_output(status)
             settings, request, detach = kept[0]
             run = _run_detached(settings, request, ready, client) if detach else run_attached(settings, request, ready)
             task = asyncio.create_task(run, name="carry-out")

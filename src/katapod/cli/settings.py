@@ -12,7 +12,7 @@ from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from katapod.cli.owner import RunRequest
     from katapod.host.state import StateStore
@@ -48,8 +48,8 @@ class Globals:
     def layout(self) -> Layout:
         return Layout()
 
-    def load_config(self, *, need_files: bool = True) -> "Config":
-        """Read the configuration and print what it has that is not acted upon.
+    def load_config(self, *, need_files: bool = True, annotations: "Mapping[str, str] | None" = None) -> "Config":
+        """Read the configuration, change it as a bundle's annotations say, and print what goes on with less.
 
         Raises ConfigError; with `need_files` also if a file that a guest is made of is missing.
         """
@@ -58,6 +58,10 @@ class Globals:
         parsed = load_config(Path(self.config_file) if self.config_file else None)
         for problem in parsed.problems:
             print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+        if annotations:
+            from katapod.model.config_annotations import annotated
+
+            parsed = annotated(parsed, annotations, len(os.sched_getaffinity(0)))
         if parsed.config.runtime.enable_debug and not self.debug:
             logging.getLogger().setLevel(logging.DEBUG)
         return check_paths(parsed, os.path.exists) if need_files else parsed.config

@@ -4,9 +4,13 @@ KatapodError
 `-- CniFailed    a plugin refused or broke; the message names network, plugin and what it said
 """
 
+import asyncio
+import contextlib
+import fcntl
 import logging
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from katapod.host.process import Completed, describe_status, run
@@ -20,6 +24,9 @@ log = logging.getLogger(__name__)
 
 PLUGIN_PACKAGE = "containernetworking-plugins"  # Debian's and RHEL's name
 PLUGIN_LIMIT_S = 60.0  # DHCP may take its time
+SHARE_CHAINS = ("portmap", "firewall")
+"""Plugins that look whether the host has their chain of the firewall and then make it: of two at once, one fails."""
+TURN_POLL_S = 0.01
 SUFFIXES = (".conflist", ".conf", ".json")  # as libcni
 
 
@@ -86,7 +93,8 @@ async def attach(attachment: Attachment) -> CniResult:
     result = CniResult()
     previous: CniResult | None = None
     for invocation in plan_add(attachment):
-        done = await _call(attachment, invocation, previous)
+        async with _in_turn() if invocation.plugin in SHARE_CHAINS else contextlib.nullcontext():
+            done = await _call(attachment, invocation, previous)
         previous = result = parse_result(done.stdout.encode(), f"the CNI plugin {invocation.plugin}")
     return result
 
@@ -107,6 +115,22 @@ async def check(attachment: Attachment, result: CniResult) -> None:
     """CHECK: whether all is as ADD has made it. Raises CniFailed, MissingProgram."""
     for invocation in plan_check(attachment, result):
         await _call(attachment, invocation, None)
+
+
+@contextlib.asynccontextmanager
+async def _in_turn() -> AsyncIterator[None]:
+    """One at a time on this host: the lock is on its network namespace itself, and ends with the process."""
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(TURN_POLL_S)  # a thread that waits in flock(2) could not be cancelled
+        yield
+    finally:
+        os.close(fd)
 
 
 async def _call(attachment: Attachment, invocation: Invocation, previous: CniResult | None) -> Completed:

@@ -150,7 +150,10 @@ async def _draining(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator
     try:
         yield task
     finally:
-        await asyncio.wait({task}, timeout=LAST_WORDS_S)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        try:
+            await asyncio.wait({task}, timeout=LAST_WORDS_S)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()

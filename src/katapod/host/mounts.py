@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from katapod.host.tasks import in_own_thread
@@ -34,11 +35,13 @@ from katapod.kernel.process import CLONE_FS, unshare
 from katapod.model.errors import KatapodError, NotFound
 
 __all__ = [
+    "MountEntry",
     "bind",
     "export_directory",
     "mount_given",
     "mount_overlay",
     "mounts_below",
+    "read_mounts",
     "remove_tree",
     "unmount_below",
 ]
@@ -158,14 +161,28 @@ def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str
 def mounts_below(directory: Path) -> list[str]:
     """Mount points at or below `directory`, newest first. Source: proc(5), mountinfo."""
     prefix = os.path.realpath(directory)  # mountinfo knows no symbolic links
-    found = []
-    with open("/proc/self/mountinfo", "rb") as handle:
-        for line in handle:
-            point = os.fsdecode(_unescape(line.split(b" ", 5)[4]))
-            if point == prefix or point.startswith(prefix + "/"):
-                found.append(point)
+    found = [each.point for each in read_mounts() if each.point == prefix or each.point.startswith(prefix + "/")]
     found.reverse()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """A mount: where it is, and what."""
+
+    point: str
+    fstype: str
+    read_only: bool
+
+
+def read_mounts(process: int | str = "self") -> Iterator[MountEntry]:
+    """The mounts that a process sees, oldest first. Raises OSError. Source: proc(5), mountinfo."""
+    with open(f"/proc/{process}/mountinfo", "rb") as handle:
+        for line in handle:
+            fields, _, rest = line.partition(b" - ")
+            words = fields.split(b" ")
+            point, options = os.fsdecode(_unescape(words[4])), words[5].split(b",")
+            yield MountEntry(point, os.fsdecode(rest.split(b" ", 1)[0]), b"ro" in options)
 
 
 def _unescape(field: bytes) -> bytes:

@@ -7,7 +7,7 @@ from katapod.host.mounts import unmount_below
 from katapod.host.process import find_program, run
 from katapod.model.errors import KatapodError
 
-__all__ = ["NETNS_ROOT", "current_netns", "make_netns", "netns_path", "remove_netns"]
+__all__ = ["NETNS_ROOT", "current_netns", "is_netns", "make_netns", "netns_path", "remove_netns"]
 
 NETNS_ROOT = Path("/run/netns")
 IP_LIMIT_S = 30.0
@@ -35,6 +35,11 @@ def remove_netns(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as exc:
         raise KatapodError(f"cannot remove network namespace {path}: {exc.strerror}") from exc
+
+
+def is_netns(path: Path) -> bool:
+    """Whether a namespace has the name. One whose making was cut short may be a plain file. Raises OSError."""
+    return os.stat(path).st_dev == os.stat("/proc/thread-self/ns/net").st_dev  # all of them are on one nsfs
 
 
 def current_netns() -> str:

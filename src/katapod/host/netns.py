@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from katapod.host.process import ProcessFailed, find_program, run
-from katapod.host.tasks import in_own_thread
+from katapod.host.tasks import finish, in_own_thread
 from katapod.kernel.netlink import Netlink
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
@@ -28,6 +28,7 @@ __all__ = [
     "close_all",
     "detach_nics",
     "detach_recorded",
+    "in_netns",
     "netns_inode",
     "open_vhost",
     "scan_netns",
@@ -65,7 +66,7 @@ def check_netns(path: Path) -> int:
     return inode
 
 
-def _in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
+def in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
     """Run `work` in a thread of its own that has entered the namespace. Raises what it raises, and OSError."""
 
     def enter() -> _Result:
@@ -104,15 +105,36 @@ async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
     try:
         if plan.model is Interworking.MACVTAP:
             return await _attach_macvtap(path, plan)
-        fds = await asyncio.to_thread(_in_netns, path, lambda: _open_tap(plan))
+        fds = await _opened_in(path, lambda: _open_tap(plan))
     except OSError as exc:
         raise NetworkError(
             f"cannot attach the interface {plan.interface.name} in {path}: {plan.tap}: {exc.strerror or exc}"
             + ("; another sandbox uses it" if exc.errno == 16 else "")
         ) from exc
+    redirected = False
+
+    async def redirect() -> None:
+        nonlocal redirected
+        await _redirect(path, plan)
+        redirected = True
+
     try:
         if plan.tc.steps:
-            await _redirect(path, plan)
+            await finish(redirect(), name="redirect")  # or nobody would know how far tc has come
+    except BaseException:
+        if redirected:
+            await finish(_tc(path, plan.tc.undo, force=True), name="undo-redirect")
+        close_all(fds)
+        raise
+    return fds
+
+
+async def _opened_in(path: Path, work: Callable[[], list[int]]) -> list[int]:
+    """What `work` opens in the namespace. A thread cannot be cancelled: if we are, all that it opens is closed again.
+    Raises OSError."""
+    fds: list[int] = []
+    try:
+        await finish(asyncio.to_thread(lambda: fds.extend(in_netns(path, work))), name="open-tap")
     except BaseException:
         close_all(fds)
         raise
@@ -155,17 +177,23 @@ async def _redirect(path: Path, plan: NicPlan) -> None:
         await _tc(path, plan.tc.steps)
     except ProcessFailed as first:
         if not await _is_stale(path, plan.interface.name):
-            raise NetworkError(
-                f"cannot redirect the interface {plan.interface.name} in {path}: {first.stderr.strip() or first}",
-                hint="something else has set an ingress qdisc on it",
-            ) from first
+            raise _not_redirected(path, plan, first) from first
         clean = [*plan.tc.undo, f"qdisc del dev {plan.tap} ingress"]
         await _tc(path, clean, force=True)
         try:
             await _tc(path, plan.tc.steps)
-        except BaseException:
+        except BaseException as second:
             await _tc(path, clean, force=True)
+            if isinstance(second, ProcessFailed):
+                raise _not_redirected(path, plan, second) from second
             raise
+
+
+def _not_redirected(path: Path, plan: NicPlan, cause: ProcessFailed) -> NetworkError:
+    return NetworkError(
+        f"cannot redirect the interface {plan.interface.name} in {path}: {cause.stderr.strip() or cause}",
+        hint="something else has set an ingress qdisc on it",
+    )
 
 
 async def _is_stale(path: Path, interface: str) -> bool:
@@ -197,7 +225,7 @@ async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
     ]
     try:
         await run([program, "-batch", "-"], input="\n".join(lines).encode(), netns=path, timeout_s=TOOL_LIMIT_S)
-        return await asyncio.to_thread(_in_netns, path, lambda: _open_macvtap(plan))
+        return await _opened_in(path, lambda: _open_macvtap(plan))
     except (ProcessFailed, OSError) as exc:
         await detach_nics(path, NetworkRecord(str(path), netns_inode(path), (plan.record,)))
         cause = exc.stderr.strip() if isinstance(exc, ProcessFailed) else exc.strerror
@@ -223,7 +251,7 @@ async def detach_nics(path: Path, record: NetworkRecord) -> None:
     """Undo what attach_nic made, once nobody holds the taps. Idempotent; a namespace that is gone has nothing left."""
     if netns_inode(path) != record.inode:
         return
-    await asyncio.to_thread(_in_netns, path, lambda: _delete_taps(record))
+    await asyncio.to_thread(in_netns, path, lambda: _delete_taps(record))
     lines = [line for nic in record.nics for line in plan_undo(nic)]
     if lines:
         await _tc(path, lines, force=True)

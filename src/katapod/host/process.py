@@ -17,8 +17,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from katapod.host.tasks import finish
 from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
 
@@ -119,8 +120,10 @@ async def run(
     input: bytes | None = None,
     check: bool = True,
     netns: Path | None = None,
+    executable: str | None = None,
+    only_env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run a program to its end.
+    """Run a program to its end: `executable`, or the first of `argv`; `only_env` is all of its environment.
 
     Raises MissingProgram if it is not there, CannotRun if it is no program, and ProcessFailed (with `check`)
     on a status other than zero or when `timeout_s` runs out. When we are cancelled the program and its
@@ -130,13 +133,14 @@ async def run(
     log.debug("run: %s", shlex.join(argv))
     entered = _open_netns(argv, netns)
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = await _create(
             *argv,
             stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=_environment(env),
+            env=dict(only_env) if only_env is not None else _environment(env),
             cwd=cwd,
+            executable=executable,
             start_new_session=True,
             preexec_fn=functools.partial(setns, entered, CLONE_NEWNET) if entered is not None else None,
         )
@@ -161,11 +165,31 @@ async def run(
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            await finish(process.wait())
     completed = Completed(stdout.decode(errors="replace"), stderr.decode(errors="replace"), returncode)
     if check and returncode != 0:
         raise ProcessFailed(argv, describe_status(returncode), completed.stderr or completed.stdout)
     return completed
+
+
+async def _create(*argv: str, **how: Any) -> asyncio.subprocess.Process:
+    """asyncio.create_subprocess_exec, which is not cut short: it would take the program's status away from its own
+    watcher, which then warns of an unknown process."""
+    creation = asyncio.create_task(asyncio.create_subprocess_exec(*argv, **how), name="create")
+    cancelled: asyncio.CancelledError | None = None
+    while not creation.done():
+        try:
+            await asyncio.wait({creation})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is None:
+        return creation.result()
+    if creation.exception() is None:
+        process = creation.result()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await finish(process.wait())
+    raise cancelled
 
 
 def _open_netns(argv: Sequence[str], netns: Path | None) -> int | None:
@@ -192,10 +216,10 @@ async def _read_bounded(stream: asyncio.StreamReader | None) -> bytes:
 async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:
     if stream is None:
         return
+    stream.write(data or b"")
+    stream.close()  # once all is written
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        stream.write(data or b"")
-        await stream.drain()
-    stream.close()
+        await stream.wait_closed()  # the error of a pipe that nobody waits for, asyncio logs as one that nobody saw
 
 
 async def spawn(
@@ -224,7 +248,7 @@ async def spawn(
     # out of the way of the numbers that they are to get
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in moved.items()}
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = await _create(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

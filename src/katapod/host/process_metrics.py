@@ -8,8 +8,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["CallTimes", "family_text", "netdev_rows", "process_text", "standard_process_text"]
+__all__ = ["METRICS_TYPE", "CallTimes", "family_text", "netdev_rows", "process_text", "standard_process_text"]
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 BUCKETS_MS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -176,7 +177,7 @@ def _limit(text: str, name: str) -> float:
 
 
 class CallTimes:
-    """A histogram of how long calls took, in milliseconds, for each action."""
+    """A histogram of how long calls took, in milliseconds, for each action; an action of "" has no label."""
 
     def __init__(self, name: str, what: str) -> None:
         self.name = name
@@ -195,11 +196,11 @@ class CallTimes:
             return ""
         lines = [f"# HELP {self.name} {self._what}", f"# TYPE {self.name} histogram"]
         for action, counts in sorted(self._counts.items()):
-            total = 0
+            total, which = 0, {"action": action} if action else {}
             for bound, count in zip((*map(str, BUCKETS_MS), "+Inf"), counts, strict=True):
                 total += count
-                lines.append(f"{self.name}_bucket{_labels({'action': action, 'le': bound})} {total}")
-            label = _labels({"action": action})
+                lines.append(f"{self.name}_bucket{_labels({**which, 'le': bound})} {total}")
+            label = _labels(which)
             lines.append(f"{self.name}_sum{label} {self._sums[action]:.15g}")
             lines.append(f"{self.name}_count{label} {total}")
         return "\n".join(lines) + "\n"

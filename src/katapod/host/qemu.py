@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -91,11 +92,12 @@ class QemuProcess:
         """Stop the guest and write the state of its devices to the file `path`, without its memory, which stays in
         FdSlot.MEMORY. Raises QmpError, QmpLinkBroken, OSError."""
         await self.qmp.execute("stop")
-        with _listen(self.plan.vm_dir / "state.sock") as listener, path.open("wb") as target:
+        meeting = self.plan.vm_dir / "state.sock"
+        with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
             listener.setblocking(False)
             taking = asyncio.create_task(_take_stream(listener, target), name="take-state")
             try:
-                await self._migrate("migrate", f"unix:{self.plan.vm_dir / 'state.sock'}")
+                await self._migrate("migrate", f"unix:{address}")
                 async with asyncio.timeout(STATE_LIMIT_S):
                     await taking
             except TimeoutError as exc:
@@ -166,7 +168,8 @@ async def running_qemu(
         theirs[FdSlot.QMP] = monitor.fileno()
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         stack.callback(client.close)
-        client.connect(str(plan.qmp_socket))  # queued in the backlog: no polling for QEMU to come up
+        with _short_path(plan.qmp_socket) as address:
+            client.connect(address)  # queued in the backlog: no polling for QEMU to come up
 
         for slot in plan.slots:
             if slot in (FdSlot.VSOCK, FdSlot.MEMORY):
@@ -232,9 +235,21 @@ def _listen(path: Path) -> socket.socket:
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(str(path))
+        with _short_path(path) as address:
+            listener.bind(address)
         listener.listen(4)
     except OSError as exc:
         listener.close()
         raise KatapodError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
     return listener
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """A name of the socket `path`, for us and for QEMU, while the block runs. A cache directory may lie anywhere, and
+    an address has room for 107 bytes (unix(7)). Raises OSError."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/{os.getpid()}/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -32,7 +32,8 @@ async def finish(work: Coroutine[Any, Any, _Result], *, name: str | None = None)
 
 
 async def together(first: Coroutine[Any, Any, _Result], second: Coroutine[Any, Any, _Other]) -> tuple[_Result, _Other]:
-    """Run both side by side. When one fails, or we are cancelled, the other is cancelled and waited for.
+    """Run both side by side. When one fails, or we are cancelled, the other is cancelled and waited for, also when we
+    are cancelled again meanwhile: they are then, too.
 
     Raises what the first of them to fail has raised.
     """
@@ -44,9 +45,21 @@ async def together(first: Coroutine[Any, Any, _Result], second: Coroutine[Any, A
                 raise error
         return tasks[0].result(), tasks[1].result()
     finally:
+        await _end(tasks)
+
+
+async def _end(tasks: "tuple[asyncio.Task[Any], ...]") -> None:
+    cancelled: asyncio.CancelledError | None = None
+    while True:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        try:
+            await asyncio.wait(tasks)
+            break
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
 
 
 def in_own_thread(work: Callable[[], _Result], *, name: str) -> _Result:

@@ -7,6 +7,7 @@ import socket
 from dataclasses import replace
 
 from katapod.host.facts import claim_vsock_cid
+from katapod.host.process_metrics import CallTimes
 from katapod.host.qemu import QemuProcess
 from katapod.plan.vmm import FdSlot, VmSpec
 from katapod.rpc.agent import AgentClient
@@ -16,6 +17,7 @@ __all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
 
 AGENT_PORT = 1024  # vsock, facts agent-protocol.md section 1
 DIAL_PAUSE_S = 0.02
+AGENT_CALLS = "kata_shim_agent_rpc_durations_histogram_milliseconds"
 
 
 def claim_channel(
@@ -40,7 +42,8 @@ async def connect_agent(vm: QemuProcess, spec: VmSpec, peer: str) -> AgentClient
     if sock is None:
         assert spec.vsock_cid is not None
         sock = await _dial_vsock(spec.vsock_cid)
-    return AgentClient(await TtrpcClient.on_socket(sock, peer))
+    times = CallTimes(AGENT_CALLS, "Latency of calls to the agent, milliseconds.")
+    return AgentClient(await TtrpcClient.on_socket(sock, peer), times)
 
 
 async def _dial_vsock(cid: int) -> socket.socket:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from katapod.host.bridge import bridge_subnet, filters_forwarding, networks_in_use, resolv_conf_text
 from katapod.host.cni import attach, detach, find_network, find_plugin, load_networks
-from katapod.host.named_netns import current_netns, make_netns, netns_path, remove_netns
+from katapod.host.named_netns import current_netns, is_netns, make_netns, netns_path, remove_netns
 from katapod.host.ports import hold_ports
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
@@ -149,6 +149,9 @@ async def release_attachment(record: AttachmentRecord, sandbox_id: str) -> list[
     gone all the same, but plugins may have left addresses taken, or rules of the firewall."""
     problems: list[KatapodError] = []
     attachment = attachment_of(record, sandbox_id)
+    with contextlib.suppress(OSError, KatapodError):  # the end tries again, and tells
+        if not is_netns(Path(record.netns)):  # plugins can do without a namespace, but not with what is none
+            remove_netns(Path(record.netns))
     for number in range(RELEASE_TRIES):
         if number:
             await asyncio.sleep(RELEASE_PAUSE_S)

@@ -3,6 +3,7 @@
 Kept apart from control.py, and light, since every `exec` waits for these imports.
 """
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -14,22 +15,26 @@ from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.record import SandboxRecord, State
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
+from katapod.rpc.console import VM_ID
 from katapod.rpc.pb import agent_pb2, oci_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.errors import AgentFailed, command_error
+from katapod.sandbox.errors import AgentFailed, ConsoleIsRaw, ConsoleOff, command_error
 from katapod.sandbox.stdio import GuestProcess
 
 __all__ = [
     "CONTROL_SERVICE",
     "ContainerRequest",
     "ControlClient",
+    "HoldRequest",
     "KillRequest",
     "connect_control",
     "start_exec",
+    "start_in_vm",
     "string_user",
 ]
 
 CONTROL_SERVICE = "katapod.Control"
+CONSOLE_LIMIT_S = 20.0
 
 
 class KillRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,6 +44,10 @@ class KillRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class ContainerRequest(msgspec.Struct, forbid_unknown_fields=True):
     container_id: str
+
+
+class HoldRequest(msgspec.Struct, forbid_unknown_fields=True):
+    exec_id: str
 
 
 class ControlClient:
@@ -79,6 +88,11 @@ class ControlClient:
 
     async def shut_down(self) -> None:
         await self._call("ShutDown")
+
+    async def hold(self, exec_id: str) -> None:
+        """Have a process of the debug console hung up when this connection ends. Never returns while the VM lives."""
+        with contextlib.suppress(RpcError):
+            await self.connection.call_raw(CONTROL_SERVICE, "Hold", msgspec.json.encode(HoldRequest(exec_id)), None)
 
 
 @contextlib.asynccontextmanager
@@ -126,3 +140,38 @@ async def start_exec(
         failed.__cause__ = exc
         raise command_error(failed) from exc
     return GuestProcess(agent, container_id, exec_id, terminal=process.Terminal)
+
+
+@contextlib.asynccontextmanager
+async def start_in_vm(client: ControlClient, process: oci_pb2.Process) -> AsyncIterator[GuestProcess]:
+    """Start a process (without arguments: a shell) at the debug console of the VM, which is hung up with the block.
+
+    Raises ConsoleOff, ConsoleIsRaw, command errors as start_exec, NotFound if the sandbox ends.
+    """
+    sandbox_id, exec_id = client.record.sandbox_id, secrets.token_hex(16)
+    request = agent_pb2.ExecProcessRequest(container_id=VM_ID, exec_id=exec_id, process=process)
+    hold = asyncio.create_task(client.hold(exec_id), name="hold")  # first: we may be killed at any moment
+    try:
+        await asyncio.sleep(0)
+        try:
+            await client.agent.call("ExecProcess", request, timeout_s=CONSOLE_LIMIT_S)
+        except RpcError as exc:
+            raise _console_error(client, sandbox_id, exc) from exc
+        yield GuestProcess(client.agent, VM_ID, exec_id, terminal=process.Terminal)
+    finally:
+        hold.cancel()
+
+
+def _console_error(client: ControlClient, sandbox_id: str, exc: RpcError) -> KatapodError:
+    what = f"cannot use the debug console of {sandbox_id}"
+    if exc.code is StatusCode.FAILED_PRECONDITION:
+        return ConsoleOff(f"{what}: it is off")
+    if exc.code is StatusCode.UNIMPLEMENTED:
+        return ConsoleIsRaw(f"{what}: {exc.message}")
+    if exc.code is StatusCode.UNAVAILABLE and client.connection.closed.done():
+        return NotFound(f"{what}: it has ended")
+    if exc.code is StatusCode.DEADLINE_EXCEEDED:
+        return AgentFailed(f"{what}: the guest does not answer", hint=f"see {client.paths.console_log}")
+    failed = AgentFailed(f"{what}: {exc.message}", code=exc.code)
+    failed.__cause__ = exc
+    return command_error(failed)

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ class Container:
             await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
             await close_root_disk(self.sandbox, self.container_id)
             await close_block_devices(self.sandbox, self.container_id, self.plan.spec)
+            await self.sandbox.direct_volumes.close(self.sandbox, self.container_id)
         remove_host_files(self.sandbox, self.container_id)
         self.sandbox.save(
             containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
@@ -159,7 +161,8 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
     try:
         rootfs = await open_rootfs(sandbox, plan.container_id, plan.rootfs)
         devices = await open_block_devices(sandbox, plan.container_id, plan.spec)
-        sources = prepare_host_files(sandbox, plan)
+        volumes, storages = await sandbox.direct_volumes.open(sandbox, plan.container_id, plan.spec)
+        sources = volumes | prepare_host_files(sandbox, plan, mounted=volumes)
         spec = strip_for_guest(
             plan.spec,
             root_path=rootfs.path,
@@ -172,7 +175,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             OCI=spec_to_message(spec),
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
-            storages=rootfs.storages,
+            storages=(*rootfs.storages, *storages),
             devices=devices,
         )
         try:
@@ -185,6 +188,8 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
                 await close_root_disk(sandbox, plan.container_id)
             with contextlib.suppress(KatapodError):
                 await close_block_devices(sandbox, plan.container_id, plan.spec)
+            with contextlib.suppress(KatapodError):
+                await sandbox.direct_volumes.close(sandbox, plan.container_id)
         with contextlib.suppress(KatapodError):
             remove_host_files(sandbox, plan.container_id)
         raise
@@ -193,8 +198,9 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
     return container
 
 
-def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
-    """Write the container's own files of /etc and mount each bind mount's source into the share.
+def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collection[str] = ()) -> dict[str, str]:
+    """Write the container's own files of /etc and mount each bind mount's source into the share, but those whose
+    destination is among `mounted`: the guest has them.
 
     Returns, by mount destination, the path under which the guest finds the source.
     """
@@ -210,7 +216,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, str]:
         # one for the whole sandbox, also where the engine has made one on the host for its pod
         if mount.destination == "/dev/shm" and (mount.type == "tmpfs" or plan.shared_shm):  # noqa: S108
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
-        if not oci.is_bind(mount):
+        if not oci.is_bind(mount) or mount.destination in mounted:
             continue
         # 255 bytes are a name's limit
         base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])

@@ -2,7 +2,8 @@
 
 It serves two things: `katapod.Control` (JSON messages of our own) for what concerns the sandbox's life,
 and the part of `grpc.AgentService` that concerns execs, passed on to the guest as it is: the agent's
-channel has one end only, and the owner holds it. Only root can connect.
+channel has one end only, and the owner holds it; so has the debug console's, whose container is VM_ID. Only root can
+connect.
 """
 
 import asyncio
@@ -17,19 +18,21 @@ import msgspec
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.layout import SandboxPaths
 from katapod.rpc.agent import AGENT_SERVICE
+from katapod.rpc.console import VM_ID
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.server import serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, KillRequest
+from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, HoldRequest, KillRequest
 from katapod.sandbox.container import Container
 from katapod.sandbox.guard import CAUSE_LIMIT_S
+from katapod.sandbox.lifecycle import Sandbox
 
 __all__ = ["control_socket"]
 
 # Methods a client may use in the guest, and the request's class, to see which process it is about:
 # the container's own streams and end belong to the owner.
-_PASSED = {
-    "ExecProcess": None,
+_PASSED: dict[str, Any] = {
+    "ExecProcess": agent_pb2.ExecProcessRequest,
     "StatsContainer": None,
     "GetMetrics": None,
     "WaitProcess": agent_pb2.WaitProcessRequest,
@@ -50,6 +53,7 @@ class _Control:
             "Kill": self._kill,
             "Pause": self._pause,
             "Resume": self._resume,
+            "Hold": self._hold,
             "ShutDown": self._stop,
         }
 
@@ -76,19 +80,24 @@ class _Control:
             raise RpcError(StatusCode.INTERNAL, str(exc)) from exc
         return b""
 
+    def _sandbox(self) -> Sandbox:
+        containers = self._containers()
+        if not containers:
+            raise RpcError(StatusCode.UNAVAILABLE, "the container is not running yet")
+        return containers[0].sandbox
+
     async def _pass_on(self, method: str, payload: bytes) -> bytes:
         if method not in _PASSED:
             raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is the owner's to call")
-        request_class = _PASSED[method]
+        request_class, to_console = _PASSED[method], False
         if request_class is not None:
             request = request_class.FromString(payload)
             if request.exec_id in ("", request.container_id):
                 raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} on the container's own process is the owner's")
-        containers = self._containers()
-        if not containers:
-            raise RpcError(StatusCode.UNAVAILABLE, "the container is not running yet")
-        sandbox = containers[0].sandbox
-        call = asyncio.create_task(sandbox.agent.connection.call_raw(AGENT_SERVICE, method, payload, None))
+            to_console = request.container_id == VM_ID
+        sandbox = self._sandbox()
+        connection = await sandbox.console.connect() if to_console else sandbox.agent.connection
+        call = asyncio.create_task(connection.call_raw(AGENT_SERVICE, method, payload, None))
         waiting: set[asyncio.Future[Any]] = {call, sandbox.death}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -101,6 +110,8 @@ class _Control:
                     # the channel to the guest breaks a moment before its cause is known
                     await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
                     if not sandbox.death.done():
+                        if sandbox.closing:
+                            raise RpcError(StatusCode.UNAVAILABLE, "the sandbox has ended") from exc
                         raise
             raise RpcError(StatusCode.UNAVAILABLE, str(sandbox.death.result()))
         finally:
@@ -115,6 +126,17 @@ class _Control:
 
     async def _resume(self, payload: bytes) -> None:
         await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).resume()
+
+    async def _hold(self, payload: bytes) -> None:
+        """Answered when the sandbox dies. When the caller goes first, so does its process of the debug console."""
+        request = msgspec.json.decode(payload, type=HoldRequest)
+        sandbox = self._sandbox()
+        sandbox.console.sessions += 1
+        try:
+            await asyncio.wait({sandbox.death})
+        finally:
+            sandbox.console.sessions -= 1
+            sandbox.console.hang_up(request.exec_id)
 
     async def _stop(self, payload: bytes) -> None:
         self._shut_down()

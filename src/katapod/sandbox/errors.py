@@ -1,6 +1,8 @@
 """The errors of this room.
 
 KatapodError
+|-- ConsoleOff               the sandbox was started without a debug console
+|-- ConsoleIsRaw             its debug console is only upstream's: bytes, no sizes, no exit status
 `-- AgentFailed              the guest agent did not come up, stopped answering, or refused
     (becomes, for a process that could not be started:)
 |-- CommandNotFound          exit status 127
@@ -12,11 +14,26 @@ from typing import ClassVar
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["AgentFailed", "CommandNotExecutable", "CommandNotFound", "command_error"]
+__all__ = [
+    "AgentFailed",
+    "CommandNotExecutable",
+    "CommandNotFound",
+    "ConsoleIsRaw",
+    "ConsoleOff",
+    "command_error",
+]
 
 
 class AgentFailed(KatapodError):
     """The guest agent did not come up, stopped answering, or refused."""
+
+
+class ConsoleOff(KatapodError):
+    """The sandbox was started without a debug console."""
+
+
+class ConsoleIsRaw(KatapodError):
+    """The debug console is one of upstream's agent."""
 
 
 class CommandNotFound(KatapodError):

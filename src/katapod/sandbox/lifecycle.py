@@ -16,29 +16,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from katapod.host.mounts import export_directory, remove_tree
+from katapod.host.mounts import bind, export_directory, remove_tree
 from katapod.host.qmp import QmpError
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
-from katapod.model.layout import SandboxPaths
+from katapod.model.layout import SANDBOX_MOUNTS, SandboxPaths
 from katapod.model.record import State
 from katapod.plan.hotplug import (
     BRIDGE_SLOTS,
     HotplugPlan,
     blocks_of,
+    more_bridge_slots,
     plan_disk,
     plan_layered_disk,
-    plan_memory,
     plan_vcpus,
 )
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.console import ConsoleLink
+from katapod.sandbox.direct_volumes import DirectVolumes
 from katapod.sandbox.errors import AgentFailed
-from katapod.sandbox.guard import guarded
-from katapod.sandbox.machine import Machine, answer_of, running_machine
+from katapod.sandbox.guard import CAUSE_LIMIT_S, guarded
+from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 
@@ -75,15 +77,19 @@ class Sandbox:
         self.death = machine.death
         self.guest_mem_mib = machine.mem_mib
         self.guest_vcpus = machine.spec.vcpus
-        self._free_slots = list(BRIDGE_SLOTS[1:])  # slot 1 is the share's
+        self._free_slots = [*BRIDGE_SLOTS[1:], *more_bridge_slots(plan.vm.bridges)]  # slot 1 is the share's
         self._disks: dict[str, tuple[int, HotplugPlan]] = {}
         if machine.root_disk is not None and plan.root_disk is not None:
             self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
         self.network = machine.network
         for nic in self.network.nics if self.network is not None else ():
             self._free_slots.remove(nic.slot)
+        self.direct_volumes = DirectVolumes()
         self._dimms = machine.dimms
         self.vsock_cid = machine.spec.vsock_cid  # None: the agent has a serial port
+        self.console = ConsoleLink(
+            self.sandbox_id, machine.vm, machine.spec.vsock_cid, enabled=machine.spec.debug_console
+        )
         self._growing = machine.growing
         self._cgroup = machine.cgroup
         self._stack = contextlib.AsyncExitStack()
@@ -93,6 +99,10 @@ class Sandbox:
     @property
     def sandbox_id(self) -> str:
         return self.record.sandbox_id
+
+    @property
+    def closing(self) -> bool:
+        return self._closed
 
     @property
     def paths(self) -> SandboxPaths:
@@ -126,13 +136,18 @@ class Sandbox:
         Raises QmpError, KatapodError if the bridge is full.
         """
         if not self._free_slots:
-            raise KatapodError(f"cannot plug disk {disk_id}: all {len(BRIDGE_SLOTS)} slots of the bridge are taken")
+            raise KatapodError(
+                f"cannot plug disk {disk_id}: all {len(BRIDGE_SLOTS)} slots of each bridge are taken",
+                hint="raise default_bridges in configuration.toml, at most to 5",
+            )
         slot = self._free_slots.pop(0)
         try:
             if base is None:
-                plan = plan_disk(disk_id, Path(path), slot, read_only=read_only, host_device=host_device)
+                plan = plan_disk(
+                    disk_id, Path(path), slot, read_only=read_only, host_device=host_device, settings=self.plan.disks
+                )
             else:
-                plan = plan_layered_disk(disk_id, Path(path), Path(base), slot)
+                plan = plan_layered_disk(disk_id, Path(path), Path(base), slot, settings=self.plan.disks)
             await self.guard(self.vm.qmp.plug(plan))
         except QmpError:
             self._free_slots.insert(0, slot)
@@ -202,7 +217,7 @@ class Sandbox:
             self.guest_vcpus = vcpus
             await self.place_vcpus()
         if more_mib > 0:
-            await self.guard(self.vm.qmp.plug(plan_memory(self._dimms, more_mib)))
+            await self.guard(self.vm.qmp.plug(plan_dimm(self.plan, self._dimms, more_mib)))
             self._dimms += 1
             self.guest_mem_mib += more_mib
         if more_cpus > 0 or more_mib > 0:
@@ -248,6 +263,8 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
         for directory in (paths.share, paths.vm):
             _claim_directory(directory, stack)
         export_directory(paths.mounts, paths.shared)
+        for source in plan.bind_mounts:
+            bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, read_only=True)
 
     record = plan.record
 
@@ -286,6 +303,7 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
         sandbox = Sandbox(plan, store, machine)
         health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
+        stack.callback(sandbox.console.close)
         stack.push_async_callback(_destroy_guest, sandbox)
         stack.callback(setattr, machine.vm, "stopping", True)
         stack.callback(setattr, machine.share, "stopping", True)
@@ -330,19 +348,31 @@ def _make_directory(path: os.PathLike[str]) -> None:
 
 
 async def _watch_health(sandbox: Sandbox) -> None:
-    """Ask the agent now and then whether it serves; declare the sandbox dead when it does not answer."""
-    while True:
-        await asyncio.sleep(HEALTH_PERIOD_S)
+    """Declare the sandbox dead when its agent does not answer in time, or breaks off while the VMM lives."""
+    gone = sandbox.agent.connection.closed
+    while not sandbox.death.done():
+        await asyncio.wait({gone}, timeout=HEALTH_PERIOD_S)
+        if gone.done():  # on a vsock that is how the agent's own death looks; QEMU's is known a moment later
+            await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
+            _declare_dead(sandbox, f"the agent of sandbox {sandbox.sandbox_id} has gone: {gone.result()}")
+            return
         try:
             await sandbox.agent.check(timeout_s=HEALTH_LIMIT_S)
         except RpcError as exc:
-            if exc.code is StatusCode.DEADLINE_EXCEEDED and not sandbox.death.done():
-                sandbox.death.set_result(
-                    AgentFailed(
-                        f"sandbox {sandbox.sandbox_id} hangs: its agent did not answer for {HEALTH_LIMIT_S:g} s"
-                    )
+            if exc.code is StatusCode.DEADLINE_EXCEEDED and await sandbox.console.answers():
+                log.warning(
+                    "the agent of %s hangs; it is left alone while its debug console is in use", sandbox.sandbox_id
                 )
-            return
+            elif exc.code is StatusCode.DEADLINE_EXCEEDED:
+                limit = f"its agent did not answer for {HEALTH_LIMIT_S:g} s"
+                _declare_dead(sandbox, f"sandbox {sandbox.sandbox_id} hangs: {limit}")
+            else:
+                log.debug("the agent of %s is alive, but says: %s", sandbox.sandbox_id, exc)
+
+
+def _declare_dead(sandbox: Sandbox, reason: str) -> None:
+    if not sandbox.death.done() and not sandbox.vm.stopping:
+        sandbox.death.set_result(AgentFailed(reason))
 
 
 async def _destroy_guest(sandbox: Sandbox) -> None:

@@ -274,12 +274,19 @@ async def _plug_rest(
     if network is not None:
         await network.plug(vm.qmp)
     if more_mib > 0:
-        await vm.qmp.plug(plan_memory(dimms, more_mib))
+        await vm.qmp.plug(plan_dimm(plan, dimms, more_mib))
+
+
+def plan_dimm(plan: SandboxPlan, number: int, size_mib: int) -> HotplugPlan:
+    """More memory, of the same kind as what the VM was started with."""
+    return plan_memory(number, size_mib, hugepages=plan.vm.hugepages, preallocated=plan.vm.preallocated)
 
 
 def _root_disk_plan(plan: SandboxPlan) -> HotplugPlan | None:
     disk = plan.root_disk
-    return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1]) if disk is not None else None
+    if disk is None:
+        return None
+    return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1], settings=plan.disks)
 
 
 async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
@@ -408,6 +415,7 @@ def _create_request(plan: SandboxPlan) -> agent_pb2.CreateSandboxRequest:
             agent_pb2.Storage(driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=GUEST_SHARE),
             _shm_storage(plan),
         ],
+        guest_hook_path=plan.guest_hook_path,
         kernel_modules=[agent_pb2.KernelModule(name=name, parameters=rest) for name, *rest in modules],
     )
 

@@ -11,22 +11,26 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from katapod.host.memory_use import family
+from katapod.host.memory_use import cpu_seconds, family
 from katapod.host.process_metrics import (
+    METRICS_TYPE,
     CallTimes,
     family_text,
     netdev_rows,
     process_text,
     standard_process_text,
 )
+from katapod.host.process_use import network_bytes, process_use
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SHARE
+from katapod.model.summary import GuestSummary, SandboxSummary
 from katapod.rpc.http import HttpError, Request, Response, serve_http
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
@@ -34,28 +38,47 @@ from katapod.sandbox.agent_link import AGENT_PORT
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.management_door import bound_listener
 
+if TYPE_CHECKING:
+    from katapod.sandbox.live import Monitor
+
 __all__ = [
     "Caller",
     "Managed",
     "ManagedSandbox",
     "guest_metrics",
+    "guest_summary",
     "management_socket",
     "metrics_text",
     "serve_management",
+    "summary_of",
 ]
 
 log = logging.getLogger(__name__)
 
 GUEST_LIMIT_S = 5.0
-GUEST_TEXT_MAX = 1 << 20  # bytes of the guest's metrics
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_GUEST_LINE = re.compile(r"(?:# (?:HELP|TYPE) )?(?:kata_(?:agent|guest)|process|go)_[a-zA-Z0-9_]*[{ ].*")
+METRICS_LIMIT_S = 3.0  # for the guest's part of the metrics: who scrapes has a limit too
+GUEST_TEXT_MAX = 512 << 10  # bytes of the guest's metrics
+OVERHEAD_WINDOW_S = 1.0
+_NUMBER = r"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|NaN|[-+]?Inf)"
+_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\]|\\[\\"n])*"'
+_GUEST_NAME = r"(?:kata_(?:agent|guest)|process|go)_[a-zA-Z0-9_]*"
+_GUEST_LINE = re.compile(
+    rf"# HELP {_GUEST_NAME} (?:[^\\]|\\[\\n])*|# TYPE {_GUEST_NAME} (?:counter|gauge|histogram|summary|untyped)"
+    rf"|{_GUEST_NAME}(?:\{{({_LABEL}(?:,{_LABEL})*)?\}})? {_NUMBER}"
+)
+_LABEL_NAME = re.compile(r'(?:^|,)([a-zA-Z_][a-zA-Z0-9_]*)="(?:[^"\\]|\\.)*"')
+OUTER_LABELS = frozenset(("sandbox_id", "cri_uid", "cri_name", "cri_namespace"))  # kata-monitor's to set
+_SUMMARY_LINE = re.compile(
+    rf'kata_guest_(meminfo|load|tasks)\{{item="(mem_total|mem_available|load1|max)"\}} ({_NUMBER})', re.ASCII
+)
+_SUMMARY_FIELDS = {"mem_total": "memory_total", "mem_available": "memory_available", "load1": "load1", "max": "tasks"}
 
 
 class Caller(Protocol):
     """Part of AgentClient."""
 
     async def call(self, method: str, request: Any, timeout_s: float | None = ...) -> Any: ...
+    async def inspect(self, timeout_s: float) -> Any: ...
 
 
 class Managed(Protocol):
@@ -66,6 +89,8 @@ class Managed(Protocol):
     @property
     def agent(self) -> Caller: ...
     @property
+    def qmp(self) -> "Monitor": ...
+    @property
     def vmm_pid(self) -> int: ...
     @property
     def virtiofsd_pids(self) -> Sequence[int]: ...
@@ -75,8 +100,23 @@ class Managed(Protocol):
 
     @property
     def call_times(self) -> Sequence[CallTimes]: ...
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def mem_mib(self) -> int: ...
+    @property
+    def has_network(self) -> bool: ...
+    async def overhead(self, seconds: float) -> tuple[float, int]:
+        """What the host spends beside the containers: CPU, percent of one, over `seconds`; memory, bytes.
+
+        Raises KatapodError.
+        """
+
     def guest_path(self, volume_path: str) -> str:
         """Where a volume of the host is in the guest. Raises NotFound."""
+
+    async def grow_disk(self, volume_path: str, size: int) -> None:
+        """Tell the guest of a direct volume's new size, bytes. Raises KatapodError."""
 
 
 class ManagedSandbox:
@@ -84,7 +124,9 @@ class ManagedSandbox:
 
     def __init__(self, sandbox: Sandbox, call_times: Sequence[CallTimes] = ()) -> None:
         self._sandbox = sandbox
-        self.call_times = call_times
+        own = sandbox.agent.call_times
+        self.call_times = (*call_times, own) if isinstance(own, CallTimes) else call_times
+        self._virtiofsd: list[int] = []
 
     @property
     def sandbox_id(self) -> str:
@@ -95,12 +137,44 @@ class ManagedSandbox:
         return self._sandbox.agent
 
     @property
+    def qmp(self) -> "Monitor":
+        return self._sandbox.vm.qmp
+
+    @property
     def vmm_pid(self) -> int:
         return self._sandbox.vm.pid
 
     @property
     def virtiofsd_pids(self) -> Sequence[int]:
-        return family([self._sandbox.share.child.pid])
+        """Looked for again when one has ended: that reads all of /proc."""
+        if not self._virtiofsd or not all(os.path.exists(f"/proc/{pid}") for pid in self._virtiofsd):
+            self._virtiofsd = family([self._sandbox.share.child.pid])
+        return self._virtiofsd
+
+    @property
+    def vcpus(self) -> int:
+        return self._sandbox.guest_vcpus
+
+    @property
+    def mem_mib(self) -> int:
+        return self._sandbox.guest_mem_mib
+
+    @property
+    def has_network(self) -> bool:
+        return self._sandbox.network is not None
+
+    async def overhead(self, seconds: float) -> tuple[float, int]:
+        from katapod.sandbox.overhead import container_use, memory_of
+
+        record = self._sandbox.record
+        pids = [os.getpid(), self.vmm_pid, *self.virtiofsd_pids]
+        before, cpu, began = await container_use(self._sandbox.agent, record), cpu_seconds(pids), time.monotonic()
+        await asyncio.sleep(seconds)
+        after, spent = await container_use(self._sandbox.agent, record), cpu_seconds(pids) - cpu
+        within = (after.cpu_ns - before.cpu_ns) / 1e9
+        percent = 100 * (spent - within) / (time.monotonic() - began)
+        memory = await asyncio.to_thread(memory_of, record)
+        return percent, memory.total_kib * 1024 - after.memory_bytes
 
     @property
     def agent_url(self) -> str:
@@ -108,7 +182,9 @@ class ManagedSandbox:
         return f"vsock://{cid}:{AGENT_PORT}" if cid is not None else ""
 
     def guest_path(self, volume_path: str) -> str:
-        """Its mount in the shared directory, found by what is mounted there: names differ."""
+        """A direct volume's mount; or the one in the shared directory, found by what is mounted there: names differ."""
+        if path := self._sandbox.direct_volumes.guest_path(volume_path):
+            return path
         try:
             wanted = os.stat(volume_path)
             for name in os.listdir(self._sandbox.paths.mounts):
@@ -118,6 +194,9 @@ class ManagedSandbox:
         except OSError as exc:
             raise NotFound(f"cannot find the volume {volume_path}: {exc.strerror}") from exc
         raise NotFound(f"cannot find the volume {volume_path} in sandbox {self.sandbox_id}")
+
+    async def grow_disk(self, volume_path: str, size: int) -> None:
+        await self._sandbox.direct_volumes.grow(self._sandbox, volume_path, size)
 
 
 class _Resize(msgspec.Struct, rename={"volume_path": "VolumePath", "size": "Size"}):
@@ -136,19 +215,24 @@ async def management_socket(managed: Managed, path: Path) -> AsyncIterator[None]
 @contextlib.asynccontextmanager
 async def serve_management(managed: Managed, listener: socket.socket) -> AsyncIterator[None]:
     """Answer on a listening socket, which is closed when the block ends."""
-    server = await serve_http(listener, _Routes(managed).handle)
+    routes = _Routes(managed)
+    server = await serve_http(listener, routes.handle)
     try:
         yield
     finally:
         await server.close()
+        await routes.close()
 
 
 class _Routes:
     def __init__(self, managed: Managed) -> None:
         self._managed = managed
         self._agent_has_metrics = True
+        self._overhead: tuple[float, int] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._routes: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {
             "/metrics": {"GET": self._metrics},
+            "/summary": {"GET": self._summary},
             "/agent-url": {"GET": self._agent_url},
             # both: the Go shim has a GET, the Rust shim a POST
             "/direct-volume/stats": {"GET": self._volume_stats, "POST": self._volume_stats},
@@ -156,6 +240,7 @@ class _Routes:
             "/iptables": {"GET": self._get_iptables, "PUT": self._set_iptables},
             "/ip6tables": {"GET": self._get_iptables, "PUT": self._set_iptables},
             "/policy": {"PUT": self._set_policy},
+            "/inspect": {"GET": self._inspect},  # ours
         }
 
     async def handle(self, request: Request) -> Response:
@@ -173,16 +258,54 @@ class _Routes:
 
     async def _metrics(self, request: Request) -> Response:
         own = await asyncio.to_thread(metrics_text, self._managed)
-        guest = ""
-        if self._agent_has_metrics:
-            try:
-                answer = await self._call("GetMetrics", agent_pb2.GetMetricsRequest())
-                guest = guest_metrics(answer.metrics)
-            except RpcError as exc:
-                if exc.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
-                    self._agent_has_metrics = False  # an older agent: it will not learn it
-                log.warning("the guest's part of the metrics of %s is missing: %s", self._managed.sandbox_id, exc)
-        return Response((own + guest).encode(), content_type=METRICS_TYPE)
+        guest = guest_metrics(await self._guest_text())
+        text = own + self._overhead_text() + guest
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch_overhead(), name="overhead")
+        return Response(text.encode(), content_type=METRICS_TYPE)
+
+    async def _guest_text(self) -> str:
+        """What the agent says; empty if it has nothing to say, or does not."""
+        if not self._agent_has_metrics:
+            return ""
+        try:
+            request = agent_pb2.GetMetricsRequest()
+            answer = await self._managed.agent.call("GetMetrics", request, timeout_s=METRICS_LIMIT_S)
+        except RpcError as exc:
+            if exc.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
+                self._agent_has_metrics = False  # an older agent: it will not learn it
+            log.warning("the guest's part of the metrics of %s is missing: %s", self._managed.sandbox_id, exc)
+            return ""
+        return str(answer.metrics)
+
+    def _overhead_text(self) -> str:
+        """As it was after the last scrape: it takes a second to see."""
+        if self._overhead is None:
+            return ""
+        cpu, memory = self._overhead
+        name = "kata_shim_pod_overhead"
+        what = "of the host's processes, without the containers', in the second after the last scrape."
+        return family_text(f"{name}_cpu", "gauge", f"CPU {what} Percent of one.", [({}, cpu)]) + family_text(
+            f"{name}_memory_in_bytes", "gauge", f"Memory {what}", [({}, memory)]
+        )
+
+    async def _watch_overhead(self) -> None:
+        try:
+            self._overhead = await self._managed.overhead(OVERHEAD_WINDOW_S)
+        except (OSError, KatapodError) as exc:
+            self._overhead = None
+            log.debug("the overhead of %s is not known: %s", self._managed.sandbox_id, exc)
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+
+    async def _summary(self, request: Request) -> Response:
+        guest = None
+        if "guest" in request.query:
+            guest = guest_summary(guest_metrics(await self._guest_text()))
+        return Response(msgspec.json.encode(summary_of(self._managed, guest)), content_type="application/json")
 
     async def _agent_url(self, request: Request) -> Response:
         url = self._managed.agent_url
@@ -216,6 +339,7 @@ class _Routes:
         if not 0 < asked.size < 2**64:
             raise HttpError(400, f"cannot resize a volume to {asked.size} bytes")
         wanted = agent_pb2.ResizeVolumeRequest(volume_guest_path=self._guest_path(asked.volume_path), size=asked.size)
+        await self._managed.grow_disk(asked.volume_path, asked.size)
         await self._call("ResizeVolume", wanted)
         return Response()
 
@@ -241,6 +365,13 @@ class _Routes:
         await self._call("SetPolicy", agent_pb2.SetPolicyRequest(policy=policy))
         return Response()
 
+    async def _inspect(self, request: Request) -> Response:
+        """LiveFacts as JSON: what only we can ask QEMU and the agent."""
+        from katapod.sandbox.live import live_facts
+
+        found = await live_facts(self._managed.qmp, self._managed.agent, self._managed.agent_url)
+        return Response(msgspec.json.encode(found), content_type="application/json")
+
     async def _call(self, method: str, request: Any) -> Any:
         return await self._managed.agent.call(method, request, timeout_s=GUEST_LIMIT_S)
 
@@ -265,15 +396,58 @@ def metrics_text(managed: Managed) -> str:
     )
 
 
+def summary_of(managed: Managed, guest: GuestSummary | None = None) -> SandboxSummary:
+    """The host's part is read from /proc, in a millisecond: no thread is worth it."""
+    vmm, virtiofsd, owner = (process_use(pids) for pids in ([managed.vmm_pid], managed.virtiofsd_pids, [os.getpid()]))
+    received, sent = network_bytes(managed.vmm_pid) if managed.has_network else (None, None)
+    return SandboxSummary(
+        sandbox_id=managed.sandbox_id,
+        at=time.monotonic(),
+        vcpus=managed.vcpus,
+        guest_bytes=managed.mem_mib << 20,
+        vmm_state=vmm.state,
+        # virtiofsd's shared memory is the guest's, seen once more
+        memory={
+            "guest": vmm.shared,
+            "qemu": vmm.private,
+            "virtiofsd": virtiofsd.private,
+            "owner": owner.private + owner.shared,
+        },
+        cpu={"qemu": vmm.cpu_s, "virtiofsd": virtiofsd.cpu_s, "owner": owner.cpu_s},
+        disk_read=vmm.read + virtiofsd.read,
+        disk_written=vmm.written + virtiofsd.written,
+        net_received=received,
+        net_sent=sent,
+        guest=guest,
+    )
+
+
+def guest_summary(text: str) -> GuestSummary | None:
+    """From what guest_metrics has let through; None if the guest told nothing."""
+    found = {
+        _SUMMARY_FIELDS[match[2]]: float(match[3]) for match in map(_SUMMARY_LINE.fullmatch, text.splitlines()) if match
+    }
+    finite = {name: value for name, value in found.items() if 0 <= value < 2**63}
+    return GuestSummary(**finite) if finite else None
+
+
 def guest_metrics(text: str) -> str:
     """Those lines of the agent's text that are the guest's to say, up to a limit; go_ and process_ get the prefix
-    that kata-monitor gives them."""
+    that kata-monitor gives them.
+
+    One malformed line would cost Prometheus the scrape of all sandboxes, so lines are kept that are whole and name
+    no label that is kata-monitor's or is there twice.
+    """
     kept, size = [], 0
-    for line in text.splitlines():
-        size += len(line) + 1
+    for line in text.split("\n"):
+        size += len(line.encode(errors="replace")) + 1
         if size > GUEST_TEXT_MAX:
             log.warning("the guest says more than %d bytes of metrics: the rest is left out", GUEST_TEXT_MAX)
             break
-        if _GUEST_LINE.fullmatch(line):
+        match = _GUEST_LINE.fullmatch(line)
+        if match is None or len(line.splitlines()) != 1:
+            continue
+        names = _LABEL_NAME.findall(match[1] or "")
+        if len(names) == len(set(names)) and OUTER_LABELS.isdisjoint(names):
             kept.append(re.sub(r"^(# (?:HELP|TYPE) )?(go_|process_)", r"\1kata_agent_\2", line) + "\n")
     return "".join(kept)

@@ -8,17 +8,18 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.facts import HostFacts, cpu_identity, file_identity
-from katapod.model.config import Config
+from katapod.model.config import Config, config_kernel_params
 from katapod.model.layout import Layout
 from katapod.model.network import Interworking
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
 from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
+from katapod.plan.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
-from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
+from katapod.plan.vmm import ANY_CID, BRIDGES_MAX, Accelerator, VmSpec, plan_qemu
 
 __all__ = [
     "RootDisk",
@@ -62,6 +63,9 @@ class SandboxPlan:
     console_limit_bytes: int = 256 * 1024
     netns: Path | None = None  # the pod's network namespace; None: the guest has loopback only
     network: NetworkSettings = DEFAULT_NETWORK
+    disks: DiskSettings = DEFAULT_DISKS
+    bind_mounts: tuple[Path, ...] = ()  # of the host, shown to the guest read-only
+    guest_hook_path: str = ""
 
     def describe(self) -> str:
         cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
@@ -93,6 +97,7 @@ def plan_sandbox(
     labels: dict[str, str] | None = None,
     netns: Path | None = None,
     cgroup: CgroupPlan | None = None,
+    pod: bool = False,
 ) -> SandboxPlan:
     """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
@@ -109,12 +114,13 @@ def plan_sandbox(
         vcpus=size.vcpus,
         mem_mib=size.boot_mem_mib,
         labels=labels or {},
+        pod=pod,
         cgroups=cgroup.directories if cgroup is not None else (),
     )
     return SandboxPlan(
         record=record,
         vm=vm,
-        template=template if config.factory.enable_template else None,
+        template=template if config.factory.enable_template and not _takes_all_memory(vm) else None,
         machine_key=template.key if template is not None else "",
         virtiofsd=plan_virtiofsd(
             qemu.virtio_fs_daemon,
@@ -138,7 +144,32 @@ def plan_sandbox(
             rx_rate=qemu.rx_rate_limiter_max_rate,
             tx_rate=qemu.tx_rate_limiter_max_rate,
         ),
+        disks=_disks(config),
+        bind_mounts=tuple(Path(path) for path in config.runtime.sandbox_bind_mounts),
+        guest_hook_path=qemu.guest_hook_path,
     )
+
+
+def _takes_all_memory(vm: VmSpec) -> bool:
+    """A clone has copied pages of its own at once, which is what templates are there to spare."""
+    return vm.preallocated or vm.hugepages
+
+
+def _disks(config: Config) -> DiskSettings:
+    qemu = config.qemu
+    return DiskSettings(
+        aio=qemu.block_device_aio,
+        cache_set=qemu.block_device_cache_set,
+        direct=qemu.block_device_cache_direct,
+        no_flush=qemu.block_device_cache_noflush,
+        logical_sector_bytes=qemu.block_device_logical_sector_size,
+        physical_sector_bytes=qemu.block_device_physical_sector_size,
+        iothreads=_iothreads(config),
+    )
+
+
+def _iothreads(config: Config) -> int:
+    return config.qemu.indep_iothreads or int(config.qemu.enable_iothreads)
 
 
 def plan_ready_machine(
@@ -172,9 +203,7 @@ def plan_ready_machine(
 def _plan_vm(
     sandbox_id: str, config: Config, facts: HostFacts, accelerator: Accelerator, size: VmSize, vm_dir: Path
 ) -> VmSpec:
-    """The order of kernel parameters is facts config.md section 4's."""
     qemu = config.qemu
-    agent_params = ["agent.log=debug"] if config.agent.enable_debug else []
     features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
     return VmSpec(
         sandbox_id=sandbox_id,
@@ -192,10 +221,20 @@ def _plan_vm(
         cpu_features=features,
         entropy_source=qemu.entropy_source,
         seccomp_sandbox=qemu.seccompsandbox,
-        kernel_params=(*agent_params, *qemu.kernel_params.split()),
+        kernel_params=config_kernel_params(config),
         debug=qemu.enable_debug,
-        debug_console=config.agent.debug_console_enabled,
+        debug_console=config.agent.debug_console_enabled or _asks_for_console(qemu.kernel_params),
         vsock_cid=ANY_CID if facts.vhost_vsock else None,
+        machine_accelerators=",".join(part.strip() for part in qemu.machine_accelerators.split(",") if part.strip()),
+        bridges=min(qemu.default_bridges, BRIDGES_MAX),
+        root_ports=qemu.pcie_root_port,
+        memory_offset_mib=qemu.memory_offset,
+        preallocated=qemu.enable_mem_prealloc,
+        hugepages=qemu.enable_hugepages,
+        reports_free_pages=qemu.reclaim_guest_freed_memory,
+        iothreads=_iothreads(config),
+        firmware=qemu.firmware,
+        extra_monitor=qemu.extra_monitor_socket if qemu.enable_debug else "",
         tb_size_mib=config.katapod.translation_cache if accelerator is Accelerator.TCG else 0,
     )
 
@@ -210,7 +249,7 @@ def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
     """The template that `vm` is cloned from; None where a file is missing: a cold boot says which."""
     settings = config.katapod
     try:
-        identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.initrd)]
+        identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.initrd, vm.firmware) if path != ""]
     except OSError:
         return None
     if vm.accelerator is Accelerator.KVM:
@@ -223,6 +262,11 @@ def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
     )
     root = Path(config.factory.template_path)
     return plan_template(vm, identities, root, limits, boot_mem_mib=settings.template_memory)
+
+
+def _asks_for_console(kernel_params: str) -> bool:
+    """How the console was switched on before there was a key for it."""
+    return any(word.partition("=")[0] == "agent.debug_console" for word in kernel_params.split())
 
 
 def _without_pmu(features: str) -> str:

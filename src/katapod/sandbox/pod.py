@@ -27,6 +27,7 @@ from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.sandbox.container import Container, ContainerPlan, create_container
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.loopback import loopback_door
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import plan_sandbox
 from katapod.sandbox.proof import accelerator_for
@@ -44,7 +45,7 @@ class PodRequest:
 
     `limits`: of its first container; None: that one is not counted (a pause container). `announced` and `cpus_asked`
     as in size_pod. `netns`: path of the pod's network namespace, empty: one is made, which the engine fills later;
-    None: there is none. `cgroups_path`: of the OCI spec.
+    None: there is none. `cgroups_path`: of the OCI spec. `dns`: lines of the pod's resolv.conf, for the guest itself.
     """
 
     sandbox_id: ContainerId
@@ -54,8 +55,10 @@ class PodRequest:
     cpus_asked: int = 0
     netns: str | None = None
     cgroups_path: str = ""
+    dns: tuple[str, ...] = ()
     shm_size_bytes: int = DEFAULT_SHM_BYTES
     accelerator: str = ""
+    several: bool = False  # its first container is only the pod's own
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -150,6 +153,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
         owner_pid=os.getpid(),
         boot_id=facts.boot_id,
         auto_remove=True,
+        pod=request.several,
         labels=request.labels,
         cgroups=cgroup.directories if cgroup is not None else (),
     )
@@ -172,11 +176,13 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
             size=size,
             owner_pid=os.getpid(),
             hostname=request.hostname,
+            dns=request.dns,
             shm_size_bytes=request.shm_size_bytes,
             auto_remove=True,
             labels=request.labels,
             netns=netns,
             cgroup=cgroup,
+            pod=request.several,
         )
         sandbox = await open_sandbox(plan, store)
         stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
@@ -186,6 +192,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
         )
         await stack.enter_async_context(management_door(sandbox, call_times))
+        await stack.enter_async_context(loopback_door(sandbox, netns))
         pod._stack = stack.pop_all()
     return pod
 

@@ -181,5 +181,8 @@ def _kind(plan: SandboxPlan) -> tuple[object, ...]:
         plan.virtio_fs_queue_size,
         plan.dns,
         plan.kernel_modules,
+        plan.guest_hook_path,
+        plan.bind_mounts,
+        (plan.vm.preallocated, plan.vm.hugepages),
         plan.console_limit_bytes,
     )

@@ -24,7 +24,7 @@ from katapod.model.errors import DeviceMissing, KatapodError
 from katapod.model.layout import Layout
 from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu
 
-__all__ = ["BootNotProven", "Verdict", "accelerator_for", "choose_accelerator", "prove_boot"]
+__all__ = ["BootNotProven", "Verdict", "accelerator_for", "choose_accelerator", "kept_verdict", "prove_boot"]
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +106,20 @@ async def prove_boot(
 
 
 async def choose_accelerator(
-    wanted: str, facts: HostFacts, kernel: Path, initrd: Path, qemu: str, proof_file: Path, scratch_parent: Path
+    wanted: str,
+    facts: HostFacts,
+    kernel: Path,
+    initrd: Path,
+    qemu: str,
+    proof_file: Path,
+    scratch_parent: Path,
+    *,
+    again: bool = False,
 ) -> Verdict:
     """Return the accelerator for `wanted` (auto, kvm, tcg). Raises DeviceMissing for kvm without /dev/kvm.
 
-    `scratch_parent` is the caller's to remove: nothing of a proof stays even when we are killed.
+    With `again` a verdict that was kept does not count. `scratch_parent` is the caller's to remove: nothing of a proof
+    stays even when we are killed.
     """
     if wanted == "tcg":
         return Verdict(Accelerator.TCG, "forced", fresh=False)
@@ -121,9 +130,9 @@ async def choose_accelerator(
                 hint="load kvm_intel or kvm_amd, or let Katapod emulate: --accel tcg",
             )
         return Verdict(Accelerator.KVM, "forced", fresh=False)
-    key = "|".join([file_identity(kernel), file_identity(initrd), file_identity(qemu), str(facts.kvm)])
+    key = _key(facts, kernel, initrd, qemu)
     proofs = _read_proofs(proof_file, facts.boot_id)
-    if key in proofs.verdicts:
+    if key in proofs.verdicts and not again:
         accelerator, reason = proofs.verdicts[key]
         return Verdict(accelerator, reason, fresh=False)
     verdict = await _find_verdict(facts, kernel, initrd, qemu, scratch_parent)
@@ -132,6 +141,16 @@ async def choose_accelerator(
         proof_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(proof_file, msgspec.json.encode(proofs))
     return verdict
+
+
+def kept_verdict(facts: HostFacts, kernel: Path, initrd: Path, qemu: str, proof_file: Path) -> Verdict | None:
+    """What choose_accelerator would find for auto without a boot, or None. Raises OSError if a file is missing."""
+    kept = _read_proofs(proof_file, facts.boot_id).verdicts.get(_key(facts, kernel, initrd, qemu))
+    return None if kept is None else Verdict(*kept, fresh=False)
+
+
+def _key(facts: HostFacts, kernel: Path, initrd: Path, qemu: str) -> str:
+    return "|".join([file_identity(kernel), file_identity(initrd), file_identity(qemu), str(facts.kvm)])
 
 
 async def _find_verdict(facts: HostFacts, kernel: Path, initrd: Path, qemu: str, scratch_parent: Path) -> Verdict:

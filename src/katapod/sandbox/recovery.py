@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.cgroup import remove_cgroups
+from katapod.host.direct_volumes import forget_volumes
 from katapod.host.facts import boot_time
 from katapod.host.mounts import mounts_below, remove_tree
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
@@ -77,6 +78,10 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
         if not _wait_gone(pid, KILL_GRACE_S):
             problems.append(f"process {pid} does not end")
     problems += remove_cgroups(_cgroups_of(store, sandbox_id))
+    try:
+        forget_volumes(store.layout, sandbox_id)
+    except OSError as exc:  # and all else is removed
+        problems.append(f"direct volumes: {exc}")
     paths = store.layout.sandbox(sandbox_id, machine_id)
     for directory in paths.all:
         if directory == paths.state:
@@ -307,9 +312,9 @@ def _lock_holder(paths: SandboxPaths) -> int | None:
 
 
 def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
-    """QEMU and virtiofsd of this machine: their command lines name it."""
+    """QEMU and virtiofsd of this machine: their command lines name its directories, which no other layout has."""
     paths = layout.sandbox(machine_id)
-    marks = (f"\0sandbox-{machine_id},", f"{paths.shared},", f"{paths.shared}\0")
+    marks = (f"\0{paths.vm}/pid\0", f"{paths.shared},", f"{paths.shared}\0")
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue

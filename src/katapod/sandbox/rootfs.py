@@ -4,7 +4,6 @@ As a disk: a layer of the container's own over the image's disk, plugged into th
 in the shared directory: an overlay on the host, or a directory as it is.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from katapod.host.mounts import bind, mount_overlay
 from katapod.host.trace import span
 from katapod.model.errors import NotFound
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SandboxPaths
-from katapod.plan.root_disk import MOUNT_OPTIONS, ROOT_DISK_FSTYPE
+from katapod.plan.root_disk import MOUNT_OPTIONS, ROOT_DISK_FSTYPE, root_disk_id
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import RootDisk
@@ -62,7 +61,7 @@ def root_disk_of(paths: SandboxPaths, container_id: str, rootfs: Rootfs) -> Root
     """The disk that this root file system comes on; None if it comes in the shared directory."""
     if rootfs.disk is None or rootfs.direct:
         return None
-    return RootDisk(_disk_id(container_id), paths.layers / container_id / "root.qcow2", rootfs.disk)
+    return RootDisk(root_disk_id(container_id), paths.layers / container_id / "root.qcow2", rootfs.disk)
 
 
 async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -> GuestRootfs:
@@ -82,11 +81,6 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
 async def close_root_disk(sandbox: Sandbox, container_id: str) -> None:
     """Take the disk of a container out, if it has one; the guest has unmounted it. Raises QmpError."""
     try:
-        await sandbox.remove_disk(_disk_id(container_id))
+        await sandbox.remove_disk(root_disk_id(container_id))
     except NotFound:
         return  # its root file system is in the shared directory, or it was never plugged
-
-
-def _disk_id(container_id: str) -> str:
-    """A container's id may be longer than QEMU allows."""
-    return f"root-{hashlib.sha256(container_id.encode()).hexdigest()[:16]}"

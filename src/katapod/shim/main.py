@@ -6,6 +6,7 @@ Its flags have a single dash, as containerd and CRI-O write them. Light: `start`
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 TYPE_CHECKING = False
@@ -97,6 +98,8 @@ def _run(words: list[str]) -> int:
     except UsageError as exc:
         print(f"containerd-shim-kata-v2: {exc}\n{USAGE}", end="", file=sys.stderr)
         return 2
+    if arguments.help or arguments.version or arguments.info:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `-h | head`: nothing is to be undone, nor to be said
     if arguments.help:
         print(USAGE, end="", flush=True)
         return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from katapod.model import oci
 from katapod.model.errors import InvalidState
 from katapod.sandbox.container import Container
+from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.stdio import GuestProcess
 from katapod.shim.pb import task_pb2
 from katapod.shim.streams import IoUris, Streams
@@ -56,18 +57,25 @@ class _Process:
         """Raises InvalidState."""
         if self.status not in needed:
             wanted = " or ".join(_NAMES[status] for status in needed)
-            raise InvalidState(f"cannot {what} in state {_NAMES[self.status]}; needs {wanted}")
+            raise InvalidState(f"cannot {what} in state {_NAMES[self.status]}; needs {wanted}{self.cause()}")
+
+    def cause(self) -> str:
+        """Why it is in its state, if that is nothing of its own doing: ": ..."."""
+        return ""
 
 
 class TaskProcess(_Process):
     """A container's own process."""
 
-    def __init__(self, container: Container, uris: IoUris, bundle: Path, rootfs: Path | None) -> None:
+    def __init__(
+        self, container: Container, uris: IoUris, bundle: Path, rootfs: Path | None, hooked: HookedContainer
+    ) -> None:
         """`rootfs`: where we have mounted its root file system; None: somebody else has."""
         super().__init__(uris)
         self.container = container
         self.bundle = bundle
         self.rootfs = rootfs
+        self.hooked = hooked
         self.deleting = asyncio.Lock()
         self.out_of_memory = asyncio.Event()
         self.execs: dict[str, ExecProcess] = {}
@@ -75,6 +83,10 @@ class TaskProcess(_Process):
     @property
     def guest(self) -> GuestProcess:
         return self.container.process
+
+    def cause(self) -> str:
+        death = self.container.sandbox.death
+        return f": {death.result()}" if death.done() and not death.cancelled() else ""
 
 
 class ExecProcess(_Process):

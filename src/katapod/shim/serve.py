@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from katapod.host.state import StateStore
 from katapod.host.trace import start_tracing
 from katapod.model.config import Config, check_paths, load_config
+from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
 from katapod.shim.events import EventPublisher
@@ -65,9 +67,9 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
             server.close()
 
 
-def _load(path: str) -> Config:
-    """The configuration that the engine names, else the usual one. Raises ConfigError."""
+def _load(path: str, annotations: Mapping[str, str]) -> Config:
+    """The configuration that the engine names, else the usual one, with the pod's annotations. Raises ConfigError."""
     parsed = load_config(Path(path) if path else None)
     for problem in parsed.problems:
         log.warning("%s", problem)
-    return check_paths(parsed, os.path.exists)
+    return check_paths(annotated(parsed, annotations, len(os.sched_getaffinity(0))), os.path.exists)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import ContainerPlan, Rootfs
+from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.stdio import GuestProcess, carry
 from katapod.shim.events import EventPublisher
@@ -42,19 +43,20 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
+RESOLV_CONF_MAX = 64 * 1024  # characters
 DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
 INPUT_READ_S = 10.0
 OOM_WORD_S = 0.5
+LoadConfig = Callable[[str, Mapping[str, str]], Config]
 CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
 
 
 class Tasks:
     """The tasks of one sandbox. Every method raises KatapodError."""
 
-    def __init__(
-        self, namespace: str, store: StateStore, load_config: Callable[[str], Config], events: EventPublisher
-    ) -> None:
-        """`load_config` takes the path that the engine has for this runtime, or an empty one."""
+    def __init__(self, namespace: str, store: StateStore, load_config: LoadConfig, events: EventPublisher) -> None:
+        """`load_config` takes the path that the engine has for this runtime, or an empty one, and the annotations of
+        the sandbox."""
         self._namespace = namespace
         self._store = store
         self._load_config = load_config
@@ -126,8 +128,6 @@ class Tasks:
         if (guarded := without_host_devices(spec)) is not spec:
             log.warning("%s gets no devices of the host: set privileged_without_host_devices = true", container_id)
             spec = guarded
-        if spec.hooks is not None:
-            log.warning("the hooks of %s are not run", container_id)
         if spec.process.terminal != uris.terminal:
             spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
         async with contextlib.AsyncExitStack() as undo:
@@ -149,13 +149,24 @@ class Tasks:
                 shared_shm=True,
             )
             container = await pod.create_container(plan, _limits_of(spec, about))
+            undo.push_async_callback(self._give_up, pod, container_id)
+            hooked = HookedContainer(container_id, bundle, spec)
+            await hooked.created(self.pid)
             undo.pop_all()
-        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
+        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs, hooked)
         io = events_pb2.TaskIO(stdin=uris.stdin, stdout=uris.stdout, stderr=uris.stderr, terminal=uris.terminal)
         self._events.publish(
             "/tasks/create",
             events_pb2.TaskCreate(container_id=container_id, bundle=str(bundle), rootfs=mounts, io=io, pid=self.pid),
         )
+
+    async def _give_up(self, pod: Pod, container_id: str) -> None:
+        """Take out a container that was created, and whose hooks failed: in a pod that goes on without it."""
+        if container_id == pod.sandbox.sandbox_id:
+            return  # all of it goes
+        with contextlib.suppress(KatapodError):
+            await pod.find(container_id).kill(signal.SIGKILL, everyone=True)
+            await pod.remove_container(container_id)
 
     async def _pod_for(
         self,
@@ -170,7 +181,11 @@ class Tasks:
         async with self._pod_lock:
             if self._pod is None:
                 if sandbox_id != container_id:
-                    raise InvalidState(f"cannot create {container_id}: its sandbox {sandbox_id} does not run here")
+                    gone = self._tasks.get(sandbox_id)
+                    cause = gone.cause() if gone is not None else ""
+                    raise InvalidState(
+                        f"cannot create {container_id}: its sandbox {sandbox_id} does not run here{cause}"
+                    )
                 request = PodRequest(
                     sandbox_id=parse_container_name(sandbox_id),
                     hostname=spec.hostname or short_id(sandbox_id),
@@ -179,11 +194,12 @@ class Tasks:
                     cpus_asked=about.pod_cpus_asked,
                     netns=_netns_of(spec),
                     cgroups_path=spec.linux.cgroups_path,
+                    dns=_dns_of(spec),
+                    several=about.kind is ContainerKind.SANDBOX,
                     labels=_labels_of(about, self._namespace),
                 )
-                pod = self._pod = await open_pod(
-                    request, self._load_config(config_path), self._store, (self.call_times,)
-                )
+                config = self._load_config(config_path, spec.annotations)
+                pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
                 self._watch = [
@@ -221,6 +237,7 @@ class Tasks:
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
         task.following = asyncio.create_task(self._follow(task, stack), name=f"follow-{container_id}")
+        await task.hooked.started(self.pid)
 
     async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
         """To the end of a container's process and of its streams; then tell of it."""
@@ -310,7 +327,7 @@ class Tasks:
         if process.status == task_pb2.STOPPED:
             if number in (signal.SIGKILL, signal.SIGTERM):
                 return
-            raise NotFound(f"cannot signal {exec_id or container_id}: it has ended")
+            raise NotFound(f"cannot signal {exec_id or container_id}: it has ended{self.find(container_id).cause()}")
         if isinstance(process, TaskProcess):
             if number == signal.SIGKILL and process.status == task_pb2.CREATED and not process.starting:
                 await self._kill_created(process)
@@ -364,7 +381,7 @@ class Tasks:
         """The sandbox grows before the container's limits do."""
         task = self.find(container_id)
         if self._pod is None:
-            raise InvalidState(f"cannot update task {container_id}: its sandbox has ended")
+            raise InvalidState(f"cannot update task {container_id}: its sandbox has ended{task.cause()}")
         spec = task.container.plan.spec
         changed = replace(spec, linux=replace(spec.linux, resources=resources))
         about = parse_annotations(spec.annotations, container_id)
@@ -403,6 +420,7 @@ class Tasks:
             await pod.remove_container(container_id)
         if process.rootfs is not None:
             unmount_below(process.rootfs)
+        await process.hooked.stopped()
         for left in process.execs.values():
             left.mark_exited(0)
         del self._tasks[container_id]
@@ -514,6 +532,16 @@ def _netns_of(spec: oci.Spec) -> str | None:
         "cannot use the host's network: a virtual machine has a network stack of its own",
         hint="leave out hostNetwork: true (ctr: --net-host), or run this pod with another RuntimeClass",
     )
+
+
+def _dns_of(spec: oci.Spec) -> tuple[str, ...]:
+    """The lines of the pod's resolv.conf; none if it cannot be had: the containers have it by their mounts."""
+    sources = [mount.source for mount in spec.mounts if mount.destination == "/etc/resolv.conf" and mount.source]
+    try:
+        with open(sources[-1]) as handle:
+            return tuple(line for line in handle.read(RESOLV_CONF_MAX).splitlines() if line and "\0" not in line)
+    except (IndexError, OSError, ValueError):
+        return ()
 
 
 def _labels_of(about: PodAnnotations, namespace: str) -> dict[str, str]:

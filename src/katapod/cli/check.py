@@ -1,0 +1,213 @@
+"""`kata-runtime check` (alias kata-check): whether this machine can run sandboxes, and what to do where it cannot."""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from katapod.cli.interrupt import interruptible
+from katapod.cli.settings import Globals, need_root
+from katapod.cli.tables import shown_text
+from katapod.model.errors import KatapodError, UsageError
+
+if TYPE_CHECKING:
+    from katapod.host.facts import HostFacts
+    from katapod.model.config import Config
+    from katapod.plan.check import Report
+    from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
+
+__all__ = ["register"]
+
+NO_RELEASES = "Katapod has no list of releases to ask: your package manager knows them"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check", short_help="Check whether this machine can run sandboxes.")(check)
+    app.command("kata-check", hidden=True)(check)
+
+
+def _refuse(flag: str) -> None:
+    raise UsageError(f"cannot use {flag}: {NO_RELEASES}", hint="kata-runtime version prints the one that is installed")
+
+
+def check(
+    context: typer.Context,
+    boot: Annotated[
+        bool, typer.Option("--boot", help="Also boot the guest image, and try KVM again. Takes seconds; needs root.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("-s", "--strict", help="Fail too where something works with less, or was not looked at.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say how each thing was found out.")] = False,
+    no_network: Annotated[
+        bool, typer.Option("-n", "--no-network-checks", help="Accepted: the network is never asked.")
+    ] = False,
+    version_only: Annotated[bool, typer.Option("--check-version-only", help="Refused.", hidden=True)] = False,
+    only_releases: Annotated[bool, typer.Option("--only-list-releases", help="Refused.", hidden=True)] = False,
+    all_releases: Annotated[bool, typer.Option("--include-all-releases", help="Refused.", hidden=True)] = False,
+) -> int:
+    """Check whether this machine can run sandboxes. Each line is ok, works with less, or missing, with what to do.
+
+    Changes nothing. Without root less is looked at, and the lines say so. Exit status 0: sandboxes can run; 1: not, or
+    with --strict not with everything.
+    """
+    for wanted, flag in (
+        (version_only, "--check-version-only"),
+        (only_releases, "--only-list-releases"),
+        (all_releases, "--include-all-releases"),
+    ):
+        if wanted:
+            _refuse(flag)
+    if boot:
+        need_root("check --boot")
+    return interruptible(_check(context.obj, boot=boot, strict=strict, as_json=as_json, verbose=verbose))
+
+
+async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:
+    from katapod.host.check_facts import collect_check_facts
+    from katapod.host.facts import collect_host_facts
+    from katapod.model.config import Config, load_config
+    from katapod.plan.check import judge
+
+    configuration, error, config = "", "", Config()
+    try:
+        parsed = load_config(Path(settings.config_file) if settings.config_file else None)
+        config, configuration = parsed.config, parsed.source
+    except KatapodError as exc:
+        error = str(exc)
+    host, image = collect_host_facts(), _image(settings, config)
+    accelerator = await _accelerator(settings, config, host, boot=boot)
+    facts = await collect_check_facts(
+        config, host, settings.layout, image, accelerator, configuration=configuration, configuration_error=error
+    )
+    report = judge(facts)
+    passed = report.passes(strict=strict)
+    if as_json:
+        _print_json(report, strict=strict)
+    else:
+        _print_for_people(report, strict=strict, verbose=verbose)
+    return 0 if passed else 1
+
+
+def _image(settings: Globals, config: "Config") -> "ImageFacts":
+    from katapod.host.check_facts import file_problem
+    from katapod.model.flavour import initrd_link, kernel_link
+    from katapod.osbuilder import OsbuilderError, current_image, find_kernel
+    from katapod.plan.check_facts import ImageFacts
+
+    cache = settings.layout.guest_image_root
+    flavour = config.katapod.guest_flavour
+    links = (str(cache / kernel_link(flavour)), str(cache / initrd_link(flavour)))
+    built_in_place = (config.qemu.kernel, config.qemu.initrd) == links
+    image = current_image(cache, flavour)
+    try:
+        newest = find_kernel().version
+    except (OsbuilderError, OSError):
+        newest = ""
+    return ImageFacts(
+        kernel=config.qemu.kernel,
+        initrd=config.qemu.initrd,
+        kernel_error=file_problem(config.qemu.kernel),
+        initrd_error=file_problem(config.qemu.initrd),
+        built_in_place=built_in_place,
+        complete=image is not None,
+        kernel_version=image.kernel_version if image else "",
+        newest_kernel=newest,
+        size_mib=image.size / (1 << 20) if image else 0.0,
+        age_s=time.time() - image.initrd.stat().st_mtime if image else 0.0,
+        notes=image.notes if image else (),
+    )
+
+
+async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *, boot: bool) -> "AcceleratorFacts":
+    """The verdict that is kept, with its age; with `boot` a new one, and the image booted under it."""
+    from dataclasses import replace
+
+    from katapod.plan.check_facts import AcceleratorFacts, Trial
+    from katapod.plan.vmm import Accelerator
+    from katapod.sandbox.proof import KVM_LIMIT_S, TCG_LIMIT_S, choose_accelerator, kept_verdict, prove_boot
+
+    kernel, initrd, qemu = Path(config.qemu.kernel), Path(config.qemu.initrd), config.qemu.path
+    facts = AcceleratorFacts(config.katapod.accelerator)
+    proof_file = settings.layout.proof_file
+    if os.geteuid() != 0 and os.path.exists("/dev/kvm"):
+        host = replace(host, kvm=True)  # the verdict is the one that root is given, whether or not we may open it
+    try:
+        if not boot and facts.wanted == "auto":
+            kept = kept_verdict(host, kernel, initrd, qemu, proof_file)
+            if kept is None and host.kvm:
+                return facts
+            if kept is None:
+                return replace(facts, chosen="tcg", reason="this host has no /dev/kvm")
+            age_s = time.time() - proof_file.stat().st_mtime
+            return replace(facts, chosen=kept.accelerator.value, reason=kept.reason, age_s=age_s)
+        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+            verdict = await choose_accelerator(
+                facts.wanted, host, kernel, initrd, qemu, proof_file, Path(scratch), again=boot
+            )
+            facts = replace(facts, chosen=verdict.accelerator.value, reason=verdict.reason)
+            if not boot:
+                return facts
+            limit_s = KVM_LIMIT_S if verdict.accelerator is Accelerator.KVM else TCG_LIMIT_S
+            began = time.monotonic()
+            await prove_boot(kernel, initrd, qemu, verdict.accelerator, limit_s=limit_s, scratch_parent=Path(scratch))
+            return replace(facts, boot=Trial(True), boot_s=time.monotonic() - began)
+    except (KatapodError, OSError) as exc:
+        if facts.chosen:
+            return replace(facts, boot=Trial(False, str(exc)))
+        return replace(facts, reason=f"cannot be found out: {exc}")
+
+
+def _print_json(report: "Report", *, strict: bool) -> None:
+    import msgspec
+
+    from katapod.plan.check_facts import Outcome
+
+    document = {
+        "format": 1,
+        "capable": report.capable,
+        "passed": report.passes(strict=strict),
+        "strict": strict,
+        "root": report.root,
+        "counts": {outcome.value: report.count(outcome) for outcome in Outcome},
+        "lines": report.lines,
+    }
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
+    from katapod.plan.check import CAPABLE, CREATES, NOT_CAPABLE
+    from katapod.plan.check_facts import Outcome
+
+    shown = {
+        Outcome.OK: "ok",
+        Outcome.LESS: "less",
+        Outcome.MISSING: "MISSING",
+        Outcome.UNKNOWN: "?",
+        Outcome.NOTE: "-",
+    }
+    width = max(len(line.title) for line in report.lines)
+    for line in report.lines:
+        print(f"{shown[line.outcome]:7}  {line.title:{width}}  {shown_text(line.found)}")
+        more = [("effect", line.effect), ("do", line.remedy)] if line.outcome is not Outcome.OK else []
+        more += [("seen", text) for text in line.evidence] if verbose else []
+        for name, text in more:
+            if text:
+                print(f"{'':7}  {'':{width}}  {name}: {shown_text(text)}")
+    counts = (f"{report.count(Outcome.MISSING)} missing", f"{report.count(Outcome.LESS)} work with less")
+    print(f"\n{', '.join(counts)}, {report.count(Outcome.UNKNOWN)} not looked at")
+    if not report.capable:
+        sys.stdout.flush()
+        print(f"ERROR: {NOT_CAPABLE}", file=sys.stderr)
+        return
+    print(CAPABLE)
+    if report.root:
+        print(CREATES)
+    if not report.passes(strict=strict):
+        sys.stdout.flush()
+        print("ERROR: --strict: something works with less, or was not looked at", file=sys.stderr)

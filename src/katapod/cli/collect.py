@@ -1,0 +1,58 @@
+"""`kata-runtime collect-data`: one file for a bug report. kata-collect-data.sh calls it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from katapod.cli.interrupt import interruptible
+from katapod.cli.settings import Globals, need_root
+from katapod.model.errors import KatapodError, UsageError
+
+__all__ = ["register"]
+
+PROBLEM_LIMIT, PROBLEM_LIMIT_MAX = 50, 10000
+
+
+def register(app: typer.Typer) -> None:
+    app.command("collect-data", short_help="Collect what a bug report needs, without secrets.")(collect_data)
+
+
+def collect_data(
+    context: typer.Context,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="Write it there; default: standard output.")
+    ] = "",
+) -> int:
+    """Collect what a bug report needs, as Markdown: versions, configurations, logs, sandboxes, the output of check.
+
+    Passwords, tokens, keys and the environment of containers are left out as far as they can be told; read the report
+    before you publish it. PROBLEM_LIMIT=N in the environment: how many lines of each log are kept, 50 by default.
+    """
+    need_root("collect-data")
+    settings: Globals = context.obj
+    text = os.environ.get("PROBLEM_LIMIT", "") or str(PROBLEM_LIMIT)
+    if not text.isascii() or not text.isdigit() or int(text[:9]) > PROBLEM_LIMIT_MAX:
+        raise UsageError(f"cannot use PROBLEM_LIMIT={text[:40]}: it is a number from 0 to {PROBLEM_LIMIT_MAX}")
+    target = Path(output) if output else None
+    if target is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
+        raise UsageError(f"cannot write {output}: it is a directory, or its directory is not there")
+
+    async def go() -> int:
+        from katapod.host.collect import collect_parts, render
+        from katapod.host.state import write_atomically
+
+        report = render([part async for part in collect_parts(settings.layout, int(text))])
+        if target is None:
+            sys.stdout.write(report)
+            return 0
+        try:
+            write_atomically(target, report.encode())
+        except OSError as exc:
+            raise KatapodError(f"cannot write {output}: {exc.strerror}") from exc
+        print(f"written to {output}; read it before you publish it", file=sys.stderr)
+        return 0
+
+    return interruptible(go())

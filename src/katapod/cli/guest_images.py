@@ -1,0 +1,212 @@
+"""`kata-runtime image build` and `image guest ...`: the images that VMs boot from."""
+
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from katapod.cli.interrupt import interruptible
+from katapod.cli.settings import Globals, need_root
+from katapod.cli.tables import Column, print_table, shown_size
+from katapod.model.errors import NotFound, UsageError
+from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
+
+__all__ = ["register"]
+
+guest = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The images that VMs boot from: one for each kernel and flavour.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def register(image: typer.Typer) -> None:
+    image.command("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")(build)
+    image.add_typer(guest, name="guest", short_help="List, show and prune guest images.")
+
+
+def _parse_flavour(text: str, configured: Flavour) -> Flavour:
+    if not text:
+        return configured
+    for flavour in FLAVOURS:
+        if text == flavour:
+            return flavour
+    raise UsageError(f"cannot use --flavour {text}: it is none of {', '.join(FLAVOURS)}")
+
+
+def build(
+    context: typer.Context,
+    kernel: Annotated[
+        str, typer.Option(metavar="VERSION|FILE", help="Kernel; default: the newest that is installed.")
+    ] = "",
+    flavour: Annotated[
+        str, typer.Option(metavar="agent|systemd", help="Process 1 of the guest; default: guest_flavour of [katapod].")
+    ] = "",
+    recipe: Annotated[
+        str, typer.Option(metavar="FILE", help="What to add; default: /etc/kata-containers/image.toml if it is there.")
+    ] = "",
+    no_recipe: Annotated[bool, typer.Option("--no-recipe", help="Add nothing, whatever is in /etc.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build also if the image is up to date.")] = False,
+    _check: Annotated[bool, typer.Option("-c", "--check", help="Accepted; a build is always only if needed.")] = False,
+) -> int:
+    """Build kernel and initrd for the guests from this machine's kernel, prove them by a boot, and use them.
+
+    Does nothing when the image is up to date. Until the new one has been seen to boot, the former stays in use.
+    Images of kernels that are no longer installed are removed, unless a VM uses them.
+    """
+    need_root("image build")
+    if recipe and no_recipe:
+        raise UsageError("cannot use --recipe with --no-recipe: choose one")
+    settings: Globals = context.obj
+
+    async def go() -> int:
+        from katapod.cli.progress import step_progress
+        from katapod.host.facts import collect_host_facts
+        from katapod.model.config import load_config
+        from katapod.osbuilder import ImageRequest, build_guest_image, prune_images, read_recipe
+        from katapod.plan.vmm import Accelerator
+        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot
+
+        config = load_config(Path(settings.config_file) if settings.config_file else None).config
+        qemu, layout = config.qemu.path, settings.layout
+        chosen = _parse_flavour(flavour, config.katapod.guest_flavour)
+        parsed, recipe_name = read_recipe(Path(recipe) if recipe else None, none=no_recipe)
+
+        async def prove(kernel_path: Path, initrd: Path) -> None:
+            # in the build's own directory, which the next build removes if we are killed
+            await prove_boot(
+                kernel_path, initrd, qemu, Accelerator.TCG, limit_s=TCG_LIMIT_S, scratch_parent=initrd.parent
+            )
+
+        request = ImageRequest(
+            kernel=kernel or None,
+            cache_dir=layout.guest_image_root,
+            flavour=chosen,
+            recipe=parsed,
+            recipe_name=recipe_name,
+            rebuild=rebuild,
+        )
+        with step_progress() as progress:
+            built = await build_guest_image(request, prove=prove, progress=progress)
+        verb = "is built" if built.fresh else "is up to date"
+        for note in built.notes if built.fresh else ():
+            print(f"note: {note}", file=sys.stderr)
+        what = "guest image" if chosen == "agent" else f"guest image with {chosen}"
+        print(f"{what} for {built.kernel_version} {verb}: {built.initrd} ({shown_size(built.size)})")
+        if built.fresh and recipe_name:
+            print(f"recipe: {recipe_name}")
+        for removed in await prune_images(layout.guest_image_root):
+            print(f"removed the image of kernel {removed.kernel_version}, which is no longer installed")
+        # find out now which accelerator boots it, so that the first container need not wait for that
+        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+            verdict = await choose_accelerator(
+                config.katapod.accelerator,
+                collect_host_facts(),
+                layout.guest_image_root / kernel_link(chosen),
+                layout.guest_image_root / initrd_link(chosen),
+                qemu,
+                layout.proof_file,
+                Path(scratch),
+            )
+        if verdict.fresh:
+            print(f"accelerator: {verdict.accelerator.value} ({verdict.reason})")
+        return 0
+
+    return interruptible(go())
+
+
+@guest.command("ls", short_help="List guest images.")
+def list_guests(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """List the finished guest images; the one in use of each flavour is marked."""
+    from katapod.osbuilder import current_image, list_images
+
+    cache_dir = context.obj.layout.guest_image_root
+    current = {image.initrd for flavour in FLAVOURS if (image := current_image(cache_dir, flavour))}
+    images = list_images(cache_dir)
+    if as_json:
+        _print_json([{**asdict(image), "current": image.initrd in current} for image in images])
+        return
+    print_table(
+        [
+            Column("FLAVOUR", lambda image: image.flavour),
+            Column("KERNEL", lambda image: image.kernel_version),
+            Column("IN USE", lambda image: "yes" if image.initrd in current else "no"),
+            Column("SIZE", lambda image: shown_size(image.size)),
+            Column("BOOTS", lambda image: image.kernel.name),
+            Column("RECIPE", lambda image: image.recipe or "-"),
+        ],
+        images,
+    )
+
+
+@guest.command("show", short_help="Show the guest image in use.")
+def show(
+    context: typer.Context,
+    flavour: Annotated[
+        str, typer.Option(metavar="agent|systemd", help="Which one; default: guest_flavour of [katapod].")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Show the files, size and notes of the guest image in use."""
+    from katapod.model.config import load_config
+    from katapod.osbuilder import current_image
+
+    settings: Globals = context.obj
+    config = load_config(Path(settings.config_file) if settings.config_file else None).config
+    chosen = _parse_flavour(flavour, config.katapod.guest_flavour)
+    image = current_image(settings.layout.guest_image_root, chosen)
+    if image is None:
+        raise NotFound(
+            f"cannot show the guest image of flavour {chosen}: there is none",
+            hint=f"kata-runtime image build --flavour {chosen}",
+        )
+    if as_json:
+        _print_json({**asdict(image), "current": True})
+        return
+    for name, value in (
+        ("flavour", image.flavour),
+        ("kernel version", image.kernel_version),
+        ("kernel", image.kernel),
+        ("initrd", image.initrd),
+        ("size", shown_size(image.size)),
+        ("direct boot", "yes" if image.pvh else "no"),
+        ("recipe", image.recipe or "none"),
+        ("key", image.key),
+        *(("note", note) for note in image.notes),
+    ):
+        print(f"{name + ':':16}{value}")
+
+
+@guest.command("prune", short_help="Remove guest images that nothing uses.")
+def prune(
+    context: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("-a", "--all", help="Also those of installed kernels that are not in use.")
+    ] = False,
+) -> int:
+    """Remove images of kernels that are no longer installed. Those in use, by a link or a VM, stay."""
+    need_root("image guest prune")
+    cache_dir = context.obj.layout.guest_image_root
+
+    async def go() -> int:
+        from katapod.osbuilder import prune_images
+
+        for image in await prune_images(cache_dir, also_installed=everything):
+            print(image.kernel.parent)
+        return 0
+
+    return interruptible(go())
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    encoded = msgspec.json.encode(value, enc_hook=str)
+    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")

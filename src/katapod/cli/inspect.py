@@ -1,0 +1,80 @@
+"""`kata-runtime inspect`: all of a sandbox in one command: as a tree, as JSON, as a picture."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from katapod.cli.settings import Globals, need_root
+from katapod.model.errors import UsageError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect", short_help="Show all of a sandbox: processes, devices, network, files, guest.")(inspect)
+
+
+def inspect(
+    context: typer.Context,
+    sandbox: Annotated[
+        str,
+        typer.Argument(
+            metavar="SANDBOX", help="Name or id of a sandbox, the beginning of one, or a container of a pod."
+        ),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; its keys are in docs/how-to/inspect.md.")
+    ] = False,
+    svg: Annotated[
+        str, typer.Option("--svg", metavar="FILE", help="Draw the paths of the data into FILE ('-': print it).")
+    ] = "",
+    full: Annotated[bool, typer.Option("--all", "-a", help="Leave nothing out of long lists.")] = False,
+) -> int:
+    """Show how a sandbox works, from the host's processes to those in the guest.
+
+    Reads and asks only: nothing of the sandbox is changed. What does not answer in a few seconds is left out and
+    named. Needs no debug console. The exit status is 0 also if parts are missing.
+    """
+    import asyncio
+
+    from katapod.sandbox.inspection import collect_facts
+    from katapod.sandbox.lookup import find_sandbox
+
+    if as_json and svg == "-":
+        raise UsageError("cannot print both JSON and the picture: give --svg a file")
+    need_root("inspect")
+    settings: Globals = context.obj
+    store = settings.states()
+    found = find_sandbox(store, sandbox)
+    facts = asyncio.run(collect_facts(store, found.record.sandbox_id))
+    if svg:
+        from katapod.plan.picture import render_picture
+
+        picture = render_picture(facts)
+        if svg == "-":
+            sys.stdout.write(picture)
+            return 0
+        _write(Path(svg), picture)
+    if as_json:
+        import json
+
+        import msgspec
+
+        # all but ASCII is escaped: nothing that the guest says can steer a terminal
+        print(json.dumps(msgspec.to_builtins(facts), indent=2))
+    elif svg:
+        print(f"the picture is in {svg}", file=sys.stderr)
+    else:
+        from katapod.cli.inspect_tree import print_tree
+
+        print_tree(facts, everything=full)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc

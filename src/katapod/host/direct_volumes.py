@@ -1,0 +1,112 @@
+"""The files that announce direct volumes, and the marks of the sandboxes that use them.
+
+They lie in /run/kata-containers/shared/direct-volumes, a directory for each volume. Source: facts cli.md section 2.4.
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from katapod.host.state import owner_alive, write_atomically
+from katapod.model.direct_volume import MountInfo, parse_mount_info, volume_name
+from katapod.model.errors import InvalidState, KatapodError, NotFound
+from katapod.model.layout import Layout
+
+__all__ = [
+    "add_volume",
+    "forget_volumes",
+    "mark_volume",
+    "owner_of_volume",
+    "read_volume",
+    "remove_volume",
+    "unmark_volume",
+]
+
+INFO = "mountInfo.json"
+
+
+def _folder(layout: Layout, volume_path: str) -> Path:
+    return _root(layout) / volume_name(volume_path)
+
+
+def _root(layout: Layout) -> Path:
+    return layout.share_root.parent / "direct-volumes"
+
+
+def add_volume(layout: Layout, volume_path: str, text: bytes) -> None:
+    """Announce a volume, or announce it anew. Raises SpecError, UsageError, KatapodError."""
+    folder = _folder(layout, volume_path)
+    parse_mount_info(text, "the mount info")
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise KatapodError(f"cannot make {folder}: {exc.strerror}") from exc
+    write_atomically(folder / INFO, text)
+    (folder / INFO).chmod(0o600)
+
+
+def remove_volume(layout: Layout, volume_path: str) -> None:
+    """Idempotent, as storage drivers want it. Raises UsageError, KatapodError."""
+    folder = _folder(layout, volume_path)
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise KatapodError(f"cannot remove {folder}: {exc.strerror}") from exc
+
+
+def read_volume(layout: Layout, path: str) -> MountInfo | None:
+    """None if `path` is no direct volume. Raises SpecError, KatapodError."""
+    if not os.path.isdir(_root(layout)) or len(path) > 190:  # no longer path has such a file
+        return None
+    where = _folder(layout, path) / INFO
+    try:
+        data = where.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise KatapodError(f"cannot read {where}: {exc.strerror}") from exc
+    return parse_mount_info(data, f"{where}, the direct volume {path}")
+
+
+def mark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
+    """Note whose the volume is. A file system is no two guests' at once: raises InvalidState if another one has it."""
+    folder = _folder(layout, volume_path)
+    for name in _marks(folder):
+        if name != sandbox_id and owner_alive(layout.sandbox(name)):
+            raise InvalidState(f"cannot use the direct volume {volume_path}: sandbox {name} has it")
+    for name in _marks(folder):
+        (folder / name).unlink(missing_ok=True)
+    (folder / sandbox_id).touch(mode=0o600)
+
+
+def unmark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
+    (_folder(layout, volume_path) / sandbox_id).unlink(missing_ok=True)
+
+
+def owner_of_volume(layout: Layout, volume_path: str) -> str:
+    """The sandbox that uses the volume. Raises NotFound, UsageError."""
+    folder = _folder(layout, volume_path)
+    if not (folder / INFO).exists():
+        raise NotFound(f"cannot find the direct volume {volume_path}", hint="see: kata-runtime direct-volume add")
+    marks = _marks(folder)
+    if not marks:
+        raise NotFound(f"cannot find a sandbox that uses the direct volume {volume_path}")
+    return marks[0]
+
+
+def _marks(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name != INFO and not name.startswith("."))
+
+
+def forget_volumes(layout: Layout, sandbox_id: str) -> None:
+    """Take away the marks of a sandbox that has ended."""
+    folders: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # most hosts have no such volumes
+        folders = list(_root(layout).iterdir())
+    for folder in folders:
+        with contextlib.suppress(NotADirectoryError):  # a stray file among them is nobody's mark
+            (folder / sandbox_id).unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""The owner's end of the debug console of its sandbox: one connection, made when somebody first asks for it."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from katapod.plan.vmm import FdSlot
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.console import CONSOLE_SERVICE_VPORT, VM_ID
+from katapod.rpc.pb import agent_pb2
+from katapod.rpc.status import RpcError, StatusCode
+
+if TYPE_CHECKING:
+    from katapod.host.qemu import QemuProcess
+
+__all__ = ["ConsoleLink"]
+
+log = logging.getLogger(__name__)
+
+DIAL_LIMIT_S = 10.0
+HANG_UP_LIMIT_S = 10.0
+HEALTH_LIMIT_S = 5.0
+SIGHUP = 1
+
+
+class ConsoleLink:
+    """`sessions` counts who has a shell there."""
+
+    def __init__(self, sandbox_id: str, vm: "QemuProcess", vsock_cid: int | None, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.sessions = 0
+        self._sandbox_id = sandbox_id
+        self._vm = vm
+        self._vsock_cid = vsock_cid
+        self._connection: TtrpcClient | None = None
+        self._connecting = asyncio.Lock()
+        self._hanging_up: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> TtrpcClient:
+        """The connection. Raises RpcError: FAILED_PRECONDITION if the console is off, UNIMPLEMENTED if the guest has
+        only upstream's, raw, one."""
+        if not self.enabled:
+            raise RpcError(StatusCode.FAILED_PRECONDITION, f"the debug console of {self._sandbox_id} is off")
+        async with self._connecting:
+            if self._connection is None or self._connection.closed.done():
+                sock = await self._open()
+                self._connection = await TtrpcClient.on_socket(sock, f"debug console of {self._sandbox_id}")
+        return self._connection
+
+    async def _open(self) -> socket.socket:
+        sock = self._vm.take_socket(FdSlot.DEBUG_CONSOLE)
+        if sock is not None:
+            return sock
+        if self._vsock_cid is None:
+            raise RpcError(StatusCode.UNAVAILABLE, f"the debug console of {self._sandbox_id} is broken")
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(DIAL_LIMIT_S):
+                await asyncio.get_running_loop().sock_connect(sock, (self._vsock_cid, CONSOLE_SERVICE_VPORT))
+        except OSError as exc:
+            sock.close()
+            raise RpcError(
+                StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has no console but a raw one: {exc}"
+            ) from exc
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def answers(self) -> bool:
+        """Whether somebody is at the console, and it answers."""
+        if not self.sessions or self._connection is None:
+            return False
+        try:
+            await AgentClient(self._connection).check(HEALTH_LIMIT_S)
+        except RpcError:
+            return False
+        return True
+
+    def hang_up(self, exec_id: str) -> None:
+        """End a process whose user has gone, if it is still there."""
+        task = asyncio.create_task(self._hang_up(exec_id), name="hang-up")
+        self._hanging_up.add(task)
+        task.add_done_callback(self._hanging_up.discard)
+
+    async def _hang_up(self, exec_id: str) -> None:
+        if self._connection is None:
+            return
+        request = agent_pb2.SignalProcessRequest(container_id=VM_ID, exec_id=exec_id, signal=SIGHUP)
+        with contextlib.suppress(RpcError):  # it has ended, or the guest has
+            await AgentClient(self._connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._connection is not None:
+            self._connection.close()

@@ -1,0 +1,193 @@
+"""Connections to the loopback of a pod's network namespace on the host, carried to the loopback of its guest.
+
+Container engines forward ports (`kubectl port-forward`) by a connection to localhost inside the namespace, where they
+believe the pod's processes. We accept it, have the agent connect in the guest, and carry bytes between the two: one
+chunk at a time in each direction, so that who does not read stalls the other end.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from katapod.host.loopback import LoopbackListener, listen_on_loopback
+from katapod.host.tasks import finish
+from katapod.rpc.agent import AgentClient
+from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.lifecycle import Sandbox
+
+__all__ = ["CONNECTIONS_MAX", "loopback_door"]
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 64  # at a time: each has up to two calls in flight, of the agent's 256
+CHUNK_MAX = 256 * 1024  # bytes for one call
+IN_FLIGHT_BYTES = 4 << 20  # of all connections in one direction, more or less; the agent holds 16 MiB of requests
+CONNECT_LIMIT_S = 15.0  # the agent's own is 10
+DISCONNECT_LIMIT_S = 5.0
+PAUSE_S = 0.1  # after an accept that failed
+LOOPBACK, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
+_RESET = struct.pack("ii", 1, 0)  # struct linger
+
+
+@contextlib.asynccontextmanager
+async def loopback_door(sandbox: Sandbox, netns: Path | None) -> AsyncIterator[None]:
+    """Carry while the block runs; what is under way at its end is reset. A host that cannot gets a warning."""
+    listener = await _listen(netns) if netns is not None else None
+    if listener is None:
+        yield
+        return
+    door = _Door(sandbox.agent, sandbox.sandbox_id)
+    serving = [asyncio.create_task(door.serve(each), name="loopback-door") for each in listener.sockets]
+    try:
+        yield
+    finally:
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving)
+        await door.close()
+        listener.close()
+
+
+async def _listen(netns: Path) -> LoopbackListener | None:
+    found: list[LoopbackListener] = []
+    try:
+        # a thread cannot be cancelled: if we are, what it opens is closed again
+        await finish(asyncio.to_thread(lambda: found.append(listen_on_loopback(netns))), name="listen-on-loopback")
+    except OSError as exc:
+        log.warning("connections to the loopback of %s will be refused, and so will port-forwarding: %s", netns, exc)
+    except BaseException:
+        for listener in found:
+            listener.close()
+        raise
+    return found[0] if found else None
+
+
+class _Door:
+    def __init__(self, agent: AgentClient, sandbox_id: str) -> None:
+        self._agent = agent
+        self._sandbox_id = sandbox_id
+        self._ids = itertools.count(1)
+        self._carrying: dict[int, asyncio.Task[None]] = {}
+        self._half_closed: dict[int, None] = {}  # by their clients, who may have gone; the oldest first
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def _chunk_bytes(self) -> int:
+        """For the next call of a connection: what stands in the agent must leave room for other calls."""
+        return min(CHUNK_MAX, IN_FLIGHT_BYTES // max(1, len(self._carrying)))
+
+    async def close(self) -> None:
+        """Reset what is under way. The guest is not told: it ends next."""
+        self._closed = True
+        left = {*self._carrying.values(), *self._ending}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+    async def serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                log.warning("cannot accept a connection to the loopback of %s: %s", self._sandbox_id, exc)
+                await asyncio.sleep(PAUSE_S)
+                continue
+            if len(self._carrying) >= CONNECTIONS_MAX and not self._drop_oldest():
+                log.warning("sandbox %s has %d forwarded connections already", self._sandbox_id, CONNECTIONS_MAX)
+                _reset(client)
+                continue
+            connection_id = next(self._ids)
+            name = f"forward-{connection_id}"
+            self._carrying[connection_id] = asyncio.create_task(self._carry(connection_id, client), name=name)
+
+    def _drop_oldest(self) -> bool:
+        """Give up the oldest connection whose client has ended its stream. False: there is none."""
+        oldest = next(iter(self._half_closed), None)
+        if oldest is None:
+            return False
+        task = self._forget(oldest)
+        task.cancel()
+        self._await_end_of(task)
+        return True
+
+    def _await_end_of(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _forget(self, connection_id: int) -> asyncio.Task[None]:
+        self._half_closed.pop(connection_id, None)
+        return self._carrying.pop(connection_id)
+
+    async def _carry(self, connection_id: int, client: socket.socket) -> None:
+        """To the end of both directions."""
+        broken = True
+        try:
+            await self._connect(connection_id, client)
+            async with asyncio.TaskGroup() as group:
+                whole = group.create_task(self._to_guest(connection_id, client))
+                group.create_task(self._to_client(connection_id, client))
+            broken = not whole.result()
+        except* (RpcError, OSError) as group_error:
+            log.debug(
+                "connection %d to the loopback of %s: %s", connection_id, self._sandbox_id, group_error.exceptions
+            )
+        finally:
+            if broken:
+                _reset(client)
+            client.close()
+            if connection_id in self._carrying:
+                self._forget(connection_id)
+            if not self._closed:
+                self._await_end_of(asyncio.create_task(self._disconnect(connection_id, reset=broken)))
+
+    async def _connect(self, connection_id: int, client: socket.socket) -> None:
+        """Where the client wants to go, else to the other family's loopback: clients try IPv4 first and, since we have
+        accepted that, would never come to a server that has IPv6 only. Raises RpcError, OSError."""
+        address, port = client.getsockname()[:2]
+        try:
+            await self._agent.connect(connection_id, socket.inet_pton(client.family, address), port, CONNECT_LIMIT_S)
+        except RpcError as exc:
+            if exc.code is not StatusCode.NOT_FOUND:
+                log.warning("cannot forward a connection to port %d of %s: %s", port, self._sandbox_id, exc.message)
+                raise
+            other = LOOPBACK if client.family == socket.AF_INET6 else LOOPBACK6
+            await self._agent.connect(connection_id, other, port, CONNECT_LIMIT_S)
+
+    async def _to_guest(self, connection_id: int, client: socket.socket) -> bool:
+        """Returns whether the guest has taken all. If it takes no more, what it sends is still for the client."""
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(client, self._chunk_bytes):
+                await self._agent.send(connection_id, data)
+            self._half_closed[connection_id] = None
+            await self._agent.send(connection_id, b"")
+        except RpcError as exc:
+            if exc.code is not StatusCode.ABORTED:
+                raise
+            return False
+        return True
+
+    async def _to_client(self, connection_id: int, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await self._agent.receive(connection_id, self._chunk_bytes):
+            await loop.sock_sendall(client, data)
+        client.shutdown(socket.SHUT_WR)
+
+    async def _disconnect(self, connection_id: int, *, reset: bool) -> None:
+        with contextlib.suppress(RpcError):  # the guest may be dead
+            await self._agent.disconnect(connection_id, reset=reset, timeout_s=DISCONNECT_LIMIT_S)
+
+
+def _reset(client: socket.socket) -> None:
+    """Close, and let the other end know that the stream broke."""
+    with contextlib.suppress(OSError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
