@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help run setup image test unit integration e2e check format messages install clean
-.PHONY: bench bench-compare bench-baseline
+.PHONY: bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,9 +40,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt | build/.packages
 image: $(BIN)/.installed
 	@$(BIN)/kata-runtime image build
 
-test: setup check build/.packages-test ## Set up, then all checks and tests
-	$(PYTEST) tests/unit -q -n 2
-	$(PYTEST) tests/integration tests/e2e -v
+test: setup build/.packages-test ## Set up, then all checks and tests, with a summary at the end
+	@MAKE='$(MAKE)' tools/run-tests
 
 unit: $(BIN)/.installed ## The unit tests: seconds, no root, no VM
 	$(PYTEST) tests/unit -q
@@ -76,9 +75,15 @@ bench-compare: $(BIN)/.installed ## Compare build/bench.json with bench/baseline
 bench-baseline: setup build/.packages-test ## Measure, and keep the results as the baseline
 	$(BIN)/python -m bench.run $(BENCH) --baseline bench/baseline.json
 
+deb: $(BIN)/.installed build/.packages-test ## Build the Debian package into dist/
+	tools/build-deb
+
+rpm: $(BIN)/.installed build/.packages-test ## Build the RPM into dist/
+	tools/build-rpm
+
 install: build/.packages ## Install below PREFIX (default /usr/local); DESTDIR for packagers
 	PYTHON=$(PYTHON) tools/install "$(DESTDIR)" "$(PREFIX)"
 
 clean: ## Remove what was built in this directory
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

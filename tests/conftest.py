@@ -1,5 +1,6 @@
 """Fixtures for tests on real VMs. Tests of tests/e2e get the leak probe and the guest image without asking."""
 
+import gc
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
-pytest_plugins = ["kit.runtime_fixtures"]
+pytest_plugins = ["kit.runtime_fixtures", "kit.whole_run"]
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
@@ -26,12 +27,19 @@ IMAGE_LINKS = Path("/var/cache/kata-containers")
 
 # the network of this machine is not the tests' alone: those of tests/e2e/test_run_network.py have one of their own
 os.environ.setdefault("KATAPOD_NETWORK", "none")
-# A shell that runs us in the background has SIGINT ignored, and so would have all that we start, and whoever presses
-# Ctrl-C in a test would press it in vain.
+# A shell that runs us in the background has SIGINT ignored, nohup(1) SIGHUP, and so would have all that we start:
+# whoever presses Ctrl-C or closes a terminal in a test would do it in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 hypothesis.settings.register_profile("katapod", deadline=None)  # timings decide no test: others use the machine too
 hypothesis.settings.load_profile("katapod")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: full garbage collections, which some tests ask for, need not go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is_below(path: Path, *folders: Path) -> bool:
@@ -63,7 +71,7 @@ def _module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     request.getfixturevalue("guest_image")
     before = inventory()
     yield
-    _expect_nothing_new(before)
+    _expect_nothing_new(before, request.node.nodeid)
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +81,15 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def leaves_nothing() -> Iterator[None]:
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """The leak probe: for tests elsewhere than in tests/e2e too."""
     before = inventory()
     yield
-    _expect_nothing_new(before)
+    _expect_nothing_new(before, request.node.nodeid)
 
 
-def _expect_nothing_new(before: frozenset[str]) -> None:
-    if left := find_leaks(before):
+def _expect_nothing_new(before: frozenset[str], test: str) -> None:
+    if left := find_leaks(before, test):
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 

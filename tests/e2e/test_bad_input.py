@@ -98,6 +98,18 @@ def test_verbs_on_a_container_that_is_not_there(verb: str) -> None:
     expect(kata(verb, *words), "no-such-thing: there is no such container", code=125 if verb == "exec" else 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("metrics", "no-such-thing"), "no-such-thing: there is no such container and no such sandbox"),
+        (("network", "rm", "no-such-thing"), "cannot find network no-such-thing"),
+        (("network", "inspect", "no-such-thing"), "cannot find network no-such-thing"),
+    ],
+)
+def test_what_else_is_not_there(words: tuple[str, ...], told: str) -> None:
+    expect(kata(*words), told, code=1)
+
+
 @pytest.mark.parametrize("verb", ["run", "exec", "list", "kill", "delete", "logs"])
 def test_needs_root(verb: str) -> None:
     words = {"run": ["busybox", "true"], "exec": ["x1", "true"], "list": []}.get(verb, ["x1"])

@@ -7,6 +7,8 @@ import pytest
 from kit.cri import RUNNING, Cri
 from kit.cri_stream import open_stream
 
+pytestmark = pytest.mark.alone
+
 PODS = {"runc": 6, "kata": 30}
 AT_ONCE = 3
 

@@ -1,14 +1,16 @@
 """Volumes of pods as the kubelet prepares them on the host: folders, files, tmpfs, links that are swapped."""
 
+import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.cri import Cri, mount
-from kit.kata import wait_for
+from kit.cri import Cri, CriError, mount
+from kit.kata import Kata, wait_for
 
 SLEEP = ("sleep", "100000")
 HOST_TO_CONTAINER = 1
@@ -24,6 +26,71 @@ def memory_volume(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[str]:
+    """A block device with an ext4 file system of 64 MiB."""
+    backing = tmp_path / "backing"
+    backing.touch()
+    os.truncate(backing, 64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", backing], check=True)
+    command = ["losetup", "--find", "--show", str(backing)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_direct_volume(cri: Cri, kata: Kata, disk: str, tmp_path: Path) -> None:
+    """The guest mounts the device itself, for all containers of one pod, and for no other pod."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    where = ("--volume-path", str(volume))
+    info = {"volume-type": "block", "device": disk, "fstype": "ext4", "metadata": {"fsGroup": "4242"}}
+
+    def announce(**changes: str) -> None:
+        kata.ok("direct-volume", "add", *where, "--mount-info", json.dumps(info | changes))
+
+    announce(device="/no/such/disk")
+    try:
+        assert "cannot find a sandbox that uses" in kata("direct-volume", "stats", *where).stderr
+        pod, mounts = cri.run_pod(), [mount(volume, "/data")]
+        for changes, said in (({}, "/no/such/disk of the direct volume"), ({"fstype": "xfs"}, "cannot mount blk")):
+            if changes:
+                announce(**changes)
+            with pytest.raises(CriError, match=said):
+                pod.start(*SLEEP, mounts=mounts)
+        announce()
+        one, two = pod.start(*SLEEP, name="one", mounts=mounts), pod.start(*SLEEP, name="two", mounts=mounts)
+        assert re.search(r"^/dev/vd\S+ on /data type ext4 \(rw", pod.sh(one, "mount"), re.MULTILINE)
+        pod.sh(one, "echo inside > /data/file")
+        assert pod.sh(two, "cat /data/file; stat -c %g /data/file") == "inside\n4242\n"
+        usage = json.loads(kata.ok("direct-volume", "stats", *where))["usage"]
+        assert 48 << 20 < usage[0]["total"] < 64 << 20
+        larger = ("direct-volume", "resize", *where, "--size", str(96 << 20))
+        assert f"{disk} has {64 << 20}" in kata(*larger).stderr
+        os.truncate(tmp_path / "backing", 96 << 20)
+        subprocess.run(["losetup", "--set-capacity", disk], check=True)
+        kata.ok(*larger)
+        usage = json.loads(kata.ok("direct-volume", "stats", *where))["usage"]
+        assert 80 << 20 < usage[0]["total"] < 96 << 20
+        assert "it cannot shrink" in kata("direct-volume", "resize", *where, "--size", "4096").stderr
+        other = cri.run_pod()
+        with pytest.raises(CriError, match=f"cannot use the direct volume .*: sandbox {pod.id} has it"):
+            other.start(*SLEEP, mounts=mounts)
+        pod.remove_container(one)
+        assert pod.sh(two, "cat /data/file") == "inside\n"
+        pod.remove_container(two)
+        again = other.start(*SLEEP, mounts=mounts)
+        assert other.sh(again, "cat /data/file") == "inside\n"
+        other.stop_and_remove()
+        assert list(volume.iterdir()) == []
+        assert "cannot find a sandbox that uses" in kata("direct-volume", "stats", *where).stderr
+    finally:
+        kata.ok("direct-volume", "remove", *where)
+    assert "cannot find the direct volume" in kata("direct-volume", "stats", *where).stderr
 
 
 @pytest.mark.reference

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from faults import die_hard, leftovers, qemu_of, virtiofsd_of
 
 from kit.containerd import K8S, Containerd
 from kit.cri import RUNNING, Cri, CriError, Pod
-from kit.kata import wait_for
+from kit.kata import Kata, wait_for
 from kit.leaks import claim
 from kit.oci_archive import BUSYBOX
 
@@ -34,6 +35,20 @@ CRASH = ("sh", "-c", "echo c > /proc/sysrq-trigger")
 def _only_kata(handler: str) -> None:
     if handler != "kata":
         pytest.skip("the processes of a virtual machine")
+
+
+def refused_by_ctr(ctr: Containerd, *args: str, namespace: str | None = None) -> str:
+    """What ctr says of a call that has to fail, in time."""
+    result = ctr(*args, namespace=namespace, timeout=HANG_LIMIT_S)
+    assert result.code != 0, result
+    return result.stderr
+
+
+def refused_by_cri(pod: Pod, method: str, **fields: object) -> str:
+    """What the CRI says of a call that has to fail, in time."""
+    with pytest.raises(CriError) as caught:
+        pod.cri(method, limit_s=HANG_LIMIT_S, **fields)
+    return caught.value.details
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,7 @@ def test_death_of_a_task(pair: Pair, victim: str) -> None:
 def test_containerd_killed(pair: Pair) -> None:
     pair.ctr.stop(signal.SIGKILL)
     pair.ctr.start()
+    pair.pod.cri.wait_serves()
     wait_for(lambda: pair.ctr.tasks() == {pair.task: "RUNNING"}, "the task is known again", 60)
     wait_for(lambda: pair.pod.container(pair.workload).state == RUNNING, "the workload is known again", 60)
     pair.wait_beats()
@@ -131,16 +147,7 @@ def test_guest_that_stands_still(pair: Pair) -> None:
     assert ctr.tasks() == {task: "RUNNING"}
     assert pod.container(workload).state == RUNNING
 
-    def ctr_says(*args: str) -> str:
-        result = ctr(*args, timeout=HANG_LIMIT_S)
-        assert result.code != 0, result
-        return result.stderr
-
-    def cri_says(method: str, **fields: object) -> str:
-        with pytest.raises(CriError) as caught:
-            pod.cri(method, limit_s=HANG_LIMIT_S, **fields)
-        return caught.value.details
-
+    ctr_says, cri_says = partial(refused_by_ctr, ctr), partial(refused_by_cri, pod)
     calls: dict[str, Callable[[], str]] = {
         "exec": lambda: ctr_says("tasks", "exec", "--exec-id", "e1", task, "true"),
         "pause": lambda: ctr_says("tasks", "pause", task),
@@ -162,3 +169,57 @@ def test_guest_that_stands_still(pair: Pair) -> None:
     sandbox = pod.id
     pod.stop_and_remove()
     assert [*leftovers(task), *leftovers(sandbox)] == []
+
+
+@pytest.fixture
+def console_pod(node: Containerd) -> Iterator[Pod]:
+    """A pod in whose VM the debug console gives us a shell."""
+    node.forget()
+    found = Cri(node, "kata-console")
+    try:
+        yield found.run_pod()
+        found.remove_all()
+    finally:
+        found.close()
+
+
+def test_agent_that_hangs_alone(console_pod: Pod, kata: Kata) -> None:
+    """The guest's kernel and its containers go on. Every call ends and says why; then the pod is given up."""
+    pod, ctr, workload = console_pod, console_pod.cri.node, console_pod.start("sh", "-c", BEATS)
+    claim(os.path.basename((ctr.run_dir / TASKS / K8S / pod.id / "address").read_text()))
+    sandbox, ice = pod.id, "/sys/fs/cgroup/ice"  # PID 1 takes no SIGSTOP, but a cgroup that is frozen takes it
+    freeze = f"mkdir {ice} && echo 1 >{ice}/cgroup.procs && echo 1 >{ice}/cgroup.freeze; cat {ice}/cgroup.events"
+    frozen = f"until grep -q 'frozen 1' {ice}/cgroup.events; do sleep 0.1; done"
+    kata.ok("exec", "--vm", sandbox, "sh", "-c", f"{freeze}; {frozen}")
+    began = time.monotonic()
+    assert pod.status().state == READY
+    assert pod.container(workload).state == RUNNING
+
+    ctr_says = partial(refused_by_ctr, ctr, "tasks", namespace=K8S)
+    cri_says = partial(refused_by_cri, pod)
+
+    def start_another() -> str:
+        with pytest.raises(CriError) as caught:
+            pod.start("true", name="late")
+        return caught.value.details
+
+    calls: dict[str, Callable[[], str]] = {
+        "exec": lambda: ctr_says("exec", "--exec-id", "e1", workload, "true"),
+        "pause": lambda: ctr_says("pause", workload),
+        "kill": lambda: ctr_says("kill", "--signal", "SIGUSR1", workload),
+        "metrics": lambda: ctr_says("metrics", workload),
+        "ExecSync": lambda: cri_says("ExecSync", container_id=workload, cmd=["true"]),
+        "update": lambda: cri_says("UpdateContainerResources", container_id=workload, linux={"cpu_shares": 512}),
+        "create": start_another,
+        "kata-runtime": lambda: kata("exec", workload, "true", timeout=HANG_LIMIT_S).stderr,
+    }
+    with ThreadPoolExecutor(len(calls)) as threads:
+        said = {name: one.result() for name, one in {n: threads.submit(call) for n, call in calls.items()}.items()}
+    print(f"all ended after {time.monotonic() - began:.1f} s: {said}")
+    for name, text in said.items():  # what a shim says of metrics, containerd keeps to its log
+        assert ("metrics" if name == "metrics" else "did not answer") in text, name
+    assert pod.wait_exit(workload) == 137
+    wait_for(lambda: pod.status().state == NOT_READY, "the pod is not ready", REPORT_S)
+    assert f"sandbox {sandbox} has died: sandbox {sandbox} hangs: its agent did not answer" in ctr.log.read_text()
+    pod.stop_and_remove()
+    wait_for(lambda: leftovers(sandbox) == [], f"nothing is left: {leftovers(sandbox)}", REPORT_S)

@@ -191,6 +191,21 @@ def test_killed_during_exec(name: str, victim: str, tmp_path: Path) -> None:
     assert leftovers(name) == []
 
 
+def test_killed_before_it_confirms_an_exec(name: str) -> None:
+    with start("--rm", "busybox", "sleep", "1000", name=name) as running:
+        at("running", running)
+        os.kill(running.pid, signal.SIGSTOP)
+        with start_exec(name, "true") as exec_process:
+            socket = str(STATE / name / "control.sock")
+            wait_until("the exec is connected", lambda: Path("/proc/net/unix").read_text().count(socket) > 1)
+            die_hard(running.pid)
+            done = exec_process.end().assert_clean_error()
+            assert "the kata-runtime that runs the container was killed" in done.err
+            running.end()
+        assert delete(name).code == 0
+    assert leftovers(name) == []
+
+
 def test_killed_exec_leaves_the_container_alone(name: str, tmp_path: Path) -> None:
     with start(
         "--rm",

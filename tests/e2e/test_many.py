@@ -30,6 +30,8 @@ from faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.alone
+
 SEED = 4242
 
 

@@ -48,7 +48,7 @@ def traces(name: str) -> list[str]:
     found = [line for line in rules if f'"{name}"' in line]
     for lease in Path("/run/katapod/networks/bridge").glob("*.*.*.*"):
         with contextlib.suppress(OSError):
-            if lease.read_text().split()[0] == name:
+            if lease.read_text().split()[:1] == [name]:  # empty for a moment while it is written
                 found.append(str(lease))
     return [*found, *leftovers(name)]
 

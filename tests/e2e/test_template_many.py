@@ -18,6 +18,8 @@ from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
+pytestmark = pytest.mark.alone
+
 IN_A_ROW = 200
 WITH_KEYS = 50
 AT_ONCE = 40

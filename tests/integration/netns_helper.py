@@ -61,6 +61,19 @@ class Pod:
         ip("link", "set", there, "netns", self.peer, netns=self.netns)
         if mac:
             ip("link", "set", name, "address", mac, netns=self.netns)
+        self._address(name, there, number)
+
+    def plug_child(self, kind: str, mode: str, name: str, number: int) -> None:
+        """As plug, by a macvlan or ipvlan whose parent, in the peer's namespace without an address, is wired to the
+        peer. Raises CalledProcessError if the kernel has none of that kind."""
+        there, parent = f"p{number}", f"m{number}"
+        ip("link", "add", parent, "type", "veth", "peer", there, netns=self.peer)
+        ip("link", "set", parent, "up", netns=self.peer)
+        ip("link", "add", "link", parent, "name", name, "type", kind, "mode", mode, netns=self.peer)
+        ip("link", "set", name, "netns", self.netns, netns=self.peer)
+        self._address(name, there, number)
+
+    def _address(self, name: str, there: str, number: int) -> None:
         for netns, device, last in ((self.netns, name, 2), (self.peer, there, 1)):
             ip("addr", "add", f"10.97.{number}.{last}/24", "brd", "+", "dev", device, netns=netns)
             ip("addr", "add", f"fd97:0:0:{number}::{last}/64", "dev", device, "nodad", netns=netns)

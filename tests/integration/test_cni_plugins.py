@@ -77,7 +77,7 @@ class Host:
         found = [line for line in rules if f'"{sandbox_id}"' in line]
         found += [link["ifname"] for link in json.loads(self.command("ip", "-j", "link")) if "veth" in link["ifname"]]
         leases = Path("/run/katapod/networks/bridge").glob("*.*.*.*")
-        found += [str(path) for path in leases if path.read_text().split()[0] == sandbox_id]
+        found += [str(path) for path in leases if path.read_text().split()[:1] == [sandbox_id]]
         found += [str(path) for path in Path("/run/netns").glob(f"kata-{sandbox_id}")]
         return found
 
@@ -146,6 +146,49 @@ def test_many_at_once(host: Host, settings: KatapodConfig) -> None:
         )
         assert [item for items in left for item in items] == []
         assert [trace for sandbox_id in ids for trace in host.traces(sandbox_id)] == []
+
+    host.run(life)
+
+
+SLOW_IPTABLES = """#!/bin/sh
+case "$*" in *"-N CNI-HOSTPORT-DNAT"*) echo >> {made}; sleep 0.5 ;; esac
+exec /usr/sbin/iptables "$@"
+"""
+
+
+def test_the_first_published_ports_of_a_host_at_once(
+    host: Host, settings: KatapodConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """portmap looks for its chain of the firewall and then makes it. Two that make it in one moment fail: only the
+    first may have seen none."""
+    made = tmp_path / "made"
+    (tmp_path / "iptables").write_text(SLOW_IPTABLES.format(made=made))
+    (tmp_path / "iptables").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ids = [f"{RUN_PREFIX}first{number}" for number in range(3)]
+
+    async def life() -> None:
+        request = NetworkRequest(name="bridge", ports=parse_publish("80"))
+        records = [await plan(request, settings, sandbox_id) for sandbox_id in ids]
+        pairs = list(zip(records, ids, strict=True))
+        outcomes = await asyncio.gather(*(attach_it(*pair) for pair in pairs), return_exceptions=True)
+        assert [await release_attachment(*pair) for pair in pairs] == [[], [], []]
+        assert [outcome for outcome in outcomes if isinstance(outcome, BaseException)] == []
+        assert made.read_text() == "\n"
+        assert [trace for sandbox_id in ids for trace in host.traces(sandbox_id)] == []
+
+    host.run(life)
+
+
+def test_a_namespace_whose_making_was_cut_short(host: Host, settings: KatapodConfig) -> None:
+    """`ip netns add` that is killed leaves a plain file of that name."""
+    sandbox_id = f"{RUN_PREFIX}short"
+
+    async def life() -> None:
+        record = await plan(NetworkRequest(name="bridge", ports=parse_publish("80")), settings, sandbox_id)
+        Path(record.netns).touch()
+        assert await release_attachment(record, sandbox_id) == []
+        assert host.traces(sandbox_id) == []
 
     host.run(life)
 

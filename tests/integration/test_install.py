@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from katapod import __version__
 from katapod.model.config import Config, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,12 @@ def test_program_runs_with_its_own_library(installed: Path) -> None:
 def test_other_programs_are_there(installed: Path) -> None:
     for name in ("containerd-shim-kata-v2", "kata-monitor"):
         assert os.access(installed / "bin" / name, os.X_OK)
+
+
+def test_script_for_bug_reports_knows_its_version(installed: Path) -> None:
+    argv = [str(installed / "bin/kata-collect-data.sh"), "--version"]
+    said = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    assert said == f"kata-collect-data.sh version {__version__}\n"
 
 
 def test_default_configuration_is_installed_and_changes_nothing(installed: Path) -> None:

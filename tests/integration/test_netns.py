@@ -1,12 +1,14 @@
 """Taps and tc in a pod's network namespace, without a VM: made, refused, cleaned, undone."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from netns_helper import Pod, inside, ip, links, pod, qdiscs
 
+from katapod.host import netns
 from katapod.host.netns import check_netns, scan_netns
 from katapod.model.errors import UsageError
 from katapod.model.network import InterfaceKind, Interworking, NetworkError, NetworkRecord
@@ -40,6 +42,31 @@ async def attach(
     )
     assert network is not None
     return network, notes
+
+
+async def test_a_start_that_is_cancelled_while_tc_works_leaves_no_filter(
+    wired: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another part of the start has failed meanwhile."""
+    real, done = netns._tc, asyncio.Event()
+
+    async def slow_tc(path: Path, lines: Sequence[str], *, force: bool = False) -> None:
+        await real(path, lines, force=force)
+        done.set()
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(netns, "_tc", slow_tc)
+
+    async def start() -> None:
+        async with ReleaseStack() as stack:
+            await attach(wired, stack)
+
+    starting = asyncio.create_task(start())
+    await done.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert state(wired) == BARE
 
 
 async def test_a_tap_and_two_redirects_are_made_and_undone(wired: Pod) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from netns_helper import Pod, inside, ip, links, pod, qdiscs, redirected_bytes
-from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, busybox_rootfs, layout_below, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.mounts import remove_tree
 from katapod.host.state import StateStore
@@ -28,7 +27,6 @@ from katapod.sandbox.recovery import find_leftovers, remove_sandbox
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
-BUSYBOX = shutil.which("busybox") or "/bin/busybox"
 MAC = "02:97:00:00:00:02"
 
 
@@ -115,12 +113,8 @@ async def test_frames_go_both_ways(running: Sandbox, two_nics: Pod) -> None:
 
 @pytest.fixture(scope="module")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("rootfs")
-    for name in ("bin", "proc", "sys", "dev", "tmp", "etc", "www"):
-        (root / name).mkdir()
-    shutil.copy(BUSYBOX, root / "bin" / "busybox")
-    for name in ("sh", "wget", "httpd", "md5sum", "sleep", "cat"):
-        (root / "bin" / name).symlink_to("busybox")
+    root = busybox_rootfs(tmp_path_factory.mktemp("rootfs"), "sh", "wget", "httpd", "md5sum", "sleep", "cat")
+    (root / "www").mkdir()
     (root / "www" / "data").write_bytes(os.urandom(4 << 20))
     return root
 
@@ -209,7 +203,7 @@ OWNER = """
 import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
-from vm_helper import Owned, layout_below, sandbox_plan
+from vm_helper import Owned, busybox_rootfs, layout_below, sandbox_plan
 from katapod.host.state import StateStore
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import open_sandbox

@@ -1,8 +1,9 @@
-"""Networks of clones and of machines of the pool, several queues, rate limits and macvtap: a VM for each."""
+"""Networks of clones, pool machines and interfaces with a parent, several queues, rates, macvtap: a VM for each."""
 
 import asyncio
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,15 +12,27 @@ from pathlib import Path
 
 import pytest
 from netns_helper import Pod, inside, links, pod, qdiscs
-from vm_helper import INITRD, KERNEL, QEMU, Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import (
+    INITRD,
+    KERNEL,
+    QEMU,
+    Owned,
+    busybox_rootfs,
+    layout_below,
+    needs_guest_image,
+    needs_vm,
+    sandbox_plan,
+)
 
 from katapod.host.facts import file_identity
 from katapod.host.mounts import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.network import Interworking
+from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.network import NetworkSettings
 from katapod.plan.template import TemplateLimits, plan_template
 from katapod.rpc.pb import agent_pb2
+from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ready_machine
@@ -124,3 +137,51 @@ async def test_a_macvtap(store: StateStore, templates: Path, wired: Pod) -> None
         assert "eth0" in {entry.name for entry in answer.Interfaces}
         assert not await sandbox.rescan_network()
         await reach(wired)
+
+
+async def speak_tcp(sandbox: Sandbox, wired: Pod, root: Path) -> None:
+    """A container asks the peer for a line, and answers it with one."""
+    script = "nc -ll -p 8080 -e echo from the pod & until nc -w 20 10.97.4.1 9090; do sleep 0.2; done; exec sleep 1000"
+    options = ContainerOptions(args=("sh", "-c", script))
+    spec = plan_container_spec(ProcessDefaults(env=("PATH=/bin",)), options, str(busybox_rootfs(root, "sh", "nc")))
+    server = await asyncio.create_subprocess_exec(
+        "nsenter", f"--net={wired.path}-peer", "busybox", "nc", "-ll", "-p", "9090", "-e", "echo", "from the peer"
+    )
+    try:
+        container = await create_container(sandbox, ContainerPlan("tcp", "busybox", spec, Rootfs(root)))
+        await container.start()
+        said = await sandbox.guard(sandbox.agent.read_stream("ReadStdout", "tcp", "tcp", 4096))
+        assert said == b"from the peer\n"
+        for address in ("10.97.4.2", "fd97:0:0:4::2"):
+            done = await asyncio.to_thread(inside, wired.peer, "busybox", "nc", "-w", "20", address, "8080")
+            assert done.stdout == "from the pod\n"
+    finally:
+        server.kill()
+        await server.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "model"),
+    [
+        ("macvlan", "bridge", Interworking.TCFILTER),
+        ("macvlan", "bridge", Interworking.MACVTAP),
+        ("ipvlan", "l2", Interworking.TCFILTER),
+    ],
+)
+async def test_an_interface_with_a_parent(
+    store: StateStore, templates: Path, tmp_path: Path, kind: str, mode: str, model: Interworking
+) -> None:
+    """The other end is beyond the parent of the pod's interface."""
+    with pod("child") as wired:
+        try:
+            wired.plug_child(kind, mode, "eth0", 4)
+        except subprocess.CalledProcessError as exc:
+            if kind != "ipvlan" or "Unknown device type" not in exc.stderr:
+                raise
+            pytest.skip("this kernel has no ipvlan")
+        plan = clone_plan(store, f"{kind}-{model.value}", templates)
+        plan = replace(plan, netns=wired.path, network=NetworkSettings(model=model))
+        async with opened(store, plan, wired) as sandbox:
+            assert len(qdiscs(wired.netns)) == (2 if model is Interworking.TCFILTER else 0)
+            await reach(wired)
+            await speak_tcp(sandbox, wired, tmp_path)

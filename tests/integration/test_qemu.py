@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
+from vm_helper import INITRD, layout_below, needs_vm, resources, settled, vm_spec
 
 from katapod.host import qemu
 from katapod.host.logs import read_tail
@@ -20,6 +20,7 @@ from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.errors import MissingProgram
 from katapod.plan.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
 from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
+from katapod.sandbox.recovery import find_leftovers
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
 
@@ -55,6 +56,17 @@ async def test_starts_stopped_confined_and_on_our_descriptors(vm_started: QemuPr
     held = [os.readlink(f"/proc/{vm_started.pid}/fd/{number}") for number in os.listdir(f"/proc/{vm_started.pid}/fd")]
     assert not [path for path in held if "pytest" in path and "vm/pid" not in path]
     assert vm_started.plan.pid_file.read_text().strip() == str(vm_started.pid)
+
+
+async def test_a_directory_whose_sockets_have_long_paths(tmp_path: Path, logs: QemuLogs) -> None:
+    """As that of a build below a long cache directory: the address of a socket has room for 107 bytes."""
+    before = resources()
+    long = tmp_path / ("d" * 120) / "vm"
+    async with running_qemu(plan_qemu(vm_spec(long)), logs) as vm:
+        assert (await vm.qmp.execute("query-status"))["status"] == "prelaunch"
+        assert (long / "qmp.sock").is_socket()
+    await asyncio.sleep(0)
+    assert resources() == before
 
 
 async def test_a_soft_stop_leaves_nothing(spec: VmSpec, logs: QemuLogs) -> None:
@@ -225,3 +237,12 @@ def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
         assert not is_gone(child)
         owner.kill()
     assert asyncio.run(settled(lambda: is_gone(child)))
+
+
+async def test_a_process_is_known_by_its_directory(tmp_path: Path, logs: QemuLogs) -> None:
+    """Below other roots another sandbox may have the same id: it is none of ours to end."""
+    ours, theirs = layout_below(tmp_path / "a"), layout_below(tmp_path / "b")
+    spec = vm_spec(ours.sandbox("same").vm, "same")
+    async with running_qemu(plan_qemu(spec), logs) as vm:
+        assert f"process {vm.pid}" in find_leftovers(ours, "same")
+        assert find_leftovers(theirs, "same") == []

@@ -38,7 +38,7 @@ from katapod.plan.vmm import FdSlot, plan_qemu
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
-from katapod.sandbox.template_store import TemplateBroken, find_template, list_templates, put_in_place, template_lock
+from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
@@ -217,12 +217,12 @@ def find_and_close(plan: TemplatePlan) -> bool:
     return found is not None
 
 
-async def test_a_directory_with_too_long_a_path(store: StateStore, root: Path) -> None:
-    """Sockets lie in it while a template is built."""
+async def test_a_directory_whose_sockets_have_long_paths(store: StateStore, root: Path) -> None:
+    """Sockets lie in it while a template is built, whose addresses have room for 107 bytes."""
     before = resources()
-    with pytest.raises(TemplateBroken, match=r"cannot make a template in .*: cannot listen on .*path too long"):
-        await prepare_template(template_plan(store, root / ("x" * 100)))
-    assert [path.name for path in (root / ("x" * 100)).iterdir() if not path.name.endswith(".lock")] == []
+    plan = template_plan(store, root / ("x" * 100))
+    assert await prepare_template(plan)
+    assert find_and_close(plan)
     assert resources() == before
 
 

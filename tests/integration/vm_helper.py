@@ -82,6 +82,16 @@ def sandbox_plan(
     )
 
 
+def busybox_rootfs(root: Path, *commands: str) -> Path:
+    """Fill a root file system with busybox under these names."""
+    for name in ("bin", "proc", "sys", "dev", "tmp", "etc"):
+        (root / name).mkdir()
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin" / "busybox")
+    for name in commands:
+        (root / "bin" / name).symlink_to("busybox")
+    return root
+
+
 SETTLE_S = 3.0
 
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from kit.kata import RUN_PREFIX, STREAM_SHOWN, Result, wait_for
 from kit.oci_archive import PAUSE, image_archives
 from kit.pod_network import in_netns, open_netns, write_cni_config
 
-__all__ = ["CGROUPS", "CGROUP_PARENT", "HANDLERS", "K8S", "Containerd", "containerd_running"]
+__all__ = ["CGROUPS", "CGROUP_PARENT", "CONSOLE_CONFIG", "HANDLERS", "K8S", "Containerd", "containerd_running"]
 
 HANDLERS = {"runc": "io.containerd.runc.v2", "kata": "io.containerd.kata.v2"}
 """Runtime handler of a pod: runtime type, which is also what `ctr run --runtime` takes."""
@@ -74,13 +74,31 @@ runtime_type = "io.containerd.kata.v2"
 privileged_without_host_devices = true
 pod_annotations = ["io.katacontainers.*"]
 container_annotations = ["io.katacontainers.*"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-console]
+runtime_type = "io.containerd.kata.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-console.options]
+ConfigPath = "{run}/console.toml"
+"""
+
+CONSOLE_CONFIG = "[agent.kata]\ndebug_console_enabled = true\n"
+"""configuration.toml of the runtime handler kata-console."""
+
+KATA_OPTIONS = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}.options]
+ConfigPath = "{config}"
+"""
+MORE_HANDLER = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
+runtime_type = "io.containerd.kata.v2"
 """
 
 
 class Containerd:
     """One containerd and its `ctr`. Remembers what was run, for the evidence of a failed test."""
 
-    def __init__(self) -> None:
+    def __init__(self, kata_config: Path | None = None, more_handlers: Mapping[str, Path] | None = None) -> None:
+        self._kata_config = kata_config  # None: where Katapod looks by itself
+        self._more_handlers = dict(more_handlers or {})  # each with a configuration file of its own
         self.name = f"{RUN_PREFIX}c{next(_numbers)}"
         self.run_dir = Path("/run") / self.name
         self.data_dir = Path("/var/lib") / self.name
@@ -101,7 +119,13 @@ class Containerd:
             folder.mkdir(parents=True, exist_ok=True)
         for parent in self._parents():  # as kubelet and systemd do; they outlive each test that uses this instance
             parent.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.toml").write_text(CONFIG.format(run=self.run_dir, data=self.data_dir, pause=PAUSE))
+        config = CONFIG.format(run=self.run_dir, data=self.data_dir, pause=PAUSE)
+        if self._kata_config is not None:
+            config += KATA_OPTIONS.format(handler="kata", config=self._kata_config)
+        for handler, file in self._more_handlers.items():
+            config += MORE_HANDLER.format(handler=handler) + KATA_OPTIONS.format(handler=handler, config=file)
+        (self.run_dir / "config.toml").write_text(config)
+        (self.run_dir / "console.toml").write_text(CONSOLE_CONFIG)
         write_cni_config(self.run_dir / "cni", self.data_dir / "leases")
         path = f"{SHIM_FOLDER}:{os.environ['PATH']}"  # where the shims are looked for
         with self.log.open("ab") as log:
@@ -281,9 +305,11 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def containerd_running() -> Iterator[Containerd]:
+def containerd_running(
+    kata_config: Path | None = None, more_handlers: Mapping[str, Path] | None = None
+) -> Iterator[Containerd]:
     """A containerd with the test images, which takes away all that it made. Its pods have to be removed before."""
-    found = Containerd()
+    found = Containerd(kata_config, more_handlers)
     with open_netns(found.netns):
         try:
             found.start()

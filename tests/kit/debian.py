@@ -1,9 +1,11 @@
-"""A real Debian 12 root file system with Python and a C compiler, made once and kept as an archive."""
+"""Real Debian 12 root file systems, each made once and kept as an archive: with Python and a C compiler, or others."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["PACKAGES", "debian_archive", "unpack_debian"]
@@ -13,22 +15,28 @@ PACKAGES = ("gcc", "libc6-dev", "python3-minimal")
 CACHE = Path(__file__).resolve().parents[2] / "build" / "cache"
 
 
-def debian_archive() -> Path:
+def debian_archive(packages: Sequence[str] = PACKAGES) -> Path:
     """The archive, made with mmdebstrap if there is none for this list of packages.
 
     The mirror is KATAPOD_TEST_MIRROR, else that of the host's own Debian.
     """
-    key = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:12]
     archive = CACHE / f"debian-{SUITE}-{key}.tar"
-    if archive.exists():
-        return archive
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "debian.lock").open("w") as lock:  # workers of one test run make it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            _make(archive, packages)
+    return archive
+
+
+def _make(archive: Path, packages: Sequence[str]) -> None:
     mmdebstrap = shutil.which("mmdebstrap")
     assert mmdebstrap, "mmdebstrap is not installed; packaging/debian-packages-test.txt names what the tests need"
-    CACHE.mkdir(parents=True, exist_ok=True)
     half = archive.with_suffix(f".{os.getpid()}.tar")
     mirror = os.environ.get("KATAPOD_TEST_MIRROR", "http://deb.debian.org/debian")
     done = subprocess.run(
-        [mmdebstrap, "--variant=minbase", f"--include={','.join(PACKAGES)}", "--quiet", SUITE, str(half), mirror],
+        [mmdebstrap, "--variant=minbase", f"--include={','.join(packages)}", "--quiet", SUITE, str(half), mirror],
         capture_output=True,
         text=True,
         timeout=280,
@@ -38,14 +46,13 @@ def debian_archive() -> Path:
         half.unlink(missing_ok=True)
         raise AssertionError(f"mmdebstrap failed: {done.stderr[-2000:]}")
     os.replace(half, archive)
-    return archive
 
 
-def unpack_debian(folder: Path) -> Path:
+def unpack_debian(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
     """Unpack the archive into `folder`, owners and all; returns it."""
     folder.mkdir(parents=True)
     subprocess.run(
-        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", debian_archive(), "--directory", folder],
+        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", debian_archive(packages), "--directory", folder],
         check=True,
         timeout=120,
     )

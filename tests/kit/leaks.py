@@ -1,13 +1,18 @@
-"""What a test leaves on the machine: everything that Katapod can acquire, listed before and after."""
+"""What a test leaves on the machine: everything that Katapod can acquire, listed before and after.
+
+Who is alone on the machine (one process of tests, no KATAPOD_TESTS_SHARED_HOST) answers for every new line at the end
+of each test. A worker beside others answers at once for the lines with its own names; for a line that has nobody's
+name it keeps the first test after which it was seen; kit.whole_run asks at the end of all whether it is still there.
+"""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from kit.kata import RUN_PREFIX, SHARED_HOST
 
-__all__ = ["claim", "find_leaks", "inventory"]
+__all__ = ["claim", "claimed_names", "find_leaks", "inventory", "lines_with", "settle", "strangers"]
 
 TEMPLATES = "/run/vc/vm/template"
 """Templates and their locks may come with any start, and stay; what begins with a dot is a builder's, and may not."""
@@ -32,6 +37,7 @@ OWN_ROOTS = ("/run", "/var/lib")  # of these only what carries our names
 MOUNT_ROOTS = ("/run/kata-containers/", "/run/vc/", "/var/lib/katapod/sandboxes/", "/var/lib/katapod/images/tmp/")
 PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd", "ctr")
 _claimed = {RUN_PREFIX}
+_strangers: dict[str, str] = {}
 SETTLE_S = 3.0  # a process killed a moment ago may still be seen
 
 
@@ -45,13 +51,41 @@ def claim(identity: str) -> None:
     _claimed.add(identity)
 
 
-def find_leaks(before: frozenset[str]) -> list[str]:
-    """What is there beyond `before`, after a moment to settle."""
+def claimed_names() -> frozenset[str]:
+    """All that has been claimed, and what the names of this process's tests begin with."""
+    return frozenset(_claimed)
+
+
+def lines_with(lines: Iterable[str], names: Collection[str]) -> list[str]:
+    """Those that carry one of the names."""
+    return [line for line in lines if any(name in line for name in names)]
+
+
+def find_leaks(before: frozenset[str], seen_after: str = "") -> list[str]:
+    """What is there beyond `before`, after a moment to settle; beside others, of that what is ours.
+
+    `seen_after` names the test for the lines that may be ours or another's.
+    """
+    if not SHARED_HOST:
+        return settle(before)
+    left = settle(before, _claimed)
+    for line in inventory() - before:
+        _strangers.setdefault(line, seen_after)
+    return left
+
+
+def strangers() -> dict[str, str]:
+    """New lines that were not known to be ours, each with the first test after which it was seen."""
+    return {line: test for line, test in _strangers.items() if not lines_with([line], _claimed)}
+
+
+def settle(before: frozenset[str], names: Collection[str] | None = None) -> list[str]:
+    """What is there beyond `before` (with `names`, of that what carries one) when it has had a moment to go."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         left = sorted(inventory() - before)
-        if SHARED_HOST:
-            left = [line for line in left if any(name in line for name in _claimed)]
+        if names is not None:
+            left = lines_with(left, names)
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)

@@ -1,16 +1,21 @@
 """`kata-runtime` as a program: what it prints where, and its exit statuses. No root is needed."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 
+import click
 import pytest
 
 from katapod import __version__
+from katapod.cli.main import call, explain
 from katapod.cli.settings import print_error
 from katapod.model.errors import KatapodError
 
 USER = 65534
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may serve")
 MAIN = "from katapod.cli.main import main; main()"
 
 
@@ -90,16 +95,63 @@ def test_another_user_is_told_to_be_root(verb: str, status: int) -> None:
     assert done.stderr == f"kata-runtime: cannot {verb}: this needs root\n  hint: sudo kata-runtime {verb} ...\n"
 
 
-def test_output_that_nobody_reads() -> None:
+SHIM = "from katapod.shim.main import main; main()"
+MONITOR = "import sys; from katapod.monitor.main import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "status"),
+    [
+        (MAIN, "--version", 141),
+        (MAIN, "run --help", 141),
+        (MAIN, "config --help", 141),
+        (SHIM, "--version", -signal.SIGPIPE),
+        (SHIM, "--help", -signal.SIGPIPE),
+        (SHIM, "-info", -signal.SIGPIPE),
+        (MONITOR, "--version", -signal.SIGPIPE),
+        (MONITOR, "--help", -signal.SIGPIPE),
+        pytest.param(MONITOR, "--listen-address 127.0.0.1:0", 141, marks=AS_ROOT),
+    ],
+)
+def test_output_that_nobody_reads(program: str, words: str, status: int) -> None:
+    """As in `kata-runtime --version | true`: a shell shows 141, and nothing is said."""
     reader, writer = os.pipe()
     os.close(reader)
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", MAIN, "--version"], stdout=writer, stderr=subprocess.PIPE
+        [sys.executable, "-W", "error", "-c", program, *words.split()],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
     ) as child:
         os.close(writer)
         _, said = child.communicate(timeout=60)
-    assert child.returncode in (1, 141)  # click's, or ours
-    assert said == b""
+    assert (child.returncode, said) == (status, b"")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_there_is_no_room_for(buffered: bool) -> None:
+    command = [sys.executable, *([] if buffered else ["-u"]), "-W", "error", "-c", MAIN, "version"]
+    buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffering, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("No space left on device\n")
+
+
+def test_a_pipe_of_its_own_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    """Not everything that breaks is our output."""
+
+    def ask() -> None:
+        near, far = socket.socketpair()
+        with near:
+            far.close()
+            near.send(b"x")
+
+    with pytest.raises(BrokenPipeError) as broken:
+        call(click.Command("ask", callback=ask), [])
+    assert explain(broken.value, "list") == 1
+    assert "Broken pipe" in capfd.readouterr().err
 
 
 def test_control_characters_of_an_error_stay_out_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

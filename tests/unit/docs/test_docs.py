@@ -227,7 +227,7 @@ def test_architecture_names_every_room() -> None:
 def test_architecture_lists_every_decision() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     files = sorted((ROOT / "docs" / "adr").glob("*.md"))
-    assert [int(path.name[:4]) for path in files] == list(range(1, len(files) + 1))
+    assert len({path.name[:4] for path in files}) == len(files)  # numbers are taken before pages are written
     for path in files:
         text = path.read_text()
         assert re.match(rf"# {int(path.name[:4])}\. \S", text), name_of(path)

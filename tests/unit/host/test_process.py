@@ -1,6 +1,7 @@
 """The door to other programs, with real ones."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -53,13 +54,59 @@ async def test_cancelling_kills_it(tmp_path: Path) -> None:
     assert await gone(int((tmp_path / "pid").read_text()))
 
 
+def test_cancelling_while_it_is_started(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the start is: no process is left, and asyncio's watcher of it has nothing to complain of."""
+    watch_late(monkeypatch, 0.05)
+
+    async def cancelled_after(turns: int) -> None:
+        task = asyncio.create_task(run(["/bin/true"]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.02)  # noqa: ASYNC251 - while nobody looks, it ends
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for turns in range(1, 8):
+        asyncio.run(cancelled_after(turns))
+    assert caplog.records == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("between", [0, 1, 2])
+def test_cancelling_again_while_it_is_started(times: int, between: int) -> None:
+    async def turn(number: int) -> None:
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    async def cancelled_after(turns: int) -> None:
+        task = asyncio.create_task(run(["sleep", "1000"]))
+        await turn(turns)
+        for _ in range(times):
+            task.cancel()
+            await turn(between)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for turns in range(1, 12):
+        asyncio.run(cancelled_after(turns))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 async def test_output_without_end_is_cut() -> None:
     done = await run(["head", "-c", "6000000", "/dev/zero"])
     assert len(done.stdout) == 4 * 1024 * 1024
 
 
-async def test_input_that_nobody_reads() -> None:
-    assert (await run(["true"], input=b"x" * 1_000_000)).returncode == 0
+def test_input_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:
+    gc.collect()  # what others left
+    caplog.clear()
+    assert asyncio.run(run(["sleep", "0.1"], input=b"x" * 1_000_000)).returncode == 0
+    gc.collect()
+    assert caplog.records == []  # asyncio tells here of an exception that nobody took
 
 
 async def test_a_program_that_is_not_there() -> None:
@@ -165,18 +212,22 @@ async def content_of(path: Path) -> str:
     raise AssertionError(f"{path} was not written")
 
 
+def watch_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """asyncio's watcher of a process is a thread, which comes late on a busy machine."""
+    watch = ThreadedChildWatcher._do_waitpid  # type: ignore[attr-defined]
+
+    def late(*args: object) -> None:
+        time.sleep(seconds)
+        watch(*args)
+
+    monkeypatch.setattr(ThreadedChildWatcher, "_do_waitpid", late)
+
+
 async def test_a_child_that_ends_as_it_is_killed_is_still_seen_by_its_watcher(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Popen.kill() looks first whether the child has ended, and may take its status away from asyncio's watcher,
-    a thread that comes late on a busy machine."""
-    watch = ThreadedChildWatcher._do_waitpid  # type: ignore[attr-defined]
-
-    def watch_late(*args: object) -> None:
-        time.sleep(0.2)
-        watch(*args)
-
-    monkeypatch.setattr(ThreadedChildWatcher, "_do_waitpid", watch_late)
+    """Popen.kill() looks first whether the child has ended, and may take its status away from asyncio's watcher."""
+    watch_late(monkeypatch, 0.2)
     with (tmp_path / "out").open("wb") as out:
         child = await spawn(["/bin/true"], output=out)
     while "State:\tZ" not in Path(f"/proc/{child.pid}/status").read_text():  # noqa: ASYNC110 - procfs has no event

@@ -8,13 +8,17 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from katapod.host.process_metrics import CallTimes, family_text
-from katapod.model.errors import NotFound
-from katapod.rpc.pb import agent_pb2, csi_pb2
+from katapod.host.qmp import QmpLinkBroken
+from katapod.model.errors import KatapodError, NotFound
+from katapod.model.inspection import Channel, LiveFacts
+from katapod.rpc.http import HEAD_MAX, HttpError, get_http
+from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.management import Managed, guest_metrics, management_socket
 
@@ -33,6 +37,21 @@ class Guest:
             raise answer
         return answer
 
+    async def inspect(self, timeout_s: float) -> Any:
+        return await self.call("Inspect", None, timeout_s)
+
+
+class Qemu:
+    """A monitor: answers by question; an error if it has none."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+
+    async def execute(self, command: str, arguments: Any = None, *, limit_s: float = 1.0) -> Any:
+        if command not in self.answers:
+            raise QmpLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
+        return self.answers[command]
+
 
 class Pod(Managed):
     sandbox_id = "s1"
@@ -40,12 +59,17 @@ class Pod(Managed):
 
     def __init__(self, vmm_pid: int) -> None:
         self.guest = Guest()
+        self.monitor = Qemu()
         self.vmm = vmm_pid
         self.times = CallTimes("kata_shim_rpc_durations_histogram_milliseconds", "Latency of task calls.")
 
     @property
     def agent(self) -> Guest:
         return self.guest
+
+    @property
+    def qmp(self) -> Qemu:
+        return self.monitor
 
     @property
     def vmm_pid(self) -> int:
@@ -59,10 +83,21 @@ class Pod(Managed):
     def call_times(self) -> Sequence[CallTimes]:
         return [self.times]
 
+    vcpus = 2
+    mem_mib = 256
+    has_network = False
+
+    async def overhead(self, seconds: float) -> tuple[float, int]:
+        return 12.5, 1 << 20
+
     def guest_path(self, volume_path: str) -> str:
         if volume_path != "/dev/vol":
             raise NotFound(f"cannot find the volume {volume_path}")
         return "/guest/vol"
+
+    async def grow_disk(self, volume_path: str, size: int) -> None:
+        if size > 1 << 50:
+            raise KatapodError(f"cannot resize {volume_path}: it has not that much")
 
 
 @pytest.fixture
@@ -180,6 +215,7 @@ async def test_policy(pod: Pod, tmp_path: Path) -> None:
         ("GET", "/direct-volume/stats?path=/other", b"", 404),
         ("POST", "/direct-volume/resize", b"{", 400),
         ("POST", "/direct-volume/resize", b'{"VolumePath": "/dev/vol", "Size": -1}', 400),
+        ("POST", "/direct-volume/resize", b'{"VolumePath": "/dev/vol", "Size": 9007199254740992}', 500),
         ("POST", "/direct-volume/resize", b'{"VolumePath": "/dev/vol", "Size": 18446744073709551616}', 400),
         ("GET", "/iptables", b"", 500),  # the agent has no such method
     ],
@@ -213,6 +249,60 @@ def test_a_guest_that_talks_too_much_is_cut_at_a_line() -> None:
     assert found.endswith("kata_guest_x 1\n")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'kata_guest_x{sandbox_id="other"} 1',
+        'kata_guest_x{a="1",a="2"} 1',
+        'kata_guest_x{a="1" 1',
+        'kata_guest_x{a="1",} 1',
+        'kata_guest_x{a="\\q"} 1',
+        "kata_guest_x one",
+        "kata_guest_x 1 2 3",
+        "kata_guest_x",
+        "kata_guest_x 1\r",
+        'kata_guest_x{a="\u2028"} 1',
+        "# TYPE kata_guest_x nonsense",
+        "# TYPE kata_guest_x",
+    ],
+)
+def test_one_bad_line_does_not_spoil_the_scrape_of_all(line: str) -> None:
+    """Prometheus gives up a whole scrape at the first line that it cannot parse."""
+    assert guest_metrics(f"{line}\nkata_guest_y 1\n") == "kata_guest_y 1\n"
+
+
+@pytest.mark.parametrize("value", ["1", "-0.5", "1e+09", ".5", "NaN", "+Inf", "-Inf"])
+def test_good_lines_pass(value: str) -> None:
+    text = f'# HELP kata_guest_x What, "quoted".\n# TYPE kata_guest_x gauge\nkata_guest_x{{a="b \\"c\\" ,d"}} {value}\n'
+    assert guest_metrics(text) == text
+
+
+async def test_a_summary(pod: Pod, tmp_path: Path) -> None:
+    text = (
+        'kata_guest_meminfo{item="mem_total"} 1000\nkata_guest_meminfo{item="mem_available"} 400\n'
+        'kata_guest_load{item="load1"} 0.25\nkata_guest_tasks{item="max"} NaN\n'
+    )
+    pod.guest.answers["GetMetrics"] = agent_pb2.Metrics(metrics=text)
+    status, body = await ask(tmp_path, "GET", "/summary?guest=1")
+    found = json.loads(body)
+    assert status == 200
+    assert found["guest"] == {"memory_total": 1000, "memory_available": 400, "load1": 0.25, "tasks": 0}
+    assert found["vmm_state"] in ("R", "S")  # it may be at its beginning
+    assert found["memory"]["owner"] > 1 << 20
+    assert found["net_received"] is None
+    asked = len(pod.guest.asked)
+    assert json.loads((await ask(tmp_path, "GET", "/summary"))[1])["guest"] is None
+    assert len(pod.guest.asked) == asked  # the guest is not disturbed
+
+
+async def test_the_overhead_is_that_after_the_scrape_before(pod: Pod, tmp_path: Path) -> None:
+    assert "overhead" not in (await ask(tmp_path, "GET", "/metrics"))[1]
+    await asyncio.sleep(0)
+    text = (await ask(tmp_path, "GET", "/metrics"))[1]
+    assert "kata_shim_pod_overhead_cpu 12.5\n" in text
+    assert "kata_shim_pod_overhead_memory_in_bytes 1048576\n" in text
+
+
 @given(st.text())
 def test_whatever_a_guest_says_no_line_is_another_ones(text: str) -> None:
     for line in guest_metrics(text).splitlines():
@@ -221,3 +311,27 @@ def test_whatever_a_guest_says_no_line_is_another_ones(text: str) -> None:
 
 def test_label_values_are_escaped() -> None:
     assert family_text("x", "gauge", "X.", [({"a": 'b"\\\n'}, 1)]).splitlines()[-1] == 'x{a="b\\"\\\\\\n"} 1'
+
+
+async def test_inspect_tells_what_answers(pod: Pod, tmp_path: Path) -> None:
+    """Neither QEMU nor the agent: both are named, with the reason; the channel is known anyhow."""
+    status, text = await ask(tmp_path, "GET", "/inspect")
+    live = msgspec.json.decode(text, type=LiveFacts)
+    assert (status, live.hypervisor, live.guest) == (200, None, None)
+    assert {one.part: one.why for one in live.missing}["guest"].startswith("the guest's agent does not tell")
+    assert any("QEMU did not answer" in one.why for one in live.missing)
+    assert live.channel == Channel(kind="vsock", address="vsock://42:1024")
+    pod.guest.answers["Inspect"] = inspection_pb2.InspectResponse(kernel="6.1", uptime_s=1.5)
+    live = msgspec.json.decode((await ask(tmp_path, "GET", "/inspect"))[1], type=LiveFacts)
+    assert live.guest is not None
+    assert live.guest.kernel == "6.1"
+    assert (await ask(tmp_path, "POST", "/inspect"))[0] == 501
+
+
+async def test_the_client_of_the_socket(pod: Pod, tmp_path: Path) -> None:
+    path = str(tmp_path / "m.sock")
+    assert b"missing" in await get_http(path, "/inspect", limit_s=10, body_max=10_000)
+    with pytest.raises(HttpError, match="more than"):
+        await get_http(path, "/metrics", limit_s=10, body_max=10 - HEAD_MAX)
+    with pytest.raises(HttpError, match="URL NOT FOUND"):
+        await get_http(path, "/nothing", limit_s=10, body_max=10_000)

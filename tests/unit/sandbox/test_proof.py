@@ -9,7 +9,7 @@ import pytest
 from katapod.host.facts import HostFacts
 from katapod.model.errors import DeviceMissing, MissingProgram
 from katapod.plan.vmm import Accelerator
-from katapod.sandbox.proof import Verdict, choose_accelerator
+from katapod.sandbox.proof import Verdict, choose_accelerator, kept_verdict
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 
@@ -43,6 +43,16 @@ async def test_a_verdict_is_told_once_and_kept(host: Host) -> None:
     first = await host.choose()
     assert first == Verdict(Accelerator.TCG, "this host has no /dev/kvm", fresh=True)
     assert await host.choose() == replace(first, fresh=False)
+
+
+async def test_a_kept_verdict_can_be_looked_at_and_asked_for_again(host: Host) -> None:
+    files = (host.root / "kernel", host.root / "initrd", str(host.root / "qemu"), host.proofs)
+    assert kept_verdict(FACTS, *files) is None
+    first = await host.choose()
+    assert kept_verdict(FACTS, *files) == replace(first, fresh=False)
+    assert kept_verdict(replace(FACTS, boot_id="boot-2"), *files) is None
+    kernel, initrd, qemu, proofs = files
+    assert (await choose_accelerator("auto", FACTS, kernel, initrd, qemu, proofs, host.root, again=True)).fresh
 
 
 async def test_another_boot_another_image_another_verdict(host: Host) -> None:

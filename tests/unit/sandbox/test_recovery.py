@@ -139,13 +139,14 @@ async def test_no_lock_no_holder(store: StateStore) -> None:
 @pytest.mark.parametrize(
     ("name", "argument", "found"),
     [
-        ("qemu-system-x86_64", "sandbox-{id},debug-threads=on", True),
-        ("qemu-system-x86_64", "sandbox-my-sandbox-{id},debug-threads=on", False),
-        ("qemu-system-x86_64", "sandbox-{id}x,debug-threads=on", False),
+        ("qemu-system-x86_64", "{vm}/{id}/pid", True),
+        ("qemu-system-x86_64", "/elsewhere/{id}/pid", False),  # of other roots, by the same name
+        ("qemu-system-x86_64", "{vm}/my-{id}/pid", False),
+        ("qemu-system-x86_64", "{vm}/{id}x/pid", False),
         ("virtiofsd", "source={share}/{id}/shared,cache=auto", True),
         ("virtiofsd", "--shared-dir={share}/{id}/shared", True),
         ("virtiofsd", "--shared-dir={share}/{id}x/shared", False),
-        ("editor", "sandbox-{id},debug-threads=on", False),
+        ("editor", "{vm}/{id}/pid", False),
     ],
 )
 def test_which_processes_are_a_sandbox_s_own(
@@ -154,7 +155,7 @@ def test_which_processes_are_a_sandbox_s_own(
     sandbox_id = f"t{os.getpid()}"
     program = tmp_path / name
     program.symlink_to(sys.executable)
-    text = argument.format(id=sandbox_id, share=store.layout.share_root)
+    text = argument.format(id=sandbox_id, share=store.layout.share_root, vm=store.layout.vm_root)
     with subprocess.Popen([str(program), "-c", "import time; time.sleep(60)", "-name", text]) as child:
         try:
             while b"\0-name" not in Path(f"/proc/{child.pid}/cmdline").read_bytes():

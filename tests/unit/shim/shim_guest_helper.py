@@ -9,7 +9,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -282,7 +282,7 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     guest, events = Guest(), Publisher()
     store: Any = None  # the pod's, which has none here
 
-    def load(path: str) -> Config:
+    def load(path: str, annotations: Mapping[str, str]) -> Config:
         shim.config_paths.append(path)
         return Config()
 

@@ -5,6 +5,7 @@ Ids, bundles and streams that tests make up are never ones that exist.
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +30,7 @@ from katapod.rpc.server import CALLS_PER_CONNECTION_MAX
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim.pb import task_pb2
 from katapod.shim.service import SERVICES
+from kit.seeds import seeds
 
 METHODS = (
     *("State", "Create", "Start", "Delete", "Pids", "Pause", "Resume", "Checkpoint", "Kill", "Exec", "ResizePty"),
@@ -107,6 +109,12 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Together
     found = Together(tmp_path, monkeypatch)
     yield found
     found.close()
+
+
+@pytest.mark.parametrize("data", seeds("to-server"))
+async def test_seeds(shim: Shim, data: bytes) -> None:
+    for _, code in await exchange(shim, data):
+        assert code != StatusCode.INTERNAL
 
 
 @BOUNDED
@@ -202,6 +210,37 @@ async def test_what_each_is_answered(shim: Shim, frame: bytes, code: StatusCode)
     assert dict(found) == {stream: code, 5: 0}
 
 
+@pytest.mark.parametrize("second", [1, 3, 5])
+async def test_a_stream_id_is_used_once(shim: Shim, second: int) -> None:
+    """They only go up; the one before goes on."""
+    wait = encode_request(5, SERVICES[0], "Wait", task_pb2.WaitRequest(id="c1").SerializeToString())
+    again = encode_request(second, SERVICES[0], "Connect", b"")
+    good = encode_request(7, SERVICES[0], "Connect", b"")
+    found = await exchange(shim, wait + again + good, answers=2)
+    assert dict(found) == {second: StatusCode.INVALID_ARGUMENT, 7: 0}
+
+
+@pytest.mark.parametrize("nanoseconds", [20_000_000, 1, -1, -(2**63)])
+async def test_a_call_ends_at_its_time_limit(shim: Shim, nanoseconds: int) -> None:
+    """The caller's own, in the request; the task and the calls of others go on."""
+    request = task_pb2.WaitRequest(id="c1").SerializeToString()
+    frame = encode_request(1, SERVICES[0], "Wait", request, timeout_nano=nanoseconds)
+    other = asyncio.create_task(shim.call("Wait", id="c1"))
+    assert await exchange(shim, frame, answers=1) == [(1, StatusCode.DEADLINE_EXCEEDED)]
+    assert not other.done()
+    shim.guest.processes["c1"].end(3)
+    assert (await other).exit_status == 3
+
+
+async def test_a_time_limit_that_is_kept_changes_nothing(shim: Shim) -> None:
+    request = task_pb2.StateRequest(id="c1").SerializeToString()
+    frames = [
+        encode_request(number, SERVICES[0], "State", request, timeout_nano=limit)
+        for number, limit in ((1, 10**10), (3, 2**63 - 1))
+    ]
+    assert sorted(await exchange(shim, b"".join(frames), answers=2)) == [(1, 0), (3, 0)]
+
+
 async def test_a_type_that_does_not_exist_ends_the_connection(shim: Shim) -> None:
     assert await exchange(shim, HEADER.pack(0, 1, 9, 0), answers=1) == []
 
@@ -225,14 +264,14 @@ async def test_a_message_that_never_ends_is_not_kept(shim: Shim, monkeypatch: py
 async def test_a_peer_that_asks_and_never_reads_is_not_listened_to(shim: Shim) -> None:
     """What it is to be answered would be kept for it without a limit."""
     loop = asyncio.get_running_loop()
-    question = encode_request(1, SERVICES[0], "Fly" * 1000, b"")  # the answer names the method
-    sent, limit = 0, 32 << 20
+    sent, limit, numbers = 0, 32 << 20, itertools.count(1, 2)
     with socket.socket(socket.AF_UNIX) as peer:
         peer.setblocking(False)
         await loop.sock_connect(peer, shim.path)
         with contextlib.suppress(TimeoutError):
             while sent < limit:
-                async with asyncio.timeout(1):
+                question = encode_request(next(numbers), SERVICES[0], "Fly" * 1000, b"")  # the answer names the method
+                async with asyncio.timeout(0.3):
                     await loop.sock_sendall(peer, question)
                 sent += len(question)
         assert sent < limit

@@ -408,6 +408,24 @@ async def test_the_end_of_a_pod_is_told_of_all_in_it(shim: Shim) -> None:
         assert (await shim.call("Delete", id=container)).exit_status == 137
 
 
+async def test_what_is_asked_of_a_dead_pod_is_answered_with_the_cause(shim: Shim, tmp_path: Path) -> None:
+    await shim.create("pod", pod="pod", start=True)
+    await shim.create("w1", pod="pod", start=True)
+    shim.pod.sandbox.death.set_result(KatapodError("sandbox pod hangs"))
+    await until(lambda: shim.tasks.pod is None)
+    about = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
+    late = {"id": "w2", "bundle": str(bundle_at(tmp_path / "w2", about))}
+    calls: list[tuple[str, StatusCode, dict[str, Any]]] = [
+        ("Exec", StatusCode.FAILED_PRECONDITION, {"id": "w1", "exec_id": "e1", "spec": {"value": EXEC}}),
+        ("Pause", StatusCode.FAILED_PRECONDITION, {"id": "w1"}),
+        ("Update", StatusCode.FAILED_PRECONDITION, {"id": "w1", "resources": {"value": b"{}"}}),
+        ("Kill", StatusCode.NOT_FOUND, {"id": "w1", "signal": signal.SIGUSR1}),
+        ("Create", StatusCode.FAILED_PRECONDITION, late),
+    ]
+    for method, code, fields in calls:
+        assert (await shim.refused(method, code, **fields)).endswith(": sandbox pod hangs"), method
+
+
 async def test_tasks_are_deleted_while_their_pod_ends(shim: Shim) -> None:
     await shim.create("pod", pod="pod", start=True)
     await shim.create("w1", pod="pod", start=True)

@@ -1,0 +1,181 @@
+"""`kata-runtime check` and kata-collect-data.sh on this machine, with things and without."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.kata import KATA, Kata, Result
+
+SCRIPT = Path(__file__).parents[2] / "packaging/kata-collect-data.sh"
+USER = 65534
+
+
+@pytest.fixture
+def kata() -> Kata:
+    return Kata("check")
+
+
+def namespaces() -> set[str]:
+    return set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+
+
+def mounts() -> list[str]:
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " /tmp " in line]
+
+
+def lines_of(result: Result) -> dict[str, dict[str, Any]]:
+    return {line["line_id"]: line for line in json.loads(result.stdout)["lines"]}
+
+
+def with_configuration(kata: Kata, tmp_path: Path, text: str, *arguments: str) -> Result:
+    file = tmp_path / "configuration.toml"
+    file.write_text(text)
+    return kata("--config", str(file), "check", *arguments)
+
+
+@pytest.mark.alone  # it looks at all of /tmp and /run/netns, where others come and go
+def test_this_machine_is_capable_and_nothing_is_left(kata: Kata, guest_image: dict[str, Any]) -> None:
+    before, mounted, temporary = namespaces(), mounts(), set(os.listdir("/tmp"))
+    result = kata("check")
+    assert result.code == 0, result
+    assert result.stdout.endswith(
+        "System is capable of running Kata Containers\nSystem can currently create Kata Containers\n"
+    )
+    verdicts = lines_of(kata("kata-check", "--json", "-n"))
+    for line_id in ("net.tap", "net.ingress", "net.redirect", "overlay", "image", "image.boots", "program.qemu"):
+        assert verdicts[line_id]["outcome"] == "ok", verdicts[line_id]
+    assert guest_image["kernel_version"] in verdicts["image"]["found"]
+    assert namespaces() <= before
+    assert mounts() == mounted
+    assert not [name for name in set(os.listdir("/tmp")) - temporary if name.startswith("katapod-")]
+
+
+@pytest.mark.alone
+def test_boot_and_ctrl_c(kata: Kata, guest_image: dict[str, Any]) -> None:
+    result = kata("check", "--boot", "--json", timeout=240)
+    boots = lines_of(result)["image.boots"]
+    assert boots["outcome"] == "ok", boots
+    assert " s under " in boots["found"]
+    before = set(os.listdir("/tmp"))
+    process = subprocess.Popen([KATA, "check", "--boot"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any(b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    started = children.read_text().split()
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (130, "")
+    assert "interrupted" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("katapod-")]
+
+
+def test_without_this_and_that(kata: Kata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = tmp_path / "nothing"
+    link = tmp_path / "initrd"
+    link.symlink_to(nothing)
+    text = f'[hypervisor.qemu]\npath = "{nothing}"\ninitrd = "{link}"\nvirtio_fs_daemon = "{nothing}"\n'
+    result = with_configuration(kata, tmp_path, text)
+    assert result.code == 1
+    assert result.stderr == "ERROR: System is not capable of running Kata Containers\n"
+    verdicts = lines_of(with_configuration(kata, tmp_path, text, "--json"))
+    for line_id in ("program.qemu", "program.virtiofsd", "image.initrd"):
+        assert verdicts[line_id]["outcome"] == "missing", verdicts[line_id]
+    assert "a link to" in verdicts["image.initrd"]["found"]
+    broken = with_configuration(kata, tmp_path, "[hypervisor.qemu]\nno_such_key = 1\n", "--json")
+    assert broken.code == 1
+    assert "no_such_key" in lines_of(broken)["configuration"]["found"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    verdicts = lines_of(kata("check", "--json"))
+    for name in ("ip", "tc", "skopeo", "umoci", "crun", "dracut"):
+        assert verdicts[f"program.{name}"]["outcome"] == "less", name
+    assert verdicts["net.redirect"]["outcome"] == "unknown"
+    assert verdicts["program.qemu"]["outcome"] == "ok"  # the configuration names it by its path
+
+
+def test_strict_and_refused_flags(kata: Kata, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # so that something works with less
+    assert kata("check").code == 0
+    strict = kata("check", "--strict", "--json")
+    assert (strict.code, json.loads(strict.stdout)["passed"]) == (1, False)
+    assert kata("check", "-s").stderr.startswith("ERROR: --strict: ")
+    for flag in ("--check-version-only", "--only-list-releases", "--include-all-releases"):
+        refused = kata("check", flag)
+        assert (refused.code, refused.stdout) == (1, "")
+        assert refused.stderr.startswith(f"kata-runtime: cannot use {flag}: Katapod has no list of releases")
+
+
+def test_engines_that_are_configured(tmp_path: Path) -> None:
+    """In a mount namespace of its own, over which /etc/containerd is ours."""
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "config.toml").write_text('imports = ["/etc/containerd/conf.d/*.toml"]\n')
+    packaged = Path(__file__).parents[2] / "packaging/containerd/kata.toml"
+    shutil.copy(packaged, tmp_path / "conf.d")
+    command = f"mkdir -p /etc/containerd && mount --bind {tmp_path} /etc/containerd && exec {KATA} check --json"
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    verdict = {line["line_id"]: line for line in json.loads(done.stdout)["lines"]}["engine.containerd"]
+    assert (verdict["outcome"], verdict["found"].rpartition(", ")[2]) == ("ok", "handler kata")
+
+
+def script(*arguments: str, path: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    argv = ["sh", str(SCRIPT), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment, **options)
+
+
+def test_collected_data(
+    kata: Kata, guest_image: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROBLEM_LIMIT", "3")
+    report, name = tmp_path / "report.md", kata.name()
+    secret = "hunTer2x9"
+    container = ("busybox", "sh", "-c", "sleep 1000", "sh", "--token", secret, f"https://user:{secret}@host/")
+    try:
+        kata.ok("run", "--rm", "-d", "--name", name, "-e", f"HARMLESS={secret}", *container, timeout=120)
+        done = script("--output", str(report), path=str(Path(KATA).parent))
+    finally:
+        kata("delete", "--force", name)
+    assert done.returncode == 0, done.stderr
+    text = report.read_text()
+    parts = [line for line in text.splitlines() if line.startswith("<summary>")]
+    assert parts[0] == "<summary>Meta</summary>"
+    for title in ("Runtime config files", "Packages", "Check", "Sandboxes", "Network namespaces"):
+        assert f"<summary>{title}</summary>" in parts
+    assert "System is capable of running Kata Containers" in text
+    assert f"### {name}: record" in text
+    assert f"### {name}: console.log" in text
+    assert "sleep 1000" in text
+    assert secret not in text
+    assert report.stat().st_mode & 0o077 == 0
+    assert len(text) < 4 << 20
+
+
+def test_collected_data_without_a_program_that_works(tmp_path: Path) -> None:
+    broken = tmp_path / "kata-runtime"
+    broken.write_text("#!/bin/sh\necho 'no module named katapod' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done = script(path=str(tmp_path))
+    assert done.returncode == 0
+    assert "kata-runtime failed with status 1" in done.stderr
+    for part in ("uname -a", "qemu-system-x86_64 --version", "no module named katapod"):
+        assert part in done.stdout
+
+
+def test_options_of_the_script() -> None:
+    assert "Usage: kata-collect-data.sh" in script("-h").stdout
+    assert script("-v").stdout.startswith("kata-collect-data.sh version ")
+    wrong = script("--wrong")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    unprivileged = script(user=USER)
+    assert unprivileged.returncode == 1
+    assert "needs root" in unprivileged.stderr

@@ -1,0 +1,55 @@
+"""kata-monitor as a program: where it listens, what it refuses, how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+MONITOR = str(Path(sys.executable).with_name("kata-monitor"))
+
+
+def start() -> tuple["subprocess.Popen[str]", str]:
+    """The program, and its address."""
+    process = subprocess.Popen([MONITOR, "-listen-address", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()[-1]
+
+
+def run(*words: str, user: int | None = None) -> tuple[int, str, str]:
+    done = subprocess.run([MONITOR, *words], capture_output=True, text=True, timeout=30, check=False, user=user)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_from_start_to_end(number: int, status: int) -> None:
+    process, base = start()
+    with process:
+        with urllib.request.urlopen(f"{base}metrics", timeout=30) as answer:
+            assert "kata_monitor_running_shim_count" in answer.read().decode()
+        taken = run("-listen-address", base.removeprefix("http://").rstrip("/"))
+        assert taken[0] == 1
+        assert "Address already in use\n  hint:" in taken[2]
+        process.send_signal(number)
+        assert process.wait(10) == status
+
+
+def test_what_it_says_of_itself() -> None:
+    assert run("--version")[1].startswith("kata-monitor\n Version:\t")
+    assert "-listen-address" in run("--help")[1]
+    assert run("-bogus") == (2, "", "kata-monitor: there is no flag -bogus\n  hint: kata-monitor --help\n")
+    code, _, said = run("-listen-address", "no.such.host.invalid:1")
+    assert (code, "cannot listen on no.such.host.invalid:1" in said) == (1, True)
+
+
+def test_without_root(tmp_path: Path) -> None:
+    """The program itself may lie where others cannot read: then this shows nothing."""
+    nobody = 65534
+    if subprocess.run([MONITOR, "--version"], user=nobody, capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"nobody cannot run {MONITOR}")
+    code, _, said = run(user=nobody)
+    assert (code, "for root alone" in said) == (1, True)
+    assert os.geteuid() == 0

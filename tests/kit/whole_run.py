@@ -1,0 +1,119 @@
+"""What concerns a whole run of tests: who runs beside whom, and one strict look for leaks at the end of all.
+
+Tests of one file share containers and daemons, so that one worker runs them (`--dist loadfile`), and so do files that
+use the same thing of the machine (TOGETHER). A test that needs the machine to itself has the marker `alone`, and runs
+in a part of `make test` of its own (tools/run-tests).
+
+The process that the user started lists all that Katapod has on the machine before the first test and after the last
+worker has ended. What is new then was left by a test, whether it carries a name or not; the workers' notes say after
+which test it was first seen.
+"""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+
+from kit.leaks import claimed_names, inventory, settle, strangers
+
+__all__ = ["SEEN", "TOGETHER"]
+
+OTHERS_HERE = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST"))
+ON_THE_MACHINE = ("tests/integration/", "tests/e2e/")
+TOGETHER = {"tests/integration/test_cni_plugins.py": "tests/e2e/test_run_network.py"}
+"""Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory."""
+
+
+class WholeRun:
+    """Notes of the process that the user started."""
+
+    def __init__(self) -> None:
+        self.before = inventory()
+        self.touched = False  # a test that uses the machine has been run
+        self.names = set(claimed_names())
+        self.seen_after: dict[str, list[str]] = {}
+        self.left: list[str] = []
+
+    def learn(self, worker: str, names: list[str], seen: dict[str, str]) -> None:
+        self.names.update(names)
+        for line, test in seen.items():
+            self.seen_after.setdefault(line, []).append(f"{test} ({worker})")
+
+
+SEEN = pytest.StashKey[WholeRun]()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workeroutput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not _is_worker(session.config):
+        session.config.stash[SEEN] = WholeRun()
+        session.config.pluginmanager.register(_Reports(session.config.stash[SEEN]))
+
+
+class _Reports:
+    """Learns from reports, which come from the workers too, whether there is anything to look for."""
+
+    def __init__(self, run: WholeRun) -> None:
+        self._run = run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._run.touched = self._run.touched or report.nodeid.startswith(ON_THE_MACHINE)
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """As `--dist loadgroup` should do it, whose groups are lost: xdist 3.8 appends them to an attribute that pytest 9.2
+    has no more."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return TOGETHER.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    return _ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker has ended: take over its notes."""
+    output = getattr(node, "workeroutput", {})
+    if "claimed" in output:
+        node.config.stash[SEEN].learn(node.gateway.id, output["claimed"], output["strangers"])
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    if _is_worker(session.config):
+        output: dict[str, Any] = session.config.workeroutput  # type: ignore[attr-defined]
+        output |= {"claimed": sorted(claimed_names()), "strangers": strangers()}
+        return (yield)
+    yield  # the fixtures of the session, and the workers, end here
+    run = session.config.stash[SEEN]
+    if not run.touched:
+        return None
+    run.learn("alone", sorted(claimed_names()), strangers())
+    run.left = settle(run.before, run.names if OTHERS_HERE else None)
+    if run.left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    run = config.stash.get(SEEN, None)
+    if run is None or not run.touched:
+        return
+    scope = "of this run's names" if OTHERS_HERE else "on the whole machine"
+    if not run.left:
+        terminalreporter.write_line(f"nothing {scope} was left behind")
+        return
+    terminalreporter.section(f"left behind {scope}", red=True)
+    for line in run.left:
+        first = ", ".join(run.seen_after.get(line, [])) or "the last test that was looked at"
+        terminalreporter.write_line(f"{line}\n    first seen after {first}")
