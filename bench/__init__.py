@@ -5,6 +5,10 @@ contestants.py  how each runtime is called
 workload.py     what all of them run: the root file system, its bundles, its image
 crun_view.py    where crun can work
 by_hand.py      virtio-fs by hand, that shares are compared with
+share.py        pure: what is done on a share, and its rows
+containerd.py   a containerd of the benchmark's own, and ctr
+pods.py         pods by the CRI, with the tests' containerd
+network.py      a pod's network, by veth alone, by hand and Katapod's
 raw_boot.py     the raw boot that starts are compared with
 measure.py      starts commands, takes the times of their output and end, leaves nothing behind
 pool.py         Katapod's pool: its server, and when it is full

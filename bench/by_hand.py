@@ -1,7 +1,7 @@
-"""virtio-fs by hand: the same QEMU device, the same virtiofsd, a guest that does nothing else.
+"""virtio-fs by hand: the same machine and QEMU device, the same virtiofsd, a guest that does nothing else.
 
-What Katapod's share is compared with. The daemon's command line is Katapod's own plan of it, so that only what
-Katapod adds around the device differs.
+What Katapod's share is compared with. The daemon's command line and the machine are Katapod's own plans of them, so
+that only what Katapod adds around the device differs.
 """
 
 import contextlib
@@ -10,17 +10,28 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from bench.measure import Outcome, execute
-from bench.raw_boot import pack_initrd
+from bench.raw_boot import RawBoot, pack_initrd
+from katapod.model.config import Config
 from katapod.plan.virtiofsd import parse_dialect, plan_virtiofsd, render_virtiofsd
+from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu, render_qemu
 
-__all__ = ["MEMORY_MIB", "SHARE", "by_hand_initrd", "run_by_hand"]
+__all__ = ["MEMORY_MIB", "SHARE", "by_hand_initrd", "initrd_with", "plan_machine", "run_by_hand"]
 
 MEMORY_MIB = 2048  # as a sandbox without limits
 SHARE = "/share"
 MODULES = ("virtio_pci", "virtiofs")
+MACHINE = frozenset(
+    f"-{word}"
+    for word in (
+        *("machine", "accel", "cpu", "m", "object", "numa", "smp", "kernel", "initrd", "append"),
+        *("no-user-config", "nodefaults", "nographic", "no-reboot"),
+    )
+)
+"""Switches of the plan that make the machine what it is."""
 DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
@@ -39,18 +50,23 @@ def by_hand_initrd(rootfs: Path, folder: Path, version: str, script: str) -> Pat
     """The benchmark's root file system as an initrd, whose init mounts the share and runs `script`."""
     root = folder / "by-hand"
     shutil.copytree(rootfs, root, symlinks=True)
-    modules = Path("/lib/modules") / version
-    lines = ["#!/bin/sh"]
-    for index, path in enumerate(module_files(MODULES, (modules / "modules.dep").read_text())):
-        shutil.copy(modules / path, root / f"module-{index}.ko")
-        lines.append(f"insmod /module-{index}.ko")
     (root / SHARE.lstrip("/")).mkdir()
     mount = f"mount -t virtiofs by-hand {SHARE} || poweroff -f"  # without a share the script must not run
     # An empty line first: the firmware has left escape sequences in the one that it ended with.
-    lines += ["mount -t devtmpfs dev /dev", mount, "echo", script, "poweroff -f"]
+    return initrd_with(root, version, MODULES, [mount, "echo", script, "poweroff -f"])
+
+
+def initrd_with(root: Path, version: str, modules: tuple[str, ...], script: list[str]) -> Path:
+    """`root` as an initrd whose init loads these modules of the kernel `version` and runs the lines of `script`."""
+    folder = Path("/lib/modules") / version
+    lines = ["#!/bin/sh"]
+    for index, path in enumerate(module_files(modules, (folder / "modules.dep").read_text())):
+        shutil.copy(folder / path, root / f"module-{index}.ko")
+        lines.append(f"insmod /module-{index}.ko")
+    lines += ["mount -t devtmpfs dev /dev", *script]
     (root / "init").write_text("\n".join(lines) + "\n")
     (root / "init").chmod(0o755)
-    return pack_initrd(root, folder / "by-hand.cpio")
+    return pack_initrd(root, root.with_suffix(".cpio"))
 
 
 @contextlib.contextmanager
@@ -80,24 +96,39 @@ def _virtiofsd(shared: Path, path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def run_by_hand(kernel: Path, initrd: Path, shared: Path, accelerator: str) -> Outcome:
+def plan_machine(kernel: Path, initrd: Path, accelerator: str) -> list[str]:
+    """Katapod's own plan of a machine, without the devices and the channels that only Katapod needs. Pure."""
+    config = Config()
+    vm = VmSpec(
+        sandbox_id="by-hand",
+        uuid="",
+        qemu="qemu-system-x86_64",
+        kernel=kernel,
+        initrd=initrd,
+        accelerator=Accelerator(accelerator),
+        boot_mem_mib=MEMORY_MIB,
+        max_mem_mib=MEMORY_MIB,
+        memory_slots=0,
+        vcpus=1,
+        max_vcpus=1,
+        vm_dir=Path(),
+        tb_size_mib=config.katapod.translation_cache if accelerator == "tcg" else 0,
+    )
+    plan = plan_qemu(vm)
+    kept = tuple(option for option in plan.options if option.switch in MACHINE)
+    return render_qemu(replace(plan, options=kept), {})
+
+
+def run_by_hand(raw: RawBoot, initrd: Path, shared: Path) -> Outcome:
     """Boot, run the script of the initrd on `shared`, power off. Raises BenchError."""
     path = initrd.with_suffix(".sock")
+    kernel = raw.kernels.get("PVH", raw.kernels["bzImage"])
     with _virtiofsd(shared, path):
         return execute(
             [
-                "qemu-system-x86_64",
-                *("-machine", f"q35,accel={accelerator}"),
-                *("-cpu", "host" if accelerator == "kvm" else "max"),
-                *("-m", f"{MEMORY_MIB}M"),
-                *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
+                *plan_machine(kernel, initrd, raw.accelerator),
                 *("-serial", "stdio"),
-                *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),
-                *("-numa", "node,memdev=memory"),
                 *("-chardev", f"socket,id=share,path={path}"),
                 *("-device", "vhost-user-fs-pci,chardev=share,tag=by-hand,queue-size=1024"),
-                *("-kernel", str(kernel)),
-                *("-initrd", str(initrd)),
-                *("-append", "console=ttyS0 quiet panic=1"),
             ]
         )

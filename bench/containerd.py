@@ -43,6 +43,7 @@ class Ctr(Contestant):
     socket: Path
     image: str
     config: str = ""
+    volumes: tuple[str, ...] = ()  # SRC:DST
 
     def missing(self) -> str:
         if not shutil.which("containerd"):
@@ -54,13 +55,21 @@ class Ctr(Contestant):
 
     def _what(self) -> list[str]:
         config = ["--runtime-config-path", self.config] if self.config else []
-        return ["--runtime", self.runtime, *config, self.image]
+        mounts = []
+        for volume in self.volumes:
+            source, _, target = volume.partition(":")
+            mounts += ["--mount", f"type=bind,src={source},dst={target},options=rbind:rw"]
+        return ["--runtime", self.runtime, *config, *mounts, self.image]
 
     def run(self, name: str, command: Sequence[str]) -> list[str]:
         return self.call("run", "--rm", *self._what(), name, *command)
 
     def run_detached(self, name: str, command: Sequence[str]) -> list[str]:
         return self.call("run", "--detach", *self._what(), name, *command)
+
+    def run_in_netns(self, name: str, netns: str, command: Sequence[str]) -> list[str]:
+        """As a pod: in a network namespace that is there already."""
+        return self.call("run", "--detach", "--with-ns", f"network:{netns}", *self._what(), name, *command)
 
     def exec(self, name: str, command: Sequence[str]) -> list[str]:
         return self.call("tasks", "exec", "--exec-id", self.new_id(), name, *command)

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CACHE", "RawBoot", "guest_manifest", "pack_initrd"]
+__all__ = ["CACHE", "RawBoot", "bare_qemu", "guest_manifest", "pack_initrd"]
 
 CACHE = Path("/var/cache/kata-containers")
 INIT = "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
@@ -28,6 +28,17 @@ def _power_off_initrd(folder: Path) -> Path:
     init.write_text(INIT)
     init.chmod(0o755)
     return pack_initrd(root, folder / "power-off.cpio")
+
+
+def bare_qemu(accelerator: str, mem_mib: int) -> list[str]:
+    """A q35 without devices, which ends when its guest would restart."""
+    return [
+        "qemu-system-x86_64",
+        *("-machine", f"q35,accel={accelerator}"),
+        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-m", f"{mem_mib}M"),
+        *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
+    ]
 
 
 def pack_initrd(root: Path, archive: Path) -> Path:
@@ -58,11 +69,7 @@ class RawBoot:
     def command(self, kernel: str) -> list[str]:
         """Ends with 0 when the guest has powered off."""
         return [
-            "qemu-system-x86_64",
-            *("-machine", f"q35,accel={self.accelerator}"),
-            *("-cpu", "host" if self.accelerator == "kvm" else "max"),
-            *("-m", "256M"),
-            *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
+            *bare_qemu(self.accelerator, 256),
             *("-serial", "stdio"),
             *("-kernel", str(self.kernels[kernel])),
             *("-initrd", str(self.initrd)),

@@ -3,6 +3,7 @@
 All of it lies in a folder on disk, in one below /run, and in the image store; it goes at the end, however that comes.
 """
 
+import compileall
 import contextlib
 import shutil
 import subprocess
@@ -17,13 +18,18 @@ from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, running_containerd
 from bench.contestants import Contestant, Katapod, Peer, katapod_variants, peer_contestants
 from bench.crun_view import without_unified_hierarchy
 from bench.measure import BenchError, execute, quietly, run_one
+from bench.network import BY_HAND_NET, by_hand_net_initrd, guest_by_hand
+from bench.pods import CRI_KATAPOD, CRI_RUNC, pod_engine
 from bench.pool import served
 from bench.raw_boot import RawBoot
-from bench.suites import BUNDLE, BY_HAND, IMAGE, SHARE_SCRIPT, SHARED, Stage, with_python
+from bench.share import BY_HAND, CTR_ROOT, CTR_RUNC_SHARED, CTR_SHARED, SHARE_SCRIPT, SHARED
+from bench.suites import BUNDLE, IMAGE, Stage, with_python
 from bench.workload import Bundles, make_rootfs, write_archive
+from katapod import about
 
 __all__ = ["prepared"]
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - what is shared lies there: see share.py
 SCRATCH = Path("/var/tmp")  # noqa: S108 - a disk, as /var/lib is: not the tmpfs that /tmp may be
 DEBIANS = Path("build") / "cache"  # where the tests keep theirs
 
@@ -31,14 +37,16 @@ DEBIANS = Path("build") / "cache"  # where the tests keep theirs
 @contextlib.contextmanager
 def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Iterator[Stage]:
     """The contestants that are wanted and work, each tried once. `missing` gets the others, and why."""
+    # as the packages do once they are installed; where PYTHONDONTWRITEBYTECODE is set, each start of a checkout would
+    # compile all that it loads
+    compileall.compile_dir(Path(about.__file__).parent, quiet=1)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="katapod-bench-", dir=SCRATCH)))
         own = Path("/run") / scratch.name
         own.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, own, ignore_errors=True)
         rootfs = make_rootfs(scratch / "rootfs")
-        shared = scratch / "shared"
-        shared.mkdir()
+        shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="katapod-bench-", dir=MEMORY)))
         variants = katapod_variants(scratch, own, accelerator)
         for variant in variants:
             variant.write_config()
@@ -49,13 +57,18 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
         everyone += _others(default, rootfs, shared, scratch, stack)
         if any(with_python(contestant.name) in wanted for contestant in everyone):
             everyone += _with_python(everyone, default, scratch, missing, stack)
-        if wanted & {CTR_RUNC, CTR_KATAPOD}:
-            everyone += _through_containerd(default, rootfs, scratch, own, missing, stack)
+        if wanted & {CTR_RUNC, CTR_KATAPOD, CTR_RUNC_SHARED, CTR_SHARED, CTR_ROOT}:
+            everyone += _through_containerd(default, rootfs, shared, scratch, own, missing, stack)
         stage = Stage(RawBoot.prepare(scratch, accelerator), {}, scratch=scratch)
         if BY_HAND in wanted:
-            kernel = stage.raw.kernels["bzImage"]
-            initrd = by_hand_initrd(rootfs, scratch, kernel.name.partition("-")[2], SHARE_SCRIPT)
-            stage.by_hand = partial(run_by_hand, kernel, initrd, shared, accelerator)
+            version = stage.raw.kernels["bzImage"].name.partition("-")[2]
+            initrd = by_hand_initrd(rootfs, scratch, version, SHARE_SCRIPT)
+            stage.by_hand = partial(run_by_hand, stage.raw, initrd, shared)
+        if BY_HAND_NET in wanted:
+            initrd = by_hand_net_initrd(rootfs, scratch, stage.raw.kernels["bzImage"].name.partition("-")[2])
+            stage.network_by_hand = partial(guest_by_hand, stage.raw, initrd)
+        if wanted & {CRI_RUNC, CRI_KATAPOD}:
+            stage.pods = stack.enter_context(pod_engine(default.config))
         for contestant in everyone:
             if contestant.name not in wanted:
                 continue
@@ -78,9 +91,15 @@ def _imported(rootfs: Path, scratch: Path, kata: Katapod, stack: contextlib.Exit
 
 
 def _through_containerd(
-    default: Katapod, rootfs: Path, scratch: Path, own: Path, missing: dict[str, str], stack: contextlib.ExitStack
+    default: Katapod,
+    rootfs: Path,
+    shared: Path,
+    scratch: Path,
+    own: Path,
+    missing: dict[str, str],
+    stack: contextlib.ExitStack,
 ) -> list[Contestant]:
-    """A containerd of our own and its two runtimes; Katapod's with the templates of `default`."""
+    """A containerd of our own and its two runtimes, also with a share; Katapod's with the templates of `default`."""
     archive = scratch / "ctr-image.tar"
     write_archive(rootfs, archive)
     try:
@@ -88,9 +107,15 @@ def _through_containerd(
     except BenchError as error:
         missing["containerd"] = str(error)
         return []
+    runc = Ctr(CTR_RUNC, "io.containerd.runc.v2", socket, image)
+    katapod = Ctr(CTR_KATAPOD, "io.containerd.kata.v2", socket, image, str(default.config))
+    volumes = (f"{shared}:{SHARE}",)
     return [
-        Ctr(CTR_RUNC, "io.containerd.runc.v2", socket, image),
-        Ctr(CTR_KATAPOD, "io.containerd.kata.v2", socket, image, str(default.config)),
+        runc,
+        katapod,
+        replace(runc, name=CTR_RUNC_SHARED, volumes=volumes),
+        replace(katapod, name=CTR_SHARED, volumes=volumes),
+        replace(katapod, name=CTR_ROOT),
     ]
 
 

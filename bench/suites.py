@@ -10,14 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench.by_hand import SHARE
-from bench.containerd import CTR_KATAPOD, CTR_RUNC, shim_resident_mib, start_of_shim
+from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, shim_resident_mib, start_of_shim
 from bench.contestants import PEERS, Contestant
 from bench.measure import BenchError, Outcome, detached, execute, run_containers, run_one
 from bench.memory import KATAPOD_PARTS, pss_mib_by_part
+from bench.monitor import SANDBOXES, monitor_cost
+from bench.network import BY_HAND_NET, SENT_MB, PodNetns, pod_of, readings
+from bench.pods import CRI_KATAPOD, CRI_RUNC, PodEngine
 from bench.pool import wait_ready
 from bench.raw_boot import RawBoot
 from bench.rows import Metric
+from bench.share import (
+    BY_HAND,
+    CTR_ROOT,
+    CTR_RUNC_SHARED,
+    CTR_SHARED,
+    SHARE_METRICS,
+    SHARE_SCRIPT,
+    SHARED,
+    share_readings,
+)
 from bench.workload import DD
 
 __all__ = ["RAW", "Reading", "Stage", "Suite", "all_suites"]
@@ -28,7 +40,6 @@ IDLE = ("sleep", "1000")
 SETTLE_S = 3.0  # until an idle guest has given back what it freed
 RUNTIMES = (*PEERS, "Katapod cold", "Katapod template", "Katapod pool")
 IMAGE, BUNDLE = "Katapod image", "Katapod bundle"
-BY_HAND, SHARED = "QEMU by hand", "Katapod share"
 
 Reading = tuple[Metric, str, float]
 """What was measured, of whom, and the value."""
@@ -42,6 +53,8 @@ class Stage:
     contestants: dict[str, Contestant]
     failures: list[str] = field(default_factory=list)
     by_hand: Callable[[], Outcome] | None = None  # the script of the share, in a VM without Katapod
+    network_by_hand: Callable[[], contextlib.AbstractContextManager[PodNetns]] | None = None
+    pods: PodEngine | None = None
     scratch: Path = Path(".")  # for what a suite writes
 
     def each(self, names: Sequence[str], turn: int) -> Iterator[Contestant]:
@@ -151,6 +164,45 @@ def _ctr(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
                     yield SHIM_START, contestant.name, start_of_shim(stage.scratch).end_s
 
 
+POD_START = Metric("CRI pod until its workload's output", "s", base=RAW)
+POD_END = Metric("CRI pod, stopped and removed", "s", base=RAW)
+
+
+def _pods(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """RunPodSandbox, CreateContainer and StartContainer, until the log has the workload's line."""
+    for who in names:
+        if stage.pods is None:
+            return
+        with stage.tolerating(who):
+            taken = [stage.pods.start_and_end(who) for _ in range(3)]
+            yield POD_START, who, median(start for start, _ in taken)
+            yield POD_END, who, median(end for _, end in taken)
+
+
+INTO, OUT_OF = (
+    Metric(f"{SENT_MB} MB {way} the pod", "MB/s", base=("", BY_HAND_NET), better="more", budgets={CTR_KATAPOD: 0.95})
+    for way in ("into", "out of")
+)
+ROUND_TRIP = Metric("round trip to the pod", "ms", base=("", BY_HAND_NET))
+
+
+def _network(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """Each alone, one after the other: they share the host's CPUs with who asks them."""
+    for who in names:
+        contestant = stage.contestants.get(who)
+        with stage.tolerating(who), contextlib.ExitStack() as stack:
+            if who == BY_HAND_NET and stage.network_by_hand is not None:
+                netns = stack.enter_context(stage.network_by_hand())
+            elif isinstance(contestant, Ctr):
+                netns = stack.enter_context(pod_of(contestant))
+            else:
+                continue
+            found = readings(netns)
+            yield INTO, who, found.into
+            yield OUT_OF, who, found.out_of
+            yield ROUND_TRIP, who, found.round_trip_ms
+
+
 @dataclass(frozen=True)
 class AtOnce:
     """`count` containers started together."""
@@ -163,7 +215,7 @@ class AtOnce:
             Metric(f"{head}, first output", "s", base=RAW),
             Metric(f"{head}, last output", "s", base=RAW),
             Metric(f"{head}, all done", "s", base=RAW),
-            Metric(f"{head}, failures", "failed", budgets=dict.fromkeys(RUNTIMES, 0.0)),
+            Metric(f"{head}, failures", "failed", budgets=dict.fromkeys((*RUNTIMES, CTR_KATAPOD), 0.0)),
         )
 
     def __call__(self, stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
@@ -235,35 +287,19 @@ def _disk(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             yield FSYNC, contestant.name, outcome.until("large") - outcome.until("small")
 
 
-SHARE_MB = 256
-WRITE, READ = (
-    Metric(f"{SHARE_MB} MB {verb} on a share", "MB/s", base=("", BY_HAND), better="more", budgets={SHARED: 0.95})
-    for verb in ("written, then fsync,", "read, not from a cache,")
-)
-SHARE_SCRIPT = f"""
-{DD} if=/dev/zero of={SHARE}/warm bs=1M count=1 2>/dev/null
-echo begin
-{DD} if=/dev/zero of={SHARE}/data bs=1000000 count={SHARE_MB} conv=fsync 2>/dev/null
-echo written
-{DD} if={SHARE}/data of=/dev/null bs=1M iflag=direct 2>/dev/null
-echo read
-rm {SHARE}/data {SHARE}/warm
-"""
-
-
 def _share(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
-    """One after the other, each twice: the better one counts, since the disk below is shared with all others."""
-    for who in names:
+    """One after the other; each round begins with another one."""
+    first = turn % len(names)
+    for who in (*names[first:], *names[:first]):
         with stage.tolerating(who):
-            outcomes = []
-            for _ in range(2):
-                if who == BY_HAND and stage.by_hand is not None:
-                    outcomes.append(stage.by_hand())
-                elif who in stage.contestants:
-                    outcomes.append(run_one(stage.contestants[who], ("sh", "-c", SHARE_SCRIPT)))
-            for metric, begin, end in ((WRITE, "begin", "written"), (READ, "written", "read")):
-                if outcomes:
-                    yield metric, who, SHARE_MB / min(one.until(end) - one.until(begin) for one in outcomes)
+            if who == BY_HAND and stage.by_hand is not None:
+                outcome = stage.by_hand()
+            elif who in stage.contestants:
+                outcome = run_one(stage.contestants[who], ("sh", "-c", SHARE_SCRIPT))
+            else:
+                continue
+            for metric, value in share_readings(outcome):
+                yield metric, who, value
 
 
 def with_python(name: str) -> str:
@@ -291,6 +327,23 @@ def _python(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             yield PYTHON_AGAIN, contestant.name, outcome.until("again") - outcome.until("once")
 
 
+MONITOR = "kata-monitor"
+MONITOR_CPU = Metric(
+    f"{SANDBOXES} sandboxes on the page, CPU at a refresh each 5 s", "% of a core", budgets={MONITOR: 1.0}
+)
+MONITOR_SCRAPE = Metric(f"{SANDBOXES} sandboxes scraped, CPU", "ms")
+MONITOR_MEMORY = Metric(f"{SANDBOXES} sandboxes watched, resident at most", "MiB", budgets={MONITOR: 60.0})
+
+
+def _monitor(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    for name in names:
+        with stage.tolerating(name):
+            cost = monitor_cost(stage.scratch)
+            yield MONITOR_CPU, name, cost.refresh_cpu_s / 5 * 100
+            yield MONITOR_SCRAPE, name, cost.scrape_cpu_s * 1000
+            yield MONITOR_MEMORY, name, cost.resident_mib
+
+
 def all_suites() -> tuple[Suite, ...]:
     twenty, forty = AtOnce(20), AtOnce(40)
     about = "the root file system: of Katapod's image, of an OCI bundle"
@@ -305,12 +358,32 @@ def all_suites() -> tuple[Suite, ...]:
             (CTR_RUNC, CTR_KATAPOD),
             _ctr,
         ),
+        Suite("pods", "a pod and its workload, by the CRI", (POD_START, POD_END), (CRI_RUNC, CRI_KATAPOD), _pods),
+        Suite(
+            "network",
+            "a pod's network, by veth alone, by tap and tc by hand, and Katapod's",
+            (INTO, OUT_OF, ROUND_TRIP),
+            (CTR_RUNC, BY_HAND_NET, CTR_KATAPOD),
+            _network,
+            rounds=2,
+        ),
+        Suite("20 through containerd", "20 by ctr run", twenty.metrics(), (CTR_RUNC, CTR_KATAPOD), twenty, rounds=1),
         Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), RUNTIMES, _idle),
+        Suite(
+            "monitor", "kata-monitor's own cost", (MONITOR_CPU, MONITOR_SCRAPE, MONITOR_MEMORY), (MONITOR,), _monitor, 1
+        ),
         Suite("disk", about, (FILES, SYNCS, FSYNC), (*PEERS, IMAGE, BUNDLE), _disk, rounds=2),
         Suite("rate", "starts a minute", tuple(RATE.values()), (*PEERS, *RUNTIMES[4:]), _rate, rounds=2),
         Suite("20 at once", "20 containers", twenty.metrics(), (*PEERS, "Katapod template"), twenty, rounds=2),
         Suite("40 at once", "40 containers", forty.metrics(), (*PEERS, "Katapod template"), forty, rounds=1),
         Suite("cold", "20 containers, no template", twenty.metrics(), ("Katapod cold",), twenty, rounds=1, extra=True),
-        Suite("share", "virtio-fs, beside QEMU by hand", (WRITE, READ), (BY_HAND, SHARED), _share, extra=True),
+        Suite(
+            "share",
+            "virtio-fs, beside the same QEMU and virtiofsd by hand",
+            SHARE_METRICS,
+            (BY_HAND, SHARED, CTR_SHARED, CTR_ROOT, CTR_RUNC_SHARED),
+            _share,
+            rounds=3,
+        ),
         Suite("python", "a program of many files", (PYTHON, PYTHON_AGAIN), pythons, _python, extra=True),
     )
