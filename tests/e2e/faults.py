@@ -235,6 +235,14 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
+def wait_nothing_left(*names: str, limit_s: float = 5.0) -> None:
+    """For sandboxes of containerd: it runs a shim's `delete` beside what it is asked for, also after a proper end."""
+    deadline = time.monotonic() + limit_s
+    while found := [line for name in names for line in leftovers(name)]:
+        assert time.monotonic() < deadline, f"after {limit_s:g} s there is still {found}"
+        time.sleep(0.05)
+
+
 def _mentions(path: Path, name: str) -> bool:
     with contextlib.suppress(OSError):
         return path.is_file() and name in path.read_text(errors="replace")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import leftovers, qemu_of, write_config
+from faults import qemu_of, wait_nothing_left, write_config
 
 from kit.containerd import HANDLERS, Containerd
 from kit.kata import wait_for
@@ -55,7 +55,7 @@ def expect_failure(ctr: Containerd, container: str, flags: list[str], *words: st
         assert word in result.stderr, result
     assert "Traceback" not in result.stderr
     assert ctr.tasks() == {}
-    assert leftovers(container) == []
+    wait_nothing_left(container)
     assert not socket_of(ctr, container).exists()
 
 
@@ -132,7 +132,8 @@ def test_root_file_system_that_is_not_there(ctr: Containerd, container: str) -> 
     result = ctr("run", "--rm", "--runtime", KATA, "--rootfs", "/no/such/root", container, "true")
     assert result.code != 0
     assert "/no/such/root" in result.stderr
-    assert [*leftovers(container), *ctr.tasks()] == []
+    assert ctr.tasks() == {}
+    wait_nothing_left(container)
 
 
 def test_spec_without_a_command(ctr: Containerd, container: str, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_shim_is_asked_to_end_during_a_start(ctr: Containerd, container: str, mo
         wait_for(gone(pid), "the shim ends", 10)
         process.wait(30)
     wait_for(lambda: ctr.tasks() == {}, "the task is gone", 30)
-    wait_for(lambda: leftovers(container) == [], f"nothing is left: {leftovers(container)}", 10)
+    wait_nothing_left(container)
     assert not socket_of(ctr, container).exists()
 
 
@@ -180,7 +181,7 @@ def test_shim_is_asked_to_end_while_the_guest_hangs(ctr: Containerd, container: 
         wait_for(gone(pid), "the shim ends", 45)
         _, said = process.communicate(timeout=30)
     assert b"its shim has been told to end" in said
-    assert leftovers(container) == []
+    wait_nothing_left(container)
     assert not socket_of(ctr, container).exists()
 
 

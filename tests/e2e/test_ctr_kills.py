@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import die_hard, leftovers, qemu_of, virtiofsd_of
+from faults import die_hard, qemu_of, virtiofsd_of, wait_nothing_left
 
 from kit.containerd import K8S, Containerd
 from kit.cri import RUNNING, Cri, CriError, Pod
@@ -113,7 +113,7 @@ def test_death_of_a_task(pair: Pair, victim: str) -> None:
     else:
         assert ctr.tasks() == {task: "STOPPED"}
         assert ctr.delete(task) == 137
-    wait_for(lambda: leftovers(task) == [], f"nothing is left of it: {leftovers(task)}", REPORT_S)
+    wait_nothing_left(task)
     ctr.ok("containers", "delete", task)
     assert pod.status().state == READY
     assert pod.exec(pair.workload, "echo", "well") == (0, "well\n", "")
@@ -125,8 +125,7 @@ def test_death_of_a_task(pair: Pair, victim: str) -> None:
     wait_for(lambda: pod.status().state == NOT_READY, f"{victim}: the pod is not ready", REPORT_S)
     sandbox = pod.id
     pod.stop_and_remove()
-    # containerd cleans up after a shim that has died beside what it is asked for
-    wait_for(lambda: leftovers(sandbox) == [], f"nothing is left of the pod: {leftovers(sandbox)}", REPORT_S)
+    wait_nothing_left(sandbox)
 
 
 def test_containerd_killed(pair: Pair) -> None:
@@ -168,7 +167,7 @@ def test_guest_that_stands_still(pair: Pair) -> None:
     assert pod.wait_exit(workload) == 137
     sandbox = pod.id
     pod.stop_and_remove()
-    assert [*leftovers(task), *leftovers(sandbox)] == []
+    wait_nothing_left(task, sandbox)
 
 
 @pytest.fixture
@@ -222,4 +221,4 @@ def test_agent_that_hangs_alone(console_pod: Pod, kata: Kata) -> None:
     wait_for(lambda: pod.status().state == NOT_READY, "the pod is not ready", REPORT_S)
     assert f"sandbox {sandbox} has died: sandbox {sandbox} hangs: its agent did not answer" in ctr.log.read_text()
     pod.stop_and_remove()
-    wait_for(lambda: leftovers(sandbox) == [], f"nothing is left: {leftovers(sandbox)}", REPORT_S)
+    wait_nothing_left(sandbox)

@@ -65,11 +65,11 @@ class CgroupPlan:
     groups: tuple[Group, ...]
     mem_mib: int  # of the guest at its start
     beside_mib: int  # what the sandbox takes of the host beside that
-    new_parents: tuple[Path, ...] = ()  # are not there yet, so they go with the sandbox; the deepest first
+    new_parents: tuple[Path, ...] = ()  # go with the sandbox, if nobody else is in them; the deepest first
 
     @property
     def directories(self) -> tuple[str, ...]:
-        """All that will be made, in the order of removal: for the record on disk."""
+        """All that goes with the sandbox, in the order of removal: for the record on disk."""
         return tuple(str(path) for path in (*(group.directory for group in self.groups), *self.new_parents))
 
     def limit_bytes(self, guest_mib: int) -> int:
@@ -77,8 +77,14 @@ class CgroupPlan:
         return (guest_mib + self.beside_mib) << 20
 
     def without(self, present: frozenset[Path]) -> "CgroupPlan":
-        """This plan on a host where the directories `present` are there already."""
-        wanted = dict.fromkeys(path for group in self.groups for path in group.parents if path not in present)
+        """This plan on a host where the directories `present` are there already: they stay, but for /kata_overhead.
+        Whichever sandbox made that may end before others that are in it, so the last one removes it."""
+        wanted = dict.fromkeys(
+            path
+            for group in self.groups
+            for path in group.parents
+            if path not in present or path == _join(group.hierarchy, OVERHEAD)
+        )
         return replace(self, new_parents=tuple(sorted(wanted, key=lambda path: -len(path.parts))))
 
     def describe(self) -> str:

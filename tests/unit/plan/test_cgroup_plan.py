@@ -62,6 +62,12 @@ def test_only_parents_that_are_not_there_are_removed_with_the_sandbox_the_deepes
     assert found.without(frozenset({Path(base)})).directories == (f"{base}/a/kata_s1", f"{base}/a")
 
 
+def test_the_last_sandbox_removes_what_all_share_whoever_made_it() -> None:
+    shared = ROOT / "memory" / "kata_overhead"
+    found = plan(MEMORY, only=False).without(frozenset({shared}))
+    assert found.directories == (str(shared / "s1"), str(shared))
+
+
 def test_the_limit_follows_the_guest() -> None:
     assert plan(MEMORY, only=True).limit_bytes(1024) == 1152 << 20
 
