@@ -225,13 +225,14 @@ def leftovers(name: str) -> list[str]:
     found += [f"staged {path}" for path in STATE.glob(f".*{name}*")] if STATE.exists() else []
     found += [f"mount {line.split()[4]}" for line in _lines("/proc/self/mountinfo") if name in line]
     found += [f"socket {line.split()[-1]}" for line in _lines("/proc/net/unix") if name in line]
-    # os.walk passes over what goes away meanwhile
+    # os.walk, unlike glob, passes over what goes away meanwhile
     found += [
         f"cgroup {folder}/{child}" for folder, children, _ in os.walk(CGROUPS) for child in children if name in child
     ]
     found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if name[:11] in path.name]
-    if REFS.exists():
-        found += [f"image hold {path}" for path in REFS.rglob("*") if name in path.name or _mentions(path, name)]
+    for folder, children, files in os.walk(REFS):
+        holds = [Path(folder, child) for child in (*children, *files)]
+        found += [f"image hold {path}" for path in holds if name in path.name or _mentions(path, name)]
     return found
 
 

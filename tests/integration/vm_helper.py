@@ -92,7 +92,7 @@ def busybox_rootfs(root: Path, *commands: str) -> Path:
     return root
 
 
-SETTLE_S = 3.0
+SETTLE_S = 10.0
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What is kept of a failed test: what it ran, and logs and records of its containers that still exist."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ def save_evidence(test: str, katas: Sequence[Kata], nodes: Sequence[Containerd] 
         for sandbox in root.glob(f"{RUN_PREFIX}*"):
             target = folder / sandbox.name
             target.mkdir(exist_ok=True)
-            for file in sandbox.iterdir():  # logs, records and specs; not the container's own files
-                if file.is_file() and not file.is_symlink() and file.stat().st_size <= KEPT_MAX_BYTES:
-                    shutil.copyfile(file, target / file.name)
+            with contextlib.suppress(OSError):  # it may go meanwhile
+                for file in sandbox.iterdir():  # logs, records and specs; not the container's own files
+                    if file.is_file() and not file.is_symlink() and file.stat().st_size <= KEPT_MAX_BYTES:
+                        shutil.copyfile(file, target / file.name)
     return folder

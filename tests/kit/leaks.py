@@ -38,7 +38,7 @@ MOUNT_ROOTS = ("/run/kata-containers/", "/run/vc/", "/var/lib/katapod/sandboxes/
 PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd", "ctr")
 _claimed = {RUN_PREFIX}
 _strangers: dict[str, str] = {}
-SETTLE_S = 3.0  # a process killed a moment ago may still be seen
+SETTLE_S = 15.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
 
 
 def inventory() -> frozenset[str]:

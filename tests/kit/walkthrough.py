@@ -227,6 +227,7 @@ def shape(text: str) -> list[str]:
     for line in text.splitlines():
         line = re.sub(r"\(rule hit \d+ success \d+\)|\(success \d+ ?\)|\?\?\?", "", line)
         line = re.sub(r"index \d+", "index N", line)
+        line = re.sub(r"\b(installed|used|firstused) \d+ sec\b", "", line)  # nothing is said of what has just been
         line = re.sub(r"\b\d+(?= (bytes|pkt|sec)\b)", "N", line)
         if line := " ".join(line.split()):
             found.append(line)

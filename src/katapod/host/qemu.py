@@ -137,7 +137,8 @@ class QemuProcess:
                         await self.qmp.execute("quit")
                     await self.child.process.wait()
             except TimeoutError:
-                log.warning("QEMU did not quit within %g s and is killed", SOFT_STOP_S)
+                if self.child.process.returncode is None:  # this process may have been the slow one
+                    log.warning("QEMU did not quit within %g s and is killed", SOFT_STOP_S)
         graceful = self.child.process.returncode is not None
         await stop_child(self.child, soft=False)
         await self.qmp.close()
@@ -195,13 +196,14 @@ async def running_qemu(
             with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
                 async with asyncio.timeout(1.0):
                     await child.process.wait()
-            cause = child.describe_end() if child.process.returncode is not None else str(exc)
+            ended_with = child.process.returncode  # before we end it ourselves
+            cause = child.describe_end() if ended_with is not None else str(exc)
             await stop_child(child, soft=False)
             await said_to.wait_end(1.0)
             said = read_tail(logs.vmm, max_lines=10)
             raise QemuFailed(
                 f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
-                returncode=child.process.returncode,
+                returncode=ended_with,
                 command=" ".join(child.argv),
             ) from exc
         vm = QemuProcess(plan, child, qmp, ours, logs)

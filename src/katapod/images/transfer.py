@@ -205,7 +205,7 @@ async def _run_watched(
     """Run a program to its end and count meanwhile; kill it when we are cancelled or nothing moves any more."""
     loop = asyncio.get_running_loop()
     with open(staging.log, "wb") as output:
-        child = await finish(spawn(argv, output=output, env=skopeo_environment(os.environ)))
+        child = await spawn(argv, output=output, env=skopeo_environment(os.environ))
     try:
         waiting = asyncio.create_task(child.process.wait(), name=f"wait for {argv[0]}")
         last_bytes, moved_at = -1, loop.time()

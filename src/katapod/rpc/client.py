@@ -76,6 +76,8 @@ class TtrpcClient(asyncio.Protocol):
                 self._transport.write(frame)
                 return await answer
         except TimeoutError as exc:
+            if answer.done() and not answer.cancelled():
+                return answer.result()  # the loop woke late, and found the answer and the end of the time at once
             raise RpcError(
                 StatusCode.DEADLINE_EXCEEDED,
                 f"{self._peer}: {method} was not answered within {timeout_s:g} s",

@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 GROW_LIMIT_S = 20.0
+QEMU_END_S = 1.5  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
 Note = Callable[..., None]  # takes changes of the sandbox's record, and has them on disk when it returns
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
@@ -468,13 +469,14 @@ async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan,
 
 
 async def _watch_processes(vm: QemuProcess, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
-    """Name the process that died first. virtiofsd ends when QEMU does, so QEMU gets a moment to be seen."""
+    """Name the process that died first. virtiofsd ends by itself when QEMU does, so QEMU gets a moment to be seen."""
     vm_end = asyncio.create_task(vm.wait_end(), name="wait-qemu")
     share_end = asyncio.create_task(share.wait_end(), name="wait-virtiofsd")
     try:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
-            await asyncio.wait({vm_end}, timeout=0.3)
+            by_signal = (share.child.process.returncode or 0) < 0
+            await asyncio.wait({vm_end}, timeout=0.3 if by_signal else QEMU_END_S)
         if death.done():
             return
         if vm_end.done() and not vm.stopping:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import struct
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,27 @@ async def test_a_call_has_a_time_limit_and_its_late_answer_harms_nobody(tmp_path
         assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
         gate.set()
         assert await client.call_raw("s", "quick", b"mine", 5) == b"mine"
+
+
+async def test_an_answer_that_has_come_counts_although_we_were_too_busy_to_see_it(complaints: list[str]) -> None:
+    busy, answered = threading.Event(), threading.Event()
+
+    def peer(sock: socket.socket) -> None:
+        number = read_request(sock, FrameDecoder())
+        busy.wait(5)
+        sock.sendall(encode_response(number, b"in time"))
+        answered.set()
+
+    def be_busy() -> None:
+        busy.set()
+        assert answered.wait(5)
+        time.sleep(0.6)
+
+    async with against(peer) as client:
+        call = asyncio.create_task(client.call_raw("s", "m", b"", 0.5))
+        await asyncio.sleep(0.01)  # it is sent
+        be_busy()  # the loop finds the answer and the end of the time at once then
+        assert await call == b"in time"
 
 
 async def test_too_many_calls_at_once_are_refused_not_queued(tmp_path: Path, complaints: list[str]) -> None:

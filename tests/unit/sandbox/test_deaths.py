@@ -1,0 +1,46 @@
+"""Which of the processes of a sandbox is named as the one that died, with real processes in their place."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from katapod.model.errors import KatapodError
+from katapod.sandbox.machine import _watch_processes
+
+
+async def standing_in(script: str, name: str) -> Any:
+    """What the watch asks of QEMU or virtiofsd, answered by a shell."""
+    process = await asyncio.create_subprocess_exec("sh", "-c", script)
+
+    async def wait_end() -> str:
+        return str(await process.wait())
+
+    return SimpleNamespace(
+        child=SimpleNamespace(process=process),
+        stopping=False,
+        wait_end=wait_end,
+        explain_end=lambda: KatapodError(f"{name} ended"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("qemu", "virtiofsd", "named"),
+    [
+        ("sleep 0.6", "exit 0", "QEMU"),  # which has closed its end, and takes its memory down before it is gone
+        ("sleep 0.6", "exit 1", "QEMU"),
+        ("exit 0", "sleep 0.6", "QEMU"),
+        ("exec sleep 600", "kill -9 $$", "virtiofsd"),
+        ("exec sleep 600", "exit 1", "virtiofsd"),
+    ],
+)
+async def test_who_died_first(qemu: str, virtiofsd: str, named: str) -> None:
+    vm, share = await standing_in(qemu, "QEMU"), await standing_in(virtiofsd, "virtiofsd")
+    death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
+    await asyncio.wait_for(_watch_processes(vm, share, death), 10)
+    assert str(death.result()) == f"{named} ended"
+    for process in (vm.child.process, share.child.process):
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
