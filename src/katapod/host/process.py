@@ -165,7 +165,7 @@ async def run(
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await finish(process.wait())
+            await finish(_end_of_killed(process))
     completed = Completed(stdout.decode(errors="replace"), stderr.decode(errors="replace"), returncode)
     if check and returncode != 0:
         raise ProcessFailed(argv, describe_status(returncode), completed.stderr or completed.stdout)
@@ -188,8 +188,21 @@ async def _create(*argv: str, **how: Any) -> asyncio.subprocess.Process:
         process = creation.result()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await finish(process.wait())
+        await finish(_end_of_killed(process))
     raise cancelled
+
+
+async def _end_of_killed(process: asyncio.subprocess.Process) -> None:
+    """asyncio tells the end of a program after that of all its pipes, and sees that only where they are read on."""
+    if process.stdin is not None:
+        process.stdin.transport.abort()
+    outputs = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+    try:
+        async with asyncio.timeout(STOP_GRACE_S):
+            await asyncio.gather(process.wait(), *map(_read_bounded, outputs))
+    except TimeoutError:  # a descendant that has left the process group has them open
+        process._transport.close()  # type: ignore[attr-defined]  # there is no other way
+        await process.wait()
 
 
 def _open_netns(argv: Sequence[str], netns: Path | None) -> int | None:

@@ -45,6 +45,31 @@ async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path:
     assert await gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize("how", ["time", "cancelled"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec yes",  # more than anybody reads once the time is over
+        "exec yes >&2",
+        "setsid sleep 20 & echo $! > pid; exec sleep 60",  # holds the pipes, and is in no group of ours
+        "cat > /dev/null & exec sleep 60",
+    ],
+)
+async def test_what_it_leaves_in_its_pipes_does_not_keep_us(tmp_path: Path, script: str, how: str) -> None:
+    work = run(["sh", "-c", script], cwd=tmp_path, input=bytes(1 << 20), timeout_s=1.0 if how == "time" else 60)
+    task = asyncio.create_task(work)
+    if how == "cancelled":
+        await asyncio.sleep(0.3)
+        task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=15)
+    assert done
+    with pytest.raises(ProcessFailed if how == "time" else asyncio.CancelledError):
+        task.result()
+    if (tmp_path / "pid").exists():
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    await asyncio.sleep(0.05)
+
+
 async def test_cancelling_kills_it(tmp_path: Path) -> None:
     task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]))
     await content_of(tmp_path / "pid")
