@@ -103,7 +103,8 @@ def test_process_ids(cri: Cri, shared: bool) -> None:
     second = pod.start("sleep", "222222", name="second", linux={"security_context": security})
     seen = pod.sh(second, "ps -o pid,args")
     assert ("sleep 111111" in seen) == shared
-    assert ("1 sleep 222222" in seen) != shared
+    pids = {command: pid for pid, command in (line.split(None, 1) for line in seen.splitlines())}
+    assert (pids["sleep 222222"] == "1") != shared
     if shared:
         pod.sh(second, "kill -9 $(ps -o pid,args | grep '[s]leep 111111' | awk '{print $1}')")
         assert pod.wait_exit(first) == 137

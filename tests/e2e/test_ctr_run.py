@@ -93,8 +93,12 @@ def test_out_of_memory_is_reported(ctr: Containerd, runtime: str) -> None:
     container = ctr.new_id()
     with ctr.events() as events:
         flags = ["--memory-limit", str(64 * MIB)]
-        result = ctr("run", "--runtime", runtime, *flags, BUSYBOX, container, "tail", "/dev/zero")
-        assert result.code == 137
+        # not before the start is over: runc's shim watches for it only then
+        command = "until test -e /tmp/go; do sleep 0.1; done; exec tail /dev/zero"
+        with ctr.spawn("run", "--runtime", runtime, *flags, BUSYBOX, container, "sh", "-c", command) as running:
+            wait_for(lambda: events.of("/tasks/start", container), "the start is told", 60)
+            ctr.ok("tasks", "exec", "--exec-id", "go", container, "touch", "/tmp/go")
+            assert running.wait(60) == 137
         wait_for(lambda: events.of("/tasks/oom", container), f"an event /tasks/oom in {events.lines}", 30)
 
 

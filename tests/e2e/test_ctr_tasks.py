@@ -1,8 +1,12 @@
 """What `ctr tasks` does with a container that runs: exec, signals, pause, processes, metrics, removal."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from kit.containerd import Containerd
@@ -67,13 +71,18 @@ def test_exec_sees_the_container(ctr: Containerd, runtime: str) -> None:
 def test_exec_with_a_terminal(ctr: Containerd, runtime: str) -> None:
     container = start(ctr, runtime, "sleep", "1000")
     command = ctr.command("tasks", "exec", "--exec-id", "e1", "-t", container, "sh")
+    deadline = time.monotonic() + 120
     with open_terminal(command, rows=31, columns=97) as terminal:
         terminal.screen.expect("# ", timeout=60)
-        terminal.screen.send("test -t 0 && stty size\n")
-        terminal.screen.expect("31 97")
+        # ctr tells the size after the start
+        terminal.screen.send("test -t 0 && until stty size | grep -q '31 97'; do sleep 0.2; done; echo si''zed\n")
+        terminal.screen.expect("sized")
         terminal.resize(40, 111)
         terminal.screen.send("until stty size | grep -q '40 111'; do sleep 0.2; done; echo re''sized\n")
-        terminal.screen.expect("resized")
+        # ctr listens for the signal a moment after it has told the first size
+        while terminal.screen.expect(["resized", pexpect.TIMEOUT], timeout=1):
+            assert time.monotonic() < deadline, "the new size is not told"
+            os.kill(terminal.process.pid, signal.SIGWINCH)
         terminal.screen.send("trap 'echo inter''rupted' INT; echo lis''tens; sleep 1000\n")
         terminal.screen.expect("listens")
         wait_for(lambda: "sleep 1000" in last_process(ctr, container), "the program in front", 30)

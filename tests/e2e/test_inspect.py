@@ -66,7 +66,8 @@ def test_a_pod(cri: Cri, kata: Kata, tmp_path: Path) -> None:
     assert "stopped by a signal" in kata.ok("inspect", pod.id)
 
     with kata.spawn("inspect", pod.id, "--json", stdout=subprocess.PIPE) as looking:
-        time.sleep(1.5)  # it waits for QEMU now
+        socket = facts["files"]["management_socket"]
+        wait_for(lambda: Path("/proc/net/unix").read_text().count(socket) > 1, "it asks the sandbox", 30)
         os.kill(qemu, signal.SIGKILL)
         out, _ = looking.communicate(timeout=30)
     assert looking.returncode == 0

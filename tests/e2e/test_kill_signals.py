@@ -71,7 +71,8 @@ def test_signal_at_any_moment_leaves_nothing(number: signal.Signals) -> None:
                 done, codes = running.end(limit_s=15), {137}
             shown = f"{number.name} after {moment:.2f} s: {done}"
             print(shown)
-            assert ended_by(done, number) or done.code in codes, shown
+            unborn = number == signal.SIGINT and done.code == 1 and "init_import_site" in done.err
+            assert ended_by(done, number) or done.code in codes or unborn, shown
             # before our program is loaded, the interpreter may say so in its own way
             assert "Traceback" not in done.err or "/katapod/" not in done.err, shown
             assert "internal error" not in done.err, shown
@@ -140,9 +141,9 @@ def test_signals_are_forwarded_and_a_deaf_container_dies_of_the_second(name: str
 
 def test_signal_during_an_import_leaves_nothing(tmp_path: Path) -> None:
     """A slow import: the archive comes through a pipe that nobody closes."""
-    pipe = tmp_path / "slow.tar"
-    os.mkfifo(pipe)
     name = fresh_name("sig")
+    pipe = tmp_path / f"{name}-slow.tar"
+    os.mkfifo(pipe)
     with start("--rm", f"oci-archive:{pipe}", "true", name=name) as running:
         wait_until("claimed", lambda: record_of(name))
         time.sleep(0.5)
@@ -151,8 +152,9 @@ def test_signal_during_an_import_leaves_nothing(tmp_path: Path) -> None:
         assert ended_by(done, signal.SIGINT) or done.code == 125, done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
-    temporary = Path("/var/lib/katapod/images/tmp")
-    assert not any("slow" in str(path) for path in temporary.rglob("*"))
+    # os.walk, unlike glob, passes over what goes away meanwhile
+    for folder, children, files in os.walk("/var/lib/katapod/images/tmp"):
+        assert not any(pipe.name in child for child in (*children, *files)), folder
 
 
 def hang(running: Started) -> int:

@@ -114,7 +114,8 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
         yield Debian(root, holder.pid)
     finally:
         for pid in _inside(holder.pid):
-            os.kill(pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
         holder.kill()
         holder.wait()
         holder.stdout.close()

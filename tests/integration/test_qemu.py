@@ -91,7 +91,7 @@ async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: Qem
         os.kill(vm.pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await vm.stop() is False
-        assert time.monotonic() - started < qemu.SOFT_STOP_S + 1
+        assert time.monotonic() - started < qemu.SOFT_STOP_S + 10
     assert is_gone(vm.pid)
 
 

@@ -142,7 +142,13 @@ def wired() -> Iterator[Wired]:
 def all_of_it(start: Start) -> list[str]:
     """What is there of a start, and of what it has changed."""
     found = find_leftovers(start.store.layout, start.sandbox_id)
-    found += [f"cgroup {folder}" for folder in CGROUPS.glob(f"**/*{start.sandbox_id}*")]
+    # os.walk, unlike glob, passes over what goes away meanwhile
+    found += [
+        f"cgroup {folder}/{child}"
+        for folder, children, _ in os.walk(CGROUPS)
+        for child in children
+        if start.sandbox_id in child
+    ]
     with contextlib.suppress(OSError):
         found += [f"state {name}" for name in os.listdir(start.store.layout.state_root) if start.sandbox_id in name]
     return found + links(start.wired.netns) + qdiscs(start.wired.netns)

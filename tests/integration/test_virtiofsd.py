@@ -73,7 +73,7 @@ async def test_it_is_ended_when_nobody_ever_connected(share: Path, tmp_path: Pat
     started = time.monotonic()
     async with running_virtiofsd(plan(share), tmp_path / "fs.sock", tmp_path / "log"):
         pass
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert await settled(lambda: pids_of(share) == [])
 
 

@@ -138,7 +138,7 @@ def resources() -> tuple[list[str], set[str]]:
     return sorted(fds), {task.get_name() for task in asyncio.all_tasks() if task is not current}
 
 
-async def settled(ready: Callable[[], bool], limit_s: float = 3.0) -> bool:
+async def settled(ready: Callable[[], bool], limit_s: float = 10.0) -> bool:
     """Whether `ready` comes true within the limit."""
     for _ in range(int(limit_s / 0.02)):
         if ready():

@@ -129,7 +129,7 @@ def wait_for(condition: Any, what: str, limit_s: float = 10.0, period_s: float =
     """Poll `condition` until it is true, and return its value; fail with `what` after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of what is not there yet, or no more
             if value := condition():
                 return value
         if time.monotonic() > deadline:

@@ -4,7 +4,7 @@ A thread enters a namespace for what needs no program, and ends with it; program
 """
 
 import asyncio
-import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -262,8 +262,11 @@ def _delete_taps(record: NetworkRecord) -> None:
     with Netlink() as netlink:
         for link in netlink.links():
             if any(link.name == nic.tap for nic in record.nics) and TAP_NAME.fullmatch(link.name):
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                try:
                     netlink.delete_link(link.index)
+                except OSError as exc:  # it may go by itself, with the last thread of a QEMU that was killed
+                    if exc.errno not in (errno.ENODEV, errno.ENOENT, errno.ESRCH):
+                        raise
 
 
 async def _give_back(path: Path, record: NetworkRecord) -> None:

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 GROW_LIMIT_S = 20.0
-QEMU_END_S = 1.5  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
+QEMU_END_S = 1.0  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
 Note = Callable[..., None]  # takes changes of the sandbox's record, and has them on disk when it returns
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
@@ -475,8 +475,8 @@ async def _watch_processes(vm: QemuProcess, share: VirtiofsdProcess, death: "asy
     try:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
-            by_signal = (share.child.process.returncode or 0) < 0
-            await asyncio.wait({vm_end}, timeout=0.3 if by_signal else QEMU_END_S)
+            # 0: QEMU has closed the connection
+            await asyncio.wait({vm_end}, timeout=0.3 if share.child.process.returncode else QEMU_END_S)
         if death.done():
             return
         if vm_end.done() and not vm.stopping:

@@ -23,6 +23,7 @@ from katapod.host.mounts import mounts_below, remove_tree
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
 from katapod.host.netns import detach_recorded
 from katapod.host.state import StateStore, owner_alive
+from katapod.host.tasks import finish
 from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
@@ -210,7 +211,7 @@ async def _reap_stray(store: StateStore, sandbox_id: str) -> bool:
     except AlreadyExists:
         return False
     try:
-        await remove_sandbox(store, sandbox_id)
+        await finish(remove_sandbox(store, sandbox_id), name="reap-stray")
     finally:
         os.close(lock)
     return True
@@ -232,7 +233,8 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
         return False
     log.info("%s was left behind: %s", sandbox_id, DEAD_OWNER)
     if record.auto_remove or not any(item.started_at for item in record.containers):
-        await remove_sandbox(store, sandbox_id)
+        # a signal must not give the removal's lock away while its thread is at work
+        await finish(remove_sandbox(store, sandbox_id), name="reap")
     else:
         await asyncio.to_thread(settle, store, record, DEAD_OWNER)
         await _detach_network(store, sandbox_id)

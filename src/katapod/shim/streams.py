@@ -4,11 +4,15 @@ FIFOs are opened for both directions, so that nobody's absence blocks us, ends u
 input: containerd may restart. The end of the input is what CloseIO says. Source: facts shim-v2.md, section 5.
 """
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import stat
+import termios
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _Opened = TypeVar("_Opened")
 
+OUTPUT_READ_S = 1.0
+OUTPUT_POLL_S = 0.005
 LOGGER_READY_S = 10.0
 LOGGER_END_S = 10.0
 LOGGER_FDS = (3, 4, 5)  # stdout, stderr, and what it closes when it is ready
@@ -80,11 +86,31 @@ class _FifoOutput:
     def __init__(self, path: str) -> None:
         """Raises OSError."""
         self._descriptor = Descriptor(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), ours=True)
+        try:
+            self._look = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # never read from; outlives close()
+        except OSError:
+            self.close()
+            raise
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[await self._descriptor.write(view) :]
+
+    async def wait_read(self) -> None:
+        """Until the reader has all: containerd 1.6 throws away what it has not read when it hears of the exit. Whoever
+        does not read for a second does not read. Called once, when all is written."""
+        deadline = time.monotonic() + OUTPUT_READ_S
+        try:
+            while self._unread() and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells that a pipe is empty
+                await asyncio.sleep(OUTPUT_POLL_S)
+        finally:
+            os.close(self._look)
+
+    def _unread(self) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(self._look, termios.FIONREAD, count)
+        return count[0]
 
     def close(self) -> None:
         self._descriptor.close()
@@ -175,10 +201,8 @@ async def open_streams(uris: IoUris, container_id: str, namespace: str) -> Async
         if uris.stdout.startswith("binary:"):
             stdout, stderr = await stack.enter_async_context(_logging_program(uris, container_id, namespace))
         else:
-            stdout = _open(uris.stdout, _open_output)
-            stack.callback(stdout.close)
-            stderr = _open(uris.stderr, _open_output)
-            stack.callback(stderr.close)
+            stdout = _open_until_read(stack, uris.stdout)
+            stderr = _open_until_read(stack, uris.stderr)
         yield Streams(stdin, stdout, stderr)
 
 
@@ -198,6 +222,14 @@ def _open_input(uri: str) -> FifoInput:
     if not stat.S_ISFIFO(os.stat(path).st_mode):
         raise UsageError(f"cannot read standard input from {uri}: it is not a FIFO")
     return FifoInput(path)
+
+
+def _open_until_read(stack: contextlib.AsyncExitStack, uri: str) -> Sink:
+    sink = _open(uri, _open_output)
+    stack.callback(sink.close)
+    if isinstance(sink, _FifoOutput):
+        stack.push_async_callback(sink.wait_read)
+    return sink
 
 
 def _open_output(uri: str) -> Sink:

@@ -254,8 +254,10 @@ class Tasks:
         except KatapodError as exc:
             log.error("task %s has ended: %s", container_id, exc)
         finally:
-            await finish(stack.aclose(), name="close-streams")
-            self._tell_exit(task, container_id, container_id, status)
+            try:
+                await finish(stack.aclose(), name="close-streams")
+            finally:  # whatever becomes of the streams: engines wait for this
+                self._tell_exit(task, container_id, container_id, status)
         pod = self._pod
         if pod is not None and container_id == pod.sandbox.sandbox_id:
             self._close_soon()
@@ -317,8 +319,10 @@ class Tasks:
         except KatapodError as exc:
             log.error("exec %s has ended: %s", process.exec_id, exc)
         finally:
-            await finish(stack.aclose(), name="close-streams")
-            self._tell_exit(process, task.container.container_id, process.exec_id, status)
+            try:
+                await finish(stack.aclose(), name="close-streams")
+            finally:
+                self._tell_exit(process, task.container.container_id, process.exec_id, status)
 
     # what is asked of a process
 

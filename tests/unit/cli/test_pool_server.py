@@ -80,7 +80,7 @@ def serving(folder: Path, number: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def is_alive(pid: int) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 

@@ -39,9 +39,9 @@ async def test_the_environment_is_built_not_inherited(monkeypatch: pytest.Monkey
 
 async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(ProcessFailed, match=r"no end within 0\.2 s"):
-        await run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"], timeout_s=0.2)
-    assert time.monotonic() - started < 5
+    with pytest.raises(ProcessFailed, match=r"no end within 1 s"):
+        await run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"], timeout_s=1.0)
+    assert time.monotonic() - started < 20
     assert await gone(int((tmp_path / "pid").read_text()))
 
 

@@ -1,6 +1,7 @@
 """Streams as containerd names them, with real FIFOs, files and a real logging program."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,27 @@ async def test_output_waits_for_its_reader(fifo: str) -> None:
         assert await asyncio.to_thread(read_all) == BULK
         await writing
         await streams.stderr.write(b"nobody wants it")
+
+
+async def test_the_last_output_is_read_before_its_stream_closes(fifo: str) -> None:
+    """containerd 1.6 drops what it has not read when it hears of the exit, which is told when this is over."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    stack = contextlib.AsyncExitStack()
+    streams = await stack.enter_async_context(open_streams(IoUris("", fifo, "", False), "c1", "ns"))
+    await streams.stdout.write(b"last words")
+    streams.stdout.close()  # as at the end of the guest's output
+    closing = asyncio.create_task(stack.aclose())
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    assert os.read(reader, 100) == b"last words"
+    await asyncio.wait_for(closing, 10)
+    os.close(reader)
+
+
+async def test_a_reader_that_does_not_read_keeps_nobody(fifo: str) -> None:
+    async with asyncio.timeout(10):
+        async with open_streams(IoUris("", fifo, "", False), "c1", "ns") as streams:
+            await streams.stdout.write(b"to nobody")
 
 
 async def test_file_is_appended_to(tmp_path: Path) -> None:
