@@ -195,7 +195,9 @@ async def _create(*argv: str, **how: Any) -> asyncio.subprocess.Process:
 async def _end_of_killed(process: asyncio.subprocess.Process) -> None:
     """asyncio tells the end of a program after that of all its pipes, and sees that only where they are read on."""
     if process.stdin is not None:
-        process.stdin.transport.abort()
+        pipe = process.stdin.transport
+        if not pipe.is_closing() or pipe.get_write_buffer_size() > 0:  # the abort of a closed one raises
+            pipe.abort()
     outputs = [stream for stream in (process.stdout, process.stderr) if stream is not None]
     try:
         async with asyncio.timeout(STOP_GRACE_S):

@@ -79,6 +79,18 @@ async def test_cancelling_kills_it(tmp_path: Path) -> None:
     assert await gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize("how", ["time", "cancelled"])
+async def test_one_that_has_taken_its_input_and_does_not_end(tmp_path: Path, how: str) -> None:
+    script = "cat; echo done > read; exec sleep 60"
+    work = run(["sh", "-c", script], cwd=tmp_path, input=b"all of it", timeout_s=1.0 if how == "time" else 60)
+    task = asyncio.create_task(work)
+    if how == "cancelled":
+        await content_of(tmp_path / "read")
+        task.cancel()
+    with pytest.raises(ProcessFailed if how == "time" else asyncio.CancelledError):
+        await task
+
+
 def test_cancelling_while_it_is_started(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """However far the start is: no process is left, and asyncio's watcher of it has nothing to complain of."""
     watch_late(monkeypatch, 0.05)
