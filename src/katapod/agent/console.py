@@ -76,10 +76,11 @@ class Shells:
         if len(self._running) >= SHELLS_MAX:
             raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"the debug console has {SHELLS_MAX} processes already")
         spec = request.process
-        process = start_process(self._loop, exec_id, list(spec.Args), spec.Env, spec.Cwd, terminal=spec.Terminal)
-        self._running[exec_id] = process
-        if spec.Terminal and spec.ConsoleSize.Height and spec.ConsoleSize.Width:
-            process.stdio.resize(spec.ConsoleSize.Height, spec.ConsoleSize.Width)
+        rows, columns = spec.ConsoleSize.Height, spec.ConsoleSize.Width
+        size = (rows, columns) if spec.Terminal and rows and columns else None
+        self._running[exec_id] = start_process(
+            self._loop, exec_id, list(spec.Args), spec.Env, spec.Cwd, terminal=spec.Terminal, size=size
+        )
 
     async def _signal(self, request: agent_pb2.SignalProcessRequest) -> None:
         process = self._find(request)

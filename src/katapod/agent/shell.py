@@ -34,10 +34,18 @@ def shell_command() -> tuple[str, str]:
 
 
 def start_process(
-    loop: Loop, exec_id: str, arguments: list[str], env: Iterable[str], cwd: str, *, terminal: bool
+    loop: Loop,
+    exec_id: str,
+    arguments: list[str],
+    env: Iterable[str],
+    cwd: str,
+    *,
+    terminal: bool,
+    size: tuple[int, int] | None = None,
 ) -> Process:
     """Start `arguments`, or a shell if there are none, in a session of its own and in the sandbox's namespaces.
 
+    `size`: rows and columns of its terminal, which it finds from its first instruction on.
     Raises RpcError: NOT_FOUND or PERMISSION_DENIED about the command, else INTERNAL; OSError.
     """
     environment = ENVIRONMENT | DEFAULTS | dict(entry.partition("=")[::2] for entry in env)
@@ -49,6 +57,8 @@ def start_process(
     if terminal:
         master, slave = os.openpty()
         stdio, theirs = Stdio(loop, master, master, -1, terminal=True), (slave, slave, slave)
+        if size is not None:
+            stdio.resize(*size)
     else:
         stdio, theirs = open_streams(loop, 0)
     report, report_write = os.pipe2(os.O_CLOEXEC)

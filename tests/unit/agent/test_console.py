@@ -28,13 +28,20 @@ from katapod.agent.loop import Loop
 loop = Loop()
 loop.run(serve_addresses(loop, *sys.argv[1:]))
 """
+SLOW_RESIZE = """
+import time
+from katapod.agent.process import Stdio
+resize = Stdio.resize
+Stdio.resize = lambda *arguments: (time.sleep(0.5), resize(*arguments))
+"""
 HUNG_UP = 129
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    before = getattr(request, "param", "")
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, f"unix://{tmp_path}/raw", f"unix://{tmp_path}/service"],
+        [sys.executable, "-c", before + SERVE, f"unix://{tmp_path}/raw", f"unix://{tmp_path}/service"],
         stdin=subprocess.DEVNULL,
     )
     try:
@@ -95,6 +102,13 @@ async def test_command_with_a_terminal(console: AgentClient) -> None:
     await process.resize(5, 6)
     await console.write_stdin(VM_ID, "one", b"\n")
     assert b"\n5 6\r\n/dev/pts/" in await _output(process)
+    assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("folder", [SLOW_RESIZE], indirect=True, ids=["slow"])
+async def test_the_size_of_a_terminal_is_there_before_its_process(console: AgentClient) -> None:
+    process = await _start(console, "one", "stty", "size", terminal=True)
+    assert await _output(process) == b"33 101\r\n"
     assert await process.wait() == 0
 
 
