@@ -1,6 +1,6 @@
 """What GetMetrics answers: /proc of the guest and of the agent as Prometheus text.
 
-Names, items and units: facts metrics.md, sections 2 and 5. Rendering is apart from reading.
+Names, items and units: Kata Containers, docs/design/kata-2-0-metrics.md. Rendering is apart from reading.
 """
 
 from __future__ import annotations

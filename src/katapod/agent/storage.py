@@ -1,7 +1,7 @@
 """Storages of the agent protocol: file systems mounted for a container or for the whole sandbox.
 
-Each mount point has a count of users; it is unmounted with the last one. Source: facts
-agent-protocol.md section 4.
+Each mount point has a count of users; it is unmounted with the last one. Source: Kata Containers,
+docs/design/architecture/storage.md and the comments of agent.proto.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Collect what a bug report needs: the parts of kata-collect-data.sh, as text without secrets and of bounded size.
 
-Order of the parts: facts cli.md section 6, then ours. Nothing that fails ends the collection: it is part of the report.
+The parts are in the order of Kata's script, then come ours. What fails does not end the collection: it is part of it.
 """
 
 import datetime

@@ -1,6 +1,7 @@
 """The files that announce direct volumes, and the marks of the sandboxes that use them.
 
-They lie in /run/kata-containers/shared/direct-volumes, a directory for each volume. Source: facts cli.md section 2.4.
+They lie in /run/kata-containers/shared/direct-volumes, a directory for each volume. Source: Kata
+Containers, docs/design/direct-blk-device-assignment.md.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """What `kata-runtime env` shows: this program, its configuration and this host, with upstream's names and order.
 
-Source: facts cli.md section 4; Netmon, TraceMode and the like are of older formats. Values that do not exist here are
-the empty ones of their type.
+Netmon, TraceMode and the like are of older formats. Values that do not exist here are the empty ones of their type.
 """
 
 import os

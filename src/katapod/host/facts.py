@@ -81,7 +81,7 @@ def cpu_identity() -> str:
 def claim_vsock_cid() -> tuple[int, int]:
     """Claim a free guest CID; returns (cid, descriptor of /dev/vhost-vsock that holds the claim).
 
-    Source: facts qemu.md section 4: a random start of at least 3, then upwards.
+    A random start of at least 3, then upwards: vsock(7) reserves 0 to 2.
     Raises DeviceMissing.
     """
     try:

@@ -1,4 +1,5 @@
-"""Metrics of processes of this host, as Prometheus text. Names and items: facts metrics.md, sections 2 to 4.
+"""Metrics of processes of this host, as Prometheus text. Names and items: Kata Containers,
+docs/design/kata-2-0-metrics.md.
 
 Histograms of call times are here too. Text is written by hand: the client library would cost each shim 10 MiB.
 """

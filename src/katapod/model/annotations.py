@@ -1,7 +1,7 @@
 """What an engine says about a container in the annotations of its OCI spec: of which pod it is, and how big that gets.
 
 containerd's CRI plugin, CRI-O and the dockershim each have keys of their own, tried in that order.
-Source: facts shim-v2.md section 9.
+Source: pkg/cri/annotations of containerd, pkg/annotations of CRI-O.
 """
 
 from collections.abc import Mapping

@@ -214,7 +214,7 @@ def config_of(values: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def config_kernel_params(config: Config) -> tuple[str, ...]:
-    """The guest kernel's parameters that the file asks for by name; the order is facts config.md section 4's."""
+    """The guest kernel's parameters that the file asks for by name; in the order in which Kata appends them."""
     agent = ["agent.log=debug"] if config.agent.enable_debug else []
     return (*agent, *config.qemu.kernel_params.split())
 

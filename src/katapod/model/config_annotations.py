@@ -2,7 +2,7 @@
 
 Those of the hypervisor must be allowed by enable_annotations, paths to programs also by the valid_* globs; those of
 runtime and agent are always honoured, as upstream does. What Katapod does not act upon is refused, as in a file.
-Source: facts config.md section 3.
+Source: Kata Containers, docs/how-to/how-to-set-sandbox-config-kata.md.
 """
 
 import glob

@@ -1,6 +1,7 @@
 """The Rust runtime's dialect of configuration.toml: what it names or places otherwise, read as the Go dialect.
 
-What it has beyond is in config_refused.py. Source: facts config.md section 6.
+What it has beyond is in config_refused.py. Source: Kata Containers,
+src/runtime-rs/config/configuration-qemu-runtime-rs.toml.in.
 """
 
 from collections.abc import Mapping

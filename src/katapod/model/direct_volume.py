@@ -1,6 +1,7 @@
 """A direct volume: a block device that a guest mounts itself, in place of a directory that the host would share.
 
-Storage drivers announce it by a file beside the volume's path. Source: facts cli.md section 2.4.
+Storage drivers announce it by a file beside the volume's path. Source: Kata Containers,
+docs/design/direct-blk-device-assignment.md.
 """
 
 import base64

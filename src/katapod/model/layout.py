@@ -1,4 +1,4 @@
-"""Where things lie on the host. Source: facts qemu.md section 9; ours are below /var/lib/katapod."""
+"""Where things lie on the host: Kata Containers' paths where its users know them, and ours below /var/lib/katapod."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -37,7 +37,7 @@ class NetworkError(KatapodError):
 
 
 class Interworking(Enum):
-    """How frames get from the pod's interface to the guest. Source: facts qemu.md section 11."""
+    """How frames get from the pod's interface to the guest. The values of Kata's internetworking_model."""
 
     TCFILTER = "tcfilter"
     MACVTAP = "macvtap"

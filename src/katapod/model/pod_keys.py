@@ -1,6 +1,6 @@
 """How engines mark pods in the annotations of an OCI spec. Imports nothing: the start of a shim waits for it.
 
-Source: facts shim-v2.md section 9.
+Source: pkg/cri/annotations of containerd, pkg/annotations of CRI-O.
 """
 
 __all__ = ["CONTAINER", "KINDS"]

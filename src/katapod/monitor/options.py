@@ -1,4 +1,4 @@
-"""The command line of kata-monitor: upstream's flags, with one dash or two. Source: facts cli.md section 5."""
+"""The command line of kata-monitor: upstream's flags, with one dash or two."""
 
 import ipaddress
 from dataclasses import dataclass

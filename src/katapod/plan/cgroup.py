@@ -4,7 +4,7 @@ sandbox_cgroup_only=true: owner, QEMU and virtiofsd are in `kata_SID` below the 
 the formula of sizing.py, so that a guest that uses all of its memory does not reach it. false: they are in
 /kata_overhead/SID, where no limit of the pod reaches them, and only the threads of the vCPUs are in `kata_SID`, which
 cgroup v1 can do for the cpu and cpuset hierarchies. In v2 a thread cannot leave its process for another branch of the
-tree, so false puts all into /kata_overhead/SID there. Source: facts qemu.md section 9; cgroups(7).
+tree, so false puts all into /kata_overhead/SID there. Source: cgroups(7); Kata Containers, docs/design/host-cgroups.md.
 """
 
 from dataclasses import dataclass, replace

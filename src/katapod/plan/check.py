@@ -15,7 +15,7 @@ __all__ = ["CAPABLE", "CREATES", "NOT_CAPABLE", "Report", "judge"]
 CAPABLE = "System is capable of running Kata Containers"
 CREATES = "System can currently create Kata Containers"
 NOT_CAPABLE = "System is not capable of running Kata Containers"
-"""Upstream's words: scripts look for them. Source: facts cli.md section 3."""
+"""Upstream's words: scripts look for them."""
 
 
 @dataclass(frozen=True, slots=True)

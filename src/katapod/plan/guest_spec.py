@@ -1,6 +1,6 @@
 """From the spec of a container on the host to the one that its guest gets.
 
-Pure. Source: upstream's rules (facts of the agent protocol: what the host strips), with one deviation:
+Pure. Source: what Kata's runtime strips before it sends a spec (constrainGRPCSpec), with one deviation:
 linux.resources.pids is kept, since the guest's kernel can enforce it and the host's cannot see the
 container's processes; dropping it, as upstream does, would drop a limit that a user has set.
 """

@@ -1,7 +1,7 @@
 """Hot-plug over QMP as values: the commands that add a device, and those that take it out again.
 
 The same steps serve a VM that has not run yet (-S), a running one and a restored one.
-Source: facts qemu.md section 6; QEMU's qapi schema for the arguments.
+Source: QEMU's QMP reference manual for commands and arguments.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,6 @@
 """What is made in a pod's network namespace, what is plugged into the guest and what the guest is told, as values.
 
-Source: facts qemu.md section 11; tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
+Source: tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 The VM starts with CPUs, memory, one PCI bridge for hot-plug, rng, vmgenid, console and agent channel;
 all else is plugged over QMP (plan/hotplug.py), before the first instruction or while the guest runs.
-Names and order follow Kata's (facts qemu.md sections 1 to 5) where they are visible to people.
+Names and order follow Kata's where they are visible to people.
 """
 
 from collections.abc import Mapping
@@ -268,7 +268,7 @@ def _agent_channel(vm: VmSpec) -> list[QemuOption]:
 
 
 def plan_kernel_params(vm: VmSpec) -> list[str]:
-    """The guest kernel's command line, in facts qemu.md section 5's order; later values win for the kernel."""
+    """The guest kernel's command line, in Kata's order; later values win for the kernel."""
     params = [
         "tsc=reliable",
         "no_timer_check",

@@ -1,6 +1,6 @@
 """The host's client of the guest agent: one typed door to `grpc.AgentService` and `grpc.Health`.
 
-Time limits follow facts agent-protocol.md section 1. Whatever comes back was written by the guest:
+Time limits are those of Kata's runtime. Whatever comes back was written by the guest:
 sizes are bounded by the frame limit, and callers treat texts and numbers as data.
 """
 

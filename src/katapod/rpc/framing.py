@@ -1,7 +1,7 @@
 """ttrpc frames, without I/O: bytes in, frames out.
 
 A frame is a header of 10 bytes (data length, stream id, type, flags; big endian) and its data.
-Source: facts shim-v2.md section 4. The agent imports this module: keep its imports few.
+Source: PROTOCOL.md of containerd/ttrpc. The agent imports this module: keep its imports few.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """A ttrpc server on an asyncio unix socket: calls of a connection run in parallel, each in its own task.
 
 A call that carries a time limit is cancelled when it is over. Stream ids of a connection only go up: one that has been
-used is refused, since its answer could be taken for another's. Source: facts shim-v2.md section 4.
+used is refused, since its answer could be taken for another's. Source: PROTOCOL.md of containerd/ttrpc.
 """
 
 import asyncio

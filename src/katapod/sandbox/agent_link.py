@@ -15,7 +15,7 @@ from katapod.rpc.client import TtrpcClient
 
 __all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
 
-AGENT_PORT = 1024  # vsock, facts agent-protocol.md section 1
+AGENT_PORT = 1024  # vsock: where Kata's agent listens
 DIAL_PAUSE_S = 0.02
 AGENT_CALLS = "kata_shim_agent_rpc_durations_histogram_milliseconds"
 

@@ -1,6 +1,7 @@
 """The management socket of a sandbox: HTTP for kata-runtime, kata-monitor and whoever reads metrics.
 
-It is for root alone, as its directory is. Paths and answers: facts cli.md section 2.5; metrics: facts metrics.md.
+It is for root alone, as its directory is. Paths and answers: those of Kata's shim
+management server; metrics: Kata Containers, docs/design/kata-2-0-metrics.md.
 What the guest adds to the metrics is bounded, and kept to the names that are the guest's.
 """
 

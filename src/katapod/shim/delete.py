@@ -1,6 +1,6 @@
 """`delete`: remove what is left of a container or sandbox whose server may be gone, from what is on disk alone.
 
-Source: facts shim-v2.md, section 3. containerd gives it five seconds.
+Source: core/runtime/v2/README.md of containerd. containerd gives it five seconds.
 """
 
 import asyncio

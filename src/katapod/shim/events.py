@@ -1,6 +1,6 @@
 """Events to containerd, in the order in which they happened, at most a few times tried.
 
-Source: facts shim-v2.md, section 6. Without an address (CRI-O) they are only logged.
+Source: api/events/task.proto of containerd. Without an address (CRI-O) they are only logged.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """containerd.task.v2.Task and v3.Task: messages in, messages out. The work is done by Tasks.
 
-Source: facts shim-v2.md, section 5.
+Source: api/runtime/task/v2/shim.proto of containerd.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """`start`: find or make the server of a sandbox, and print its address. Light: containerd waits for it.
 
 The server is a fork of this process, which has nothing loaded yet but what this needs; it loads the rest while
-containerd connects. Source: facts shim-v2.md, sections 1, 2 and 9.
+containerd connects. Source: core/runtime/v2/README.md of containerd.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a container uses, as containerd and the kubelet read it: the agent's answer in their messages. Pure.
 
 The agent answers in the shape of cgroup v1 with memory.stat as its kernel has it, v2's in our guests, v1's in others.
-containerd wants the shape of the host's own version. Source: facts shim-v2.md, section 11; cgroups(7).
+containerd wants the shape of the host's own version. Source: the metrics messages of containerd/cgroups; cgroups(7).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """Where a process' streams lead, as containerd names them: FIFOs, files, or a logging program.
 
 FIFOs are opened for both directions, so that nobody's absence blocks us, ends us by SIGPIPE or ends a container's
-input: containerd may restart. The end of the input is what CloseIO says. Source: facts shim-v2.md, section 5.
+input: containerd may restart. The end of the input is what CloseIO says.
+Source: core/runtime/v2/README.md of containerd.
 """
 
 import array

@@ -1,7 +1,7 @@
 """containerd's tasks, done with a pod: create, start, exec, kill, delete, and the events that tell of it.
 
-Source: facts shim-v2.md, sections 5 and 6. An event about a process is published after what it tells of is so, and in
-the order create, start, exit, delete.
+An event about a process is published after what it tells of is so, and in the order create, start, exit, delete.
+Source: api/runtime/task/v2/shim.proto and core/runtime/v2/README.md of containerd.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What GetMetrics answers: names, items and units of facts metrics.md."""
+"""What GetMetrics answers: names, items and units of Kata's metrics."""
 
 from katapod.agent.metrics import MEMINFO, disk_rows, filesystems, meminfo_rows, render_family, status_rows
 

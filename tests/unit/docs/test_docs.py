@@ -240,3 +240,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+OF_OTHERS = re.compile(r"Kata\s+Containers|containerd|CRI-O|OCI|[Ss]pecification|opencontainers")
+
+
+def test_sources_cite_files_that_exist() -> None:
+    """A comment that cites a document names one of this repository, or says whose it is."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        text = path.read_text()
+        for found in re.finditer(r"[\w./-]+\.md\b", text):
+            here = any((base / found[0]).exists() for base in (ROOT, HOW_TO))
+            around = text[max(0, found.start() - 250) : found.end() + 100]
+            assert here or OF_OTHERS.search(around), f"{name_of(path)} cites {found[0]}: whose is it?"
