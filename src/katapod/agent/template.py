@@ -13,7 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.sandbox import Agent
 
-MARGIN_BYTES = 16 << 20  # that stay free: to take the last page would bring the OOM killer
+MARGIN_BYTES = 16 << 20  # stay free beside what the kernel keeps back: to take the last page would bring the OOM killer
+PAGE_TABLE_SHARE = 512  # a page table entry of 8 bytes for each page of 4096
 CHUNK_BYTES = 4 << 20
 USED_SOON = ("_socket", "fcntl", "time", "katapod.agent.program", "katapod.kernel.mount", "katapod.kernel.process")
 
@@ -47,7 +48,8 @@ def _zero_free_memory() -> int:
         handle.write("3")
     with open("/proc/meminfo") as handle:
         free_kib = next(int(line.split()[1]) for line in handle if line.startswith("MemFree:"))
-    wanted = max(0, (free_kib << 10) - MARGIN_BYTES)
+    free = free_kib << 10
+    wanted = max(0, free - _reserved_bytes() - free // PAGE_TABLE_SHARE - MARGIN_BYTES)
     taken: list[mmap.mmap] = []
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     for _ in range(wanted // CHUNK_BYTES):
@@ -55,3 +57,20 @@ def _zero_free_memory() -> int:
     for chunk in taken:
         chunk.close()
     return len(taken) * CHUNK_BYTES
+
+
+def _reserved_bytes() -> int:
+    """What allocations of user space leave alone: each zone's high watermark, above which nothing is reclaimed,
+    and the most that a zone protects from allocations that could have come from a higher one.
+
+    Source: calculate_totalreserve_pages() in mm/page_alloc.c of Linux; the format of /proc/zoneinfo in mm/vmstat.c.
+    """
+    pages = 0
+    with open("/proc/zoneinfo") as handle:
+        for line in handle:
+            words = line.split()
+            if words[:1] == ["high"] and len(words) == 2:
+                pages += int(words[1])
+            elif words[:1] == ["protection:"]:
+                pages += max(int(word.strip("(),")) for word in words[1:])
+    return pages * mmap.PAGESIZE
