@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run setup image test unit integration e2e check format messages install clean
+.PHONY: help run setup image bytecode test unit integration e2e check format messages install clean
 .PHONY: bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
@@ -19,7 +19,7 @@ run: setup ## Set up, then run a container in a VM, its kernel beside the host's
 	@printf 'host kernel:  '; uname -r
 	@printf 'guest kernel: '; $(BIN)/kata-runtime run --rm --net none busybox uname -r
 
-setup: $(BIN)/.installed image ## Set up: packages, Python environment, guest image
+setup: $(BIN)/.installed image bytecode ## Set up: packages, Python environment, guest image
 
 build/.packages: packaging/debian-packages.txt tools/install-packages
 	@mkdir -p build
@@ -39,6 +39,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt | build/.packages
 
 image: $(BIN)/.installed
 	@$(BIN)/kata-runtime image build
+
+# As packages do when they are installed: with PYTHONDONTWRITEBYTECODE each start would compile every module, 0.1 s.
+bytecode: $(BIN)/.installed
+	@$(BIN)/python -m compileall -q src
 
 test: setup build/.packages-test ## Set up, then all checks and tests, with a summary at the end
 	@MAKE='$(MAKE)' tools/run-tests
