@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +182,19 @@ async def own_container(
                 labels=request.labels,
                 netns=Path(network.netns) if network is not None else None,
             )
-            if attaching is not None:
-                with span("wait for the network"):
-                    network = await attaching
-                plan = replace(plan, record=msgspec.structs.replace(plan.record, attachment=network))
-                store.write(plan.record)
-            container = _with_network_files(settings, request, container, network)
+            plan = replace(plan, record=msgspec.structs.replace(plan.record, attachment=network))
             with contextlib.ExitStack() as terminal:
                 with_terminal = _take_terminal(request, container, terminal, on_started)
-                return await run_container(plan, container, store, streams, on_started=with_terminal, ready=ready)
+                return await run_container(
+                    plan,
+                    container,
+                    store,
+                    streams,
+                    on_started=with_terminal,
+                    ready=ready,
+                    attaching=attaching,
+                    with_network=partial(_with_network_files, settings, request),
+                )
 
 
 def _with_network_files(

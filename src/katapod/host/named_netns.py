@@ -4,13 +4,16 @@ import os
 from pathlib import Path
 
 from katapod.host.mounts import unmount_below
+from katapod.host.netns import in_netns
 from katapod.host.process import find_program, run
+from katapod.kernel.netlink import Netlink
 from katapod.model.errors import KatapodError
 
 __all__ = ["NETNS_ROOT", "current_netns", "is_netns", "make_netns", "netns_path", "remove_netns"]
 
 NETNS_ROOT = Path("/run/netns")
 IP_LIMIT_S = 30.0
+LOOPBACK_INDEX = 1  # in every network namespace: it is made with it (LOOPBACK_IFINDEX, net/net_namespace.h)
 
 
 def netns_path(sandbox_id: str) -> Path:
@@ -25,7 +28,15 @@ async def make_netns(path: Path) -> None:
     remove_netns(path)
     ip = find_program("ip", package="iproute2")
     await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S)
-    await run([ip, "-netns", path.name, "link", "set", "lo", "up"], timeout_s=IP_LIMIT_S)
+    try:
+        in_netns(path, _loopback_up)
+    except OSError as exc:
+        raise KatapodError(f"cannot bring up the loopback interface of {path}: {exc.strerror}") from exc
+
+
+def _loopback_up() -> None:
+    with Netlink() as netlink:
+        netlink.change_link(LOOPBACK_INDEX, up=True)
 
 
 def remove_netns(path: Path) -> None:

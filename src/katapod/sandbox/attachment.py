@@ -104,10 +104,13 @@ def _warn_once(exc: HostLacks) -> None:
 
 @contextlib.asynccontextmanager
 async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["asyncio.Task[AttachmentRecord]"]:
-    """Attach beside what the block does; the task gives the record with its result, or raises.
+    """Attach beside what the block does; the task gives the record with its result, or raises. The namespace is
+    there when the block begins, so that QEMU can be started in it meanwhile.
 
     Nothing is undone here: the sandbox's record names it, and it goes with that (release_attachment).
     """
+    with span("make network namespace"):
+        await make_netns(Path(record.netns))
     task = asyncio.create_task(_attach(record, sandbox_id), name="attach-network")
     try:
         yield task
@@ -117,8 +120,6 @@ async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["
 
 
 async def _attach(record: AttachmentRecord, sandbox_id: str) -> AttachmentRecord:
-    with span("make network namespace", "network"):
-        await make_netns(Path(record.netns))
     with span("attach to network", "network"):
         return with_result(record, await attach(attachment_of(record, sandbox_id)))
 

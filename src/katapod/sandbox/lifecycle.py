@@ -43,6 +43,7 @@ from katapod.sandbox.guard import CAUSE_LIMIT_S, guarded
 from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.start_record import Attaching, StartRecord
 
 if TYPE_CHECKING:
     from katapod.sandbox.pool import ReadyMachine
@@ -256,7 +257,7 @@ class Sandbox:
         self._stack = stack
 
 
-async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStack) -> Machine:
+async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStack, note: StartRecord) -> Machine:
     """Make the machine's directories and start it; the guest has the sandbox then. Releases go to `stack`."""
     paths = store.layout.sandbox(plan.record.sandbox_id)
     with span("make directories"):
@@ -266,23 +267,20 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
         for source in plan.bind_mounts:
             bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, read_only=True)
 
-    record = plan.record
-
-    def note(**changes: Any) -> None:
-        nonlocal record
-        record = msgspec.structs.replace(record, **changes)
-        store.write(record)
-
     if plan.cgroup is not None:
-        store.write(record)  # names the groups before they are made
+        note()  # names the groups before they are made
     machine = await running_machine(plan, paths, stack, note)
     with span("create sandbox"):
         await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
     return machine
 
 
-async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None) -> Sandbox:
+async def open_sandbox(
+    plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None, attaching: Attaching | None = None
+) -> Sandbox:
     """Start a sandbox, in the machine `ready` if that fits; if not, the machine is ended.
+
+    Its network namespace may be empty until `attaching` is done: the machine is started meanwhile.
 
     On failure, or when cancelled, all that was acquired is released again. The state directory of plan.record must
     exist (StateStore.create); it is the caller's to remove.
@@ -294,12 +292,13 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
     if ready is not None:
         plan = replace(plan, record=msgspec.structs.replace(plan.record, machine_id=ready.machine_id))
     stack = ReleaseStack()
+    note = StartRecord(store, plan.record, attaching)
     try:
         _claim_directory(store.layout.sandbox(plan.record.sandbox_id).layers, stack)
         if ready is not None:
-            machine = await ready.take_over(plan, stack)
+            machine = await ready.take_over(plan, stack, note)
         else:
-            machine = await start_machine(plan, store, stack)
+            machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
         health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
@@ -310,6 +309,7 @@ async def open_sandbox(plan: SandboxPlan, store: StateStore, ready: "ReadyMachin
         if machine.network is not None:
             machine.network.note = lambda record: sandbox.save(network=record)
         sandbox.save(
+            attachment=attaching.result() if attaching is not None else plan.record.attachment,
             network=machine.network.record if machine.network is not None else None,
             state=State.RUNNING,
             vmm_pid=machine.vm.pid,

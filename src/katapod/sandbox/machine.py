@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
 
@@ -54,7 +55,6 @@ log = logging.getLogger(__name__)
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 GROW_LIMIT_S = 20.0
 QEMU_END_S = 1.0  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
-Note = Callable[..., None]  # takes changes of the sandbox's record, and has them on disk when it returns
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
 
@@ -88,7 +88,7 @@ class _CloneFailed(Exception):
     """A template did not become a machine; the cause is its own `__cause__`."""
 
 
-async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, note: Note) -> Machine:
+async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, note: StartRecord) -> Machine:
     """Start the machine; its releases go to `stack`. `note` writes the record: of QEMU before the guest
     runs, of a network before it is made.
 
@@ -116,7 +116,7 @@ async def _start(
     plan: SandboxPlan,
     paths: SandboxPaths,
     stack: ReleaseStack,
-    note: Note,
+    note: StartRecord,
     template: Template | None,
 ) -> Machine:
     """One attempt. Raises _CloneFailed where a cold boot may do better, else KatapodError."""
@@ -135,7 +135,7 @@ async def _start(
     return replace(machine, cgroup=cgroup)
 
 
-async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: Note) -> Machine:
+async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: StartRecord) -> Machine:
     given: dict[FdSlot, int] = {}
     spec = claim_channel(plan.vm, given, own)
     networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
@@ -159,7 +159,9 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note:
     )
 
 
-async def _clone(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: Note, template: Template) -> Machine:
+async def _clone(
+    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: StartRecord, template: Template
+) -> Machine:
     assert plan.template is not None
     memory = new_memory(template.memory_mib)
     own.callback(os.close, memory)  # QEMU and virtiofsd have it as long as they need it
@@ -199,7 +201,8 @@ async def _clone(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note
     )
 
 
-async def _attach_network(plan: SandboxPlan, note: Note, stack: ReleaseStack) -> PodNetwork | None:
+async def _attach_network(plan: SandboxPlan, note: StartRecord, stack: ReleaseStack) -> PodNetwork | None:
+    await note.wait_attached()
     return await attach_network(
         plan.netns, plan.network, vcpus=plan.vm.vcpus, note=lambda record: note(network=record), stack=stack
     )
@@ -432,7 +435,12 @@ def _shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
 
 
 async def adapt_machine(
-    machine: Machine, made_for: SandboxPlan, plan: SandboxPlan, networks: ReleaseStack, stack: ReleaseStack, note: Note
+    machine: Machine,
+    made_for: SandboxPlan,
+    plan: SandboxPlan,
+    networks: ReleaseStack,
+    stack: ReleaseStack,
+    note: StartRecord,
 ) -> Machine:
     """Make a machine that stands still, started for one plan, the machine of another, and let it run.
 

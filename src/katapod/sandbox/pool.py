@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -28,6 +27,7 @@ from katapod.sandbox.machine import Machine, adapt_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.stdio import NullSink
 
 __all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
@@ -74,21 +74,13 @@ class ReadyMachine:
         """Let the guest stand still: it uses no CPU then. Raises QmpError, KatapodError."""
         await guarded(self.machine.vm.qmp.execute("stop"), self.machine.death, self.machine_id)
 
-    async def take_over(self, plan: SandboxPlan, stack: ReleaseStack) -> Machine:
-        """Make the machine the sandbox's own, whose record names it; its releases go to `stack`.
+    async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine:
+        """Make the machine the sandbox's own, whose record, `note`, names it; its releases go to `stack`.
 
         Raises AgentFailed, KatapodError.
         """
         assert plan.record.machine_id == self.machine_id
-        # first of all: whoever cleans up after the sandbox must find the machine
-        record = msgspec.structs.replace(plan.record, vmm_pid=self.machine.vm.pid)
-
-        def note(**changes: Any) -> None:
-            nonlocal record
-            record = msgspec.structs.replace(record, **changes)
-            self.store.write(record)
-
-        note()
+        note(vmm_pid=self.machine.vm.pid)  # first of all: whoever cleans up after the sandbox must find the machine
         self._move_logs(self.store.layout.sandbox(plan.record.sandbox_id, self.machine_id).state)
         networks = await stack.enter_async_context(ReleaseStack())  # released once QEMU has ended
         stack.push_async_callback(self._stack.aclose)
@@ -137,7 +129,7 @@ async def ready_machine(plan: SandboxPlan, store: StateStore) -> AsyncIterator[R
     lock = store.create(plan.record)
     stack = ReleaseStack()
     try:
-        machine = await start_machine(plan, store, stack)
+        machine = await start_machine(plan, store, stack, StartRecord(store, plan.record))
     except BaseException:
         await finish(_unwind(stack, store, plan.record.sandbox_id), name="machine-unwind")
         os.close(lock)

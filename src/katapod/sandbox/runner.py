@@ -17,6 +17,7 @@ from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model import oci
+from katapod.model.attachment import AttachmentRecord
 from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
@@ -27,6 +28,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.recovery import release_kept, remove_sandbox
 from katapod.sandbox.rootfs import root_disk_of
+from katapod.sandbox.start_record import Attaching
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
 
 __all__ = ["Outcome", "Streams", "claimed", "run_container"]
@@ -89,8 +91,12 @@ async def run_container(
     *,
     on_started: Callable[[Container], None] = lambda container: None,
     ready: ReadyMachine | None = None,
+    attaching: Attaching | None = None,
+    with_network: Callable[[ContainerPlan, AttachmentRecord | None], ContainerPlan] = lambda plan, network: plan,
 ) -> Outcome:
     """Run a container to its end, inside `claimed`.
+
+    `with_network` completes its plan by what `attaching` has brought, once the sandbox is open.
 
     Whatever happens nothing of the VM stays; with auto_remove nothing at all does, and without it the
     record (with exit code or error) and the log do, once the container has run. A cancelled start is as
@@ -98,9 +104,10 @@ async def run_container(
     """
     paths = store.layout.sandbox(plan.record.sandbox_id)
     root_disk = root_disk_of(paths, container_plan.container_id, container_plan.rootfs)
-    sandbox = await open_sandbox(replace(plan, root_disk=root_disk), store, ready)
+    sandbox = await open_sandbox(replace(plan, root_disk=root_disk), store, ready, attaching)
     keep = False
     try:
+        container_plan = with_network(container_plan, sandbox.record.attachment)
         with span("create container"):
             container = await create_container(sandbox, container_plan)
         await sandbox.wait_grown()  # before its first instruction
