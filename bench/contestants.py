@@ -10,15 +10,16 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.workload import Bundles
 
-__all__ = ["PEERS", "Contestant", "Katapod", "Peer", "katapod_variants", "peer_contestants"]
+__all__ = ["DEFAULT", "PEERS", "Contestant", "Katapod", "Peer", "katapod_variants", "peer_contestants"]
 
 KATA = str(Path(sys.executable).with_name("kata-runtime"))
 PEERS = ("crun", "runc", "runsc")
+DEFAULT = "Katapod default"
 MEMORY = "64m"  # a VM of 256 MiB
 _numbers = itertools.count(1)
 
@@ -97,6 +98,7 @@ class Katapod(Contestant):
     image: str = "busybox"
     bundles: Bundles | None = None  # set: run bundles instead of the image
     memory: str = MEMORY  # empty: the default
+    network: str = "none"  # empty: the default
     volumes: tuple[str, ...] = ()  # SRC:DST
     pool: int = 0  # machines that a server keeps ready
 
@@ -118,6 +120,7 @@ class Katapod(Contestant):
 
     def _what(self, command: Sequence[str]) -> list[str]:
         flags = ["-m", self.memory] if self.memory else []
+        flags += ["--net", self.network] if self.network else []
         flags += [word for volume in self.volumes for word in ("-v", volume)]
         if self.bundles is not None:
             return [*flags, "--bundle", str(self.bundles.bundle(command))]
@@ -153,7 +156,10 @@ def peer_contestants(bundles: Bundles, folder: Path, crun_prefix: tuple[str, ...
 
 
 def katapod_variants(folder: Path, own: Path, accelerator: str) -> list[Katapod]:
-    """Cold, template, pool. Templates and the pool's socket are in a folder of ours: the host's stay as they are."""
+    """Cold, template, pool: small, without a network; and what `run` is without flags.
+
+    Templates and the pool's socket are in a folder of ours: the host's stay as they are.
+    """
     katapod = {"accelerator": f'"{accelerator}"'}
 
     def variant(name: str, factory: dict[str, str], needs_key: str = "", pool: int = 0) -> Katapod:
@@ -166,4 +172,5 @@ def katapod_variants(folder: Path, own: Path, accelerator: str) -> list[Katapod]
         variant("Katapod cold", {"enable_template": "false"}),
         variant("Katapod template", {"enable_template": "true"}, "enable_template"),
         variant("Katapod pool", pool, "vm_cache_number", pool=1),
+        replace(variant(DEFAULT, {}), memory="", network=""),
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, shim_resident_mib, start_of_shim
-from bench.contestants import PEERS, Contestant
+from bench.contestants import DEFAULT, PEERS, Contestant
 from bench.measure import BenchError, Outcome, detached, execute, run_containers, run_one
 from bench.memory import KATAPOD_PARTS, pss_mib_by_part
 from bench.monitor import SANDBOXES, monitor_cost
@@ -97,7 +97,7 @@ START = Metric(
     "run until output",
     "s",
     base=RAW,
-    budgets={"Katapod cold": 1.6, "Katapod template": 0.5, "Katapod pool": 0.2},
+    budgets={"Katapod cold": 1.6, "Katapod template": 0.5, "Katapod pool": 0.2, DEFAULT: 0.5},
     against={"Katapod template": ("runsc", 5.0), "Katapod pool": ("runsc", 5.0)},
 )
 START_END = Metric("run until its end", "s", base=RAW)
@@ -117,12 +117,12 @@ def _starts(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             yield START_END, contestant.name, median(whole)
 
 
-EXEC = Metric("exec until output", "s", base=RAW, budgets=dict.fromkeys((*RUNTIMES[3:], CTR_KATAPOD), 0.1))
+EXEC = Metric("exec until output", "s", base=RAW, budgets=dict.fromkeys((*RUNTIMES[3:], DEFAULT, CTR_KATAPOD), 0.1))
 CTR = Metric("ctr run until output", "s", base=RAW, budgets={CTR_KATAPOD: 0.6})
 CTR_END = Metric("ctr run until its end", "s", base=RAW)
 SHIM_START = Metric("shim, start until its address", "s", budgets={CTR_KATAPOD: 0.1})
 SHIM_MEMORY = Metric("shim, resident", "MiB", budgets={CTR_KATAPOD: 40.0})
-PSS = Metric("idle PSS, all", "MiB", budgets=dict.fromkeys(RUNTIMES[3:], 160.0))
+PSS = Metric("idle PSS, all", "MiB", budgets=dict.fromkeys((*RUNTIMES[3:], DEFAULT), 160.0))
 PSS_PARTS = {part: Metric(f"idle PSS, {part}", "MiB") for part in KATAPOD_PARTS}
 
 
@@ -350,7 +350,7 @@ def all_suites() -> tuple[Suite, ...]:
     pythons = tuple(with_python(name) for name in (*PEERS, IMAGE, BUNDLE))
     return (
         Suite("boot", "QEMU by hand, until it has powered off", (BOOT,), ("bzImage", "PVH"), _boots),
-        Suite("start", "one container", (START, START_END), RUNTIMES, _starts),
+        Suite("start", "one container", (START, START_END), (*RUNTIMES, DEFAULT), _starts),
         Suite(
             "containerd",
             "one container through containerd",
@@ -368,7 +368,7 @@ def all_suites() -> tuple[Suite, ...]:
             rounds=2,
         ),
         Suite("20 through containerd", "20 by ctr run", twenty.metrics(), (CTR_RUNC, CTR_KATAPOD), twenty, rounds=1),
-        Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), RUNTIMES, _idle),
+        Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), (*RUNTIMES, DEFAULT), _idle),
         Suite(
             "monitor", "kata-monitor's own cost", (MONITOR_CPU, MONITOR_SCRAPE, MONITOR_MEMORY), (MONITOR,), _monitor, 1
         ),

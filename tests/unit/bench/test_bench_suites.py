@@ -110,10 +110,18 @@ def test_configurations_are_what_the_variants_are(tmp_path: Path) -> None:
     variants = katapod_variants(tmp_path, tmp_path / "own", "tcg")
     for one in variants:
         one.write_config()
-    cold, template, pool = (one.config.read_text() for one in variants)
-    assert len({one.config for one in variants}) == 3
+    cold, template, pool, default = (one.config.read_text() for one in variants)
+    assert len({one.config for one in variants}) == 4
     assert "enable_template = false" in cold
     assert "enable_template = true" in template
     assert "vm_cache_number" not in template
     assert "vm_cache_number = 1" in pool
-    assert all('accelerator = "tcg"' in text for text in (cold, template, pool))
+    assert all('accelerator = "tcg"' in text for text in (cold, template, pool, default))
+    assert "enable_template" not in default
+
+
+def test_the_default_is_what_a_user_types(tmp_path: Path) -> None:
+    variants = {one.name: one for one in katapod_variants(tmp_path, tmp_path / "own", "tcg")}
+    assert variants["Katapod default"].run("n", ["true"])[3:] == ["run", "--rm", "--name", "n", "busybox", "true"]
+    words = variants["Katapod template"].run("n", ["true"])[3:]
+    assert words == ["run", "--rm", "--name", "n", "-m", "64m", "--net", "none", "busybox", "true"]
