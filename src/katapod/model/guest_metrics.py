@@ -8,6 +8,7 @@ Source: the Prometheus text exposition format, version 0.0.4.
 
 import re
 
+from katapod.model.plain import plain
 from katapod.model.summary import GuestSummary
 
 __all__ = ["LINES_MAX", "LINE_MAX", "OUTER_LABELS", "TEXT_MAX", "guest_metrics", "guest_summary"]
@@ -47,6 +48,8 @@ def guest_metrics(text: str) -> tuple[str, bool]:
             continue
         if foreign := _FOREIGN.fullmatch(line):
             line = f"{foreign[1] or ''}kata_agent_{foreign[2]}"
+        if not line.isprintable():  # in a label's value or a HELP a backslash stands for one
+            line = "".join(char if char.isprintable() else f"\\{plain(char)}" for char in line)
         if _is_good(line, known):
             kept.append(f"{line}\n")
     return "".join(kept), cut
@@ -54,8 +57,6 @@ def guest_metrics(text: str) -> tuple[str, bool]:
 
 def _is_good(line: str, known: set[tuple[str, str]]) -> bool:
     """`known` are the HELP and TYPE lines so far; for a TYPE it is too late once there is a sample."""
-    if len(line.splitlines()) != 1:  # also at U+2028 and its like
-        return False
     if match := _HEAD.fullmatch(line):
         head = (match[1] or match[3], match[2] or match[4])
         is_first = head not in known

@@ -21,6 +21,7 @@ from katapod.host.process_metrics import METRICS_TYPE, CallTimes, family_text, s
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.plain import console_text
 from katapod.model.record import SandboxRecord
 from katapod.monitor.ask import AnswerError, ask
 from katapod.monitor.exposition import Families, label_text, merge, render
@@ -62,8 +63,6 @@ ENDPOINTS = {
     "/api/sandboxes": "what the page shows, as JSON",
     "/debug/tracemalloc": "what takes memory in kata-monitor",
 }
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class MonitorService:
@@ -234,11 +233,10 @@ class MonitorService:
             with open(entry.folder / "console.log", "rb", opener=_no_link) as handle:
                 size = handle.seek(0, os.SEEK_END)
                 handle.seek(max(0, size - CONSOLE_BYTES))
-                text = handle.read(CONSOLE_BYTES).decode(errors="replace")
+                data = handle.read(CONSOLE_BYTES)
         except OSError:
-            text = ""
-        text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
-        return Response(text.encode(), headers=SAFETY)
+            data = b""
+        return Response(console_text(data).encode(), headers=SAFETY)
 
     async def _api_picture(self, request: Request) -> Response:
         entry = self._entry(request)

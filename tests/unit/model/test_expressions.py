@@ -39,7 +39,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "shim/service.py": "names of methods",
 }
 LINE_BY_LINE = {"plan/redact.py": "lines are cut to 8 KiB; its own test has the worst texts"}
-THEIRS = {"host/logs.py", "images/failures.py", "model/guest_metrics.py", "monitor/exposition.py"}
+THEIRS = {"model/plain.py", "images/failures.py", "model/guest_metrics.py", "monitor/exposition.py"}
 THEIRS |= {"monitor/service.py"}
 ONLY_MATCHED = {  # tried at one place of a text, or where it is known to match
     ("images/failures.py", "_QUOTED"),

@@ -45,7 +45,6 @@ def test_a_guest_that_talks_too_much_is_cut_at_a_line() -> None:
         "kata_guest_x 1 2 3",
         "kata_guest_x",
         "kata_guest_x 1\r",
-        'kata_guest_x{a="\u2028"} 1',
         "# TYPE kata_guest_x nonsense",
         "# TYPE kata_guest_x",
     ],
@@ -74,6 +73,13 @@ def test_one_help_and_one_type_a_name() -> None:
     assert kept(heads + again + "kata_guest_x 1\n# HELP kata_guest_x end\n") == heads + "kata_guest_x 1\n"
     assert kept("# TYPE go_x gauge\n# TYPE kata_agent_go_x counter\n") == "# TYPE kata_agent_go_x gauge\n"
     assert kept("kata_guest_x 1\n# TYPE kata_guest_x gauge\n") == "kata_guest_x 1\n"
+
+
+def test_nothing_that_steers_a_terminal_passes() -> None:
+    """An interface may be called by an escape sequence, and who reads metrics may sit at a terminal."""
+    text = '# HELP kata_guest_x \x1b[2J\nkata_guest_x{a="\x1b]0;owned\x07\u2028"} 1\nkata_guest_\x1bx 1\n'
+    expected = '# HELP kata_guest_x \\\\u001b[2J\nkata_guest_x{a="\\\\u001b]0;owned\\\\u0007\\\\u2028"} 1\n'
+    assert kept(text) == expected
 
 
 def test_a_long_line_is_left_out() -> None:
