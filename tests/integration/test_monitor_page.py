@@ -77,14 +77,17 @@ def samples(text: str) -> dict[str, float]:
 
 async def check_metrics(base: str, vm: Sandbox, stopped: Sandbox) -> None:
     """All together, in the time of the slowest: one owner is silent, one VMM is stopped."""
-    began = time.monotonic()
-    status, headers, body = await off_the_loop(fetch, f"{base}/metrics", Accept_Encoding="gzip")
-    assert time.monotonic() - began < 20, "those that hang stall the others"
-    assert (status, headers["Content-Encoding"]) == (200, "gzip")
-    text = gzip.decompress(body).decode()
+    text = ""
+    while f'kata_guest_load{{sandbox_id="{vm.sandbox_id}"' not in text:  # a guest that is slow comes a scrape late
+        began = time.monotonic()
+        status, headers, body = await off_the_loop(fetch, f"{base}/metrics", Accept_Encoding="gzip")
+        assert time.monotonic() - began < 20, "those that hang stall the others"
+        assert (status, headers["Content-Encoding"]) == (200, "gzip")
+        text = gzip.decompress(body).decode()
     found = samples(text)
     assert found["kata_monitor_running_shim_count"] == 30
-    assert found["kata_monitor_scrape_failed_count"] == 1  # the silent one; that of the stopped VMM answers for itself
+    # the silent one fails each time; that of the stopped VMM answers for itself
+    assert found["kata_monitor_scrape_failed_count"] == found["kata_monitor_scrape_count"]
     families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
     assert len(families) == len(set(families)), "families are not together"
     empty = 'cri_uid="",cri_name="",cri_namespace=""'
@@ -104,7 +107,12 @@ async def check_metrics(base: str, vm: Sandbox, stopped: Sandbox) -> None:
     status, _, body = await off_the_loop(fetch, f"{base}/metrics?sandbox={vm.sandbox_id}")
     assert status == 200
     assert "sandbox_id" not in body.decode()
-    assert samples(body.decode())["kata_shim_pod_overhead_memory_in_bytes"] > 32 << 20  # seen after the scrape before
+    overhead = samples(body.decode()).get("kata_shim_pod_overhead_memory_in_bytes")
+    while overhead is None:  # it is measured for a second after a scrape, and shown at the next
+        await asyncio.sleep(0.5)
+        _, _, body = await off_the_loop(fetch, f"{base}/metrics?sandbox={vm.sandbox_id}")
+        overhead = samples(body.decode()).get("kata_shim_pod_overhead_memory_in_bytes")
+    assert overhead > 32 << 20
 
 
 def check_overview(browser: Browser, base: str, vm: str, stopped: str) -> None:

@@ -24,12 +24,12 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.management import Managed, management_socket
 
-__all__ = ["GUEST_TEXT", "VmlessSandbox", "record_of", "silent", "vmless"]
+__all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
 
 GUEST_TEXT = (Path(__file__).parent / "guest-metrics.txt").read_text()
 
 
-class _RecordedGuest:
+class RecordedGuest:
     async def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         assert method == "GetMetrics"
         return agent_pb2.Metrics(metrics=GUEST_TEXT)
@@ -53,7 +53,8 @@ class VmlessSandbox(Managed):
     mem_mib = 256
     has_network = False
 
-    def __init__(self, sandbox_id: str, vmm_pid: int) -> None:
+    def __init__(self, sandbox_id: str, vmm_pid: int, guest: RecordedGuest) -> None:
+        self._guest = guest
         self._sandbox_id = sandbox_id
         self._vmm_pid = vmm_pid
 
@@ -70,8 +71,8 @@ class VmlessSandbox(Managed):
         return _NoQemu()
 
     @property
-    def agent(self) -> _RecordedGuest:
-        return _RecordedGuest()
+    def agent(self) -> RecordedGuest:
+        return self._guest
 
     async def overhead(self, seconds: float) -> tuple[float, int]:
         return 1.0, 1 << 20
@@ -100,14 +101,16 @@ def record_of(sandbox_id: str, image: str = "busybox", labels: dict[str, str] | 
 
 
 @contextlib.asynccontextmanager
-async def vmless(layout: Layout, record: SandboxRecord) -> AsyncIterator[VmlessSandbox]:
+async def vmless(
+    layout: Layout, record: SandboxRecord, guest: RecordedGuest | None = None
+) -> AsyncIterator[VmlessSandbox]:
     """Serve while the block runs; all of it goes at its end."""
     store = StateStore(layout)
     lock = store.create(record)
     try:
         with subprocess.Popen(["sleep", "1000"]) as process:  # noqa: ASYNC220 - at once
             try:
-                managed = VmlessSandbox(record.sandbox_id, process.pid)
+                managed = VmlessSandbox(record.sandbox_id, process.pid, guest or RecordedGuest())
                 async with management_socket(managed, layout.sandbox(record.sandbox_id).management_socket):
                     yield managed
             finally:

@@ -22,7 +22,8 @@ __all__ = ["VSOCK_CID_ANY", "Listener", "Stream", "find_port", "listen", "serve_
 
 READ_STEP, READ_STEPS = 4096, 32
 WRITE_STEP, WRITE_STEPS = 32768, 16
-VSOCK_CID_ANY = 0xFFFFFFFF
+VSOCK_CID_ANY, VSOCK_CID_HOST = 0xFFFFFFFF, 2
+PRIVILEGED_PORT_MAX = 1023
 PORTS_PATH = "/sys/class/virtio-ports"
 
 
@@ -119,20 +120,26 @@ async def serve_port(
 
 
 class Listener:
-    """A listening socket at `address`: unix:///PATH or vsock://CID:PORT (CID -1 is any)."""
+    """A listening socket at `address`: unix:///PATH or vsock://CID:PORT (CID -1 is any).
+
+    By vsock only root of the host gets in: its CID, from a privileged port. The host's other users and the guest's own
+    processes can connect as well, and who commands the agent commands all containers. Source: vsock(7).
+    """
 
     def __init__(self, loop: Loop, address: str) -> None:
         """Raises OSError, or ValueError for an address of another form."""
         import _socket
 
         self._loop = loop
+        self._refused = 0
         scheme, _, rest = address.partition("://")
+        self._is_vsock = scheme == "vsock"
         if scheme == "unix" and rest.startswith("/"):
             self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
             if os.path.exists(rest):
                 os.unlink(rest)
             self._socket.bind(rest)
-        elif scheme == "vsock":
+        elif self._is_vsock:
             cid, _, port = rest.partition(":")
             self._socket = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
             self._socket.bind((VSOCK_CID_ANY if cid == "-1" else int(cid), int(port)))
@@ -145,16 +152,31 @@ class Listener:
         """Return the descriptor of the next connection, which is the caller's. Raises OSError."""
         while True:
             try:
-                fd: int = self._accept()[0]
+                fd, peer = self._accept()
             except (BlockingIOError, ConnectionAbortedError):
                 await self._loop.readable(self._socket.fileno())
                 continue
+            if self._is_vsock and not _is_host(peer):
+                os.close(fd)
+                self._refuse(peer)
+                await self._loop.turn()  # whoever connects again and again must not keep others from their turn
+                continue
             os.set_blocking(fd, False)
-            return fd
+            return int(fd)
+
+    def _refuse(self, peer: tuple[int, int]) -> None:
+        self._refused += 1
+        if self._refused == 1:  # the next million would only fill the console
+            log.warning(f"refused a vsock connection of CID {peer[0]}, port {peer[1]}: it is not root of the host")
 
     def close(self) -> None:
         self._loop.forget(self._socket.fileno())
         self._socket.close()
+
+
+def _is_host(peer: tuple[int, int]) -> bool:
+    cid, port = peer
+    return cid == VSOCK_CID_HOST and port <= PRIVILEGED_PORT_MAX
 
 
 async def listen(loop: Loop, listener: Listener, serve: Callable[[Stream], Coroutine[object, None, bool]]) -> None:

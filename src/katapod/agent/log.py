@@ -21,7 +21,8 @@ def set_level(name: str) -> None:
 
 
 def _write(text: str) -> None:
-    line = f"kata-agent: {text[:LINE_MAX]}\n".encode(errors="replace")
+    text = text[:LINE_MAX].replace("\n", "\\n")  # one line each, whatever a program or a peer has said
+    line = f"kata-agent: {text}\n".encode(errors="replace")
     try:
         os.write(2, line)
     except OSError:

@@ -54,7 +54,8 @@ class OomWatch:
         if kills > self._kills[container_id]:
             self._kills[container_id] = kills
             log.info(f"container {container_id}: the kernel killed a process that exceeded the memory limit")
-            self._events.append(container_id)
+            if container_id not in self._events:  # one says all, and those of other containers have room
+                self._events.append(container_id)
             self._arrived.set()
 
     def forget(self, container_id: str) -> None:

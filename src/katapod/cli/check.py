@@ -11,8 +11,8 @@ import typer
 
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
-from katapod.cli.tables import shown_text
 from katapod.model.errors import KatapodError, UsageError
+from katapod.model.plain import plain
 
 if TYPE_CHECKING:
     from katapod.host.facts import HostFacts
@@ -193,12 +193,12 @@ def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
     }
     width = max(len(line.title) for line in report.lines)
     for line in report.lines:
-        print(f"{shown[line.outcome]:7}  {line.title:{width}}  {shown_text(line.found)}")
+        print(f"{shown[line.outcome]:7}  {line.title:{width}}  {plain(line.found)}")
         more = [("effect", line.effect), ("do", line.remedy)] if line.outcome is not Outcome.OK else []
         more += [("seen", text) for text in line.evidence] if verbose else []
         for name, text in more:
             if text:
-                print(f"{'':7}  {'':{width}}  {name}: {shown_text(text)}")
+                print(f"{'':7}  {'':{width}}  {name}: {plain(text)}")
     counts = (f"{report.count(Outcome.MISSING)} missing", f"{report.count(Outcome.LESS)} work with less")
     print(f"\n{', '.join(counts)}, {report.count(Outcome.UNKNOWN)} not looked at")
     if not report.capable:

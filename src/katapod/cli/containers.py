@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from katapod.cli.settings import Globals, need_root, print_error
-from katapod.cli.tables import Column, print_table, shown_age, shown_text
+from katapod.cli.tables import Column, print_table, shown_age
 from katapod.model.errors import InvalidState, KatapodError
 from katapod.model.flags import parse_signal
 from katapod.model.ids import parse_container_name
+from katapod.model.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -102,7 +103,7 @@ def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
 
 
 def _shorten(text: str, width: int) -> str:
-    text = shown_text(text)
+    text = plain(text)
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

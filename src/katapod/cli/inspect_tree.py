@@ -1,5 +1,6 @@
 """The facts of a sandbox as a tree for people."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -8,11 +9,13 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from katapod.cli.plain_output import raw
 from katapod.cli.tables import shown_age
 from katapod.model.inspection import Counters, GuestFacts, GuestProcess, Link, NetworkFacts, OptionPart, SandboxFacts
+from katapod.model.plain import plain
 from katapod.plan.picture import shown_bytes
 
-__all__ = ["build_tree", "escape", "print_tree"]
+__all__ = ["build_tree", "print_tree"]
 
 _T = TypeVar("_T")
 
@@ -23,15 +26,11 @@ NFT_NOTE = "tc takes packets between the interface and the tap before these rule
 
 def print_tree(facts: SandboxFacts, *, everything: bool) -> None:
     """On standard output: as wide as the terminal, in colours there alone."""
-    console = Console(highlight=False, soft_wrap=False)
+    output = raw(sys.stdout)
+    console = Console(file=output, highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_PIPED, color_system=None)
+        console = Console(file=output, highlight=False, width=WIDTH_PIPED, color_system=None)
     console.print(build_tree(facts, everything=everything))
-
-
-def escape(text: str) -> str:
-    """As Python writes it in a string literal, for what is no printable character: nothing steers the terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
@@ -39,9 +38,9 @@ def _line(*parts: str | tuple[str, str]) -> Text:
     text = Text()
     for part in parts:
         if isinstance(part, tuple):
-            text.append(escape(part[0]), style=part[1])
+            text.append(plain(part[0]), style=part[1])
         else:
-            text.append(escape(part))
+            text.append(plain(part))
     return text
 
 

@@ -13,6 +13,7 @@ import typer
 
 from katapod import __version__
 from katapod.cli import is_loaded
+from katapod.cli.plain_output import guard_output
 from katapod.cli.settings import Globals, print_error
 from katapod.host.trace import span, start_tracing
 from katapod.model.errors import KatapodError
@@ -202,6 +203,7 @@ def _is_unread() -> bool:
 
 
 def main() -> NoReturn:
+    guard_output()
     verb = _verb(sys.argv[1:])
     try:
         start_tracing()

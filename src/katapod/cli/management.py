@@ -32,7 +32,7 @@ V6 = Annotated[bool, typer.Option("--v6", help="ip6tables.")]
 def metrics(
     context: typer.Context, sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Name or id.")]
 ) -> None:
-    sys.stdout.write(ask(context.obj, sandbox, "GET", "/metrics").decode(errors="replace"))
+    sys.stdout.write(ask(context.obj, sandbox, "GET", "/metrics?whole=1").decode(errors="replace"))
 
 
 def get_iptables(context: typer.Context, sandbox_id: SandboxId, v6: V6 = False) -> None:

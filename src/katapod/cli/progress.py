@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from katapod.cli.plain_output import raw
+from katapod.model.plain import plain
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -34,7 +37,7 @@ class _Bars:
             for task in self._tasks.values():
                 known = self._progress.tasks[task].total
                 self._progress.update(task, completed=known)
-            self._tasks[phase] = self._progress.add_task(phase, total=total)
+            self._tasks[phase] = self._progress.add_task(plain(phase), total=total)
         self._progress.update(self._tasks[phase], completed=done, total=total)
 
     def _open(self) -> "Progress":
@@ -47,7 +50,7 @@ class _Bars:
             BarColumn(),
             measure,
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=Console(file=raw(sys.stderr)),
         )
         progress.start()
         return progress
@@ -98,5 +101,5 @@ def waiting(what: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
+    with Console(file=raw(sys.stderr)).status(plain(what)):
         yield

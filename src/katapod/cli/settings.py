@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from katapod.cli.tables import shown_text
+from katapod.host.log_lines import log_to
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.plain import LINES, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Globals", "need_root", "print_error"]
 
-LINES = "\n\t"
-
 
 @dataclass(slots=True)
 class Globals:
@@ -35,14 +34,10 @@ class Globals:
     keep_run: "KeepRun | None" = None  # takes what `run` is to do, in place of doing it: a member of the pool
 
     def set_up_logging(self) -> None:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=logging.DEBUG if self.debug else logging.WARNING,
-            format="kata-runtime: %(levelname)s: %(message)s"
-            if not self.debug
-            else "%(relativeCreated)6d %(name)s: %(message)s",
-        )
-        logging.getLogger("asyncio").setLevel(logging.WARNING)
+        if self.debug:
+            log_to(sys.stderr, logging.DEBUG, "%(relativeCreated)6d %(name)s: %(message)s")
+        else:
+            log_to(sys.stderr, logging.WARNING, "kata-runtime: %(levelname)s: %(message)s")
 
     @property
     def layout(self) -> Layout:
@@ -85,6 +80,6 @@ def need_root(verb: str) -> None:
 
 def print_error(error: BaseException) -> None:
     """Say on standard error what failed and, where the error knows, what to do about it."""
-    print(f"kata-runtime: {shown_text(str(error), keep=LINES)}", file=sys.stderr)
+    print(f"kata-runtime: {plain(str(error), keep=LINES)}", file=sys.stderr)
     if hint := getattr(error, "hint", ""):
-        print(f"  hint: {shown_text(hint, keep=LINES)}", file=sys.stderr)
+        print(f"  hint: {plain(hint, keep=LINES)}", file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from katapod.cli.plain_output import raw
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
@@ -41,7 +42,7 @@ async def show_stats(store: StateStore, names: list[str], as_json: bool, once: b
             print(json.dumps([_as_json(sample, cpu) for sample, cpu in rows], indent=2))
             return 0
         if not once and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
+            raw(sys.stdout).write("\033[H\033[2J")
         print_table(
             [
                 Column("NAME", lambda row: row[0].name),

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Column", "print_table", "shown_age", "shown_size", "shown_text"]
+from katapod.model.plain import plain
+
+__all__ = ["Column", "print_table", "shown_age", "shown_size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,19 +16,13 @@ class Column:
 
 
 def print_table(columns: list[Column], rows: Iterable[Any]) -> None:
-    """Print left-aligned columns, as wide as their longest entry; control characters are shown as '?'."""
+    """Print left-aligned columns, as wide as their longest entry."""
     lines = [[column.title for column in columns]]
     for row in rows:
-        lines.append([shown_text(column.text(row)) for column in columns])
+        lines.append([plain(column.text(row)) for column in columns])
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def shown_text(text: str, *, keep: str = "") -> str:
-    """Replace control characters, but those in `keep`, by '?': what guests, images and programs wrote must not
-    steer the terminal."""
-    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
 def shown_age(seconds: float) -> str:

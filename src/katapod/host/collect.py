@@ -20,6 +20,7 @@ from katapod.host.process import run
 from katapod.model.config import CONFIG_PATHS
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.plain import LINES, plain
 from katapod.plan.redact import redact, redact_document
 
 __all__ = ["Part", "collect_parts", "render"]
@@ -88,17 +89,13 @@ def _part(title: str, items: Iterable[tuple[str, str]]) -> Part:
     budget = PART_MAX
     kept = []
     for heading, text in items:
-        clean = _bounded(redact(_printable(text)), budget)
+        clean = _bounded(redact(plain(text.replace("\r\n", "\n"), keep=LINES)), budget)
         budget -= len(clean)
         kept.append((redact(heading), clean or "(nothing)"))
         if budget <= 0:
             kept.append(("", "(the rest of this part is left out: it is too long)"))
             break
     return Part(title, tuple(kept))
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text.replace("\r\n", "\n"))
 
 
 def _bounded(text: str, limit: int) -> str:

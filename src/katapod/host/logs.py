@@ -4,19 +4,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
+
+from katapod.model.plain import console_text
 
 __all__ = ["BoundedLog", "KeptPipe", "kept_pipe", "kept_socket", "read_tail"]
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5
-
-_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)")  # of terminals, ECMA-48: firmware clears the screen
 
 
 def _open(path: Path) -> int:
@@ -74,8 +73,7 @@ def read_tail(path: Path, max_bytes: int = 4096, max_lines: int = 20) -> str:
         with contextlib.suppress(FileNotFoundError), part.open("rb") as handle:
             handle.seek(max(0, part.stat().st_size - max_bytes))
             data += handle.read(max_bytes)
-    text = _ESCAPES.sub("", data[-max_bytes:].decode(errors="replace").replace("\r", ""))
-    lines = ["".join(char for char in line if char.isprintable() or char == "\t") for line in text.split("\n")]
+    lines = console_text(data[-max_bytes:]).split("\n")
     return "\n".join([line for line in lines if line.strip()][-max_lines:])
 
 

@@ -20,6 +20,9 @@ from katapod.images.errors import (
 __all__ = ["explain_failure", "last_words"]
 
 TAIL_CHARS = 2000
+OUTPUT_CHARS = 64 * 1024  # of the end, which is looked at; a registry has a part in what they say
+_LEVEL = re.compile(r"level=(?:fatal|error) msg=")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
 
 # In this order: a copy that breaks off on a full disk also speaks of an unexpected EOF.
 _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
@@ -109,10 +112,10 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
 
 def last_words(output: str) -> str:
     """The sentence that a failed skopeo or umoci ended with, without time stamps and marks."""
-    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in output[-OUTPUT_CHARS:].strip().splitlines() if line.strip()]
     for line in reversed(lines):
-        logged = re.search(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"', line)
-        if logged:
+        level = _LEVEL.search(line)
+        if level and (logged := _QUOTED.match(line, level.end())):
             return logged[1].replace('\\"', '"').replace("\\\\", "\\")[-TAIL_CHARS:]
         if line.startswith("\N{VECTOR OR CROSS PRODUCT}"):
             return line.lstrip("\N{VECTOR OR CROSS PRODUCT} ")[-TAIL_CHARS:]

@@ -19,6 +19,8 @@ Every room derives its own errors from these. Messages read "cannot <verb> <thin
 
 from typing import ClassVar
 
+from katapod.model.plain import LINES, plain
+
 __all__ = [
     "AlreadyExists",
     "ConfigError",
@@ -38,7 +40,7 @@ class KatapodError(Exception):
     """Base of all errors that Katapod raises on purpose.
 
     `what` is one sentence for people; `hint` says what they can do about it and may be empty;
-    `context` holds values for the log (ids, paths).
+    `context` holds values for the log (ids, paths). Both texts are made plain: guests have a part in many.
     """
 
     exit_code: ClassVar[int] = 125
@@ -46,9 +48,9 @@ class KatapodError(Exception):
     errors of the runtime itself, so that they cannot be taken for the container's own status."""
 
     def __init__(self, what: str, *, hint: str = "", **context: object) -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        super().__init__(plain(what, keep=LINES))
+        self.what = str(self)
+        self.hint = plain(hint, keep=LINES)
         self.context = context
 
 

@@ -1,5 +1,6 @@
 """One question to the management socket of a sandbox, and what may be wrong with its answer."""
 
+from katapod.model.plain import plain
 from katapod.rpc.http import HttpError, get_http
 
 __all__ = ["ANSWER_MAX", "AnswerError", "ask"]
@@ -32,4 +33,6 @@ async def ask(path: str, target: str, limit_s: float) -> bytes:
     except OSError as exc:
         raise AnswerError(f"its management socket: {exc.strerror or exc}") from exc
     except HttpError as exc:
-        raise AnswerError(exc.text or f"it answered with status {exc.status}", unknown=exc.status == 404) from exc
+        raise AnswerError(
+            plain(exc.text) or f"it answered with status {exc.status}", unknown=exc.status == 404
+        ) from exc

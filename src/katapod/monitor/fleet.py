@@ -17,11 +17,12 @@ from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
 from katapod.model.summary import SandboxSummary
 from katapod.monitor.ask import AnswerError, ask
+from katapod.monitor.together import ask_together
 
 __all__ = ["Entry", "Event", "Fleet", "Row"]
 
 SUMMARY_LIMIT_S = 2.0
-METRICS_LIMIT_S = 4.5  # the guest may take 3 s of it, and Prometheus waits for 10 by default
+METRICS_LIMIT_S = 4.5  # Prometheus waits for 10 by default
 FRESH_S = 1.0
 EVENTS_MAX = 300
 RUST_ROOT = Path("/run/kata")  # where upstream's Rust shim has its sockets
@@ -125,7 +126,9 @@ class Fleet:
         """Everything, at most a second old."""
         async with self._lock:
             if time.monotonic() - self._taken_at > FRESH_S:
-                self._rows = list(await asyncio.gather(*(self._row(entry, "/summary") for entry in self.entries())))
+                entries = self.entries()
+                rows = await ask_together([self._row(entry, "/summary") for entry in entries])
+                self._rows = [row or _hanging(entry) for entry, row in zip(entries, rows, strict=True)]
                 self._taken_at = time.monotonic()
                 self._note_changes()
             return self._rows
@@ -141,7 +144,7 @@ class Fleet:
         try:
             use = msgspec.json.decode(await ask(entry.socket, target, limit_s), type=SandboxSummary)
         except TimeoutError:
-            return _row_of(entry, "hangs", f"it did not answer within {limit_s:g} s")
+            return _hanging(entry)
         except msgspec.DecodeError:
             return _row_of(entry, _state_of(record), "its answer is not one that is known here")
         except AnswerError as exc:
@@ -170,6 +173,10 @@ class Fleet:
                     text = "ended and was removed" if after is None else f"is {after}" if after != "hangs" else "hangs"
                     self.events.append(Event(time.time(), sandbox_id, text + why.get(sandbox_id, "")))
         self._seen = now
+
+
+def _hanging(entry: Entry) -> Row:
+    return _row_of(entry, "hangs", "it does not answer")
 
 
 def _state_of(record: SandboxRecord | None) -> str:

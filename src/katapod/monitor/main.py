@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from katapod import __version__
+from katapod.host.log_lines import log_to
 from katapod.monitor.options import USAGE, Address, Options, UsageError, parse_options
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def main() -> int:
         print("kata-monitor: cannot read the sandboxes of this host: they are for root alone", file=sys.stderr)
         print("  hint: run it as root", file=sys.stderr)
         return 1
-    logging.basicConfig(level=LEVELS[options.log_level], format="level=%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    log_to(sys.stderr, LEVELS[options.log_level], "level=%(levelname)s %(name)s: %(message)s")
     if options.log_level == "trace":
         import tracemalloc
 

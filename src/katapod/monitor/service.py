@@ -21,11 +21,13 @@ from katapod.host.process_metrics import METRICS_TYPE, CallTimes, family_text, s
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.plain import console_text
 from katapod.model.record import SandboxRecord
 from katapod.monitor.ask import AnswerError, ask
 from katapod.monitor.exposition import Families, label_text, merge, render
 from katapod.monitor.fleet import METRICS_LIMIT_S, Entry, Event, Fleet, Row
 from katapod.monitor.options import Address
+from katapod.monitor.together import ask_together
 from katapod.rpc.http import HttpError, Request, Response
 
 __all__ = ["MonitorService"]
@@ -61,8 +63,6 @@ ENDPOINTS = {
     "/api/sandboxes": "what the page shows, as JSON",
     "/debug/tracemalloc": "what takes memory in kata-monitor",
 }
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class MonitorService:
@@ -135,15 +135,11 @@ class MonitorService:
     async def _all_metrics(self, prefixes: list[str]) -> bytes:
         """A sandbox that does not answer is left out, and counted. Own metrics only without `prefixes`."""
         entries = [entry for entry in self._fleet.entries() if os.path.exists(entry.socket)]
-        answers = await asyncio.gather(*(self._try(entry) for entry in entries))
+        answers = await ask_together([self._try(entry) for entry in entries])
+        self._failed += answers.count(None)
         own = "" if prefixes else self._own_metrics(len(entries))
-        families: Families = {}
-        for index, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
-            if answer:
-                merge(families, answer.decode(errors="replace"), label_text(entry.labels), prefixes)
-            if index % 8 == 7:
-                await asyncio.sleep(0)  # let others be answered meanwhile
-        return "".join([own, *render(families)]).encode()
+        texts = [(answer, label_text(entry.labels)) for entry, answer in zip(entries, answers, strict=True) if answer]
+        return await asyncio.to_thread(_merged, own, texts, prefixes)  # others are answered meanwhile
 
     def _own_metrics(self, count: int) -> str:
         return "".join(
@@ -161,12 +157,11 @@ class MonitorService:
             ]
         )
 
-    async def _try(self, entry: Entry) -> bytes:
+    async def _try(self, entry: Entry) -> bytes | None:
         try:
             return await self._ask(entry, "/metrics")
         except HttpError:
-            self._failed += 1
-            return b""
+            return None
 
     async def _ask(self, entry: Entry, target: str) -> bytes:
         """Raises HttpError."""
@@ -238,11 +233,10 @@ class MonitorService:
             with open(entry.folder / "console.log", "rb", opener=_no_link) as handle:
                 size = handle.seek(0, os.SEEK_END)
                 handle.seek(max(0, size - CONSOLE_BYTES))
-                text = handle.read(CONSOLE_BYTES).decode(errors="replace")
+                data = handle.read(CONSOLE_BYTES)
         except OSError:
-            text = ""
-        text = _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
-        return Response(text.encode(), headers=SAFETY)
+            data = b""
+        return Response(console_text(data).encode(), headers=SAFETY)
 
     async def _api_picture(self, request: Request) -> Response:
         entry = self._entry(request)
@@ -259,6 +253,13 @@ class MonitorService:
             raise HttpError(400, str(exc)) from exc
         headers = SAFETY | {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
         return Response(picture.encode(errors="replace"), content_type="image/svg+xml; charset=utf-8", headers=headers)
+
+
+def _merged(own: str, texts: list[tuple[bytes, str]], prefixes: list[str]) -> bytes:
+    families: Families = {}
+    for text, labels in texts:
+        merge(families, text.decode(errors="replace"), labels, prefixes)
+    return "".join([own, *render(families)]).encode()
 
 
 class _Listing(msgspec.Struct):

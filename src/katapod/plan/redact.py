@@ -1,7 +1,8 @@
 """Take secrets out of text that is to be published in a bug report. Pure.
 
 When in doubt more is left out: a report that lacks a word is still one, a published password is not a secret any more.
-Every expression runs in time linear to its input, since guests and containers write some of it.
+Lines are cut to LINE_MAX, and what looks at the whole text runs in time linear to it: guests and containers write some
+of it.
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 __all__ = ["LEFT_OUT", "redact", "redact_arguments", "redact_document"]
 
 LEFT_OUT = "[left out]"
+LINE_MAX = 8192  # characters
 
 _SECRET = re.compile(
     r"pass(word|wd|phrase)|(^|[._-])(pass|pwd|pw)$|secret|token|credential|(^|[._-])auths?$|authorization|cookie|"
@@ -26,7 +28,7 @@ _USER_INFO = re.compile(r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[^\s/?#\"'<
 _QUERY = re.compile(r"([?&;])([\w.~%-]++)=([^\s&;#\"']++)")
 _SCHEME = re.compile(r"\b(bearer|basic|digest|negotiate)\s+[\w.~+/=:-]{4,}", re.IGNORECASE)
 _KNOWN = re.compile(
-    r"\beyJ[\w-]{8,}\.[\w-]{8,}(\.[\w-]*)?|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|"
+    r"(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{8,}(\.[\w-]*)?|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|"
     r"\bxox[abposr]-[\w-]{10,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{20,}"
 )
 _PAIR = re.compile(r"(?<![\w.\\-])([\w.\\-]++)([\"']?\s{0,8})(:=|[:=])(\s{0,8})")
@@ -34,7 +36,8 @@ _QUOTED = re.compile(r"\\*\"(?:[^\"\\]|\\[^\"])*+(?:\\\"(?![,}\]\s:])(?:[^\"\\]|
 _NEXT_KEY = re.compile(r"\s*([\"'])[\w.-]+\1\s*[:=]")
 _FLAG = re.compile(r"(?<![^\s\"'\[,])(--?[\w.-]++)([\"']?,?\s{1,8}[\"']?)(?!-)([^\s\"']++)")
 _NAMED = re.compile(
-    r"(\bname\\*[\"']?\s{0,8}[:=]\s{0,8}\\*[\"']?)([\w.-]++)(\\*[\"']?,?\s{0,80}\\*[\"']?value\\*[\"']?\s{0,8}[:=]\s{0,8})[^\n]*"
+    r"(\bname\\{0,8}[\"']?\s{0,8}[:=]\s{0,8}\\{0,8}[\"']?)([\w.-]++)"
+    r"(\\{0,8}[\"']?,?\s{0,80}\\{0,8}[\"']?value\\{0,8}[\"']?\s{0,8}[:=]\s{0,8})[^\n]*"
 )
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _TABLE = re.compile(r"\s*\[{1,2}(.*?)\]{1,2}\s*(#.*)?$")
@@ -48,7 +51,7 @@ def _is_secret(name: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """Text of any kind: logs, command lines, TOML, YAML, JSON, environment files."""
+    """Text of any kind: logs, command lines, TOML, YAML, JSON, environment files. Long lines are cut."""
     text = (
         _KEY_END.sub(LEFT_OUT, text) if _KEY_END.match(text) and "-----BEGIN" not in text.split("-----END")[0] else text
     )
@@ -63,6 +66,8 @@ def redact(text: str) -> str:
             if closing in line:
                 closing = ""
             continue
+        if len(line) > LINE_MAX:
+            line = f"{line[:LINE_MAX]} ..."
         indentation = len(line) - len(line.lstrip())
         if block is not None:
             below = indentation == block and line.lstrip().startswith(("- ", '"', "'"))

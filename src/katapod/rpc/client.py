@@ -4,6 +4,7 @@ import asyncio
 import socket
 from typing import Protocol, TypeVar
 
+from katapod.model.plain import LINES, plain
 from katapod.rpc.framing import (
     RESPONSE,
     FrameDecoder,
@@ -146,5 +147,5 @@ class TtrpcClient(asyncio.Protocol):
             try:
                 future.set_result(parse_response(frame))
             except RpcError as error:
-                future.set_exception(error)
+                future.set_exception(RpcError(error.code, plain(error.message, keep=LINES)))
                 future.exception()  # as in _fail

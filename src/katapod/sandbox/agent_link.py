@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from dataclasses import replace
@@ -9,9 +10,11 @@ from dataclasses import replace
 from katapod.host.facts import claim_vsock_cid
 from katapod.host.process_metrics import CallTimes
 from katapod.host.qemu import QemuProcess
+from katapod.host.vsock import connect_vsock
 from katapod.plan.vmm import FdSlot, VmSpec
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
+from katapod.sandbox.errors import AgentFailed
 
 __all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
 
@@ -48,13 +51,9 @@ async def connect_agent(vm: QemuProcess, spec: VmSpec, peer: str) -> AgentClient
 
 async def _dial_vsock(cid: int) -> socket.socket:
     while True:
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, (cid, AGENT_PORT))
-            return sock
-        except OSError:
-            sock.close()
+            return await connect_vsock(cid, AGENT_PORT)
+        except OSError as exc:
+            if exc.errno in (errno.EADDRINUSE, errno.EACCES):  # of our own end: waiting does not help
+                raise AgentFailed(f"cannot connect to the agent by vsock: {exc.strerror}") from exc
             await asyncio.sleep(DIAL_PAUSE_S)
-        except BaseException:
-            sock.close()
-            raise

@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from katapod.host.vsock import connect_vsock
 from katapod.plan.vmm import FdSlot
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
@@ -56,19 +57,13 @@ class ConsoleLink:
             return sock
         if self._vsock_cid is None:
             raise RpcError(StatusCode.UNAVAILABLE, f"the debug console of {self._sandbox_id} is broken")
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(DIAL_LIMIT_S):
-                await asyncio.get_running_loop().sock_connect(sock, (self._vsock_cid, CONSOLE_SERVICE_VPORT))
+                return await connect_vsock(self._vsock_cid, CONSOLE_SERVICE_VPORT)
         except OSError as exc:
-            sock.close()
             raise RpcError(
                 StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has no console but a raw one: {exc}"
             ) from exc
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     async def answers(self) -> bool:
         """Whether somebody is at the console, and it answers."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from katapod.host.allowance import Allowance
 from katapod.host.mounts import bind, remove_tree, unmount_below
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -33,9 +34,11 @@ from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
 from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 
-__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "watch_oom"]
+__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "oom_allowance", "watch_oom"]
 
 log = logging.getLogger(__name__)
+
+OOM_BURST, OOM_PER_S = 32, 1.0  # events of a guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +245,14 @@ def remove_host_files(sandbox: Sandbox, container_id: str) -> None:
 
 async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:
     """Set the event of each container whose memory limit made the guest kill a process. Runs until cancelled."""
+    allowance = oom_allowance()
     while True:
         event = await agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None)
         if event.container_id in container_ids:
             container_ids[event.container_id].set()
+        await asyncio.sleep(allowance.take())
+
+
+def oom_allowance() -> Allowance:
+    """How often a guest is asked for events, which it may make up: it keeps those of some time."""
+    return Allowance(OOM_BURST, OOM_PER_S)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -30,12 +29,14 @@ from katapod.host.process_metrics import (
 )
 from katapod.host.process_use import network_bytes, process_use
 from katapod.model.errors import KatapodError, NotFound
+from katapod.model.guest_metrics import guest_summary
 from katapod.model.layout import GUEST_SHARE
 from katapod.model.summary import GuestSummary, SandboxSummary
 from katapod.rpc.http import HttpError, Request, Response, serve_http
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import RpcError, StatusCode
+from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import AGENT_PORT
+from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.management_door import bound_listener
 
@@ -46,8 +47,6 @@ __all__ = [
     "Caller",
     "Managed",
     "ManagedSandbox",
-    "guest_metrics",
-    "guest_summary",
     "management_socket",
     "metrics_text",
     "serve_management",
@@ -57,22 +56,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 GUEST_LIMIT_S = 5.0
-METRICS_LIMIT_S = 3.0  # for the guest's part of the metrics: who scrapes has a limit too
-GUEST_TEXT_MAX = 512 << 10  # bytes of the guest's metrics
 OVERHEAD_WINDOW_S = 1.0
-_NUMBER = r"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|NaN|[-+]?Inf)"
-_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\]|\\[\\"n])*"'
-_GUEST_NAME = r"(?:kata_(?:agent|guest)|process|go)_[a-zA-Z0-9_]*"
-_GUEST_LINE = re.compile(
-    rf"# HELP {_GUEST_NAME} (?:[^\\]|\\[\\n])*|# TYPE {_GUEST_NAME} (?:counter|gauge|histogram|summary|untyped)"
-    rf"|{_GUEST_NAME}(?:\{{({_LABEL}(?:,{_LABEL})*)?\}})? {_NUMBER}"
-)
-_LABEL_NAME = re.compile(r'(?:^|,)([a-zA-Z_][a-zA-Z0-9_]*)="(?:[^"\\]|\\.)*"')
-OUTER_LABELS = frozenset(("sandbox_id", "cri_uid", "cri_name", "cri_namespace"))  # kata-monitor's to set
-_SUMMARY_LINE = re.compile(
-    rf'kata_guest_(meminfo|load|tasks)\{{item="(mem_total|mem_available|load1|max)"\}} ({_NUMBER})', re.ASCII
-)
-_SUMMARY_FIELDS = {"mem_total": "memory_total", "mem_available": "memory_available", "load1": "load1", "max": "tasks"}
 
 
 class Caller(Protocol):
@@ -228,7 +212,7 @@ async def serve_management(managed: Managed, listener: socket.socket) -> AsyncIt
 class _Routes:
     def __init__(self, managed: Managed) -> None:
         self._managed = managed
-        self._agent_has_metrics = True
+        self._figures = GuestFigures(managed)
         self._overhead: tuple[float, int] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._routes: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {
@@ -259,25 +243,11 @@ class _Routes:
 
     async def _metrics(self, request: Request) -> Response:
         own = await asyncio.to_thread(metrics_text, self._managed)
-        guest = guest_metrics(await self._guest_text())
+        guest = await self._figures.text(whole="whole" in request.query)
         text = own + self._overhead_text() + guest
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch_overhead(), name="overhead")
         return Response(text.encode(), content_type=METRICS_TYPE)
-
-    async def _guest_text(self) -> str:
-        """What the agent says; empty if it has nothing to say, or does not."""
-        if not self._agent_has_metrics:
-            return ""
-        try:
-            request = agent_pb2.GetMetricsRequest()
-            answer = await self._managed.agent.call("GetMetrics", request, timeout_s=METRICS_LIMIT_S)
-        except RpcError as exc:
-            if exc.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
-                self._agent_has_metrics = False  # an older agent: it will not learn it
-            log.warning("the guest's part of the metrics of %s is missing: %s", self._managed.sandbox_id, exc)
-            return ""
-        return str(answer.metrics)
 
     def _overhead_text(self) -> str:
         """As it was after the last scrape: it takes a second to see."""
@@ -298,6 +268,7 @@ class _Routes:
             log.debug("the overhead of %s is not known: %s", self._managed.sandbox_id, exc)
 
     async def close(self) -> None:
+        await self._figures.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
@@ -305,7 +276,7 @@ class _Routes:
     async def _summary(self, request: Request) -> Response:
         guest = None
         if "guest" in request.query:
-            guest = guest_summary(guest_metrics(await self._guest_text()))
+            guest = guest_summary(await self._figures.text(whole=True))
         return Response(msgspec.json.encode(summary_of(self._managed, guest)), content_type="application/json")
 
     async def _agent_url(self, request: Request) -> Response:
@@ -421,34 +392,3 @@ def summary_of(managed: Managed, guest: GuestSummary | None = None) -> SandboxSu
         net_sent=sent,
         guest=guest,
     )
-
-
-def guest_summary(text: str) -> GuestSummary | None:
-    """From what guest_metrics has let through; None if the guest told nothing."""
-    found = {
-        _SUMMARY_FIELDS[match[2]]: float(match[3]) for match in map(_SUMMARY_LINE.fullmatch, text.splitlines()) if match
-    }
-    finite = {name: value for name, value in found.items() if 0 <= value < 2**63}
-    return GuestSummary(**finite) if finite else None
-
-
-def guest_metrics(text: str) -> str:
-    """Those lines of the agent's text that are the guest's to say, up to a limit; go_ and process_ get the prefix
-    that kata-monitor gives them.
-
-    One malformed line would cost Prometheus the scrape of all sandboxes, so lines are kept that are whole and name
-    no label that is kata-monitor's or is there twice.
-    """
-    kept, size = [], 0
-    for line in text.split("\n"):
-        size += len(line.encode(errors="replace")) + 1
-        if size > GUEST_TEXT_MAX:
-            log.warning("the guest says more than %d bytes of metrics: the rest is left out", GUEST_TEXT_MAX)
-            break
-        match = _GUEST_LINE.fullmatch(line)
-        if match is None or len(line.splitlines()) != 1:
-            continue
-        names = _LABEL_NAME.findall(match[1] or "")
-        if len(names) == len(set(names)) and OUTER_LABELS.isdisjoint(names):
-            kept.append(re.sub(r"^(# (?:HELP|TYPE) )?(go_|process_)", r"\1kata_agent_\2", line) + "\n")
-    return "".join(kept)

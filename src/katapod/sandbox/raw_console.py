@@ -8,6 +8,7 @@ import contextlib
 import re
 import socket
 
+from katapod.host.vsock import connect_vsock
 from katapod.model.errors import KatapodError
 from katapod.sandbox.stdio import InputFd, OutputFd, Sink, Source
 
@@ -23,20 +24,14 @@ async def dial_vsock(agent_url: str, port: int, sandbox_id: str) -> socket.socke
     found = _URL.fullmatch(agent_url.strip())
     if found is None:
         raise KatapodError(f"cannot reach port {port} of {sandbox_id}: its agent is at {agent_url!r}, not on vsock")
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         async with asyncio.timeout(DIAL_LIMIT_S):
-            await asyncio.get_running_loop().sock_connect(sock, (int(found[1]), port))
+            return await connect_vsock(int(found[1]), port)
     except OSError as exc:  # a TimeoutError is one
-        sock.close()
         raise KatapodError(
             f"cannot reach the debug console of {sandbox_id} on vsock port {port}: {exc.strerror or 'no answer'}",
             hint="set debug_console_enabled = true in [agent.kata] of configuration.toml, and start the pod again",
         ) from exc
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 async def carry_raw(sock: socket.socket, source: Source | None = None, sink: Sink | None = None) -> None:

@@ -5,13 +5,14 @@ Source: api/events/task.proto of containerd. Without an address (CRI-O) they are
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
 from typing import Any
 
 from katapod.rpc.client import TtrpcClient
-from katapod.rpc.status import RpcError
+from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim.pb import events_pb2
 
 __all__ = ["EventPublisher"]
@@ -20,12 +21,19 @@ log = logging.getLogger(__name__)
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
 CALL_LIMIT_S = 5.0
+NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 TRIES = 6
-QUEUE_MAX = 2048  # events; the oldest goes first
+QUEUE_MAX = 2048  # events; then the oldest that is no exit goes
+EXIT, OOM = "/tasks/exit", "/tasks/oom"
+PAUSE_MAX_S = 8.0
 
 
 class EventPublisher:
-    """One queue and one sender: events are never out of order."""
+    """One queue and one sender: events are never out of order.
+
+    Engines wait for exits, so those are never dropped, and are tried until containerd has answered. There are no more
+    of them than processes that an engine has started.
+    """
 
     def __init__(self, address: str, namespace: str) -> None:
         """`address`: path of containerd's ttrpc socket, or empty."""
@@ -50,12 +58,21 @@ class EventPublisher:
         request.envelope.topic = topic
         request.envelope.event.type_url = event.DESCRIPTOR.full_name
         request.envelope.event.value = event.SerializeToString()
+        if topic == OOM and any(_same(waiting, request) for waiting in self._queue):
+            return
         if len(self._queue) >= QUEUE_MAX:
-            log.warning("an event is lost: %s; containerd has not taken %d", self._queue[0].envelope.topic, QUEUE_MAX)
-            self._queue.popleft()
+            self._make_room()
         self._queue.append(request)
         self._empty.clear()
         self._more.set()
+
+    def _make_room(self) -> None:
+        index = next((at for at, waiting in enumerate(self._queue) if waiting.envelope.topic != EXIT), None)
+        if index is not None:
+            log.warning(
+                "an event is lost: %s; containerd has not taken %d", self._queue[index].envelope.topic, QUEUE_MAX
+            )
+            del self._queue[index]
 
     async def drain(self, limit_s: float) -> None:
         """Wait until all is sent or given up."""
@@ -80,9 +97,9 @@ class EventPublisher:
 
     async def _send(self, request: events_pb2.ForwardRequest) -> None:
         payload = request.SerializeToString()
-        for attempt in range(TRIES):
+        for attempt in itertools.count():
             if attempt > 1:  # the first repeat is at once: containerd may have closed an idle connection
-                await asyncio.sleep(2.0 ** (attempt - 2))
+                await asyncio.sleep(min(PAUSE_MAX_S, 2.0 ** (attempt - 2)))
             try:
                 if self._client is None or self._client.closed.done():
                     self._client = await TtrpcClient.on_unix_path(self._address, "containerd")
@@ -90,5 +107,11 @@ class EventPublisher:
                 return
             except (OSError, RpcError) as exc:
                 log.debug("cannot publish %s: %s", request.envelope.topic, exc)
-                error: Exception = exc
-        log.warning("the event %s is lost: %s", request.envelope.topic, error)
+                is_refused = isinstance(exc, RpcError) and exc.code not in NO_ANSWER
+                if attempt + 1 >= TRIES and (is_refused or request.envelope.topic != EXIT):
+                    log.warning("the event %s is lost: %s", request.envelope.topic, exc)
+                    return
+
+
+def _same(one: events_pb2.ForwardRequest, other: events_pb2.ForwardRequest) -> bool:
+    return one.envelope.topic == other.envelope.topic and one.envelope.event.value == other.envelope.event.value

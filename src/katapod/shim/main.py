@@ -121,8 +121,10 @@ def _run(words: list[str]) -> int:
 
             serve_forever(arguments, SERVER_FD)
     except Exception as exc:
+        from katapod.model.plain import LINES, plain
+
         hint = getattr(exc, "hint", "")
-        print(f"{exc}" + (f" ({hint})" if hint else ""), file=sys.stderr, flush=True)
+        print(plain(f"{exc}" + (f" ({hint})" if hint else ""), keep=LINES), file=sys.stderr, flush=True)
         return 1
     sys.stdout.flush()
     return 0

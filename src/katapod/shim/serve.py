@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from katapod.host.log_lines import log_to
 from katapod.host.state import StateStore
 from katapod.host.trace import start_tracing
 from katapod.model.config import Config, check_paths, load_config
@@ -31,11 +32,8 @@ ANSWER_S = 0.1  # for the answer to Shutdown to be on its way
 def run_server(arguments: Arguments, listener: socket.socket) -> None:
     """Serve until Shutdown or a signal; nothing of the sandbox is left then, nor the socket."""
     logging.raiseExceptions = False  # a log that nobody reads stops nothing
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format=f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s",
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    level = logging.DEBUG if arguments.debug else logging.INFO
+    log_to(None, level, f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s")
     listener.set_inheritable(False)
     path = listener.getsockname()
     try:

@@ -30,7 +30,7 @@ from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.client import start_exec
-from katapod.sandbox.container import ContainerPlan, Rootfs
+from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
 from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.stdio import GuestProcess, carry
@@ -491,7 +491,9 @@ class Tasks:
 
     async def _watch_oom(self, pod: Pod) -> None:
         """CRI-O looks for a file in the bundle, containerd for the event."""
+        allowance = oom_allowance()
         while True:
+            await asyncio.sleep(allowance.take())
             try:
                 request = agent_pb2.GetOOMEventRequest()
                 event = await pod.sandbox.guard(pod.sandbox.agent.call("GetOOMEvent", request, timeout_s=None))

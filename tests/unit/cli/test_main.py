@@ -157,7 +157,10 @@ def test_a_pipe_of_its_own_that_breaks_is_told(capfd: pytest.CaptureFixture[str]
 def test_control_characters_of_an_error_stay_out_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Errors quote guests, images and other programs."""
     print_error(KatapodError("cannot run \x1b]0;title\x07x:\n\tlines stay\x9b", hint="a\x1b[2Jb"))
-    assert capsys.readouterr().err == "kata-runtime: cannot run ?]0;title?x:\n\tlines stay?\n  hint: a?[2Jb\n"
+    assert (
+        capsys.readouterr().err
+        == "kata-runtime: cannot run \\u001b]0;title\\u0007x:\n\tlines stay\\u009b\n  hint: a\\u001b[2Jb\n"
+    )
 
 
 def test_a_module_of_the_verb_only_is_loaded() -> None:

@@ -18,7 +18,7 @@ def test_an_empty_table_is_its_head(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_control_characters_stay_out_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([Column("NAME", str)], ["\x1b[2Jx\ny"])
-    assert capsys.readouterr().out == "NAME\n?[2Jx?y\n"
+    assert capsys.readouterr().out == "NAME\n\\u001b[2Jx\\ny\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Many sandboxes' metrics as one text."""
 
-from katapod.monitor.exposition import Families, label_text, merge, render
+from katapod.monitor.exposition import LINES_MAX, Families, label_text, merge, render
 
 ONE = """\
 # HELP kata_shim_threads Threads of the shim.
@@ -62,3 +62,24 @@ def test_samples_without_a_head_and_no_text() -> None:
 
 def test_a_label_is_text() -> None:
     assert merged(('q"\\\n\\1', "x 1\n")) == 'x{sandbox_id="q\\"\\\\\\n\\\\1"} 1\n'
+
+
+def test_one_help_and_one_type_a_name() -> None:
+    """A guest that writes a HELP for each of 20,000 lines once cost seconds, and Prometheus the scrape."""
+    lies = "".join(f"# HELP kata_guest_load number {number}\n" for number in range(9000))
+    text = merged(("a", f"{lies}# TYPE kata_guest_load counter\n{lies}kata_guest_load 1\n"))
+    assert text == (
+        '# HELP kata_guest_load number 0\n# TYPE kata_guest_load counter\nkata_guest_load{sandbox_id="a"} 1\n'
+    )
+
+
+def test_the_number_of_lines_is_limited() -> None:
+    text = merged(("a", "x 1\n" * (LINES_MAX + 5)), ("b", "x 2\n" * LINES_MAX), ("c", "x 3\n" * (LINES_MAX + 1) + "y"))
+    assert text.splitlines() == [
+        f'x{{sandbox_id="{name}"}} {n + 1}' for n, name in enumerate("abc") for _ in range(LINES_MAX)
+    ]
+
+
+def test_what_most_say_of_a_family_stands() -> None:
+    honest, liar = "# TYPE x gauge\nx 1\n", "# HELP x Buy.\n# TYPE x counter\nx 1\n"
+    assert merged(("a", liar), ("b", honest), ("c", honest)).startswith('# TYPE x gauge\nx{sandbox_id="a"} 1\n')

@@ -121,6 +121,9 @@ def test_what_follows_a_secret_of_several_lines_stays() -> None:
         ".-" * 50_000,
         "name:a,value" * 10_000,
         "name=" * 20_000,
+        "-eyJaaaaaaaa" * 10_000,
+        "name=x" + "\\" * 100_000,
+        "a_secret=x " * 10_000,
     ],
     ids=lambda text: repr(text[:12]),
 )

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from katapod.host.process_metrics import CallTimes, family_text
 from katapod.host.qmp import QmpLinkBroken
 from katapod.model.errors import KatapodError, NotFound
+from katapod.model.guest_metrics import LINES_MAX
 from katapod.model.inspection import Channel, LiveFacts
 from katapod.rpc.http import HEAD_MAX, HttpError, get_http
 from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.management import Managed, guest_metrics, management_socket
+from katapod.sandbox.guest_figures import GuestFigures
+from katapod.sandbox.management import Managed, management_socket
 
 
 class Guest:
@@ -232,51 +232,6 @@ async def test_only_for_root_and_over_what_was_left(tmp_path: Path, sleeper: int
         assert os.stat(tmp_path / "m.sock").st_mode & 0o777 == 0o600
 
 
-def test_a_guest_speaks_for_itself_alone() -> None:
-    text = (
-        '# HELP kata_shim_threads lies\nkata_shim_threads 9\nkata_guest_load{item="load1"} 1\n# TYPE go_info gauge\n'
-        "go_info 1\nprocess_x 2\n# EOF\n\nkata_agent_scrape_count 3\n"
-    )
-    assert guest_metrics(text) == (
-        'kata_guest_load{item="load1"} 1\n# TYPE kata_agent_go_info gauge\n'
-        "kata_agent_go_info 1\nkata_agent_process_x 2\nkata_agent_scrape_count 3\n"
-    )
-
-
-def test_a_guest_that_talks_too_much_is_cut_at_a_line() -> None:
-    found = guest_metrics("kata_guest_x 1\n" * 200_000)
-    assert len(found) <= 1 << 20
-    assert found.endswith("kata_guest_x 1\n")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        'kata_guest_x{sandbox_id="other"} 1',
-        'kata_guest_x{a="1",a="2"} 1',
-        'kata_guest_x{a="1" 1',
-        'kata_guest_x{a="1",} 1',
-        'kata_guest_x{a="\\q"} 1',
-        "kata_guest_x one",
-        "kata_guest_x 1 2 3",
-        "kata_guest_x",
-        "kata_guest_x 1\r",
-        'kata_guest_x{a="\u2028"} 1',
-        "# TYPE kata_guest_x nonsense",
-        "# TYPE kata_guest_x",
-    ],
-)
-def test_one_bad_line_does_not_spoil_the_scrape_of_all(line: str) -> None:
-    """Prometheus gives up a whole scrape at the first line that it cannot parse."""
-    assert guest_metrics(f"{line}\nkata_guest_y 1\n") == "kata_guest_y 1\n"
-
-
-@pytest.mark.parametrize("value", ["1", "-0.5", "1e+09", ".5", "NaN", "+Inf", "-Inf"])
-def test_good_lines_pass(value: str) -> None:
-    text = f'# HELP kata_guest_x What, "quoted".\n# TYPE kata_guest_x gauge\nkata_guest_x{{a="b \\"c\\" ,d"}} {value}\n'
-    assert guest_metrics(text) == text
-
-
 async def test_a_summary(pod: Pod, tmp_path: Path) -> None:
     text = (
         'kata_guest_meminfo{item="mem_total"} 1000\nkata_guest_meminfo{item="mem_available"} 400\n'
@@ -295,18 +250,43 @@ async def test_a_summary(pod: Pod, tmp_path: Path) -> None:
     assert len(pod.guest.asked) == asked  # the guest is not disturbed
 
 
+async def test_a_slow_guest_costs_only_its_own_part(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told a scrape late, and asked once at a time."""
+    said = asyncio.Event()
+
+    async def call(method: str, request: Any, timeout_s: float | None = None) -> Any:
+        pod.guest.asked.append((method, request))
+        await said.wait()
+        return agent_pb2.Metrics(metrics="kata_guest_x 1\n")
+
+    monkeypatch.setattr(pod.guest, "call", call)
+    figures = GuestFigures(pod, patience_s=0.01)
+    assert [await figures.text(), await figures.text()] == ["", ""]
+    assert len(pod.guest.asked) == 1
+    said.set()
+    assert await GuestFigures(pod).text() == "kata_guest_x 1\n"
+    await asyncio.sleep(0.05)
+    assert await figures.text() == "kata_guest_x 1\n"
+    assert len(pod.guest.asked) == 2
+    await figures.close()
+
+
+async def test_a_guest_that_says_too_much_is_cut_and_told_of_once(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+    pod.guest.answers["GetMetrics"] = agent_pb2.Metrics(metrics="kata_guest_x 1\n" * 200_000)
+    figures = GuestFigures(pod, patience_s=60)
+    for _ in range(2):
+        assert (await figures.text()).count("\n") == LINES_MAX
+    assert [record.getMessage() for record in caplog.records] == [
+        "the guest of s1 says too much in its metrics: the rest is left out"
+    ]
+
+
 async def test_the_overhead_is_that_after_the_scrape_before(pod: Pod, tmp_path: Path) -> None:
     assert "overhead" not in (await ask(tmp_path, "GET", "/metrics"))[1]
     await asyncio.sleep(0)
     text = (await ask(tmp_path, "GET", "/metrics"))[1]
     assert "kata_shim_pod_overhead_cpu 12.5\n" in text
     assert "kata_shim_pod_overhead_memory_in_bytes 1048576\n" in text
-
-
-@given(st.text())
-def test_whatever_a_guest_says_no_line_is_another_ones(text: str) -> None:
-    for line in guest_metrics(text).splitlines():
-        assert line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(("kata_guest_", "kata_agent_"))
 
 
 def test_label_values_are_escaped() -> None:

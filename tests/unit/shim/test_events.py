@@ -156,6 +156,63 @@ async def test_of_too_many_events_the_oldest_go(
     assert caplog.text.count("an event is lost") == 6
 
 
+def exit_of(number: int) -> events_pb2.TaskExit:
+    return events_pb2.TaskExit(container_id=f"c{number}", id=f"c{number}", pid=number)
+
+
+async def test_an_exit_is_never_dropped(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "QUEUE_MAX", 4)
+    publisher = EventPublisher(str(receiver.path), "ns")
+    for number in range(8):
+        publisher.publish("/tasks/start", start(number))
+        publisher.publish("/tasks/exit", exit_of(number))
+    async with receiver.serving():
+        await publisher.drain(20)
+    await publisher.close()
+    assert [one.topic for one in receiver.envelopes] == ["/tasks/exit"] * 8
+    assert [events_pb2.TaskExit.FromString(one.event.value).pid for one in receiver.envelopes] == list(range(8))
+
+
+async def test_an_exit_waits_for_containerd_however_long(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "TRIES", 2)
+    monkeypatch.setattr(events_module, "PAUSE_MAX_S", 0.01)
+    publisher = EventPublisher(str(receiver.path), "ns")
+    publisher.publish("/tasks/exit", exit_of(1))
+    await asyncio.sleep(0.2)  # some 20 tries
+    async with receiver.serving():
+        await publisher.drain(20)
+    await publisher.close()
+    assert [one.topic for one in receiver.envelopes] == ["/tasks/exit"]
+
+
+async def test_an_exit_that_containerd_refuses_is_given_up(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_module, "TRIES", 2)
+
+    async def refuse(service: str, method: str, payload: bytes) -> bytes:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "not that one")
+
+    monkeypatch.setattr(receiver, "handle", refuse)
+    async with receiver.serving():
+        publisher = EventPublisher(str(receiver.path), "ns")
+        publisher.publish("/tasks/exit", exit_of(1))
+        await publisher.drain(20)
+        await publisher.close()
+    assert "the event /tasks/exit is lost: not that one" in caplog.text
+
+
+async def test_one_oom_of_a_container_waits_at_a_time(receiver: Receiver) -> None:
+    publisher = EventPublisher(str(receiver.path), "ns")
+    for _ in range(50):
+        for name in ("a", "b"):
+            publisher.publish("/tasks/oom", events_pb2.TaskOOM(container_id=name))
+    async with receiver.serving():
+        await publisher.drain(20)
+    await publisher.close()
+    assert [events_pb2.TaskOOM.FromString(one.event.value).container_id for one in receiver.envelopes] == ["a", "b"]
+
+
 async def test_a_drain_that_takes_too_long_is_left(receiver: Receiver) -> None:
     publisher = EventPublisher(str(receiver.path), "ns")
     publisher.publish("/tasks/start", start(1))

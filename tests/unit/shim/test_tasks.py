@@ -365,6 +365,11 @@ async def test_out_of_memory_is_told_in_both_ways(shim: Shim) -> None:
     await until(lambda: "/tasks/oom" in shim.events.topics)
     assert (bundle / "oom").exists()
     assert [event.container_id for topic, event in shim.events.told if topic == "/tasks/oom"] == ["c1"]
+    for name in ["c1", "no-such"] * 200:  # a guest may make up as many as it likes
+        shim.guest.out_of_memory.put_nowait(name)
+    await asyncio.sleep(0.3)
+    assert shim.guest.calls.count("GetOOMEvent") < 40
+    assert shim.events.topics.count("/tasks/oom") < 40
 
 
 # pods

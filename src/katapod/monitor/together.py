@@ -1,0 +1,37 @@
+"""Many questions side by side, where the slowest must not hold up all."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["GRACE_S", "ask_together"]
+
+GRACE_S = 1.0
+
+_Answer = TypeVar("_Answer")
+
+
+async def ask_together(
+    questions: Sequence[Coroutine[Any, Any, _Answer]], *, grace_s: float = GRACE_S
+) -> list[_Answer | None]:
+    """The answers in the order of `questions`; None for those that came too late.
+
+    When half have answered, the others may take as long again, or `grace_s` if that is more. So a loaded host has the
+    time that it needs, and the few that hang or are made slow on purpose have no more than that. The limit of each
+    question is its own, and holds too.
+    """
+    tasks = [asyncio.create_task(question, name="question") for question in questions]
+    began = time.monotonic()
+    pending = set(tasks)
+    try:
+        while len(pending) > len(tasks) // 2:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if pending:
+            await asyncio.wait(pending, timeout=max(grace_s, time.monotonic() - began))
+        return [task.result() if task.done() else None for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
