@@ -23,10 +23,10 @@ from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
 from katapod.rpc.agent import AgentClient
-from katapod.rpc.oci_message import resources_to_message, spec_to_message
+from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.block_devices import close_block_devices, open_block_devices
-from katapod.sandbox.client import string_user
+from katapod.sandbox.client import require_features, string_user
 from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
@@ -169,10 +169,12 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             mount_sources=sources,
             guest_seccomp=plan.guest_seccomp,
         )
+        message = spec_to_message(spec)
+        await sandbox.guard(require_features(sandbox.agent, features_needed(message.Process, message.Linux)))
         request = agent_pb2.CreateContainerRequest(
             container_id=plan.container_id,
             exec_id=plan.container_id,
-            OCI=spec_to_message(spec),
+            OCI=message,
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
             storages=(*rootfs.storages, *storages),
