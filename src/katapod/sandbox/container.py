@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from katapod.host.mounts import bind, remove_tree, unmount_below
+from katapod.host.mounts import bind, mount_given, remove_tree, unmount_below
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError
@@ -201,7 +201,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
 
 
 def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collection[str] = ()) -> dict[str, str]:
-    """Write the container's own files of /etc and mount each bind mount's source into the share, but those whose
+    """Write the container's own files of /etc and mount into the share what is found on the host, but for mounts whose
     destination is among `mounted`: the guest has them.
 
     Returns, by mount destination, the path under which the guest finds the source.
@@ -218,12 +218,16 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
         # one for the whole sandbox, also where the engine has made one on the host for its pod
         if mount.destination == "/dev/shm" and (mount.type == "tmpfs" or plan.shared_shm):  # noqa: S108
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
-        if not oci.is_bind(mount) or mount.destination in mounted:
+        if not oci.is_of_host(mount) or mount.destination in mounted:
             continue
         # 255 bytes are a name's limit
         base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])
         name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
-        bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+        if oci.is_bind(mount):
+            bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+        else:  # CRI-O's image volumes are overlays of the image's own directories
+            (mounts / name).mkdir(mode=0o700)
+            mount_given(mount.type, mount.source, mount.options, mounts / name)
         sources[mount.destination] = f"{GUEST_SHARE}/{name}"
     return sources
 
