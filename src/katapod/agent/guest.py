@@ -7,6 +7,7 @@ import struct
 
 import katapod
 from katapod.agent import log, trace
+from katapod.rpc.features import FEATURES
 from katapod.rpc.pb import agent_pb2, health_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
@@ -41,6 +42,7 @@ async def get_guest_details(agent: Agent, request: agent_pb2.GuestDetailsRequest
         device_handlers=devices.HANDLERS,
         storage_handlers=storage.DRIVERS,
         supports_seccomp=True,
+        extra_features=FEATURES,
     )
     response = agent_pb2.GuestDetailsResponse(agent_details=details)
     if request.mem_block_size:

@@ -30,6 +30,8 @@ def process_json(process: oci_pb2.Process) -> Json:
     user: Json = {"uid": process.User.UID, "gid": process.User.GID}
     if process.User.AdditionalGids:
         user["additionalGids"] = list(process.User.AdditionalGids)
+    if process.User.HasField("Umask"):
+        user["umask"] = process.User.Umask
     result: Json = {
         "terminal": process.Terminal,
         "user": user,
@@ -84,9 +86,10 @@ def _seccomp(seccomp: oci_pb2.LinuxSeccomp) -> Json:
         if rule.Args:
             call["args"] = [{"index": a.Index, "value": a.Value, "valueTwo": a.ValueTwo, "op": a.Op} for a in rule.Args]
         calls.append(call)
-    return {"defaultAction": seccomp.DefaultAction, "syscalls": calls} | _present(
-        architectures=list(seccomp.Architectures), flags=list(seccomp.Flags)
-    )
+    result: Json = {"defaultAction": seccomp.DefaultAction, "syscalls": calls}
+    if seccomp.HasField("DefaultErrnoRet"):
+        result["defaultErrnoRet"] = seccomp.DefaultErrnoRet
+    return result | _present(architectures=list(seccomp.Architectures), flags=list(seccomp.Flags))
 
 
 def _block_io(block: oci_pb2.LinuxBlockIO) -> Json:

@@ -62,9 +62,13 @@ def _fill_memory(stats: agent_pb2.MemoryStats, folder: str) -> None:
     stats.usage.limit = _number(read_text(f"{folder}/memory.max"))
     stats.swap_usage.usage = _number(read_text(f"{folder}/memory.swap.current"))
     stats.swap_usage.limit = _number(read_text(f"{folder}/memory.swap.max"))
+    stats.swap_usage.max_usage = _number(read_text(f"{folder}/memory.swap.peak"))
+    stats.swap_usage.failcnt = parse_keyed(read_text(f"{folder}/memory.swap.events")).get("max", 0)
     stats.kernel_usage.usage = details.get("kernel", 0)
     for key, value in details.items():
         stats.stats[key] = value
+    for key, value in events.items():
+        stats.events[key] = value
 
 
 def _fill_cpu(stats: agent_pb2.CpuStats, folder: str) -> None:
@@ -116,6 +120,7 @@ async def stats_container(agent: Agent, request: agent_pb2.StatsContainerRequest
         if name.startswith("hugetlb.") and name.endswith(".current"):
             size = name.split(".")[1]
             stats.hugetlb_stats[size].usage = _number(read_text(f"{folder}/{name}"))
+            stats.hugetlb_stats[size].limit = _number(read_text(f"{folder}/hugetlb.{size}.max"))
             events = parse_keyed(read_text(f"{folder}/hugetlb.{size}.events"))
             stats.hugetlb_stats[size].failcnt = events.get("max", 0)
     _fill_network(response)

@@ -49,6 +49,7 @@ __all__ = [
     "encode_spec",
     "has_parent_component",
     "is_bind",
+    "is_of_host",
     "parse_bundle_spec",
     "parse_process",
     "parse_resources",
@@ -394,6 +395,20 @@ def encode_process(process: Process) -> bytes:
 def is_bind(mount: Mount) -> bool:
     """Whether the source is a path. Engines write the type "bind", "none" or nothing, and an option."""
     return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
+_KERNELS_OWN = frozenset(
+    {
+        *("proc", "sysfs", "tmpfs", "ramfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs"),
+        *("securityfs", "debugfs", "tracefs", "configfs", "fusectl", "bpf", "pstore", "efivarfs", "binfmt_misc"),
+    }
+)
+"""Types of mounts that a kernel makes of nothing, each its own."""
+
+
+def is_of_host(mount: Mount) -> bool:
+    """Whether what is mounted is found on the host: a path, or a file system such as an overlay of its directories."""
+    return is_bind(mount) or mount.type not in ("", *_KERNELS_OWN)
 
 
 def has_parent_component(path: str) -> bool:

@@ -38,9 +38,9 @@ def strip_for_guest(
     """Return the guest's version of `spec`.
 
     `root_path`: guest path of the root file system. `mount_sources`: destination -> guest path for every
-    bind mount; a mount of another type that is named there, such as /dev/shm, becomes a bind mount.
+    mount whose files are the host's; one that is no bind mount, such as /dev/shm, becomes one.
     `guest_seccomp`: the agent supports seccomp and the configuration does not forbid it.
-    Raises SpecError if a bind mount has no guest path: the guest must never resolve a host path.
+    Raises SpecError if such a mount has no guest path: the guest must never resolve a host path.
     """
     linux = spec.linux
     return replace(
@@ -111,7 +111,7 @@ def _mounts(mounts: tuple[oci.Mount, ...], sources: Mapping[str, str]) -> tuple[
                 raise SpecError(f"cannot mount on {destination}: two mounts have this destination")
             seen.add(destination)
             found.append(_bound(mount, sources[destination]))
-        elif oci.is_bind(mount):
+        elif oci.is_of_host(mount):
             raise SpecError(f"cannot mount {mount.source} on {destination}: it is not shared with the guest")
         else:
             found.append(mount)

@@ -52,6 +52,7 @@ class AgentClient:
     def __init__(self, connection: TtrpcClient, call_times: CallObserver | None = None) -> None:
         self.connection = connection
         self.call_times = call_times
+        self._features: frozenset[str] | None = None
 
     async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
         """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""
@@ -67,6 +68,13 @@ class AgentClient:
         await self.connection.call(
             HEALTH_SERVICE, "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, timeout_s
         )
+
+    async def features(self) -> frozenset[str]:
+        """What the agent does beyond upstream's protocol, of katapod.rpc.features. Asked once. Raises RpcError."""
+        if self._features is None:
+            answer = await self.call("GetGuestDetails", agent_pb2.GuestDetailsRequest())
+            self._features = frozenset(answer.agent_details.extra_features)
+        return self._features
 
     async def settle(self, *, zero_free_memory: bool) -> None:
         """Have the guest get ready to be saved as a template. Raises RpcError."""

@@ -1,8 +1,8 @@
 """OCI specs as messages of the agent protocol. The agent's own module does the way back.
 
-In proto3 an absent number is 0 and an absent text is empty. Values that the protocol has no field for
-would change what a container does when dropped, so they are errors: a umask other than 022, and a seccomp
-filter's defaultErrnoRet other than EPERM, which is what a filter without it answers.
+In proto3 an absent number is 0 and an absent text is empty. What upstream's protocol has no field for, and would
+change what a container does when dropped, is in fields of our own, which only some agents read: features_needed
+tells which of them a message cannot do without.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Struct
 
 from katapod.model import oci
-from katapod.model.errors import SpecError
+from katapod.rpc.features import SECCOMP_DEFAULT_ERRNO, UMASK
 from katapod.rpc.pb import oci_pb2
 
-__all__ = ["process_to_message", "resources_to_message", "spec_to_message"]
+__all__ = ["features_needed", "process_to_message", "resources_to_message", "spec_to_message"]
 
 _FIELDS: dict[type[Struct], dict[str, str]] = {
     oci.Spec: {
@@ -42,7 +42,7 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
         "selinux_label": "SelinuxLabel",
     },
     oci.Box: {"height": "Height", "width": "Width"},
-    oci.User: {"uid": "UID", "gid": "GID", "additional_gids": "AdditionalGids"},
+    oci.User: {"uid": "UID", "gid": "GID", "additional_gids": "AdditionalGids", "umask": "Umask"},
     oci.Capabilities: {
         "bounding": "Bounding",
         "effective": "Effective",
@@ -139,6 +139,7 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
     oci.InterfacePriority: {"name": "Name", "priority": "Priority"},
     oci.Seccomp: {
         "default_action": "DefaultAction",
+        "default_errno_ret": "DefaultErrnoRet",
         "architectures": "Architectures",
         "flags": "Flags",
         "syscalls": "Syscalls",
@@ -153,30 +154,30 @@ _DEFAULT_UMASK = 0o22
 """What crun sets for a process without a umask; Podman writes it into every config.json."""
 
 _EPERM = 1
-"""What a seccomp filter with the default action SCMP_ACT_ERRNO answers."""
+"""What a seccomp filter without a defaultErrnoRet answers."""
 
 
 def spec_to_message(spec: oci.Spec) -> oci_pb2.Spec:
-    """Raises SpecError for a value that the protocol cannot carry."""
-    _check(spec.process)
-    seccomp = spec.linux.seccomp
-    if seccomp and seccomp.default_errno_ret not in (None, _EPERM):
-        raise SpecError(
-            f"cannot set linux.seccomp.defaultErrnoRet {seccomp.default_errno_ret}: "
-            "the agent protocol has no field for it",
-            hint="remove it from the profile, or use the action SCMP_ACT_ERRNO with errnoRet for single calls",
-        )
     message = oci_pb2.Spec()
     _fill(message, spec)
     return message
 
 
 def process_to_message(process: oci.Process) -> oci_pb2.Process:
-    """For ExecProcess. Raises SpecError for a value that the protocol cannot carry."""
-    _check(process)
+    """For ExecProcess."""
     message = oci_pb2.Process()
     _fill(message, process)
     return message
+
+
+def features_needed(process: oci_pb2.Process, linux: oci_pb2.Linux | None = None) -> frozenset[str]:
+    """What of katapod.rpc.features an agent must have lest it do something else than the message says."""
+    found = set()
+    if process.User.HasField("Umask") and process.User.Umask != _DEFAULT_UMASK:
+        found.add(UMASK)
+    if linux is not None and linux.Seccomp.HasField("DefaultErrnoRet") and linux.Seccomp.DefaultErrnoRet != _EPERM:
+        found.add(SECCOMP_DEFAULT_ERRNO)
+    return frozenset(found)
 
 
 def resources_to_message(resources: oci.Resources) -> oci_pb2.LinuxResources:
@@ -186,18 +187,10 @@ def resources_to_message(resources: oci.Resources) -> oci_pb2.LinuxResources:
     return message
 
 
-def _check(process: oci.Process) -> None:
-    if process.user.umask not in (msgspec.UNSET, _DEFAULT_UMASK):
-        raise SpecError(
-            f"cannot set the umask {process.user.umask:#o}: the agent protocol has no field for it",
-            hint="remove process.user.umask from config.json",
-        )
-
-
 def _fill(message: Any, value: Struct) -> None:
     for name, target in _FIELDS[type(value)].items():
         item = getattr(value, name)
-        if item is None:
+        if item is None or item is msgspec.UNSET:
             continue
         if isinstance(item, Struct):
             inner = getattr(message, target)

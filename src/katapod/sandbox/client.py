@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from katapod.host.state import StateStore
-from katapod.model.errors import InvalidState, KatapodError, NotFound
+from katapod.model.errors import InvalidState, KatapodError, NotFound, SpecError
 from katapod.model.record import SandboxRecord, State
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.console import VM_ID
+from katapod.rpc.features import PREFIX
+from katapod.rpc.oci_message import features_needed
 from katapod.rpc.pb import agent_pb2, oci_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed, ConsoleIsRaw, ConsoleOff, command_error
@@ -28,6 +30,7 @@ __all__ = [
     "HoldRequest",
     "KillRequest",
     "connect_control",
+    "require_features",
     "start_exec",
     "start_in_vm",
     "string_user",
@@ -120,6 +123,18 @@ def string_user(text: str) -> agent_pb2.StringUser | None:
     return agent_pb2.StringUser(uid=user, gid=group)
 
 
+async def require_features(agent: AgentClient, needed: frozenset[str]) -> None:
+    """Raises SpecError if the agent lacks one of them, RpcError."""
+    if not needed:
+        return  # nobody is asked
+    lacking = sorted(name.removeprefix(PREFIX) for name in needed - await agent.features())
+    if lacking:
+        raise SpecError(
+            f"cannot set {' and '.join(lacking)}: the agent in the guest image does not know it",
+            hint="use a guest image with Katapod's agent of this version: kata-runtime image build",
+        )
+
+
 async def start_exec(
     agent: AgentClient, container_id: str, process: oci_pb2.Process, *, user: str, timeout_s: float = 60.0
 ) -> GuestProcess:
@@ -132,6 +147,7 @@ async def start_exec(
         container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user)
     )
     try:
+        await require_features(agent, features_needed(process))
         await agent.call("ExecProcess", request, timeout_s=timeout_s)
     except RpcError as exc:
         if exc.code is StatusCode.UNAVAILABLE and agent.connection.closed.done():

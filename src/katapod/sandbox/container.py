@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from katapod.host.allowance import Allowance
-from katapod.host.mounts import bind, remove_tree, unmount_below
+from katapod.host.mounts import bind, mount_given, remove_tree, unmount_below
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError
@@ -24,10 +24,10 @@ from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
 from katapod.rpc.agent import AgentClient
-from katapod.rpc.oci_message import resources_to_message, spec_to_message
+from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.block_devices import close_block_devices, open_block_devices
-from katapod.sandbox.client import string_user
+from katapod.sandbox.client import require_features, string_user
 from katapod.sandbox.errors import AgentFailed, command_error
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
@@ -172,10 +172,12 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             mount_sources=sources,
             guest_seccomp=plan.guest_seccomp,
         )
+        message = spec_to_message(spec)
+        await sandbox.guard(require_features(sandbox.agent, features_needed(message.Process, message.Linux)))
         request = agent_pb2.CreateContainerRequest(
             container_id=plan.container_id,
             exec_id=plan.container_id,
-            OCI=spec_to_message(spec),
+            OCI=message,
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user),
             storages=(*rootfs.storages, *storages),
@@ -202,7 +204,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
 
 
 def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collection[str] = ()) -> dict[str, str]:
-    """Write the container's own files of /etc and mount each bind mount's source into the share, but those whose
+    """Write the container's own files of /etc and mount into the share what is found on the host, but for mounts whose
     destination is among `mounted`: the guest has them.
 
     Returns, by mount destination, the path under which the guest finds the source.
@@ -219,12 +221,16 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
         # one for the whole sandbox, also where the engine has made one on the host for its pod
         if mount.destination == "/dev/shm" and (mount.type == "tmpfs" or plan.shared_shm):  # noqa: S108
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
-        if not oci.is_bind(mount) or mount.destination in mounted:
+        if not oci.is_of_host(mount) or mount.destination in mounted:
             continue
         # 255 bytes are a name's limit
         base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])
         name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
-        bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+        if oci.is_bind(mount):
+            bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+        else:  # CRI-O's image volumes are overlays of the image's own directories
+            (mounts / name).mkdir(mode=0o700)
+            mount_given(mount.type, mount.source, mount.options, mounts / name)
         sources[mount.destination] = f"{GUEST_SHARE}/{name}"
     return sources
 

@@ -127,7 +127,7 @@ async def run_container(
 def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
     """Whether anything that the container can write outlives it; what lies below `own` does not."""
     return plan.rootfs.direct or any(
-        oci.is_bind(mount) and "ro" not in mount.options and not Path(mount.source).is_relative_to(own)
+        oci.is_of_host(mount) and "ro" not in mount.options and not Path(mount.source).is_relative_to(own)
         for mount in plan.spec.mounts
     )
 

@@ -46,6 +46,11 @@ class EventPublisher:
         self._client: TtrpcClient | None = None
         self._task = asyncio.create_task(self._send_all(), name="events")
 
+    @property
+    def connected(self) -> bool:
+        """Whether the engine is told of events; CRI-O is not."""
+        return bool(self._address)
+
     def publish(self, topic: str, event: Any) -> None:
         """`topic` such as /tasks/exit; `event` a message of events.proto."""
         log.info("event %s %s", topic, str(event).replace("\n", " "))

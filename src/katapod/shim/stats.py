@@ -1,7 +1,9 @@
 """What a container uses, as containerd and the kubelet read it: the agent's answer in their messages. Pure.
 
 The agent answers in the shape of cgroup v1 with memory.stat as its kernel has it, v2's in our guests, v1's in others.
-containerd wants the shape of the host's own version. Source: the metrics messages of containerd/cgroups; cgroups(7).
+containerd wants the shape of the host's own version. CRI-O looks into parts of an answer without asking whether they
+are there, so all are but those that no cgroup has everywhere: pressure, and the counts of cgroup v1's taskstats.
+Source: the metrics messages of containerd/cgroups; cgroups(7).
 """
 
 from collections.abc import Mapping
@@ -74,6 +76,14 @@ _V2_MEMORY = {
 _SPLIT_COUNTERS = ("workingset_refault", "workingset_activate")  # newer kernels count them for _anon and _file
 
 
+_ALWAYS_V1 = (
+    *("pids", "cpu", "cpu.usage", "cpu.throttling", "memory", "memory.usage", "memory.swap", "memory.kernel"),
+    *("memory.kernel_tcp", "blkio", "rdma", "memory_oom_control"),
+)
+_ALWAYS_V2 = ("pids", "cpu", "memory", "rdma", "io", "memory_events")
+_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
+
+
 def encode_stats(stats: agent_pb2.StatsContainerResponse, host_version: int) -> tuple[str, bytes]:
     """(type_url, value) of the Any that answers Stats on a host with cgroups of that version."""
     if host_version == 2:
@@ -84,6 +94,7 @@ def encode_stats(stats: agent_pb2.StatsContainerResponse, host_version: int) -> 
 def metrics_v1(stats: agent_pb2.StatsContainerResponse) -> metrics_v1_pb2.Metrics:
     """In v1's shape: times in nanoseconds, `swap` is memory and swap together, as memory.memsw has it."""
     group, metrics = stats.cgroup_stats, metrics_v1_pb2.Metrics()
+    _set_present(metrics, _ALWAYS_V1)
     usage, throttling = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data
     metrics.pids.current, metrics.pids.limit = group.pids_stats.current, group.pids_stats.limit
     metrics.cpu.usage.total = usage.total_usage
@@ -94,6 +105,7 @@ def metrics_v1(stats: agent_pb2.StatsContainerResponse) -> metrics_v1_pb2.Metric
     metrics.cpu.throttling.throttled_periods = throttling.throttled_periods
     metrics.cpu.throttling.throttled_time = throttling.throttled_time
     _fill_v1_memory(metrics.memory, group.memory_stats)
+    metrics.memory_oom_control.oom_kill = group.memory_stats.events.get("oom_kill", 0)
     for field in group.blkio_stats.DESCRIPTOR.fields_by_name:
         for entry in getattr(group.blkio_stats, field):
             getattr(metrics.blkio, field).add(op=entry.op, major=entry.major, minor=entry.minor, value=entry.value)
@@ -113,6 +125,8 @@ def _fill_v1_memory(memory: metrics_v1_pb2.MemoryStat, given: agent_pb2.MemorySt
     for entry, source in ((memory.usage, given.usage), (memory.kernel, given.kernel_usage)):
         entry.usage, entry.max, entry.failcnt = source.usage, source.max_usage, source.failcnt
         entry.limit = source.limit
+    memory.kernel.limit = given.kernel_usage.limit or MAX_U64  # in v2 a part of the memory, without a limit of its own
+    memory.kernel_tcp.usage, memory.kernel_tcp.limit = given.stats.get("sock", 0), MAX_U64
     is_v1 = "hierarchical_memsw_limit" in given.stats  # its swap_usage is memsw already
     swap = given.swap_usage
     memory.swap.usage = swap.usage if is_v1 else _sum(given.usage.usage, swap.usage)
@@ -125,8 +139,9 @@ def _fill_v1_memory(memory: metrics_v1_pb2.MemoryStat, given: agent_pb2.MemorySt
 def metrics_v2(stats: agent_pb2.StatsContainerResponse) -> metrics_v2_pb2.Metrics:
     """In v2's shape: times in microseconds."""
     group, metrics = stats.cgroup_stats, metrics_v2_pb2.Metrics()
+    _set_present(metrics, _ALWAYS_V2)
     usage, throttling, given = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data, group.memory_stats
-    metrics.pids.current, metrics.pids.limit = group.pids_stats.current, group.pids_stats.limit
+    metrics.pids.current, metrics.pids.limit = group.pids_stats.current, group.pids_stats.limit or MAX_U64
     metrics.cpu.usage_usec = usage.total_usage // 1000
     metrics.cpu.user_usec = usage.usage_in_usermode // 1000
     metrics.cpu.system_usec = usage.usage_in_kernelmode // 1000
@@ -143,9 +158,12 @@ def metrics_v2(stats: agent_pb2.StatsContainerResponse) -> metrics_v2_pb2.Metric
     metrics.memory.swap_usage, metrics.memory.swap_limit = given.swap_usage.usage, given.swap_usage.limit
     metrics.memory.swap_max_usage = given.swap_usage.max_usage
     metrics.memory_events.max = given.usage.failcnt
+    for name in _EVENTS:
+        if name in given.events:
+            setattr(metrics.memory_events, name, given.events[name])
     _fill_io(metrics.io, group.blkio_stats)
     for size, pages in sorted(group.hugetlb_stats.items()):
-        metrics.hugetlb.add(pagesize=size, current=pages.usage, max=pages.max_usage, failcnt=pages.failcnt)
+        metrics.hugetlb.add(pagesize=size, current=pages.usage, max=pages.limit or MAX_U64, failcnt=pages.failcnt)
     _fill_network(metrics.network, stats)
     return metrics
 
@@ -178,6 +196,14 @@ def _fill_network(target: Any, stats: agent_pb2.StatsContainerResponse) -> None:
             tx_errors=interface.tx_errors,
             tx_dropped=interface.tx_dropped,
         )
+
+
+def _set_present(metrics: Any, paths: tuple[str, ...]) -> None:
+    for path in paths:
+        part = metrics
+        for name in path.split("."):
+            part = getattr(part, name)
+        part.SetInParent()
 
 
 def _first(stats: Mapping[str, int], keys: tuple[str, ...], default: int = 0) -> int:

@@ -45,6 +45,11 @@ log = logging.getLogger(__name__)
 
 RESOLV_CONF_MAX = 64 * 1024  # characters
 DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
+HARMLESS = frozenset(
+    {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+    | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""Signals that end no process by default. Source: signal(7)."""
 INPUT_READ_S = 10.0
 OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
@@ -231,7 +236,7 @@ class Tasks:
             await finish(stack.aclose(), name="close-streams")
             if isinstance(exc, KatapodError):  # engines delete only what has ended, and nobody starts it again
                 with contextlib.suppress(KatapodError):
-                    await self._kill_created(task)
+                    await self._kill_created(task, signal.SIGKILL)
             task.starting = False
             raise
         task.status = task_pb2.RUNNING
@@ -327,28 +332,34 @@ class Tasks:
     # what is asked of a process
 
     async def kill(self, container_id: str, exec_id: str, number: int, everyone: bool) -> None:
+        """Signal 0 asks whether the process is there. Raises NotFound if it has ended."""
         process = self.find_process(container_id, exec_id)
         if process.status == task_pb2.STOPPED:
-            if number in (signal.SIGKILL, signal.SIGTERM):
+            if number and not self._events.connected:  # CRI-O's stop of a container would fail by an error
                 return
-            raise NotFound(f"cannot signal {exec_id or container_id}: it has ended{self.find(container_id).cause()}")
+            cause = self.find(container_id).cause()
+            raise NotFound(f"cannot signal {exec_id or container_id}: process already finished{cause}")
         if isinstance(process, TaskProcess):
-            if number == signal.SIGKILL and process.status == task_pb2.CREATED and not process.starting:
-                await self._kill_created(process)
+            if number == 0:
+                return
+            if process.status == task_pb2.CREATED and not process.starting and number not in HARMLESS:
+                await self._kill_created(process, number)
                 return
             await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
             return
         if process.guest is None:
             raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
-        sandbox = self.find(container_id).container.sandbox
-        await sandbox.guard(process.guest.signal(number))
+        if number:
+            sandbox = self.find(container_id).container.sandbox
+            await sandbox.guard(process.guest.signal(number))
 
-    async def _kill_created(self, task: TaskProcess) -> None:
-        """End a task that was never started, whom nobody follows: engines wait for its exit before they delete it."""
+    async def _kill_created(self, task: TaskProcess, number: int) -> None:
+        """End a task that was never started, whom nobody follows, by a signal that its own program has not come to
+        handle yet: engines wait for its exit before they delete it."""
         try:
             await task.container.kill(signal.SIGKILL, everyone=True)
         finally:
-            self._tell_exit(task, task.container.container_id, task.container.container_id, DEAD_STATUS)
+            self._tell_exit(task, task.container.container_id, task.container.container_id, 128 + number)
 
     async def resize(self, container_id: str, exec_id: str, rows: int, columns: int) -> None:
         process = self.find_process(container_id, exec_id)

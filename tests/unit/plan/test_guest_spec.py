@@ -110,6 +110,15 @@ def test_a_bind_mount_without_a_guest_path_is_refused(kind: dict[str, Any]) -> N
         strip(spec(oci.Mount(destination="/data", source="/host", **kind)))
 
 
+@pytest.mark.parametrize("kind", ["overlay", "ext4", "nfs", "fuse.sshfs"])
+def test_a_file_system_of_the_host_is_no_mount_of_the_guest(kind: str) -> None:
+    given = oci.Mount(destination="/data", type=kind, source="x", options=("lowerdir=/host/a:/host/b", "ro", "nodev"))
+    with pytest.raises(SpecError, match="cannot mount x on /data: it is not shared with the guest"):
+        strip(spec(given))
+    (found,) = strip(spec(given), data="/share/data").mounts
+    assert found == oci.Mount(destination="/data", type="bind", source="/share/data", options=("rbind", "ro", "nodev"))
+
+
 def test_mapping_and_mounts_must_match_one_to_one() -> None:
     data = oci.Mount(destination="/data", type="bind", source="/host")
     with pytest.raises(SpecError, match="cannot mount on /data: two mounts"):

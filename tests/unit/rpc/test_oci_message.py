@@ -4,18 +4,17 @@ import json
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katapod.agent import spec as agent_spec
 from katapod.model import oci
-from katapod.model.errors import SpecError
 from katapod.model.flags import Volume
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.guest_spec import strip_for_guest
 from katapod.rpc import oci_message
-from katapod.rpc.oci_message import process_to_message, resources_to_message, spec_to_message
+from katapod.rpc.features import SECCOMP_DEFAULT_ERRNO, UMASK
+from katapod.rpc.oci_message import features_needed, process_to_message, resources_to_message, spec_to_message
 from katapod.rpc.pb import oci_pb2
 
 
@@ -34,7 +33,6 @@ def over_the_wire(spec: oci.Spec) -> oci_pb2.Spec:
 
 def test_the_table_names_every_field_of_both_sides() -> None:
     """A field added to the model or to the protocol, but not to the table, must not be lost in silence."""
-    not_carried: dict[type[msgspec.Struct], set[str]] = {oci.User: {"umask"}, oci.Seccomp: {"default_errno_ret"}}
     not_modelled = {"Spec": {"Solaris", "Windows"}, "User": {"Username"}}
     special: dict[type[msgspec.Struct], str] = {
         oci.Rlimit: "POSIXRlimit",
@@ -45,7 +43,7 @@ def test_the_table_names_every_field_of_both_sides() -> None:
     for kind, table in oci_message._FIELDS.items():
         name = special.get(kind, f"Linux{kind.__name__}")
         name = name if hasattr(oci_pb2, name) else kind.__name__
-        assert set(table) == set(kind.__struct_fields__) - not_carried.get(kind, set())
+        assert set(table) == set(kind.__struct_fields__)
         fields = {field.name for field in getattr(oci_pb2, name).DESCRIPTOR.fields}
         assert set(table.values()) == fields - not_modelled.get(name, set())
 
@@ -101,13 +99,18 @@ def test_presence_of_empty_parts_and_of_errno_is_kept() -> None:
     assert [call.HasField("errnoret") for call in message.Linux.Seccomp.Syscalls] == [True, False]
 
 
-def test_what_the_protocol_cannot_carry_is_an_error() -> None:
-    with pytest.raises(SpecError, match="cannot set the umask 0o77"):
-        process_to_message(oci.Process(args=("sh",), cwd="/", user=oci.User(umask=0o77)))
-    assert process_to_message(oci.Process(args=("sh",), cwd="/", user=oci.User(umask=0o22))).Args == ["sh"]
-    with pytest.raises(SpecError, match="defaultErrnoRet 38"):
-        spec_to_message(minimal(seccomp=oci.Seccomp(default_action="SCMP_ACT_ERRNO", default_errno_ret=38)))
-    assert spec_to_message(minimal(seccomp=oci.Seccomp(default_action="SCMP_ACT_ERRNO", default_errno_ret=1)))
+def test_fields_of_our_own_arrive_and_name_what_the_agent_must_know() -> None:
+    filters = {number: oci.Seccomp(default_action="SCMP_ACT_ERRNO", default_errno_ret=number) for number in (38, 1, 0)}
+    for number, needed in ((38, {SECCOMP_DEFAULT_ERRNO}), (1, set()), (0, {SECCOMP_DEFAULT_ERRNO})):
+        message = over_the_wire(minimal(seccomp=filters[number]))
+        assert agent_spec.spec_json(message, "/r", "/c", {})["linux"]["seccomp"]["defaultErrnoRet"] == number
+        assert features_needed(message.Process, message.Linux) == needed
+    without = over_the_wire(minimal(seccomp=oci.Seccomp(default_action="SCMP_ACT_ERRNO")))
+    assert "defaultErrnoRet" not in agent_spec.spec_json(without, "/r", "/c", {})["linux"]["seccomp"]
+    for umask, needed in ((0o77, {UMASK}), (0, {UMASK}), (0o22, set()), (msgspec.UNSET, set())):
+        process = process_to_message(oci.Process(args=("sh",), cwd="/", user=oci.User(umask=umask)))
+        assert agent_spec.process_json(process)["user"].get("umask", msgspec.UNSET) == umask
+        assert features_needed(process) == needed
 
 
 def text() -> st.SearchStrategy[str]:

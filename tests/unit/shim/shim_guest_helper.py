@@ -187,11 +187,16 @@ class GuestPod:
 
 
 class Publisher(EventPublisher):
-    """Keeps what was published: (topic, event)."""
+    """Keeps what was published: (topic, event). `for_crio`: stands for no publisher, as under CRI-O."""
 
     def __init__(self) -> None:
         super().__init__("", "k8s.io")
         self.told: list[tuple[str, Any]] = []
+        self.for_crio = False
+
+    @property
+    def connected(self) -> bool:
+        return not self.for_crio
 
     def publish(self, topic: str, event: Any) -> None:
         super().publish(topic, event)

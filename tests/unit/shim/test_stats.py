@@ -2,6 +2,7 @@
 a limit of 64 MiB wrote a file of 8 MiB; an interface was added by hand."""
 
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 from hypothesis import given
@@ -46,6 +47,50 @@ def test_v2() -> None:
     (device,) = found.io.usage
     assert (device.major, device.minor, device.rbytes, device.wbytes) == (254, 0, 1667072, 8388608)
     assert (device.rios, device.wios) == (18, 7)
+
+
+def parts(descriptor: Any, prefix: str = "") -> set[str]:
+    """The messages within a message, lists left out, by their paths."""
+    found = set()
+    for field in descriptor.fields:
+        if field.message_type is not None and not field.is_repeated:
+            found |= {prefix + field.name} | parts(field.message_type, f"{prefix}{field.name}.")
+    return found
+
+
+def present(message: Any, paths: set[str]) -> set[str]:
+    found = set()
+    for path in paths:
+        part, held = message, True
+        for name in path.split("."):
+            held = held and part.HasField(name)
+            part = getattr(part, name)
+        if held:
+            found.add(path)
+    return found
+
+
+def test_every_part_is_there_whatever_the_guest_says() -> None:
+    """CRI-O takes their presence for granted."""
+    for convert in (metrics_v1, metrics_v2):
+        for stats in (agent_pb2.StatsContainerResponse(), guest()):
+            metrics = convert(stats)
+            expected = {path for path in parts(metrics.DESCRIPTOR) if "psi" not in path and path != "cgroup_stats"}
+            assert present(type(metrics).FromString(metrics.SerializeToString()), expected) == expected
+
+
+def test_what_only_our_agent_tells() -> None:
+    stats = guest()
+    stats.cgroup_stats.memory_stats.events.update({"max": 9, "oom": 3, "oom_kill": 2, "oom_group_kill": 1, "new": 7})
+    stats.cgroup_stats.memory_stats.stats["sock"] = 4096
+    stats.cgroup_stats.hugetlb_stats["2MB"].limit = 2 << 20
+    v1, v2 = metrics_v1(stats), metrics_v2(stats)
+    assert (v1.memory_oom_control.oom_kill, v1.memory_oom_control.under_oom) == (2, 0)
+    assert (v1.memory.kernel_tcp.usage, v1.memory.kernel_tcp.limit, v1.memory.kernel.limit) == (4096, MAX_U64, MAX_U64)
+    events = v2.memory_events
+    assert (events.max, events.oom, events.oom_kill, events.oom_group_kill, events.high) == (9, 3, 2, 1, 0)
+    assert {each.pagesize: each.max for each in v2.hugetlb} == {"1GB": MAX_U64, "2MB": 2 << 20}
+    assert (v1.pids.limit, v2.pids.limit) == (0, MAX_U64)  # none: as each version's own files have it
 
 
 def test_network_in_both() -> None:

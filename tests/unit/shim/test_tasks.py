@@ -131,9 +131,52 @@ async def test_kill(shim: Shim) -> None:
     assert shim.guest.requests["SignalProcess"].exec_id == "", "every process"
     await shim.call("Kill", id="c1", signal=signal.SIGKILL)
     assert (await shim.call("Wait", id="c1")).exit_status == 137
-    await shim.call("Kill", id="c1", signal=signal.SIGKILL)
-    await shim.call("Kill", id="c1", signal=signal.SIGTERM)
-    await shim.refused("Kill", StatusCode.NOT_FOUND, id="c1", signal=signal.SIGUSR1)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, 0):
+        assert "process already finished" in await shim.refused("Kill", StatusCode.NOT_FOUND, id="c1", signal=number)
+
+
+async def test_crio_may_stop_what_has_just_ended(shim: Shim) -> None:
+    """An error would fail its stop of the pod. Signal 0 asks, and is told."""
+    shim.events.for_crio = True
+    await shim.create(start=True)
+    shim.guest.processes["c1"].end(0)
+    await shim.call("Wait", id="c1")
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT):
+        await shim.call("Kill", id="c1", signal=number)
+    await shim.refused("Kill", StatusCode.NOT_FOUND, id="c1", signal=0)
+
+
+async def test_signal_0_asks_whether_a_process_is_there(shim: Shim) -> None:
+    """The guest is not asked: CRI-O does so before it rotates a log."""
+    await shim.create()
+    await shim.call("Kill", id="c1", signal=0)
+    await shim.call("Start", id="c1")
+    await add_exec(shim)
+    await shim.refused("Kill", StatusCode.FAILED_PRECONDITION, id="c1", exec_id="e1", signal=0)
+    await shim.call("Start", id="c1", exec_id="e1")
+    await shim.call("Kill", id="c1", signal=0)
+    await shim.call("Kill", id="c1", exec_id="e1", signal=0)
+    assert "SignalProcess" not in shim.guest.calls
+    shim.guest.execs[0].end(0)
+    await shim.call("Wait", id="c1", exec_id="e1")
+    await shim.refused("Kill", StatusCode.NOT_FOUND, id="c1", exec_id="e1", signal=0)
+    await shim.refused("Kill", StatusCode.NOT_FOUND, id="c2", signal=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGRTMIN, signal.SIGKILL])
+async def test_a_signal_ends_a_task_that_has_not_started(shim: Shim, number: int) -> None:
+    """Its own program, which might handle it, does not run yet."""
+    await shim.create()
+    waiting = asyncio.create_task(shim.call("Wait", id="c1"))
+    for harmless in (signal.SIGWINCH, signal.SIGCONT):
+        await shim.call("Kill", id="c1", signal=harmless)
+    assert await shim.status() == task_pb2.CREATED
+    await shim.call("Kill", id="c1", signal=number)
+    assert (await asyncio.wait_for(waiting, 20)).exit_status == 128 + number
+    assert shim.guest.requests["SignalProcess"].signal == signal.SIGKILL
+    assert shim.events.exits() == {"c1": 128 + number}
+    assert "in state stopped" in await shim.refused("Start", StatusCode.FAILED_PRECONDITION, id="c1")
+    assert (await shim.call("Delete", id="c1")).exit_status == 128 + number
 
 
 async def test_a_task_that_never_started(shim: Shim) -> None:

@@ -74,16 +74,18 @@ class Box(_message.Message):
     def __init__(self, Height: _Optional[int] = ..., Width: _Optional[int] = ...) -> None: ...
 
 class User(_message.Message):
-    __slots__ = ("UID", "GID", "AdditionalGids", "Username")
+    __slots__ = ("UID", "GID", "AdditionalGids", "Username", "Umask")
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     ADDITIONALGIDS_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
+    UMASK_FIELD_NUMBER: _ClassVar[int]
     UID: int
     GID: int
     AdditionalGids: _containers.RepeatedScalarFieldContainer[int]
     Username: str
-    def __init__(self, UID: _Optional[int] = ..., GID: _Optional[int] = ..., AdditionalGids: _Optional[_Iterable[int]] = ..., Username: _Optional[str] = ...) -> None: ...
+    Umask: int
+    def __init__(self, UID: _Optional[int] = ..., GID: _Optional[int] = ..., AdditionalGids: _Optional[_Iterable[int]] = ..., Username: _Optional[str] = ..., Umask: _Optional[int] = ...) -> None: ...
 
 class LinuxCapabilities(_message.Message):
     __slots__ = ("Bounding", "Effective", "Inheritable", "Permitted", "Ambient")
@@ -381,16 +383,18 @@ class LinuxInterfacePriority(_message.Message):
     def __init__(self, Name: _Optional[str] = ..., Priority: _Optional[int] = ...) -> None: ...
 
 class LinuxSeccomp(_message.Message):
-    __slots__ = ("DefaultAction", "Architectures", "Flags", "Syscalls")
+    __slots__ = ("DefaultAction", "Architectures", "Flags", "Syscalls", "DefaultErrnoRet")
     DEFAULTACTION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     SYSCALLS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTERRNORET_FIELD_NUMBER: _ClassVar[int]
     DefaultAction: str
     Architectures: _containers.RepeatedScalarFieldContainer[str]
     Flags: _containers.RepeatedScalarFieldContainer[str]
     Syscalls: _containers.RepeatedCompositeFieldContainer[LinuxSyscall]
-    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping]]] = ...) -> None: ...
+    DefaultErrnoRet: int
+    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping]]] = ..., DefaultErrnoRet: _Optional[int] = ...) -> None: ...
 
 class LinuxSeccompArg(_message.Message):
     __slots__ = ("Index", "Value", "ValueTwo", "Op")
