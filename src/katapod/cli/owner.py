@@ -294,6 +294,7 @@ async def plan_container(
         spec=with_etc_files(spec, str(settings.layout.sandbox(request.container_id).etc(request.container_id))),
         rootfs=rootfs,
         user=f"{user.user}:{user.group}" if user.group else user.user,
+        groups=request.options.groups,
         stop_signal=request.stop_signal or image_signal,
         guest_seccomp=seccomp,
         create_timeout_s=timeout_s,

@@ -17,6 +17,7 @@ from katapod.model.flags import (
     parse_cpus,
     parse_env,
     parse_env_file,
+    parse_group,
     parse_hostname,
     parse_label,
     parse_memory,
@@ -77,6 +78,7 @@ def run(
     env_file: Annotated[Texts | None, typer.Option(metavar="FILE", help="Read variables from a file.")] = None,
     workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
     user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
+    group_add: Annotated[Texts | None, typer.Option(metavar="GROUP", help="Add the user to a group, too.")] = None,
     volume: Annotated[
         Texts | None, typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host file or directory.")
     ] = None,
@@ -152,6 +154,7 @@ def run(
         env=(*_env_files(env_file or []), *parse_env(env or [], os.environ)),
         cwd=parse_workdir(workdir) if workdir else "",
         user=parse_user(user) if user else None,
+        groups=tuple(parse_group(item) for item in group_add or []),
         hostname=parse_hostname(hostname) if hostname else container_id[:63],
         tty=tty,
         console_size=_terminal_size() if tty else None,

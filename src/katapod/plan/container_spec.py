@@ -76,7 +76,8 @@ class ProcessDefaults(Struct, frozen=True, kw_only=True):
 class ContainerOptions(Struct, frozen=True, kw_only=True):
     """What the caller asks for; the flags of `run` after parsing.
 
-    `entrypoint`: None keeps the image's, "" removes it. `user`: None takes the image's.
+    `entrypoint`: None keeps the image's, "" removes it. `user`: None takes the image's. `groups`: further ones of
+    the user, by name or number.
     `seccomp`: None means no filter.
     """
 
@@ -85,6 +86,7 @@ class ContainerOptions(Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     cwd: str = ""
     user: UserName | None = None
+    groups: tuple[str, ...] = ()
     hostname: str = ""
     tty: bool = False
     console_size: oci.Box | None = None

@@ -45,6 +45,7 @@ class ContainerPlan:
     spec: oci.Spec
     rootfs: Rootfs
     user: str = ""  # USER[:GROUP], resolved in the guest against the container's own files; empty: the spec's
+    groups: tuple[str, ...] = ()  # that the user is in besides its own, by name or number
     image_digest: str = ""
     stop_signal: int = 15
     guest_seccomp: bool = True
@@ -60,6 +61,8 @@ class ContainerPlan:
             image=self.image,
             command=process.args,
             terminal=process.terminal,
+            user=self.user,
+            groups=self.groups,
             image_digest=self.image_digest,
             stop_signal=self.stop_signal,
         )
@@ -176,7 +179,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             exec_id=plan.container_id,
             OCI=message,
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
-            string_user=string_user(plan.user),
+            string_user=string_user(plan.user, plan.groups),
             storages=(*rootfs.storages, *storages),
             devices=devices,
         )

@@ -77,7 +77,8 @@ def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         *("-d", "--name", "web", "-e", "A=1", "-e", "FROM_HOST", "--env-file", "env", "-w", "/w", "-u", "1:2"),
         *("-v", f"{tmp_path}:/data:ro", "--tmpfs", "/t", "-m", "64m", "--cpus", "1.5", "--read-only"),
         *("--cap-add", "net_admin", "--cap-drop", "ALL", "--entrypoint", "", "-h", "host", "-l", "k=v"),
-        *("--stop-signal", "QUIT", "--security-opt", "no-new-privileges", "--accel", "tcg", "busybox", "x"),
+        *("--stop-signal", "QUIT", "--security-opt", "no-new-privileges", "--accel", "tcg"),
+        *("--group-add", "video", "--group-add", "7", "busybox", "x"),
     )
     options = request.options
     assert door.requests[-1][0] == "detached"
@@ -85,6 +86,7 @@ def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert options.env == ("FILE=f", "A=1", "FROM_HOST=h")
     assert (options.memory_bytes, options.cpus, options.read_only, options.entrypoint) == (64 << 20, 1.5, True, "")
     assert (options.cap_add, options.cap_drop) == (("CAP_NET_ADMIN",), ("ALL",))
+    assert options.groups == ("video", "7")
     assert (options.hostname, options.cwd, options.no_new_privileges) == ("host", "/w", True)
 
 
