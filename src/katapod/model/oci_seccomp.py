@@ -5,7 +5,7 @@ Source: opencontainers/runtime-spec, config-linux.md, "Seccomp"; seccomp(2).
 
 from katapod.model.oci_json import U32, U64, Part, impossible
 
-__all__ = ["Seccomp", "SeccompArg", "Syscall", "check_seccomp"]
+__all__ = ["SECCOMP_NOTIFY", "Seccomp", "SeccompArg", "Syscall", "check_seccomp"]
 
 
 class SeccompArg(Part, frozen=True, kw_only=True):

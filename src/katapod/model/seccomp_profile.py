@@ -13,6 +13,8 @@ from katapod.model.oci_json import U32, U64, Part, decode, wrong
 from katapod.model.oci_seccomp import Seccomp, SeccompArg, Syscall, check_seccomp
 
 __all__ = [
+    "ACTIONS",
+    "OPERATORS",
     "ArchMapEntry",
     "Condition",
     "ProfileArg",

@@ -334,7 +334,7 @@ def _volume(volume: Volume) -> oci.Mount:
         destination=volume.destination,
         type="bind",
         source=volume.source,
-        options=("rbind", "rprivate", "ro" if volume.read_only else "rw"),
+        options=("rbind", "rprivate", *(("ro", "rro") if volume.read_only else ("rw",))),
     )
 
 

@@ -160,7 +160,7 @@ def test_user_mounts_come_after_the_usual_ones_parents_first() -> None:
     )
     assert [one.destination for one in spec.mounts[-3:]] == ["/data", "/data/x", "/data/x/y"]
     assert mount(spec, "/data/x/y") == oci.Mount(
-        destination="/data/x/y", type="bind", source="/a b", options=("rbind", "rprivate", "ro")
+        destination="/data/x/y", type="bind", source="/a b", options=("rbind", "rprivate", "ro", "rro")
     )
     assert mount(spec, "/data").options == ("rbind", "rprivate", "rw")
     assert mount(spec, "/data/x") == oci.Mount(
