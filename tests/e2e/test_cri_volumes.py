@@ -1,5 +1,6 @@
 """Volumes of pods as the kubelet prepares them on the host: folders, files, tmpfs, links that are swapped."""
 
+import contextlib
 import json
 import os
 import re
@@ -22,9 +23,15 @@ def memory_volume(tmp_path: Path) -> Iterator[Path]:
     """An emptyDir of medium Memory with a size limit: the kubelet mounts a tmpfs."""
     folder = tmp_path / "memory"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
-    try:
+    with mounted_tmpfs(folder, "size=4m"):
         yield folder
+
+
+@contextlib.contextmanager
+def mounted_tmpfs(folder: Path, options: str = "rw") -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield
     finally:
         subprocess.run(["umount", folder], check=True)
 
@@ -118,6 +125,22 @@ def test_read_only(cri: Cri, tmp_path: Path) -> None:
     assert result.code != 0
     assert "Read-only file system" in result.stderr
     assert (tmp_path / "file").read_text() == "kept\n"
+
+
+@pytest.mark.reference
+def test_read_only_is_not_recursive(cri: Cri, tmp_path: Path, memory_volume: Path) -> None:
+    """What is mounted below a read-only volume stays as it is on the host: writable, also two levels down."""
+    for folder in (memory_volume / "disk", memory_volume / "kept"):
+        folder.mkdir()
+    with mounted_tmpfs(memory_volume / "disk"), mounted_tmpfs(memory_volume / "kept", "ro"):
+        pod = cri.run_pod()
+        container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt", readonly=True)])
+        for where, writable in (("", False), ("/memory", True), ("/memory/disk", True), ("/memory/kept", False)):
+            result = pod.exec(container, "touch", f"/mnt{where}/new")
+            assert (result.code == 0) == writable, result
+            assert ("Read-only file system" in result.stderr) != writable
+        assert (memory_volume / "disk/new").exists()
+        pod.stop_and_remove()
 
 
 def test_shared_by_two_containers(cri: Cri, tmp_path: Path) -> None:

@@ -142,11 +142,15 @@ def test_process_flags(kata: Kata, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_user_by_name_on_a_read_only_root(kata: Kata) -> None:
-    script = "id -un; id -gn; echo $HOME; touch /tmp/x 2>&1; touch /dev/shm/y && echo shm"
-    code, out, err = kata.run("--read-only", "-u", "nobody", "busybox", "sh", "-c", script)
-    assert (code, err) == (0, "")
-    user, group, home, touch, shm = out.splitlines()
+    """An exec is that user too, with the same groups: the primary one is among them."""
+    box = kata.start("--read-only", "-u", "nobody", "--group-add", "44", "busybox", "sleep", "1000")
+    script = (
+        "id -un; id -gn; echo $HOME; touch /tmp/x 2>&1; touch /dev/shm/y && echo shm;"
+        "for p in 1 self; do grep -E '^(Uid|Groups):' /proc/$p/status; done; id -g"
+    )
+    user, group, home, touch, shm, *ids, gid = kata.ok("exec", box, "sh", "-c", script).splitlines()
     assert user == "nobody"
+    assert [line.split() for line in ids] == [["Uid:", *["65534"] * 4], ["Groups:", "44", gid]] * 2
     assert group in ("nobody", "nogroup")
     assert home not in ("", "/root")
     assert "Read-only file system" in touch

@@ -46,7 +46,21 @@ def test_compiler(kata: Kata, box: str) -> None:
 
 
 def test_users_by_name(kata: Kata, box: str) -> None:
-    assert kata.ok("exec", "-u", "games", box, "id").startswith("uid=5(games) gid=60(games)")
+    assert kata.ok("exec", "-u", "games", box, "id") == "uid=5(games) gid=60(games) groups=60(games)\n"
+
+
+def test_a_set_group_id_program_cannot_give_up_the_primary_group(kata: Kata, box: str) -> None:
+    """Of a file with mode 0604 the group is denied what all others may."""
+    script = (
+        "cp /bin/cat /usr/local/bin/cat-as-video && chgrp video /usr/local/bin/cat-as-video &&"
+        "chmod 2755 /usr/local/bin/cat-as-video && echo others > /srv/file &&"
+        "chgrp games /srv/file && chmod 604 /srv/file"
+    )
+    kata.ok("exec", box, "sh", "-c", script)
+    assert kata.ok("exec", "-u", "nobody", box, "cat-as-video", "/srv/file") == "others\n"
+    code, out, err = kata("exec", "-u", "games", box, "cat-as-video", "/srv/file")
+    assert (code, out) == (1, "")
+    assert "Permission denied" in err
 
 
 @pytest.fixture(scope="module")

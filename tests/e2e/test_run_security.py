@@ -11,6 +11,19 @@ from kit.seccomp import deny_by_default
 NET_BIND_SERVICE, SYS_ADMIN, MKNOD, CHOWN = 10, 21, 27, 0  # linux/capability.h
 DOCKERS_14 = 0x00000000A80425FB
 NO_MKDIR = deny_by_default({"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28})
+NATIVE = {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}
+BY_CAPABILITY = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "archMap": [NATIVE, {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]}],
+    "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+    "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {"names": ["rmdir"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO", "includes": {"minKernel": "99.0"}},
+        {"names": ["link", "linkat"], "action": "SCMP_ACT_ERRNO", "errno": "EMLINK", "includes": {"minKernel": "4.8"}},
+    ],
+}
+"""A profile as Docker's are, with conditions."""
 
 
 def _status(text: str) -> dict[str, str]:
@@ -77,6 +90,18 @@ def test_seccomp_filter_decides(kata: Kata, strict: str) -> None:
     kata.ok("exec", strict, "touch", "/tmp/x")
 
 
+@pytest.mark.parametrize("capabilities", ["usual", "all"])
+def test_seccomp_rules_apply_on_their_conditions(kata: Kata, tmp_path: Path, capabilities: str) -> None:
+    profile = tmp_path / "by-capability.json"
+    profile.write_text(json.dumps(BY_CAPABILITY))
+    script = "mkdir /tmp/a; rmdir /home; ln -s x /tmp/s; echo >/tmp/f; ln /tmp/f /tmp/g; cat /proc/self/status"
+    more = ("--privileged",) if capabilities == "all" else ()
+    done = kata.run(*more, "--security-opt", f"seccomp={profile}", "busybox", "sh", "-c", script)
+    assert _status(done.stdout)["Seccomp"] == "2"
+    refused = "mkdir: can't create directory '/tmp/a'" if more else "rmdir: '/home'"
+    assert done.stderr.splitlines() == [f"{refused}: Operation not permitted", "ln: /tmp/g: Too many links"]
+
+
 def test_read_only_root(kata: Kata, strict: str, plain: str) -> None:
     result = kata("exec", "-u", "0", strict, "touch", "/new")
     assert result.code == 1
@@ -136,12 +161,12 @@ def test_processes_see_their_container_only(kata: Kata, strict: str) -> None:
 def bundle(tmp_path: Path) -> Path:
     """A handwritten bundle around busybox."""
     root = tmp_path / "rootfs"
-    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "data", "locked"):
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "data", "locked", "cgroup"):
         (root / name).mkdir(parents=True)
     busybox = root / "bin/busybox"
     busybox.write_bytes(Path("/bin/busybox").read_bytes())
     busybox.chmod(0o755)
-    for applet in ("sh", "cat", "id", "hostname", "pwd", "touch", "mkdir", "ls"):
+    for applet in ("sh", "cat", "id", "hostname", "pwd", "touch", "mkdir", "ls", "uname"):
         (root / "bin" / applet).symlink_to("busybox")
     (root / "locked/secret").write_text("masked\n")
     (root / "etc/masked").write_text("masked\n")
@@ -170,9 +195,11 @@ def _config(script: str) -> dict[str, object]:
         },
         "root": {"path": "rootfs", "readonly": True},
         "hostname": "of-the-bundle",
+        "domainname": "example",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1m"]},
+            {"destination": "/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
             bind,
         ],
         "annotations": {"org.example.key": "value"},
@@ -180,11 +207,13 @@ def _config(script: str) -> dict[str, object]:
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")],
             "maskedPaths": ["/etc/masked", "/locked"],
             "readonlyPaths": ["/proc/sys"],
-            "seccomp": NO_MKDIR,
+            "seccomp": {key: value for key, value in NO_MKDIR.items() if key != "defaultErrno"},  # files' own key
+            "personality": {"domain": "LINUX32"},
             "resources": {
                 "memory": {"limit": 64 << 20},
                 "cpu": {"quota": 50000, "period": 100000},
                 "pids": {"limit": 30},
+                "unified": {"memory.oom.group": "1"},
             },
         },
     }
@@ -194,7 +223,8 @@ def test_bundle(kata: Kata, bundle: Path) -> None:
     """All of the specification's process at once, run as it is."""
     script = (
         "cat /proc/self/status; echo ===; id -G; echo $GIVEN; pwd; hostname; ulimit -Sn; ulimit -Hn; "
-        "cat /proc/self/oom_score_adj file /etc/masked; ls /locked; echo ===; "
+        "cat /proc/self/oom_score_adj file /proc/sys/kernel/domainname /cgroup/memory.oom.group; uname -m; "
+        "cat /etc/masked; ls /locked; echo ===; "
         "touch /new /data/new /tmp/new; mkdir /tmp/x; echo x > /proc/sys/kernel/hostname"
     )
     (bundle / "config.json").write_text(json.dumps(_config(script)))
@@ -208,7 +238,7 @@ def test_bundle(kata: Kata, bundle: Path) -> None:
     assert (status["Uid"].split()[0], status["Gid"].split()[0]) == ("1000", "1001")
     groups, *lines = said.splitlines()
     assert set(groups.split()) == {"1001", "5", "50"}
-    assert lines == ["in the spec", "/data", "of-the-bundle", "64", "128", "77", "beside"]
+    assert lines == ["in the spec", "/data", "of-the-bundle", "64", "128", "77", "beside", "example", "1", "i686"]
     for complaint in ("/new: Read-only", "/data/new: Read-only", "'/tmp/x': No space left", "hostname: Read-only"):
         assert complaint in result.stderr, result.stderr
     assert "/tmp/new" not in result.stderr

@@ -20,6 +20,7 @@ from katapod.host.mounts import (
 from katapod.host.state import write_atomically
 from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umount
 from katapod.model.errors import KatapodError, NoSpace, NotFound
+from katapod.model.mount_options import Access
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -65,6 +66,21 @@ def test_the_guest_sees_what_is_bound_later(share: Path, volume: Path) -> None:
     assert (volume / "new").read_text() == "from the guest"
 
 
+def test_read_only_at_its_top_only(share: Path, volume: Path) -> None:
+    """As "ro" of a bind mount means, in contrast to "rro"."""
+    bind(volume, share / "mounts" / "v", Access.TOP_READ_ONLY)
+    seen = share / "shared" / "v"
+    with pytest.raises(OSError, match="Read-only"):
+        (seen / "new").write_text("")
+    (seen / "disk" / "new").write_text("written")
+    assert (volume / "disk" / "new").read_text() == "written"
+
+
+def test_without_what_is_mounted_below(share: Path, volume: Path) -> None:
+    bind(volume, share / "mounts" / "v", recursive=False)
+    assert list((share / "shared" / "v" / "disk").iterdir()) == []
+
+
 def test_the_guest_cannot_add_to_the_top_of_the_share(share: Path) -> None:
     with pytest.raises(OSError, match="Read-only") as caught:
         (share / "shared" / "x").write_text("")
@@ -74,7 +90,7 @@ def test_the_guest_cannot_add_to_the_top_of_the_share(share: Path) -> None:
 @pytest.mark.parametrize("place", ["data", "disk/data"])
 def test_a_read_only_volume_is_read_only_for_virtiofsd_too(share: Path, volume: Path, place: str) -> None:
     """The guest's own `ro` is no wall: a hostile guest kernel would ignore it."""
-    bind(volume, share / "mounts" / "v", read_only=True)
+    bind(volume, share / "mounts" / "v", Access.READ_ONLY)
     for view in ("mounts", "shared"):
         with pytest.raises(OSError, match="Read-only"):
             (share / view / "v" / place).write_text("overwritten")
@@ -82,7 +98,7 @@ def test_a_read_only_volume_is_read_only_for_virtiofsd_too(share: Path, volume: 
 
 
 def test_a_read_only_file(share: Path, volume: Path) -> None:
-    bind(volume / "data", share / "mounts" / "f", read_only=True)
+    bind(volume / "data", share / "mounts" / "f", Access.READ_ONLY)
     with pytest.raises(OSError, match="Read-only"):
         (share / "shared" / "f").write_text("overwritten")
 

@@ -23,7 +23,7 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Container", "destroy"]
 
@@ -128,6 +128,7 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         add_hooks(spec, agent.hooks)
     container.has_poststart = bool(spec.Hooks.Poststart)
     container.binds = [(m.source, m.destination) for m in spec.Mounts if m.type == "bind" or "rbind" in m.options]
+    _mount_automounts(request.automounts)
     await resolve_process(agent.loop, spec.Process, request.string_user, rootfs, make_cwd=True)
     join_pid = request.sandbox_pidns or agent.sandbox_pidns
     shared = {k: v for k, v in agent.shared_namespaces.items() if k != "pid" or join_pid}
@@ -145,6 +146,12 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         share_pid_namespace(agent, process.pid)
     agent.oom.watch(container.id, container.cgroup)
     container.undo.append(lambda: agent.oom.forget(container.id))
+
+
+def _mount_automounts(paths: Iterable[str]) -> None:
+    """Walk into each: stat(2) would not do. Raises OSError."""
+    for path in paths:
+        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
 def _init_ended(agent: Agent, container: Container) -> None:

@@ -126,10 +126,19 @@ def resources_json(resources: oci_pb2.LinuxResources) -> Json:
     return _present(
         devices=devices,
         memory=_present(limit=memory.Limit, reservation=memory.Reservation, swap=memory.Swap),
-        cpu=_present(shares=cpu.Shares, quota=cpu.Quota, period=cpu.Period, cpus=cpu.Cpus, mems=cpu.Mems),
+        cpu=_present(
+            shares=cpu.Shares,
+            quota=cpu.Quota,
+            period=cpu.Period,
+            burst=cpu.Burst,
+            idle=cpu.Idle,
+            cpus=cpu.Cpus,
+            mems=cpu.Mems,
+        ),
         pids=_present(limit=resources.Pids.Limit),
         blockIO=_block_io(resources.BlockIO),
         hugepageLimits=[{"pageSize": h.Pagesize, "limit": h.Limit} for h in resources.HugepageLimits],
+        unified=dict(resources.Unified),
     )
 
 
@@ -184,6 +193,7 @@ def _linux(linux: oci_pb2.Linux, cgroups_path: str, shared: Mapping[str, str]) -
             maskedPaths=list(linux.MaskedPaths),
             readonlyPaths=list(linux.ReadonlyPaths),
             mountLabel=linux.MountLabel,
+            personality=_present(domain=linux.Personality.Domain, flags=list(linux.Personality.Flags)),
         )
     )
 

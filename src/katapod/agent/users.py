@@ -50,8 +50,9 @@ def _group_id(name: str, group: str) -> int:
 def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, group: str) -> Identity:
     """Resolve a name or number as `docker run -u` does.
 
-    A number without an entry is taken as it is, with group 0. A given group replaces the user's groups.
-    Raises UnknownUser.
+    A number without an entry is taken as it is, with group 0. A given group replaces the user's groups. The primary
+    group is among the supplementary ones, first, as login programs put it: otherwise a set-group-ID program gives it
+    up, and with it what a file's mode denies to that group (CVE-2022-36109). Raises UnknownUser.
     """
     number = _number(user)
     name, uid, gid, home = "", number, 0, ""
@@ -64,15 +65,15 @@ def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, g
             break
     if uid is None:
         raise UnknownUser(f"no user {user[:64]} in the image's /etc/passwd")
-    groups: list[int] = []
+    member_of: list[int] = []
     if group_name:
         gid = _group_id(group_name, group)
     elif name:
         for row in _rows(group, 4):
             row_gid = _number(row[2])
-            if row_gid is not None and row_gid != gid and name in row[3].split(","):
-                groups.append(row_gid)
-    groups += [_group_id(entry, group) for entry in more]
+            if row_gid is not None and name in row[3].split(","):
+                member_of.append(row_gid)
+    groups = [gid, *member_of, *(_group_id(entry, group) for entry in more)]
     return Identity(uid, gid, list(dict.fromkeys(groups)), home or "/")
 
 

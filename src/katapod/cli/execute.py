@@ -118,9 +118,13 @@ def execute(
                 console_size=box,
                 privileged=privileged,
             )
+            ran_as = next((item for item in client.record.containers if item.container_id == container_id), None)
             who = f"{checked_user.user}:{checked_user.group or ''}".rstrip(":") if checked_user else ""
+            who = who or (ran_as.user if ran_as else "")  # a name has no number yet in the spec on this side
+            groups = ran_as.groups if ran_as else ()
+            message = process_to_message(process)
             try:
-                running = await start_exec(client.agent, container_id, process_to_message(process), user=who)
+                running = await start_exec(client.agent, container_id, message, user=who, groups=groups)
             except NotFound as exc:
                 cause = await why_cut_off(client, exc, "it has ended")
                 raise NotFound(f"cannot exec in container {name}: {cause}") from exc

@@ -25,7 +25,7 @@ from katapod.images import ImageStore
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.config import Config
-from katapod.model.errors import KatapodError, NotFound, SpecError
+from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.flags import parse_signal
 from katapod.model.ids import ContainerId
 from katapod.model.image import ImageRecord
@@ -39,7 +39,9 @@ from katapod.plan.container_spec import (
     plan_container_spec,
     with_etc_files,
 )
+from katapod.plan.seccomp import GuestKernel, wants_kernel_version
 from katapod.sandbox.attachment import attached, container_files, plan_attachment
+from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.planning import plan_sandbox, size_for
@@ -236,12 +238,7 @@ def _limits(options: ContainerOptions, bundle_spec: oci.Spec | None) -> Containe
 
 def _load_bundle(request: RunRequest) -> oci.Spec:
     assert request.bundle is not None
-    path = request.bundle / "config.json"
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise SpecError(f"cannot read {path}: {exc.strerror}", hint="a bundle has a config.json and a rootfs") from exc
-    spec = oci.parse_bundle_spec(data, str(request.bundle), str(path))
+    spec = read_bundle(request.bundle)
     return msgspec.structs.replace(
         spec,
         process=msgspec.structs.replace(
@@ -289,7 +286,7 @@ async def plan_container(
         disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None
         digest, rootfs = found.digest, Rootfs(store.rootfs_path(found.digest), disk=disk)
     user = effective_user(defaults, request.options)
-    spec = plan_container_spec(defaults, request.options, str(rootfs.lower))
+    spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
     _check_sources(spec)
     image_signal = parse_signal(defaults.stop_signal) if defaults.stop_signal else signal.SIGTERM
     return ContainerPlan(
@@ -299,10 +296,29 @@ async def plan_container(
         spec=with_etc_files(spec, str(settings.layout.sandbox(request.container_id).etc(request.container_id))),
         rootfs=rootfs,
         user=f"{user.user}:{user.group}" if user.group else user.user,
+        groups=request.options.groups,
         stop_signal=request.stop_signal or image_signal,
         guest_seccomp=seccomp,
         create_timeout_s=timeout_s,
     )
+
+
+def _guest_kernel(config: Config, options: ContainerOptions) -> GuestKernel | None:
+    """For the seccomp profile, if there is one."""
+    if options.seccomp is None:
+        return None
+    if config.runtime.disable_guest_seccomp:
+        raise UsageError(
+            "cannot apply a seccomp profile: disable_guest_seccomp is set in configuration.toml",
+            hint="leave out --security-opt seccomp=..., or set disable_guest_seccomp = false",
+        )
+    release = ""
+    if wants_kernel_version(options.seccomp):
+        from katapod.osbuilder.kernel import kernel_release
+
+        with contextlib.suppress(OSError):
+            release = kernel_release(Path(config.qemu.kernel))
+    return GuestKernel(os.uname().machine, release)
 
 
 async def _root_disk(store: ImageStore, image: ImageRecord) -> Path | None:

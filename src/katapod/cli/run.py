@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,6 +17,7 @@ from katapod.model.flags import (
     parse_cpus,
     parse_env,
     parse_env_file,
+    parse_group,
     parse_hostname,
     parse_label,
     parse_memory,
@@ -43,6 +44,7 @@ from katapod.model.net_flags import (
 
 if TYPE_CHECKING:
     from katapod.model import oci
+    from katapod.model.seccomp_profile import SeccompProfile
     from katapod.plan.container_spec import ContainerOptions
 
 __all__ = ["register"]
@@ -77,6 +79,7 @@ def run(
     env_file: Annotated[Texts | None, typer.Option(metavar="FILE", help="Read variables from a file.")] = None,
     workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
     user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
+    group_add: Annotated[Texts | None, typer.Option(metavar="GROUP", help="Add the user to a group, too.")] = None,
     volume: Annotated[
         Texts | None, typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host file or directory.")
     ] = None,
@@ -91,7 +94,7 @@ def run(
     cap_drop: Annotated[Texts | None, typer.Option(metavar="CAP", help="Drop a capability, or ALL.")] = None,
     privileged: Annotated[bool, typer.Option("--privileged", help="All rights inside the VM; none outside.")] = False,
     security_opt: Annotated[
-        Texts | None, typer.Option(metavar="OPT", help="no-new-privileges, or seccomp=FILE.")
+        Texts | None, typer.Option(metavar="OPT", help="no-new-privileges, seccomp=FILE, systempaths=unconfined.")
     ] = None,
     ulimit: Annotated[Texts | None, typer.Option(metavar="NAME=SOFT[:HARD]", help="Resource limit.")] = None,
     sysctl: Annotated[Texts | None, typer.Option(metavar="K=V", help="Kernel parameter.")] = None,
@@ -145,13 +148,14 @@ def run(
     if accel not in ("", "auto", "kvm", "tcg"):
         raise UsageError(f"cannot use --accel {accel!r}: it is none of auto, kvm, tcg")
     container_id = parse_container_name(name or short_id(new_id()))
-    no_new_privileges, seccomp = _security(security_opt or [])
+    security = _security(security_opt or [])
     options = ContainerOptions(
         args=tuple(command),
         entrypoint=entrypoint,
         env=(*_env_files(env_file or []), *parse_env(env or [], os.environ)),
         cwd=parse_workdir(workdir) if workdir else "",
         user=parse_user(user) if user else None,
+        groups=tuple(parse_group(item) for item in group_add or []),
         hostname=parse_hostname(hostname) if hostname else container_id[:63],
         tty=tty,
         console_size=_terminal_size() if tty else None,
@@ -167,8 +171,9 @@ def run(
         ulimits=tuple(parse_ulimit(item) for item in ulimit or []),
         sysctls=dict(parse_sysctl(item) for item in sysctl or []),
         privileged=privileged,
-        no_new_privileges=no_new_privileges,
-        seccomp=seccomp,
+        no_new_privileges=security.no_new_privileges,
+        seccomp=security.seccomp,
+        system_paths=security.system_paths,
     )
     if bundle:
         _refuse_with_bundle(options, container_id, entrypoint)
@@ -226,27 +231,39 @@ def _env_files(paths: Texts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _security(words: Texts) -> tuple[bool, "oci.Seccomp | None"]:
-    from katapod.model.oci import parse_seccomp
+class _Security(NamedTuple):
+    no_new_privileges: bool = False
+    seccomp: "SeccompProfile | None" = None
+    system_paths: bool = False
 
-    no_new_privileges, seccomp = False, None
+
+def _security(words: Texts) -> _Security:
+    found = _Security()
     for word in words:
-        if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
-            no_new_privileges = True
+        key, _, value = word.replace(":", "=", 1).partition("=") if "=" not in word else word.partition("=")
+        if key == "no-new-privileges" and value in ("", "true", "false"):
+            found = found._replace(no_new_privileges=value != "false")
         elif word in ("seccomp=unconfined", "seccomp:unconfined", "apparmor=unconfined", "label=disable"):
             continue  # as it is already: the VM is the wall
-        elif word.startswith("seccomp="):
-            path = word.partition("=")[2]
-            try:
-                seccomp = parse_seccomp(Path(path).read_bytes(), path)
-            except OSError as exc:
-                raise UsageError(f"cannot read the seccomp profile {path}: {exc.strerror}") from exc
+        elif word == "systempaths=unconfined":
+            found = found._replace(system_paths=True)
+        elif key == "seccomp":
+            found = found._replace(seccomp=_read_seccomp(value))
         else:
             raise UsageError(
                 f"cannot use --security-opt {word!r}: it is not known",
-                hint="no-new-privileges, seccomp=FILE and seccomp=unconfined are",
+                hint="no-new-privileges, seccomp=FILE, seccomp=unconfined and systempaths=unconfined are",
             )
-    return no_new_privileges, seccomp
+    return found
+
+
+def _read_seccomp(path: str) -> "SeccompProfile":
+    from katapod.model.seccomp_profile import parse_seccomp_profile
+
+    try:
+        return parse_seccomp_profile(Path(path).read_bytes(), path)
+    except OSError as exc:
+        raise UsageError(f"cannot read the seccomp profile {path}: {exc.strerror}") from exc
 
 
 def _refuse_with_bundle(options: "ContainerOptions", container_id: str, entrypoint: str | None) -> None:

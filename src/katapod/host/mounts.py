@@ -33,6 +33,7 @@ from katapod.kernel.mount import (
 )
 from katapod.kernel.process import CLONE_FS, unshare
 from katapod.model.errors import KatapodError, NotFound
+from katapod.model.mount_options import Access
 
 __all__ = [
     "MountEntry",
@@ -77,12 +78,12 @@ def export_directory(mounts: Path, shared: Path) -> None:
         raise MountFailed(f"cannot export {mounts}: {exc.strerror}", hint="mounting needs CAP_SYS_ADMIN") from exc
 
 
-def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
-    """Bind a file or directory, with the mounts below it, to `target`, which is made. Raises NotFound, MountFailed.
+def bind(source: Path, target: Path, access: Access = Access.WRITABLE, *, recursive: bool = True) -> None:
+    """Bind a file or directory, if `recursive` with the mounts below it, to `target`, which is made.
 
     The copy is complete before it is attached: private, since an unmount below a shared one would reach the
-    user's own tree, and with `read_only` read-only throughout, since what is propagated to the exported view
-    (export_directory) keeps the flags it has at that moment.
+    user's own tree, and read-only where it has to be, since what is propagated to the exported view
+    (export_directory) keeps the flags it has at that moment. Raises NotFound, MountFailed.
     """
     try:
         kind = os.stat(source).st_mode
@@ -94,9 +95,13 @@ def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
         else:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             target.touch(mode=0o600)
-        tree = clone_tree(str(source))
+        tree = clone_tree(str(source), recursive=recursive)
         try:
-            set_tree_attributes(tree, attributes=MOUNT_ATTR_RDONLY if read_only else 0, propagation=MS_PRIVATE)
+            set_tree_attributes(
+                tree, attributes=MOUNT_ATTR_RDONLY if access is Access.READ_ONLY else 0, propagation=MS_PRIVATE
+            )
+            if access is Access.TOP_READ_ONLY:
+                set_tree_attributes(tree, attributes=MOUNT_ATTR_RDONLY, recursive=False)
             attach_tree(tree, str(target))
         finally:
             os.close(tree)

@@ -109,22 +109,25 @@ def _call(path: str, number: int, *arguments: object) -> int:
     return result
 
 
-def clone_tree(path: str) -> int:
+def clone_tree(path: str, *, recursive: bool = True) -> int:
     """Copy the mounts at and below `path` into a tree that is attached nowhere; the descriptor is the caller's
     and holds it: the tree is gone when it is closed before attach_tree. Raises OSError."""
-    flags = OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
+    flags = OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
     return _call(path, SYS_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
 
 
-def set_tree_attributes(tree: int, *, attributes: int = 0, propagation: int = 0) -> None:
-    """Set attributes (MOUNT_ATTR_*) and propagation (MS_PRIVATE, ...) of all mounts of a tree. Raises OSError."""
+def set_tree_attributes(tree: int, *, attributes: int = 0, propagation: int = 0, recursive: bool = True) -> None:
+    """Set attributes (MOUNT_ATTR_*) and propagation (MS_PRIVATE, ...) of all mounts of a tree, or of its top.
+
+    Raises OSError.
+    """
     wanted = _MountAttr(attr_set=attributes, propagation=propagation)
     _call(
         "",
         SYS_MOUNT_SETATTR,
         ctypes.c_int(tree),
         b"",
-        ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE),
+        ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)),
         ctypes.byref(wanted),
         ctypes.c_size_t(ctypes.sizeof(wanted)),
     )

@@ -24,6 +24,7 @@ __all__ = [
     "parse_cpus",
     "parse_env",
     "parse_env_file",
+    "parse_group",
     "parse_hostname",
     "parse_label",
     "parse_memory",
@@ -302,13 +303,24 @@ def parse_user(text: str, flag: str = "-u") -> UserName:
     """USER[:GROUP]. An empty user is the one with number 0, as in Docker."""
     user, colon, group = text.partition(":")
     for word in (user, group):
-        if word and not _USER_WORD.fullmatch(word):
-            _refuse(flag, text, f"{word!r} is neither a name nor a number", "1000:1000")
-        if is_number(word) and int(word) >= 2**32 - 1:
-            _refuse(flag, text, f"{word} is no user or group number", "1000:1000")
+        if word:
+            _check_name_or_number(word, flag, text, "1000:1000")
     if colon and not group:
         _refuse(flag, text, "the group is empty", "1000:1000")
     return UserName(user=user or "0", group=group or None)
+
+
+def parse_group(text: str) -> str:
+    """One GROUP of --group-add, by name or number."""
+    _check_name_or_number(text, "--group-add", text, "video")
+    return text
+
+
+def _check_name_or_number(word: str, flag: str, value: str, example: str) -> None:
+    if not _USER_WORD.fullmatch(word):
+        _refuse(flag, value, f"{word!r} is neither a name nor a number", example)
+    if is_number(word) and int(word) >= 2**32 - 1:
+        _refuse(flag, value, f"{word} is no user or group number", example)
 
 
 ALL_CAPABILITIES = (

@@ -1,19 +1,20 @@
 """The OCI runtime specification's config.json (1.0 to 1.2, Linux), as frozen values.
 
 Only the parts are modelled that can reach a guest (the messages of oci.proto carry them). Unknown keys
-are ignored because the specification says so; `unknown_keys` lists them for the debug log. A null
-stands for an absent value, as in the Go programs that write most of these files.
+are ignored because the specification says so; `unknown_keys` lists them for the debug log. Keys that it knows and a
+guest cannot have are modelled too, and refused: an error is what it asks for where a property cannot be applied. A
+null stands for an absent value, as in the Go programs that write most of these files.
 Source: opencontainers/runtime-spec, config.md and config-linux.md.
 """
 
-import re
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
-from katapod.model.errors import SpecError
+from katapod.model.oci_json import I64, U32, U64, Part, decode, impossible, wrong
+from katapod.model.oci_seccomp import Seccomp, SeccompArg, Syscall, check_seccomp
 
 __all__ = [
     "BlockIO",
@@ -33,6 +34,7 @@ __all__ = [
     "Mount",
     "Namespace",
     "Network",
+    "Personality",
     "Pids",
     "Process",
     "Resources",
@@ -53,42 +55,26 @@ __all__ = [
     "parse_bundle_spec",
     "parse_process",
     "parse_resources",
-    "parse_seccomp",
     "parse_spec",
     "unknown_keys",
 ]
 
-MAX_SPEC_BYTES = 16 << 20
-"""A config.json with a full seccomp profile has some 30 KiB; the limit comes before the parser."""
 
-U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-U64 = Annotated[int, Meta(ge=0)]
-"""msgspec takes no bound above an int64; `_check_integers` checks the upper one."""
-
-
-_T = TypeVar("_T")
-
-
-class _Part(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """Common options: values cannot change, JSON names are in camel case, absent values are left out."""
-
-
-class Box(_Part, frozen=True, kw_only=True):
+class Box(Part, frozen=True, kw_only=True):
     """Size of a terminal in characters."""
 
     height: U32
     width: U32
 
 
-class User(_Part, frozen=True, kw_only=True, omit_defaults=False):
+class User(Part, frozen=True, kw_only=True, omit_defaults=False):
     uid: U32 = 0
     gid: U32 = 0
     additional_gids: tuple[U32, ...] = ()
     umask: U32 | msgspec.UnsetType = msgspec.UNSET
 
 
-class Capabilities(_Part, frozen=True, kw_only=True):
+class Capabilities(Part, frozen=True, kw_only=True):
     """Names such as CAP_CHOWN."""
 
     bounding: tuple[str, ...] = ()
@@ -98,7 +84,7 @@ class Capabilities(_Part, frozen=True, kw_only=True):
     ambient: tuple[str, ...] = ()
 
 
-class Rlimit(_Part, frozen=True, kw_only=True):
+class Rlimit(Part, frozen=True, kw_only=True):
     """`type` such as RLIMIT_NOFILE; 2**64 - 1 means no limit."""
 
     type: str
@@ -106,7 +92,7 @@ class Rlimit(_Part, frozen=True, kw_only=True):
     soft: U64
 
 
-class Process(_Part, frozen=True, kw_only=True):
+class Process(Part, frozen=True, kw_only=True):
     terminal: bool = False
     console_size: Box | None = None
     user: User = field(default_factory=User)
@@ -119,21 +105,27 @@ class Process(_Part, frozen=True, kw_only=True):
     apparmor_profile: str = ""
     oom_score_adj: I64 | None = None
     selinux_label: str = ""
+    scheduler: dict[str, Any] | None = None
+    """Refused, as is `io_priority`: crun 1.8 does not know them."""
+    io_priority: dict[str, Any] | None = None
 
 
-class Root(_Part, frozen=True, kw_only=True):
+class Root(Part, frozen=True, kw_only=True):
     path: str
     readonly: bool = False
 
 
-class Mount(_Part, frozen=True, kw_only=True):
+class Mount(Part, frozen=True, kw_only=True):
     destination: str
     type: str = ""
     source: str = ""
     options: tuple[str, ...] = ()
+    uid_mappings: tuple[dict[str, Any], ...] = ()
+    """Refused, as is `gid_mappings`: the guest's virtio-fs has no id-mapped mounts before Linux 6.12."""
+    gid_mappings: tuple[dict[str, Any], ...] = ()
 
 
-class Hook(_Part, frozen=True, kw_only=True):
+class Hook(Part, frozen=True, kw_only=True):
     """`timeout` in seconds."""
 
     path: str
@@ -142,7 +134,7 @@ class Hook(_Part, frozen=True, kw_only=True):
     timeout: I64 | None = None
 
 
-class Hooks(_Part, frozen=True, kw_only=True):
+class Hooks(Part, frozen=True, kw_only=True):
     prestart: tuple[Hook, ...] = ()
     create_runtime: tuple[Hook, ...] = ()
     create_container: tuple[Hook, ...] = ()
@@ -151,20 +143,20 @@ class Hooks(_Part, frozen=True, kw_only=True):
     poststop: tuple[Hook, ...] = ()
 
 
-class IdMapping(_Part, frozen=True, kw_only=True):
+class IdMapping(Part, frozen=True, kw_only=True):
     host_id: U32 = field(name="hostID")
     container_id: U32 = field(name="containerID")
     size: U32
 
 
-class Namespace(_Part, frozen=True, kw_only=True):
+class Namespace(Part, frozen=True, kw_only=True):
     """`type`: pid, network, mount, ipc, uts, user, cgroup or time. An empty path means a new one."""
 
     type: str
     path: str = ""
 
 
-class Device(_Part, frozen=True, kw_only=True):
+class Device(Part, frozen=True, kw_only=True):
     """A device node in the container. `type`: c, b, u or p."""
 
     path: str
@@ -176,7 +168,7 @@ class Device(_Part, frozen=True, kw_only=True):
     gid: U32 | None = None
 
 
-class DeviceCgroup(_Part, frozen=True, kw_only=True):
+class DeviceCgroup(Part, frozen=True, kw_only=True):
     """An absent major or minor number means all of them."""
 
     allow: bool
@@ -186,7 +178,7 @@ class DeviceCgroup(_Part, frozen=True, kw_only=True):
     access: str = ""
 
 
-class Memory(_Part, frozen=True, kw_only=True):
+class Memory(Part, frozen=True, kw_only=True):
     """Bytes; -1 means no limit. `swap` is the limit of memory and swap together."""
 
     limit: I64 | None = None
@@ -198,32 +190,34 @@ class Memory(_Part, frozen=True, kw_only=True):
     disable_oom_killer: bool = field(default=False, name="disableOOMKiller")
 
 
-class Cpu(_Part, frozen=True, kw_only=True):
-    """`quota` and `period` in microseconds; a quota of 0 or less means no limit."""
+class Cpu(Part, frozen=True, kw_only=True):
+    """`quota`, `period` and `burst` in microseconds; a quota of 0 or less means no limit."""
 
     shares: U64 | None = None
     quota: I64 | None = None
     period: U64 | None = None
     realtime_runtime: I64 | None = None
     realtime_period: U64 | None = None
+    burst: U64 | None = None
+    idle: I64 | None = None
     cpus: str = ""
     mems: str = ""
 
 
-class Pids(_Part, frozen=True, kw_only=True):
+class Pids(Part, frozen=True, kw_only=True):
     """A limit of 0 or less means no limit."""
 
     limit: I64
 
 
-class WeightDevice(_Part, frozen=True, kw_only=True):
+class WeightDevice(Part, frozen=True, kw_only=True):
     major: I64
     minor: I64
     weight: U32 | None = None
     leaf_weight: U32 | None = None
 
 
-class ThrottleDevice(_Part, frozen=True, kw_only=True):
+class ThrottleDevice(Part, frozen=True, kw_only=True):
     """`rate` in bytes or operations per second."""
 
     major: I64
@@ -231,7 +225,7 @@ class ThrottleDevice(_Part, frozen=True, kw_only=True):
     rate: U64
 
 
-class BlockIO(_Part, frozen=True, kw_only=True):
+class BlockIO(Part, frozen=True, kw_only=True):
     weight: U32 | None = None
     leaf_weight: U32 | None = None
     weight_device: tuple[WeightDevice, ...] = ()
@@ -241,22 +235,22 @@ class BlockIO(_Part, frozen=True, kw_only=True):
     throttle_write_iops_device: tuple[ThrottleDevice, ...] = field(default=(), name="throttleWriteIOPSDevice")
 
 
-class HugepageLimit(_Part, frozen=True, kw_only=True):
+class HugepageLimit(Part, frozen=True, kw_only=True):
     page_size: str
     limit: U64
 
 
-class InterfacePriority(_Part, frozen=True, kw_only=True):
+class InterfacePriority(Part, frozen=True, kw_only=True):
     name: str
     priority: U32
 
 
-class Network(_Part, frozen=True, kw_only=True):
+class Network(Part, frozen=True, kw_only=True):
     class_id: U32 | None = field(default=None, name="classID")
     priorities: tuple[InterfacePriority, ...] = ()
 
 
-class Resources(_Part, frozen=True, kw_only=True):
+class Resources(Part, frozen=True, kw_only=True):
     devices: tuple[DeviceCgroup, ...] = ()
     memory: Memory | None = None
     cpu: Cpu | None = None
@@ -264,35 +258,22 @@ class Resources(_Part, frozen=True, kw_only=True):
     block_io: BlockIO | None = field(default=None, name="blockIO")
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     network: Network | None = None
+    unified: dict[str, str] = field(default_factory=dict)
+    """Files of the container's cgroup (v2), which a guest always has."""
 
 
-class SeccompArg(_Part, frozen=True, kw_only=True):
-    index: U64
-    value: U64
-    value_two: U64 = 0
-    op: str
+class Personality(Part, frozen=True, kw_only=True):
+    """`domain`: LINUX or LINUX32, what uname(2) tells."""
 
-
-class Syscall(_Part, frozen=True, kw_only=True):
-    names: tuple[str, ...]
-    action: str
-    errno_ret: U32 | None = None
-    args: tuple[SeccompArg, ...] = ()
-
-
-class Seccomp(_Part, frozen=True, kw_only=True):
-    default_action: str
-    default_errno_ret: U32 | None = None
-    architectures: tuple[str, ...] = ()
+    domain: str
     flags: tuple[str, ...] = ()
-    syscalls: tuple[Syscall, ...] = ()
 
 
-class IntelRdt(_Part, frozen=True, kw_only=True):
+class IntelRdt(Part, frozen=True, kw_only=True):
     l3_cache_schema: str = field(default="", name="l3CacheSchema")
 
 
-class Linux(_Part, frozen=True, kw_only=True):
+class Linux(Part, frozen=True, kw_only=True):
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
     sysctl: dict[str, str] = field(default_factory=dict)
@@ -306,15 +287,21 @@ class Linux(_Part, frozen=True, kw_only=True):
     readonly_paths: tuple[str, ...] = ()
     mount_label: str = ""
     intel_rdt: IntelRdt | None = None
+    personality: Personality | None = None
+    time_offsets: dict[str, Any] = field(default_factory=dict)
+    """Refused: crun 1.8 does not know them."""
+    net_devices: dict[str, Any] = field(default_factory=dict)
+    """Refused: they are the host's."""
 
 
-class Spec(_Part, frozen=True, kw_only=True):
+class Spec(Part, frozen=True, kw_only=True):
     """One container. `process` and `root` are optional in the specification; a runtime needs both."""
 
     oci_version: str
     process: Process
     root: Root
     hostname: str = ""
+    domainname: str = ""
     mounts: tuple[Mount, ...] = ()
     hooks: Hooks | None = None
     annotations: dict[str, str] = field(default_factory=dict)
@@ -341,7 +328,7 @@ _NAMESPACE_TYPES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "
 
 def parse_spec(data: bytes, where: str = "config.json") -> Spec:
     """Parse and check one config.json. Raises SpecError that names `where` and the JSON path."""
-    spec = _decode(data, Spec, where)
+    spec = decode(data, Spec, where)
     _check_spec(spec, where)
     return spec
 
@@ -360,7 +347,7 @@ def parse_bundle_spec(data: bytes, bundle_dir: str, where: str = "config.json") 
             path = f"mounts[{index}].source"
             _refuse_parent(mount.source, where, path)
             if not mount.source:
-                raise _wrong(where, path, "a bind mount needs one")
+                raise wrong(where, path, "a bind mount needs one")
             mount = msgspec.structs.replace(mount, source=_below(bundle_dir, mount.source))
         mounts.append(mount)
     return msgspec.structs.replace(spec, root=root, mounts=tuple(mounts))
@@ -368,19 +355,14 @@ def parse_bundle_spec(data: bytes, bundle_dir: str, where: str = "config.json") 
 
 def parse_process(data: bytes, where: str = "process.json") -> Process:
     """Parse the process of an exec (the OCI command line's `exec --process FILE`). Raises SpecError."""
-    process = _decode(data, Process, where)
+    process = decode(data, Process, where)
     _check_process(process, where, "")
     return process
 
 
 def parse_resources(data: bytes, where: str = "resources") -> Resources:
     """Parse what a running container's limits are to be. Raises SpecError."""
-    return _decode(data, Resources, where)
-
-
-def parse_seccomp(data: bytes, where: str = "seccomp.json") -> Seccomp:
-    """Parse a seccomp profile in the specification's form (linux.seccomp). Raises SpecError."""
-    return _decode(data, Seccomp, where)
+    return decode(data, Resources, where)
 
 
 def encode_spec(spec: Spec) -> bytes:
@@ -417,7 +399,7 @@ def has_parent_component(path: str) -> bool:
 
 
 def unknown_keys(data: bytes, spec: Spec) -> tuple[str, ...]:
-    """JSON paths in `data`, which `spec` was parsed from, that this model does not know: for the debug log."""
+    """JSON paths in `data`, which `spec` was parsed from, that this model does not know and that say something."""
     return tuple(_unknown(msgspec.json.decode(data), spec, ""))
 
 
@@ -428,85 +410,32 @@ def _unknown(raw: Any, value: Any, path: str) -> Iterator[str]:
             here = f"{path}.{key}" if path else key
             if key in known:
                 yield from _unknown(item, getattr(value, known[key]), here)
-            else:
+            elif item not in (None, "", [], {}):
                 yield here
     elif isinstance(value, tuple) and isinstance(raw, list):
         for index, (item, one) in enumerate(zip(raw, value, strict=True)):
             yield from _unknown(item, one, f"{path}[{index}]")
 
 
-def _decode(data: bytes, kind: type[_T], where: str) -> _T:
-    if len(data) > MAX_SPEC_BYTES:
-        raise SpecError(f"cannot read {where}: it has {len(data)} bytes, more than {MAX_SPEC_BYTES}")
-    try:
-        try:
-            value = msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError:
-            # Rare: either it is wrong, or it has nulls. Only the second attempt pays for removing them.
-            value = msgspec.convert(_without_nulls(msgspec.json.decode(data)), type=kind)
-    except msgspec.ValidationError as error:
-        path, message = _explain(str(error))
-        raise _wrong(where, path, message) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SpecError(f"cannot read {where}: it is not JSON: {error}") from error
-    _check_values(value, where, "")
-    return value
-
-
-def _without_nulls(raw: Any) -> Any:
-    if isinstance(raw, dict):
-        return {key: _without_nulls(item) for key, item in raw.items() if item is not None}
-    if isinstance(raw, list):
-        return [_without_nulls(item) for item in raw]
-    return raw
-
-
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
-
-
-def _explain(message: str) -> tuple[str, str]:
-    """Split msgspec's message, "Expected `array`, got `str` - at `$.process.args`", into path and cause."""
-    cause, _, path = message.partition(" - at `$")
-    path = path.rstrip("`").lstrip(".").replace("[...]", "[]")
-    if missing := _MISSING.fullmatch(cause):
-        return (f"{path}.{missing[1]}" if path else missing[1]), "missing"
-    return path, cause[:1].lower() + cause[1:].replace("`", "")
-
-
-def _wrong(where: str, path: str, cause: str) -> SpecError:
-    return SpecError(f"{where}: {path}: {cause}" if path else f"{where}: {cause}")
-
-
-def _check_values(value: Any, where: str, path: str) -> None:
-    """No text may hold a NUL (the kernel's strings end there) and no number may exceed 64 bits."""
-    if isinstance(value, str):
-        if "\0" in value:
-            raise _wrong(where, path, "has a NUL character")
-    elif isinstance(value, int):
-        if value >= 2**64:
-            raise _wrong(where, path, f"{value} is more than 64 bits can hold")
-    elif isinstance(value, Struct):
-        for key, name in zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True):
-            _check_values(getattr(value, name), where, f"{path}.{key}" if path else key)
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            _check_values(item, where, f"{path}[{index}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_values(key, where, path)
-            _check_values(item, where, f"{path}.{key}")
-
-
 def _check_spec(spec: Spec, where: str) -> None:
     if not spec.oci_version.startswith("1."):
-        raise _wrong(where, "ociVersion", f"{spec.oci_version!r} is not supported, only 1.x is")
+        raise wrong(where, "ociVersion", f"{spec.oci_version!r} is not supported, only 1.x is")
     _check_process(spec.process, where, "process.")
     if not spec.root.path:
-        raise _wrong(where, "root.path", "is empty")
+        raise wrong(where, "root.path", "is empty")
     _refuse_parent(spec.root.path, where, "root.path")
     for index, mount in enumerate(spec.mounts):
         _check_guest_path(mount.destination, where, f"mounts[{index}].destination")
+        for name, mappings in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
+            if mappings:
+                raise impossible(where, f"mounts[{index}].{name}", "id-mapped mounts cannot be shared with a guest")
     linux = spec.linux
+    if linux.seccomp:
+        check_seccomp(linux.seccomp, where, "linux.seccomp")
+    if linux.time_offsets:
+        raise impossible(where, "linux.timeOffsets", "the clocks of a container are its guest's")
+    if linux.net_devices:
+        raise impossible(where, "linux.netDevices", "devices of the host's network cannot be moved into a guest")
     for index, device in enumerate(linux.devices):
         _check_guest_path(device.path, where, f"linux.devices[{index}].path")
     for name, paths in (("maskedPaths", linux.masked_paths), ("readonlyPaths", linux.readonly_paths)):
@@ -516,38 +445,41 @@ def _check_spec(spec: Spec, where: str) -> None:
     for index, namespace in enumerate(linux.namespaces):
         path = f"linux.namespaces[{index}].type"
         if namespace.type not in _NAMESPACE_TYPES:
-            raise _wrong(where, path, f"{namespace.type!r} is not a namespace")
+            raise wrong(where, path, f"{namespace.type!r} is not a namespace")
         if namespace.type in seen:
-            raise _wrong(where, path, f"{namespace.type!r} occurs twice")
+            raise wrong(where, path, f"{namespace.type!r} occurs twice")
         seen.add(namespace.type)
 
 
 def _check_process(process: Process, where: str, prefix: str) -> None:
     if not process.args:
-        raise _wrong(where, f"{prefix}args", "is empty, there is no command to run")
+        raise wrong(where, f"{prefix}args", "is empty, there is no command to run")
     if not process.args[0]:
-        raise _wrong(where, f"{prefix}args[0]", "is empty, there is no command to run")
+        raise wrong(where, f"{prefix}args[0]", "is empty, there is no command to run")
     if not process.cwd.startswith("/"):
-        raise _wrong(where, f"{prefix}cwd", f"{process.cwd!r} is not an absolute path")
+        raise wrong(where, f"{prefix}cwd", f"{process.cwd!r} is not an absolute path")
+    for name, value in (("scheduler", process.scheduler), ("ioPriority", process.io_priority)):
+        if value:
+            raise impossible(where, f"{prefix}{name}", "crun does not know it in every guest")
     seen: set[str] = set()
     for index, rlimit in enumerate(process.rlimits):
         path = f"{prefix}rlimits[{index}]"
         if rlimit.type in seen:
-            raise _wrong(where, f"{path}.type", f"{rlimit.type!r} occurs twice")
+            raise wrong(where, f"{path}.type", f"{rlimit.type!r} occurs twice")
         if rlimit.soft > rlimit.hard:
-            raise _wrong(where, f"{path}.soft", f"{rlimit.soft} exceeds the hard limit {rlimit.hard}")
+            raise wrong(where, f"{path}.soft", f"{rlimit.soft} exceeds the hard limit {rlimit.hard}")
         seen.add(rlimit.type)
 
 
 def _check_guest_path(path: str, where: str, json_path: str) -> None:
     if not path.startswith("/"):
-        raise _wrong(where, json_path, f"{path!r} is not an absolute path")
+        raise wrong(where, json_path, f"{path!r} is not an absolute path")
     _refuse_parent(path, where, json_path)
 
 
 def _refuse_parent(path: str, where: str, json_path: str) -> None:
     if has_parent_component(path):
-        raise _wrong(where, json_path, f"{path!r} has a '..' component")
+        raise wrong(where, json_path, f"{path!r} has a '..' component")
 
 
 def _below(bundle_dir: str, path: str) -> str:

@@ -26,6 +26,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: tuple[str, ...]
     state: State = State.CREATING
     terminal: bool = False
+    user: str = ""  # USER[:GROUP] as given, for exec too; empty: the spec has numbers
+    groups: tuple[str, ...] = ()  # further ones of that user
     image_digest: str = ""  # held in the image store while the container exists
     stop_signal: int = 15
     started_at: float = 0.0  # seconds since the epoch

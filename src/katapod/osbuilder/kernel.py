@@ -1,5 +1,6 @@
 """Find the kernel that becomes the guest's, and the module directory that belongs to it."""
 
+import mmap
 import re
 import struct
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from katapod.osbuilder.errors import KernelMissing, KernelUnusable
 from katapod.plan.guest_image import ModuleIndex, parse_module_index
 
-__all__ = ["InstalledKernel", "find_kernel", "read_module_index"]
+__all__ = ["InstalledKernel", "find_kernel", "kernel_release", "read_module_index"]
 
 INSTALL_HINT = "install a kernel: apt install linux-image-cloud-amd64"
 
@@ -83,21 +84,41 @@ def _from_path(image: Path, system_root: Path) -> InstalledKernel:
 
 
 def _version_inside(image: Path) -> str:
-    """The release of a bzImage, from its header (offset 0x20e, see linux Documentation/arch/x86/boot.rst);
-    of anything else from its name, vmlinu[xz]-VERSION."""
+    """The release of a bzImage, from its header; of anything else from its name, vmlinu[xz]-VERSION."""
     with image.open("rb") as handle:
-        head = handle.read(0x10000)
-    if head[0x202:0x206] == b"HdrS":
-        (offset,) = struct.unpack_from("<H", head, 0x20E)
-        text = head[offset + 0x200 : offset + 0x200 + 256].split(b"\0")[0].split(b" ")[0]
-        if offset and text:
-            return text.decode("ascii", errors="replace")
+        if release := _release_in_header(handle.read(0x10000)):
+            return release
     match = re.fullmatch(r"vmlinu[xz]-(.+)", image.name)
     if match is None:
         raise KernelUnusable(
             f"cannot tell the version of kernel {image}: it is no bzImage and not named vmlinux-VERSION"
         )
     return match[1]
+
+
+def kernel_release(image: Path) -> str:
+    """What uname -r will say under a bzImage or an ELF vmlinux; empty if the file does not tell. Raises OSError."""
+    with image.open("rb") as handle:
+        head = handle.read(0x10000)
+        if head[:4] != b"\x7fELF":
+            return _release_in_header(head)
+        with mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as data:
+            at = data.find(_BANNER)
+            text = data[at + len(_BANNER) : at + 256] if at >= 0 else b""
+            return text.split(b" ")[0].decode("ascii", errors="replace")
+
+
+_BANNER = b"Linux version "
+"""linux_banner begins so, and only it does: linux init/version.c."""
+
+
+def _release_in_header(head: bytes) -> str:
+    """Of a bzImage, at offset 0x20e: linux Documentation/arch/x86/boot.rst."""
+    if head[0x202:0x206] != b"HdrS":
+        return ""
+    (offset,) = struct.unpack_from("<H", head, 0x20E)
+    text = head[offset + 0x200 : offset + 0x200 + 256].split(b"\0")[0].split(b" ")[0]
+    return text.decode("ascii", errors="replace") if offset else ""
 
 
 def _version_key(version: str) -> list[tuple[int, int, str]]:

@@ -13,6 +13,8 @@ from katapod.about import OCI_VERSION
 from katapod.model import oci
 from katapod.model.errors import UsageError
 from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume, is_number, parse_user
+from katapod.model.seccomp_profile import SeccompProfile
+from katapod.plan.seccomp import GuestKernel, plan_seccomp
 
 __all__ = [
     "CPU_PERIOD_US",
@@ -76,8 +78,9 @@ class ProcessDefaults(Struct, frozen=True, kw_only=True):
 class ContainerOptions(Struct, frozen=True, kw_only=True):
     """What the caller asks for; the flags of `run` after parsing.
 
-    `entrypoint`: None keeps the image's, "" removes it. `user`: None takes the image's.
-    `seccomp`: None means no filter.
+    `entrypoint`: None keeps the image's, "" removes it. `user`: None takes the image's. `groups`: further ones of
+    the user, by name or number.
+    `seccomp`: None means no filter. `system_paths`: nothing of /proc and /sys is masked or made read-only.
     """
 
     args: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ class ContainerOptions(Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     cwd: str = ""
     user: UserName | None = None
+    groups: tuple[str, ...] = ()
     hostname: str = ""
     tty: bool = False
     console_size: oci.Box | None = None
@@ -101,17 +105,26 @@ class ContainerOptions(Struct, frozen=True, kw_only=True):
     sysctls: dict[str, str] = field(default_factory=dict)
     privileged: bool = False
     no_new_privileges: bool = False
-    seccomp: oci.Seccomp | None = None
+    seccomp: SeccompProfile | None = None
+    system_paths: bool = False
     annotations: dict[str, str] = field(default_factory=dict)
     cgroups_path: str = ""
 
 
-def plan_container_spec(image: ProcessDefaults, options: ContainerOptions, root_path: str) -> oci.Spec:
+def plan_container_spec(
+    image: ProcessDefaults, options: ContainerOptions, root_path: str, kernel: GuestKernel | None = None
+) -> oci.Spec:
     """Plan one container with the root file system at `root_path`, an absolute path of the host.
 
-    There is no network namespace: a container shares that of its sandbox. Raises UsageError if there is
-    no command, a working directory is not absolute, or two mounts have one destination.
+    There is no network namespace: a container shares that of its sandbox. A seccomp profile needs to know the
+    guest's `kernel`. Raises UsageError if there is no command, a working directory is not absolute, or two mounts
+    have one destination; SpecError as plan_seccomp.
     """
+    seccomp = None
+    if options.seccomp is not None:
+        assert kernel is not None
+        seccomp = plan_seccomp(options.seccomp, _capabilities(options), kernel)
+    all_paths = options.privileged or options.system_paths
     return oci.Spec(
         oci_version=OCI_VERSION,
         process=_process(image, options),
@@ -124,9 +137,9 @@ def plan_container_spec(image: ProcessDefaults, options: ContainerOptions, root_
             resources=_resources(options),
             cgroups_path=options.cgroups_path,
             namespaces=tuple(oci.Namespace(type=kind) for kind in ("pid", "ipc", "uts", "mount")),
-            seccomp=None if options.privileged else options.seccomp,
-            masked_paths=() if options.privileged else _MASKED_PATHS,
-            readonly_paths=() if options.privileged else _READONLY_PATHS,
+            seccomp=seccomp,
+            masked_paths=() if all_paths else _MASKED_PATHS,
+            readonly_paths=() if all_paths else _READONLY_PATHS,
         ),
     )
 
@@ -321,7 +334,7 @@ def _volume(volume: Volume) -> oci.Mount:
         destination=volume.destination,
         type="bind",
         source=volume.source,
-        options=("rbind", "rprivate", "ro" if volume.read_only else "rw"),
+        options=("rbind", "rprivate", *(("ro", "rro") if volume.read_only else ("rw",))),
     )
 
 

@@ -46,6 +46,7 @@ def strip_for_guest(
     return replace(
         spec,
         hooks=None,
+        domainname="",
         root=replace(spec.root, path=root_path),
         process=process_for_guest(spec.process),
         mounts=_mounts(spec.mounts, mount_sources),
@@ -54,6 +55,7 @@ def strip_for_guest(
             seccomp=linux.seccomp if guest_seccomp else None,
             mount_label="",
             intel_rdt=None,
+            sysctl={**linux.sysctl, "kernel.domainname": spec.domainname} if spec.domainname else linux.sysctl,
             resources=resources_for_guest(linux.resources) if linux.resources else None,
             namespaces=tuple(
                 oci.Namespace(type=namespace.type)

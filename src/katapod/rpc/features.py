@@ -1,9 +1,13 @@
 """What an agent can do beyond upstream's protocol, by the names that it gives in AgentDetails.extra_features: a prefix
 of our own, and the place in the OCI spec that it honours."""
 
-__all__ = ["FEATURES", "PREFIX", "SECCOMP_DEFAULT_ERRNO", "UMASK"]
+__all__ = ["CPU_BURST", "CPU_IDLE", "FEATURES", "PERSONALITY", "PREFIX", "SECCOMP_DEFAULT_ERRNO", "UMASK", "UNIFIED"]
 
 PREFIX = "katapod."
 SECCOMP_DEFAULT_ERRNO = f"{PREFIX}linux.seccomp.defaultErrnoRet"
 UMASK = f"{PREFIX}process.user.umask"
-FEATURES = (SECCOMP_DEFAULT_ERRNO, UMASK)
+PERSONALITY = f"{PREFIX}linux.personality"
+UNIFIED = f"{PREFIX}linux.resources.unified"
+CPU_BURST = f"{PREFIX}linux.resources.cpu.burst"
+CPU_IDLE = f"{PREFIX}linux.resources.cpu.idle"
+FEATURES = (SECCOMP_DEFAULT_ERRNO, UMASK, PERSONALITY, UNIFIED, CPU_BURST, CPU_IDLE)

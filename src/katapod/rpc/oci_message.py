@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from katapod.model import oci
-from katapod.rpc.features import SECCOMP_DEFAULT_ERRNO, UMASK
+from katapod.rpc.features import CPU_BURST, CPU_IDLE, PERSONALITY, SECCOMP_DEFAULT_ERRNO, UMASK, UNIFIED
 from katapod.rpc.pb import oci_pb2
 
 __all__ = ["features_needed", "process_to_message", "resources_to_message", "spec_to_message"]
@@ -76,7 +76,9 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
         "readonly_paths": "ReadonlyPaths",
         "mount_label": "MountLabel",
         "intel_rdt": "IntelRdt",
+        "personality": "Personality",
     },
+    oci.Personality: {"domain": "Domain", "flags": "Flags"},
     oci.IdMapping: {"host_id": "HostID", "container_id": "ContainerID", "size": "Size"},
     oci.Namespace: {"type": "Type", "path": "Path"},
     oci.Device: {
@@ -96,6 +98,7 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
         "block_io": "BlockIO",
         "hugepage_limits": "HugepageLimits",
         "network": "Network",
+        "unified": "Unified",
     },
     oci.DeviceCgroup: {
         "allow": "Allow",
@@ -119,6 +122,8 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
         "period": "Period",
         "realtime_runtime": "RealtimeRuntime",
         "realtime_period": "RealtimePeriod",
+        "burst": "Burst",
+        "idle": "Idle",
         "cpus": "Cpus",
         "mems": "Mems",
     },
@@ -175,9 +180,21 @@ def features_needed(process: oci_pb2.Process, linux: oci_pb2.Linux | None = None
     found = set()
     if process.User.HasField("Umask") and process.User.Umask != _DEFAULT_UMASK:
         found.add(UMASK)
-    if linux is not None and linux.Seccomp.HasField("DefaultErrnoRet") and linux.Seccomp.DefaultErrnoRet != _EPERM:
-        found.add(SECCOMP_DEFAULT_ERRNO)
+    if linux is not None:
+        found |= _needed_by_linux(linux)
     return frozenset(found)
+
+
+def _needed_by_linux(linux: oci_pb2.Linux) -> set[str]:
+    cpu = linux.Resources.CPU
+    needed = {
+        SECCOMP_DEFAULT_ERRNO: linux.Seccomp.HasField("DefaultErrnoRet") and linux.Seccomp.DefaultErrnoRet != _EPERM,
+        PERSONALITY: linux.HasField("Personality"),
+        UNIFIED: bool(linux.Resources.Unified),
+        CPU_BURST: bool(cpu.Burst),
+        CPU_IDLE: bool(cpu.Idle),
+    }
+    return {name for name, is_needed in needed.items() if is_needed}
 
 
 def resources_to_message(resources: oci.Resources) -> oci_pb2.LinuxResources:

@@ -116,11 +116,11 @@ async def connect_control(store: StateStore, sandbox_id: str) -> AsyncIterator[C
         connection.close()
 
 
-def string_user(text: str) -> agent_pb2.StringUser | None:
+def string_user(text: str, groups: tuple[str, ...] = ()) -> agent_pb2.StringUser | None:
     if not text:
         return None
     user, _, group = text.partition(":")
-    return agent_pb2.StringUser(uid=user, gid=group)
+    return agent_pb2.StringUser(uid=user, gid=group, additionalGids=groups)
 
 
 async def require_features(agent: AgentClient, needed: frozenset[str]) -> None:
@@ -136,15 +136,22 @@ async def require_features(agent: AgentClient, needed: frozenset[str]) -> None:
 
 
 async def start_exec(
-    agent: AgentClient, container_id: str, process: oci_pb2.Process, *, user: str, timeout_s: float = 60.0
+    agent: AgentClient,
+    container_id: str,
+    process: oci_pb2.Process,
+    *,
+    user: str,
+    groups: tuple[str, ...] = (),
+    timeout_s: float = 60.0,
 ) -> GuestProcess:
     """Start one more process in a running container. Errors as in create_container.
 
-    `agent` may be the sandbox's own channel or a connection to its owner's control socket.
+    `agent` may be the sandbox's own channel or a connection to its owner's control socket. Without a `user`, who may
+    be in further `groups`, the process says by numbers who runs it.
     """
     exec_id = secrets.token_hex(16)
     request = agent_pb2.ExecProcessRequest(
-        container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user)
+        container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user, groups)
     )
     try:
         await require_features(agent, features_needed(process))

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from katapod.host.allowance import Allowance
-from katapod.host.mounts import bind, mount_given, remove_tree, unmount_below
+from katapod.host.mounts import bind, mount_given, mounts_below, remove_tree, unmount_below
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
+from katapod.model.mount_options import Access, is_recursive, parse_access
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
@@ -48,6 +49,7 @@ class ContainerPlan:
     spec: oci.Spec
     rootfs: Rootfs
     user: str = ""  # USER[:GROUP], resolved in the guest against the container's own files; empty: the spec's
+    groups: tuple[str, ...] = ()  # that the user is in besides its own, by name or number
     image_digest: str = ""
     stop_signal: int = 15
     guest_seccomp: bool = True
@@ -63,6 +65,8 @@ class ContainerPlan:
             image=self.image,
             command=process.args,
             terminal=process.terminal,
+            user=self.user,
+            groups=self.groups,
             image_digest=self.image_digest,
             stop_signal=self.stop_signal,
         )
@@ -179,9 +183,10 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             exec_id=plan.container_id,
             OCI=message,
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
-            string_user=string_user(plan.user),
+            string_user=string_user(plan.user, plan.groups),
             storages=(*rootfs.storages, *storages),
             devices=devices,
+            automounts=automounts(plan.spec, sources),
         )
         try:
             await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
@@ -227,12 +232,29 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
         base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])
         name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
         if oci.is_bind(mount):
-            bind(Path(mount.source), mounts / name, read_only="ro" in mount.options)
+            bind(Path(mount.source), mounts / name, parse_access(mount.options), recursive=is_recursive(mount.options))
         else:  # CRI-O's image volumes are overlays of the image's own directories
             (mounts / name).mkdir(mode=0o700)
             mount_given(mount.type, mount.source, mount.options, mounts / name)
         sources[mount.destination] = f"{GUEST_SHARE}/{name}"
     return sources
+
+
+def automounts(spec: oci.Spec, sources: Mapping[str, str]) -> list[str]:
+    """Where a bind mount is read-only at its top only: paths of the share that the guest has to mount before.
+
+    What virtio-fs mounts by itself, when a path is first walked into, takes over the flags of the mount above it.
+    """
+    found = []
+    for mount in spec.mounts:
+        base = sources.get(mount.destination, "")
+        if not oci.is_bind(mount) or not base.startswith(f"{GUEST_SHARE}/") or not is_recursive(mount.options):
+            continue
+        if parse_access(mount.options) is Access.TOP_READ_ONLY:
+            top = os.path.realpath(mount.source)
+            points = reversed(mounts_below(Path(top)))  # what is above comes first
+            found += [f"{base}/{os.path.relpath(point, top)}" for point in points if point != top]
+    return found
 
 
 def remove_host_files(sandbox: Sandbox, container_id: str) -> None:

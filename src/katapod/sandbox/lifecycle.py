@@ -24,6 +24,7 @@ from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.layout import SANDBOX_MOUNTS, SandboxPaths
+from katapod.model.mount_options import Access
 from katapod.model.record import State
 from katapod.plan.hotplug import (
     BRIDGE_SLOTS,
@@ -265,7 +266,7 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
             _claim_directory(directory, stack)
         export_directory(paths.mounts, paths.shared)
         for source in plan.bind_mounts:
-            bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, read_only=True)
+            bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, Access.READ_ONLY)
 
     if plan.cgroup is not None:
         note()  # names the groups before they are made

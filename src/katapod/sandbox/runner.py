@@ -19,6 +19,7 @@ from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.errors import KatapodError
+from katapod.model.mount_options import Access, parse_access
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
 from katapod.sandbox.control import control_socket
@@ -127,7 +128,9 @@ async def run_container(
 def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
     """Whether anything that the container can write outlives it; what lies below `own` does not."""
     return plan.rootfs.direct or any(
-        oci.is_of_host(mount) and "ro" not in mount.options and not Path(mount.source).is_relative_to(own)
+        oci.is_of_host(mount)
+        and parse_access(mount.options) is not Access.READ_ONLY
+        and not Path(mount.source).is_relative_to(own)
         for mount in plan.spec.mounts
     )
 

@@ -1,12 +1,14 @@
-"""What the shim says about itself: to people (-v), and to containerd 2 (-info)."""
+"""What the shim says about itself: to people (-v), to containerd 2 (-info) and to CRI-O (features)."""
 
+import json
 import sys
 
 import katapod
 
-__all__ = ["RUNTIME_NAME", "print_info", "print_version"]
+__all__ = ["RUNTIME_NAME", "print_features", "print_info", "print_version"]
 
 RUNTIME_NAME = "io.containerd.kata.v2"
+FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 
 def print_version() -> None:
@@ -16,9 +18,18 @@ def print_version() -> None:
 def print_info() -> None:
     """Write a serialized containerd.types.RuntimeInfo to standard output; the options on standard input are ours to
     ignore, since nothing that it says depends on them."""
+    from katapod.plan.oci_features import oci_features
     from katapod.shim.pb import runtime_pb2
 
     info = runtime_pb2.RuntimeInfo(name=RUNTIME_NAME)
     info.version.version = katapod.__version__
+    info.features.type_url, info.features.value = FEATURES_TYPE, json.dumps(oci_features()).encode()
     sys.stdout.buffer.write(info.SerializeToString())
     sys.stdout.buffer.flush()
+
+
+def print_features() -> None:
+    """As `runc features` does: CRI-O asks every runtime so, shims too."""
+    from katapod.plan.oci_features import oci_features
+
+    print(json.dumps(oci_features(), indent=2))

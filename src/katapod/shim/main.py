@@ -17,19 +17,20 @@ __all__ = ["Arguments", "UsageError", "main", "parse_arguments"]
 
 USAGE = """\
 usage: containerd-shim-kata-v2 -namespace NS -id ID [-address PATH] [-publish-binary PATH] [-bundle DIR] [-debug] ACTION
-       containerd-shim-kata-v2 -v | -info
+       containerd-shim-kata-v2 -v | -info | features
 
 The runtime shim of Katapod, started by containerd and CRI-O, not by people.
 
   start    start the server of a sandbox and print its address; the working directory is the bundle
   delete   remove all that is left of a container or sandbox, and print its exit as a protobuf message
+  features  print what containers may ask for, as JSON of OCI's form
   (none)   serve on descriptor 3
 
 People use kata-runtime; docs/how-to/containerd.md and crio.md say how to set an engine up.
 """
 TEXTS = ("namespace", "id", "address", "publish-binary", "bundle", "socket", "debug-socket")
 SWITCHES = ("debug", "v", "version", "info", "h", "help")
-ACTIONS = ("", "start", "delete")
+ACTIONS = ("", "start", "delete", "features")
 
 
 class UsageError(Exception):
@@ -49,6 +50,7 @@ class Arguments:
         self.info = "info" in switches
         self.help = bool(switches & {"h", "help"})
         self.action = action
+        self.asks_only = self.version or self.info or self.help or action == "features"
 
 
 def parse_arguments(words: list[str]) -> Arguments:
@@ -78,9 +80,9 @@ def parse_arguments(words: list[str]) -> Arguments:
         else:
             raise UsageError(f"there is no flag {word}")
     if action not in ACTIONS:
-        raise UsageError(f"there is no action {action!r}: start and delete are")
+        raise UsageError(f"there is no action {action!r}: start, delete and features are")
     found = Arguments(texts, switches, action)
-    if not (found.version or found.info or found.help):
+    if not found.asks_only:
         for name in ("id", "namespace"):
             if not texts.get(name):
                 raise UsageError(f"-{name} is needed")
@@ -98,16 +100,16 @@ def _run(words: list[str]) -> int:
     except UsageError as exc:
         print(f"containerd-shim-kata-v2: {exc}\n{USAGE}", end="", file=sys.stderr)
         return 2
-    if arguments.help or arguments.version or arguments.info:
+    if arguments.asks_only:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `-h | head`: nothing is to be undone, nor to be said
     if arguments.help:
         print(USAGE, end="", flush=True)
         return 0
     try:
-        if arguments.version or arguments.info:
-            from katapod.shim.about import print_info, print_version
+        if arguments.asks_only:
+            from katapod.shim.about import print_features, print_info, print_version
 
-            (print_info if arguments.info else print_version)()
+            (print_version if arguments.version else print_info if arguments.info else print_features)()
         elif arguments.action == "start":
             from katapod.shim.start import start
 

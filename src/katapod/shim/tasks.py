@@ -29,6 +29,7 @@ from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_h
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
+from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
 from katapod.sandbox.hooks import HookedContainer
@@ -127,7 +128,7 @@ class Tasks:
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
         parse_container_name(container_id)
-        spec = _read_spec(bundle)
+        spec = read_bundle(bundle)
         spec = replace(spec, mounts=visible_mounts(spec.mounts))
         about = parse_annotations(spec.annotations, container_id)
         if (guarded := without_host_devices(spec)) is not spec:
@@ -522,15 +523,6 @@ class Tasks:
 
 def _told_to_end(container_id: str) -> InvalidState:
     return InvalidState(f"cannot create task {container_id}: its shim has been told to end")
-
-
-def _read_spec(bundle: Path) -> oci.Spec:
-    path = bundle / "config.json"
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise NotFound(f"cannot read {path}: {exc.strerror}") from exc
-    return oci.parse_bundle_spec(data, str(bundle), str(path))
 
 
 def _limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:

@@ -17,12 +17,13 @@ GROUP = "root:x:0:\nann:x:1001:\nwheel:x:10:bob,ann\nvideo:x:44:ann\nother:x:50:
 @pytest.mark.parametrize(
     ("user", "group", "more", "expected"),
     [
-        ("ann", "", (), (1000, 1001, [10, 44], "/home/ann")),
-        ("1000", "", (), (1000, 1001, [10, 44], "/home/ann")),
-        ("4242", "", (), (4242, 0, [], "/")),
-        ("ann", "video", (), (1000, 44, [], "/home/ann")),
-        ("ann", "7", (), (1000, 7, [], "/home/ann")),
-        ("root", "", ("wheel", "99", "wheel"), (0, 0, [10, 99], "/root")),
+        ("ann", "", (), (1000, 1001, [1001, 10, 44], "/home/ann")),
+        ("1000", "", (), (1000, 1001, [1001, 10, 44], "/home/ann")),
+        ("4242", "", (), (4242, 0, [0], "/")),
+        ("ann", "video", (), (1000, 44, [44], "/home/ann")),
+        ("ann", "7", (), (1000, 7, [7], "/home/ann")),
+        ("root", "", ("wheel", "99", "wheel"), (0, 0, [0, 10, 99], "/root")),
+        ("ann", "", ("ann", "other"), (1000, 1001, [1001, 10, 44, 50], "/home/ann")),
     ],
 )
 def test_resolve(user: str, group: str, more: tuple[str, ...], expected: tuple[int, int, list[int], str]) -> None:

@@ -77,7 +77,8 @@ def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         *("-d", "--name", "web", "-e", "A=1", "-e", "FROM_HOST", "--env-file", "env", "-w", "/w", "-u", "1:2"),
         *("-v", f"{tmp_path}:/data:ro", "--tmpfs", "/t", "-m", "64m", "--cpus", "1.5", "--read-only"),
         *("--cap-add", "net_admin", "--cap-drop", "ALL", "--entrypoint", "", "-h", "host", "-l", "k=v"),
-        *("--stop-signal", "QUIT", "--security-opt", "no-new-privileges", "--accel", "tcg", "busybox", "x"),
+        *("--stop-signal", "QUIT", "--security-opt", "no-new-privileges", "--accel", "tcg"),
+        *("--group-add", "video", "--group-add", "7", "busybox", "x"),
     )
     options = request.options
     assert door.requests[-1][0] == "detached"
@@ -85,7 +86,24 @@ def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert options.env == ("FILE=f", "A=1", "FROM_HOST=h")
     assert (options.memory_bytes, options.cpus, options.read_only, options.entrypoint) == (64 << 20, 1.5, True, "")
     assert (options.cap_add, options.cap_drop) == (("CAP_NET_ADMIN",), ("ALL",))
+    assert options.groups == ("video", "7")
     assert (options.hostname, options.cwd, options.no_new_privileges) == ("host", "/w", True)
+
+
+def test_security_options(door: Door, tmp_path: Path) -> None:
+    profile = tmp_path / "seccomp: mine.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "archMap": []}')
+    for form in (f"seccomp={profile}", f"seccomp:{profile}"):
+        options = door("--security-opt", form, "--security-opt", "systempaths=unconfined", "busybox").options
+        assert options.seccomp is not None
+        assert (options.seccomp.default_action, options.system_paths) == ("SCMP_ACT_ALLOW", True)
+    for form, on in (("", True), (":true", True), ("=true", True), ("=false", False), (":false", False)):
+        assert door("--security-opt", f"no-new-privileges{form}", "busybox").options.no_new_privileges is on
+    unconfined = ("seccomp=unconfined", "seccomp:unconfined", "apparmor=unconfined", "label=disable")
+    plain = door("busybox").options
+    options = door(*(word for form in unconfined for word in ("--security-opt", form)), "busybox").options
+    assert (options.seccomp, options.system_paths, options.no_new_privileges) == (None, False, False)
+    assert options.cap_add == plain.cap_add
 
 
 def test_a_rootfs_takes_the_place_of_the_image(door: Door, tmp_path: Path) -> None:
@@ -126,6 +144,9 @@ def _refuse(door: Door, words: tuple[str, ...], cause: str) -> None:
         (("--env-file", "/none/such", "busybox"), "cannot read --env-file /none/such"),
         (("--security-opt", "seccomp=/none/such", "busybox"), "cannot read the seccomp profile /none/such"),
         (("--security-opt", "shields=up", "busybox"), "it is not known"),
+        (("--security-opt", "apparmor=my-profile", "busybox"), "it is not known"),
+        (("--security-opt", "label=type:my_t", "busybox"), "it is not known"),
+        (("--security-opt", "no-new-privileges=perhaps", "busybox"), "it is not known"),
         (("--stop-signal", "NOPE", "busybox"), "NOPE"),
     ],
 )

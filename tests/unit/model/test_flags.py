@@ -241,6 +241,13 @@ def test_bad_users(text: str) -> None:
         flags.parse_user(text)
 
 
+def test_groups() -> None:
+    assert [flags.parse_group(text) for text in ("video", "44")] == ["video", "44"]
+    for text in ("", "a:b", "a b", "4294967295"):
+        with pytest.raises(UsageError, match="cannot use --group-add"):
+            flags.parse_group(text)
+
+
 def test_capabilities() -> None:
     assert flags.parse_cap("NET_ADMIN") == "CAP_NET_ADMIN"
     assert flags.parse_cap("cap_net_admin") == "CAP_NET_ADMIN"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katapod.model import oci
+from katapod.model import oci, oci_json
 from katapod.model.errors import SpecError
 
 
@@ -222,7 +222,7 @@ def test_what_is_not_json_is_said_to_be_so(data: bytes) -> None:
 
 def test_size_is_limited_before_parsing() -> None:
     with pytest.raises(SpecError, match="more than"):
-        oci.parse_spec(b" " * (oci.MAX_SPEC_BYTES + 1))
+        oci.parse_spec(b" " * (oci_json.MAX_SPEC_BYTES + 1))
 
 
 @settings(max_examples=50)
@@ -278,14 +278,33 @@ def test_bind_sources_cannot_leave_the_bundle(source: str, cause: str) -> None:
         bundle(document(mounts=[{"destination": "/a", "type": "bind", "source": source}]))
 
 
-def test_exec_process_and_seccomp_profile() -> None:
+def test_exec_process() -> None:
     assert oci.parse_process(json.dumps(process()).encode()).args == ("sh",)
     with pytest.raises(SpecError, match=r"process\.json: args: is empty"):
         oci.parse_process(json.dumps(process(args=[])).encode())
-    seccomp = oci.parse_seccomp(json.dumps(FULL["linux"]["seccomp"]).encode())
-    assert seccomp.syscalls[0].errno_ret == 95
-    with pytest.raises(SpecError, match=r"my\.json: defaultAction: missing"):
-        oci.parse_seccomp(b"{}", "my.json")
+    with pytest.raises(SpecError, match=r"process\.json: ioPriority: crun does not know"):
+        oci.parse_process(json.dumps(process(ioPriority={"class": "IOPRIO_CLASS_IDLE"})).encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"process": process(scheduler={"policy": "SCHED_FIFO"})}, "process.scheduler"),
+        ({"linux": {"timeOffsets": {"monotonic": {"secs": 1}}}}, "linux.timeOffsets"),
+        ({"linux": {"netDevices": {"eth1": {}}}}, "linux.netDevices"),
+        ({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}}, "linux.seccomp.defaultAction"),
+        ({"linux": {"seccomp": {"defaultAction": "x", "listenerPath": "/run/x"}}}, "linux.seccomp.listenerPath"),
+        (
+            {"mounts": [{"destination": "/a", "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}]},
+            "mounts[0].uidMappings",
+        ),
+    ],
+)
+def test_what_the_specification_knows_and_no_guest_can_have_is_refused(changes: dict[str, Any], place: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(document(**changes))
+    assert f": {place}: " in str(caught.value)
+    assert caught.value.hint == "remove it"
 
 
 def test_public_names_exist() -> None:

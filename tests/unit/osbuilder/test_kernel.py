@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from katapod.osbuilder.errors import KernelMissing, KernelUnusable
-from katapod.osbuilder.kernel import find_kernel, read_module_index
+from katapod.osbuilder.kernel import find_kernel, kernel_release, read_module_index
 
 
 def install(root: Path, version: str, *, in_modules: bool = False, modules: bool = True) -> Path:
@@ -83,6 +83,18 @@ def test_override_by_path_takes_the_version_from_the_file(tmp_path: Path) -> Non
         image,
         tmp_path / "lib/modules/6.1.0-7",
     )
+
+
+def test_release_of_a_kernel_file(tmp_path: Path) -> None:
+    """By what is inside: the guest's kernel is called "kernel"."""
+    found = tmp_path / "kernel"
+    found.write_bytes(bzimage_of("6.1.0-57-cloud-amd64"))
+    assert kernel_release(found) == "6.1.0-57-cloud-amd64"
+    found.write_bytes(b"\x7fELF" + b"\0" * 70_000 + b"Linux version 6.12.9+deb13 (who@where) (gcc) #1\n\0")
+    assert kernel_release(found) == "6.12.9+deb13"
+    for unknown in (b"\x7fELF" + b"\0" * 100, b"text", b""):
+        found.write_bytes(unknown)
+        assert kernel_release(found) == ""
 
 
 def test_override_by_path_fails_without_file_version_or_modules(tmp_path: Path) -> None:

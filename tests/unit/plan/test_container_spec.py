@@ -7,6 +7,7 @@ import pytest
 from katapod.model import oci
 from katapod.model.errors import UsageError
 from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume
+from katapod.model.seccomp_profile import SeccompProfile
 from katapod.plan.container_spec import (
     DEFAULT_CAPABILITIES,
     DEFAULT_PATH,
@@ -18,12 +19,13 @@ from katapod.plan.container_spec import (
     plan_exec_process,
     with_etc_files,
 )
+from katapod.plan.seccomp import GuestKernel
 
 SHELL = ProcessDefaults(cmd=("sh",))
 
 
 def plan(image: ProcessDefaults = SHELL, **options: Any) -> oci.Spec:
-    return plan_container_spec(image, ContainerOptions(**options), "/layers/c1")
+    return plan_container_spec(image, ContainerOptions(**options), "/layers/c1", GuestKernel("x86_64"))
 
 
 def mount(spec: oci.Spec, destination: str) -> oci.Mount:
@@ -158,7 +160,7 @@ def test_user_mounts_come_after_the_usual_ones_parents_first() -> None:
     )
     assert [one.destination for one in spec.mounts[-3:]] == ["/data", "/data/x", "/data/x/y"]
     assert mount(spec, "/data/x/y") == oci.Mount(
-        destination="/data/x/y", type="bind", source="/a b", options=("rbind", "rprivate", "ro")
+        destination="/data/x/y", type="bind", source="/a b", options=("rbind", "rprivate", "ro", "rro")
     )
     assert mount(spec, "/data").options == ("rbind", "rprivate", "rw")
     assert mount(spec, "/data/x") == oci.Mount(
@@ -194,12 +196,15 @@ def test_resources() -> None:
 
 
 def test_privileged_lifts_the_restrictions() -> None:
-    profile = oci.Seccomp(default_action="SCMP_ACT_ERRNO")
+    profile = SeccompProfile(default_action="SCMP_ACT_ERRNO")
     usual, privileged = plan(seccomp=profile), plan(seccomp=profile, privileged=True)
-    assert usual.linux.seccomp == profile
+    assert usual.linux.seccomp == oci.Seccomp(default_action="SCMP_ACT_ERRNO")
+    assert privileged.linux.seccomp == usual.linux.seccomp, "who asks for a filter gets it"
+    assert plan(privileged=True).linux.seccomp is None
+    open_paths = plan(system_paths=True)
+    assert open_paths.linux.masked_paths == open_paths.linux.readonly_paths == ()
     assert "/proc/kcore" in usual.linux.masked_paths
     assert "/proc/sys" in usual.linux.readonly_paths
-    assert privileged.linux.seccomp is None
     assert privileged.linux.masked_paths == privileged.linux.readonly_paths == ()
     assert "rw" in mount(privileged, "/sys").options
     assert privileged.linux.resources is not None

@@ -387,6 +387,13 @@ def test_info(given: bytes) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     info = runtime_pb2.RuntimeInfo.FromString(done.stdout)
     assert (info.name, info.version.version) == ("io.containerd.kata.v2", katapod.__version__)
+    assert info.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+    features = json.loads(info.features.value)
+    assert {"ro", "rro", "rrw", "rnosuid"} <= set(features["mountOptions"])
+    assert features["linux"]["mountExtensions"]["idmap"]["enabled"] is False
+    assert "SCMP_ACT_NOTIFY" not in features["linux"]["seccomp"]["actions"]
+    asked = alone("features")
+    assert (asked.returncode, asked.stderr, json.loads(asked.stdout)) == (0, b"", features)
 
 
 @pytest.mark.parametrize("words", [["start"], ["-id", "x", "start"], ["-id=x", "-namespace=n", "-fly", "start"]])
