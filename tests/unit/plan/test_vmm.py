@@ -29,7 +29,8 @@ PARAMS = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 "
     "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 noreplace-smp reboot=t cryptomgr.notests "
     "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 maxcpus=1 acpi_apic_instance=2 "
-    "selinux=0 cgroup_no_v1=all agent.hotplug_timeout=30 memhp_default_state=online initcall_blacklist=tracer_init_tracefs"
+    "selinux=0 cgroup_no_v1=all agent.hotplug_timeout=30 memhp_default_state=online "
+    "initcall_blacklist=tracer_init_tracefs"
 )
 
 TCG_WITH_SERIAL_PORT = f"""\
