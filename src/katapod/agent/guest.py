@@ -56,17 +56,20 @@ async def get_guest_details(agent: Agent, request: agent_pb2.GuestDetailsRequest
     return response
 
 
-def _set_online(folder: str, prefix: str) -> int:
-    """Put every offline CPU or memory block online; returns how many entries are online now."""
+def _set_online(folder: str, prefix: str, most: int | None = None) -> int:
+    """Put offline CPUs or memory blocks online, in their order, until `most` are; returns how many are online."""
     online = 0
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return 0
-    for name in names:
-        if not (name.startswith(prefix) and name[len(prefix) :].isdigit()):
-            continue
-        path = f"{folder}/{name}/online"
+    numbers = sorted(
+        int(name[len(prefix) :]) for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()
+    )
+    for number in numbers:
+        if online == most:
+            break
+        path = f"{folder}/{prefix}{number}/online"
         try:
             with open(path) as handle:
                 state = handle.read(1)
@@ -77,22 +80,25 @@ def _set_online(folder: str, prefix: str) -> int:
         except FileNotFoundError:
             online += 1  # cpu0 may have no such file: it is always online
         except OSError as exc:
-            log.warning(f"cannot put {name} online: {exc.strerror}")
+            log.warning(f"cannot put {prefix}{number} online: {exc.strerror}")
     return online
 
 
 async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
-    """Wait until `added` CPUs more than before are online, however they came to be."""
-    before = agent.cpus
+    """Wait until `added` CPUs more than before are online, however they came to be.
+
+    No more than that: the kernel may know of CPUs that have not been plugged in, and would wait for them.
+    """
+    wanted = agent.cpus + added
     for attempt in range(ONLINE_TRIES):
         if attempt:
             await agent.loop.sleep(ONLINE_PAUSE_S)
-        agent.cpus = _set_online(CPU_FOLDER, "cpu")
+        agent.cpus = _set_online(CPU_FOLDER, "cpu", wanted)
         if not cpu_only:
             _set_online(MEMORY_FOLDER, "memory")
-        if agent.cpus >= before + added:
+        if agent.cpus >= wanted:
             return True
-    log.warning(f"fewer than {before + added} CPUs are online")
+    log.warning(f"fewer than {wanted} CPUs are online")
     return False
 
 

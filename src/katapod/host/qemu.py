@@ -176,6 +176,8 @@ async def running_qemu(
             if slot in (FdSlot.VSOCK, FdSlot.MEMORY):
                 if slot not in theirs:
                     raise QemuFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
+            elif slot is FdSlot.CPU_TABLE:
+                theirs[slot] = closing.enter_context(_file_of(plan.cpu_table)).fileno()
             elif slot is not FdSlot.QMP:
                 near, far = socket.socketpair()
                 closing.callback(far.close)
@@ -223,6 +225,13 @@ async def _take_stream(listener: socket.socket, target: BinaryIO) -> None:
     with connection:
         while data := await loop.sock_recv(connection, 1 << 20):
             target.write(data)
+
+
+def _file_of(content: bytes) -> BinaryIO:
+    """A file without a name, for QEMU to open by its descriptor."""
+    file = os.fdopen(os.memfd_create("katapod"), "wb", buffering=0)
+    file.write(content)
+    return file
 
 
 def _close_all(sockets: dict[FdSlot, socket.socket]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from katapod.plan.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
+
 __all__ = [
     "AGENT_PORT_NAME",
     "ANY_CID",
@@ -49,6 +51,7 @@ class FdSlot(Enum):
     DEBUG_CONSOLE = "debug-console"
     VSOCK = "vsock"  # /dev/vhost-vsock with its CID claimed
     MEMORY = "memory"  # a memfd of the VM's boot memory
+    CPU_TABLE = "cpu-table"  # a file of QemuPlan.cpu_table
     STATE = "state"  # file of the device state of a template; named over QMP, not on the command line
 
 
@@ -89,6 +92,11 @@ class VmSpec:
     extra_monitor: str = ""  # hmp, qmp, qmp-pretty
     restored: bool = False  # state comes from a template: no kernel is loaded, QEMU waits for migrate-incoming
 
+    @property
+    def has_cpu_table(self) -> bool:
+        """Whether the guest would not know of the CPUs that may be plugged in: see plan/cpu_table.py."""
+        return self.accelerator is Accelerator.TCG and self.vcpus < self.max_vcpus <= CPUS_MAX
+
 
 @dataclass(frozen=True, slots=True)
 class QemuOption:
@@ -108,6 +116,7 @@ class QemuPlan:
     program: str
     options: tuple[QemuOption, ...]
     vm_dir: Path
+    cpu_table: bytes = b""
 
     @property
     def slots(self) -> tuple[FdSlot, ...]:
@@ -167,8 +176,9 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-pidfile", str(vm.vm_dir / "pid")),
         *([QemuOption("-sandbox", vm.seccomp_sandbox)] if vm.seccomp_sandbox else []),
         QemuOption("-smp", f"{vm.vcpus},cores=1,threads=1,sockets={vm.max_vcpus},maxcpus={vm.max_vcpus}"),
+        *([QemuOption("-acpitable", "file=/proc/self/fd/{fd}", FdSlot.CPU_TABLE)] if vm.has_cpu_table else []),
     ]
-    return QemuPlan(vm.qemu, tuple(options), vm.vm_dir)
+    return QemuPlan(vm.qemu, tuple(options), vm.vm_dir, cpu_table(vm.max_vcpus) if vm.has_cpu_table else b"")
 
 
 def _machine(vm: VmSpec) -> str:
@@ -285,6 +295,7 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         "debug" if vm.debug else "quiet",
         "panic=1",
         f"nr_cpus={vm.max_vcpus}",
+        *([f"maxcpus={vm.vcpus}", f"acpi_apic_instance={KERNEL_INSTANCE}"] if vm.has_cpu_table else []),
         "selinux=0",
         "cgroup_no_v1=all",
         "agent.hotplug_timeout=30",  # 40 guests that start at once on two cores are slow to find their devices

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from katapod.agent.devices import parse_pci_path
+from katapod.agent.guest import _set_online
 from katapod.agent.methods import METHODS, load_method
 from katapod.agent.oom import parse_oom_kills
 from katapod.agent.options import UsageError, parse_arguments, parse_cmdline
@@ -92,3 +95,22 @@ def test_every_method_of_the_table_exists_on_both_sides() -> None:
         service, method = entry.split("/")
         assert method in services[service].methods_by_name
         assert load_method(service, method) is not None
+
+
+def test_no_more_cpus_are_put_online_than_wanted(tmp_path: Path) -> None:
+    """The kernel knows of CPUs that are not plugged in yet, and waits ten seconds for such a one."""
+    (tmp_path / "cpu0").mkdir()  # has no switch
+    (tmp_path / "cpufreq").mkdir()
+    for number in (1, 2, 10):
+        (tmp_path / f"cpu{number}").mkdir()
+        (tmp_path / f"cpu{number}/online").write_text("0\n")
+
+    def states() -> list[str]:
+        return [(tmp_path / f"cpu{number}/online").read_text().strip() for number in (1, 2, 10)]
+
+    assert _set_online(str(tmp_path), "cpu", 3) == 3
+    assert states() == ["1", "1", "0"]
+    assert _set_online(str(tmp_path), "cpu", 3) == 3
+    assert _set_online(str(tmp_path), "cpu") == 4
+    assert states() == ["1", "1", "1"]
+    assert _set_online(str(tmp_path / "none"), "cpu", 1) == 0

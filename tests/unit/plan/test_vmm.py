@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from katapod.plan.cpu_table import cpu_table
 from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, escape, plan_qemu, render_qemu
 
 SPEC = VmSpec(
@@ -27,8 +28,9 @@ SPEC = VmSpec(
 PARAMS = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 "
     "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 noreplace-smp reboot=t cryptomgr.notests "
-    "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 selinux=0 cgroup_no_v1=all "
-    "agent.hotplug_timeout=30 memhp_default_state=online initcall_blacklist=tracer_init_tracefs"
+    "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 maxcpus=1 acpi_apic_instance=2 "
+    "selinux=0 cgroup_no_v1=all agent.hotplug_timeout=30 memhp_default_state=online "
+    "initcall_blacklist=tracer_init_tracefs"
 )
 
 TCG_WITH_SERIAL_PORT = f"""\
@@ -65,7 +67,8 @@ TCG_WITH_SERIAL_PORT = f"""\
   -S
   -pidfile /run/vc/vm/s1/pid
   -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-  -smp 1,cores=1,threads=1,sockets=4,maxcpus=4"""  # noqa: E501 - as long as QEMU takes it
+  -smp 1,cores=1,threads=1,sockets=4,maxcpus=4
+  -acpitable file=/proc/self/fd/<cpu-table>"""  # noqa: E501 - as long as QEMU takes it
 
 
 def changed(before: str, after: str) -> list[str]:
@@ -87,11 +90,23 @@ def test_kvm_with_vsock() -> None:
         "--cpu max,la57=off,erms=off,fsrm=off",
         "--chardev socket,id=charagent0,fd=<agent>",
         "--device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0",
+        f"--append {PARAMS}",
+        "--acpitable file=/proc/self/fd/<cpu-table>",
         "+-accel kvm",
         "+-global kvm-pit.lost_tick_policy=discard",
         "+-cpu host,pmu=off",
         "+-device vhost-vsock-pci,vhostfd=<vsock>,id=vsock-77,guest-cid=77,bus=pcie.0",
+        f"+-append {PARAMS.replace(' maxcpus=1 acpi_apic_instance=2', '')}",
     ]
+
+
+def test_an_emulated_guest_is_told_of_the_cpus_that_may_come() -> None:
+    assert plan_qemu(SPEC).cpu_table == cpu_table(4)
+    assert plan_qemu(replace(SPEC, restored=True)).cpu_table == cpu_table(4)  # as the template had it
+    assert " maxcpus=3 acpi_apic_instance=2 " in plan_qemu(replace(SPEC, vcpus=3)).describe()
+    for none_may_come in (replace(SPEC, vcpus=4), replace(SPEC, max_vcpus=256)):
+        plan = plan_qemu(none_may_come)
+        assert (plan.cpu_table, FdSlot.CPU_TABLE in plan.slots, "acpi_apic" in plan.describe()) == (b"", False, False)
 
 
 def test_debug_console() -> None:
@@ -127,8 +142,8 @@ def test_the_seccomp_filter_can_be_left_out() -> None:
 
 def test_render_names_descriptors() -> None:
     plan = plan_qemu(SPEC)
-    assert plan.slots == (FdSlot.QMP, FdSlot.CONSOLE, FdSlot.AGENT)
-    arguments = render_qemu(plan, {FdSlot.QMP: 7, FdSlot.CONSOLE: 8, FdSlot.AGENT: 9})
+    assert plan.slots == (FdSlot.QMP, FdSlot.CONSOLE, FdSlot.AGENT, FdSlot.CPU_TABLE)
+    arguments = render_qemu(plan, dict(zip(FdSlot, range(7, 17), strict=False)))
     assert arguments[:3] == ["/usr/bin/qemu-system-x86_64", "-name", "sandbox-s1,debug-threads=on"]
     assert "socket,id=charagent0,fd=9" in arguments
     assert not any("{fd}" in argument for argument in arguments)
@@ -143,7 +158,7 @@ def test_render_wants_every_descriptor() -> None:
 
 def test_braces_of_the_user_stay() -> None:
     spec = replace(SPEC, kernel_params=("note={fd}",), entropy_source="/dev/{fd}")
-    arguments = render_qemu(plan_qemu(spec), {FdSlot.QMP: 7, FdSlot.CONSOLE: 8, FdSlot.AGENT: 9})
+    arguments = render_qemu(plan_qemu(spec), dict(zip(FdSlot, range(7, 17), strict=False)))
     assert f"{PARAMS} note={{fd}}" in arguments
     assert "rng-random,id=rng0,filename=/dev/{fd}" in arguments
 
