@@ -97,6 +97,10 @@ async def memory_mib(container: Container) -> int:
     return int((await inside(container, "cat", "/proc/meminfo")).split()[1]) >> 10
 
 
+async def threads_max(container: Container) -> int:
+    return int(await inside(container, "cat", "/proc/sys/kernel/threads-max"))
+
+
 async def grown(container: Container, at_least_mib: int) -> bool:
     for _ in range(30):
         if await memory_mib(container) >= at_least_mib:
@@ -158,8 +162,18 @@ async def test_growth_beyond_the_maximum(container_created: Container) -> None:
     with pytest.raises(QmpError, match="cannot device_add"):
         await sandbox.grow(vcpus=0, mem_mib=8192)
     before = await memory_mib(container_created)
+    threads = await threads_max(container_created)
     await sandbox.grow(vcpus=0, mem_mib=512)  # the failed attempt holds no slot and no name
     assert await grown(container_created, before + 120)
+    for _ in range(50):  # the kernel's limits follow, for processes that run already too
+        if await threads_max(container_created) > threads:
+            break
+        await asyncio.sleep(0.1)
+    threads = await threads_max(container_created)
+    assert threads == pytest.approx((before + 128) * 8, rel=0.06), "a thread for each 128 KiB"
+    assert f"Max processes {threads // 2} {threads // 2} processes" in " ".join(
+        (await inside(container_created, "cat", "/proc/1/limits")).split()
+    )
 
 
 async def test_the_end_of_one_that_hangs(vm_booted: Sandbox, store: StateStore) -> None:

@@ -102,6 +102,8 @@ async def create_container(agent: Agent, request: agent_pb2.CreateContainerReque
 
 async def _create(agent: Agent, container: Container, request: agent_pb2.CreateContainerRequest) -> None:
     spec = request.OCI
+    if agent.limits is not None:
+        agent.limits.follow()
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
     if spec.Linux.Sysctl:

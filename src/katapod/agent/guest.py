@@ -13,6 +13,7 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from katapod.agent.limits import Limits
     from katapod.agent.sandbox import Agent
 
 GRPC_VERSION = "0.0.1"  # of the agent protocol
@@ -102,9 +103,19 @@ async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
     return False
 
 
+async def _follow_memory(agent: Agent, limits: Limits) -> None:
+    """Memory that is plugged in comes online by itself, a moment later."""
+    for _ in range(ONLINE_TRIES):
+        if limits.follow():
+            return
+        await agent.loop.sleep(ONLINE_PAUSE_S)
+
+
 async def online_cpu_mem(agent: Agent, request: agent_pb2.OnlineCPUMemRequest) -> None:
     """A new CPU or memory block appears some time after it was plugged in, so it is waited for: by the
     caller if it says so, else behind its back."""
+    if agent.limits is not None and not request.cpu_only:
+        agent.tasks.spawn("limits", _follow_memory(agent, agent.limits))
     work = _put_online(agent, request.nb_cpus, request.cpu_only)
     if not request.wait:
         agent.tasks.spawn("online", work)

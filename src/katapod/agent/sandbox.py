@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.connections import Connections
     from katapod.agent.containers import Container
+    from katapod.agent.limits import Limits
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
     from katapod.agent.storage import Storages
@@ -44,6 +45,7 @@ class Agent:
         self.hooks: dict[str, list[str]] = {}  # of every container, from the guest image
         self.scrapes = 0
         self.cpus = os.cpu_count() or 1  # that were online when we last looked
+        self.limits: Limits | None = None  # in a guest: the kernel's, which follow its memory
         self._storages: Storages | None = None
         self._oom: OomWatch | None = None
         self._connections: Connections | None = None

@@ -54,7 +54,15 @@ class Program:
         self.late_done = True
         from katapod.agent import init
 
+        self.keep_limits()
         init.late()
+
+    def keep_limits(self) -> None:
+        """In a guest: note the kernel's limits while they are those of its boot, and set our own."""
+        from katapod.agent.limits import Limits, open_files_limit
+
+        self.agent.limits = Limits()
+        open_files_limit()
 
     async def finish_start_in_turn(self) -> None:
         """The same in the background, and the modules that the first container needs."""
@@ -112,6 +120,8 @@ class Program:
                 self.agent.finished.set()
 
         self.loop.on_signal = stop
+        if os.environ.get(GUEST_VARIABLE) == "systemd":
+            self.keep_limits()
         if self.options.debug_console:
             self.agent.tasks.spawn("console", self.keep_console())
         await self.open_channels()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from katapod.host.process import find_program, run
 from katapod.osbuilder.guest_python import Interpreter, OwnSources, trace_python
-from katapod.osbuilder.kernel import InstalledKernel
+from katapod.osbuilder.kernel import InstalledKernel, huge_pages_default
 from katapod.osbuilder.node_files import sources_of
 from katapod.osbuilder.stage import COMPRESSORS, DRACUT_BASE, in_thread
 from katapod.plan import guest_image, guest_systemd
@@ -59,6 +59,7 @@ async def collect_facts(
         python_files=await trace_python(interpreter, own),
         programs=programs,
         busybox_applets=tuple(applets.stdout.split()),
+        huge_pages=huge_pages_default(kernel),
         extras=extras,
     )
 
@@ -99,6 +100,7 @@ async def image_key(
                 for file in extras.files
             ],
         ],
+        "huge_pages": huge_pages_default(kernel),
         "kernel": kernel.version,
         "own": [name for name, _ in own.modules],
         "python_path": interpreter.path,

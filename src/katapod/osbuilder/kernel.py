@@ -10,7 +10,7 @@ from pathlib import Path
 from katapod.osbuilder.errors import KernelMissing, KernelUnusable
 from katapod.plan.guest_image import ModuleIndex, parse_module_index
 
-__all__ = ["InstalledKernel", "find_kernel", "kernel_release", "read_module_index"]
+__all__ = ["InstalledKernel", "find_kernel", "huge_pages_default", "kernel_release", "read_module_index"]
 
 INSTALL_HINT = "install a kernel: apt install linux-image-cloud-amd64"
 
@@ -57,6 +57,16 @@ def read_module_index(kernel: InstalledKernel) -> ModuleIndex:
             f"cannot read {kernel.module_dir / 'modules.dep'}: no such file", hint=f"run depmod {kernel.version}"
         )
     return parse_module_index(content("modules.dep"), content("modules.builtin"), content("modules.softdep"))
+
+
+def huge_pages_default(kernel: InstalledKernel) -> str:
+    """When this kernel uses transparent huge pages by itself: "always" or "madvise"; empty if its configuration is
+    not installed. Source: Linux mm/Kconfig."""
+    for path in (kernel.image.with_name(f"config-{kernel.version}"), kernel.module_dir / "config"):
+        if path.is_file():
+            lines = path.read_text(errors="replace").splitlines()
+            return next((m for m in ("always", "madvise") if f"CONFIG_TRANSPARENT_HUGEPAGE_{m.upper()}=y" in lines), "")
+    return ""
 
 
 def _installed(system_root: Path) -> Sequence[InstalledKernel]:

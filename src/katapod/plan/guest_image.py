@@ -178,6 +178,7 @@ class GuestImageFacts:
     python_files: tuple[PythonFile, ...]
     programs: tuple[GuestProgram, ...]
     busybox_applets: tuple[str, ...]
+    huge_pages: str = ""  # "always" or "madvise": what the kernel does by itself, if that is known
     extras: GuestExtras = GuestExtras()
 
 
@@ -336,6 +337,7 @@ def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImageP
         TextFile("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
         TextFile("/etc/katapod/modules-early", _module_list(module_root, modules.early)),
         TextFile("/etc/katapod/modules-late", _module_list(module_root, modules.late)),
+        TextFile("/etc/katapod/transparent-hugepages", f"{facts.huge_pages}\n"),
         TextFile("/etc/os-release", f'ID=katapod\nNAME="Katapod guest"\nVERSION_ID="{facts.kernel_version}"\n'),
         TextFile(
             "/etc/passwd",
