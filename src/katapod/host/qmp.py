@@ -71,7 +71,7 @@ class QmpClient:
                 raise QmpLinkBroken("cannot open QEMU's monitor: it does not greet as QMP does")
             client._task = asyncio.create_task(client._read(), name="qmp-reader")
             await client.execute("qmp_capabilities", limit_s=limit_s)
-        except (QmpError, OSError, ValueError) as exc:  # as in _read; a TimeoutError is an OSError
+        except (QmpError, OSError, ValueError, RecursionError) as exc:  # as in _read; a TimeoutError is an OSError
             await client.close()
             raise QmpLinkBroken(f"cannot open QEMU's monitor: {str(exc) or 'no greeting in time'}") from exc
         except BaseException:
@@ -191,7 +191,7 @@ class QmpClient:
             while line := await self._reader.readline():
                 self._take(_decoder.decode(line))
             self._fail("QEMU closed its monitor")
-        except (OSError, ValueError) as exc:  # ValueError: a line past the limit, not JSON, or not QMP
+        except (OSError, ValueError, RecursionError) as exc:  # ValueError: a line past the limit, not JSON, not QMP
             self._fail(str(exc))
 
     def _take(self, reply: _Reply) -> None:

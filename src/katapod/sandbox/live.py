@@ -76,7 +76,7 @@ async def _ask_qemu(monitor: Monitor) -> tuple[facts.Hypervisor | None, list[Mis
                 missing.append(Missing(f"hypervisor: {command}", str(exc)))
     try:
         return parse_hypervisor(answers), missing
-    except msgspec.ValidationError as exc:
+    except (msgspec.ValidationError, RecursionError) as exc:
         return None, [Missing("hypervisor", f"QEMU says what is not understood: {exc}")]
 
 

@@ -137,6 +137,7 @@ async def test_events_go_to_who_waits_for_them(opened: Opened) -> None:
         b'{"event": "DEVICE_DELETED", "data": "text"}\r\n',
         b"x" * (LINE_MAX + 10),
         b'{"return": {}',
+        b'{"data": ' + b"[" * (LINE_MAX // 2),
     ],
 )
 async def test_a_monitor_that_speaks_nonsense_fails_every_waiter(opened: Opened, line: bytes) -> None:
