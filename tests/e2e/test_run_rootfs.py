@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.kata import RUN_PREFIX, Kata
+from kit.kata import RUN_PREFIX, Kata, wait_for
 from kit.templates import templates_are_on
 
 STORE = Path("/var/lib/katapod/images")
@@ -143,3 +144,25 @@ def test_a_host_without_mke2fs_shares_the_files(kata: Kata, image: str, tmp_path
     assert "mke2fs" in warnings[0]
     assert "e2fsprogs" in warnings[0]
     assert not list(place_of(kata, image).glob("root-*"))
+
+
+@pytest.mark.parametrize("config", ["virtio-fs"], indirect=True)
+def test_a_tree_too_deep_to_recurse_stops_no_later_start(kata: Kata, config: str) -> None:
+    """What a killed owner leaves is for the next start to remove, whatever the container has made of it."""
+    name = kata.name()
+    step = "/".join("d" * 50)
+    script = f"for each in $(seq 23); do mkdir -p {step}; cd {step}; done; touch /made; sleep 1000"
+    try:
+        kata.ok("--config", config, "run", "-d", "--name", name, "busybox", "sh", "-c", script)
+        layers = Path(f"/var/lib/katapod/sandboxes/{name}/layers")
+        wait_for((layers / name / "upper/made").exists, "the tree is made", 30)
+        os.kill(kata.listed(name)["owner_pid"], signal.SIGKILL)
+        other = kata.run("busybox", "true")
+        assert (other.code, other.stdout) == (0, "")
+        assert "cannot" not in other.stderr
+        assert not layers.exists()
+        assert kata.listed(name)["state"] == "stopped"
+    finally:
+        assert kata("delete", "--force", name).code == 0
+    while any(path.name.startswith(f".{name}") for path in Path("/var/lib/katapod/sandboxes").iterdir()):
+        assert kata.run("busybox", "true").code == 0  # a slow disk: more than one start takes its part of it

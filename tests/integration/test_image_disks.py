@@ -135,6 +135,29 @@ async def test_an_image_with_a_lost_and_found_keeps_it(store: ImageStore, tmp_pa
         assert os.listdir(point / "lost+found") == ["x"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link to a directory", "fifo"])
+async def test_what_else_is_called_lost_and_found(store: ImageStore, tmp_path: Path, kind: str) -> None:
+    """mke2fs has no room for it: such images fell back to virtio-fs."""
+    record = await add_image(store, tmp_path, layer(file("a/b", b"b"), file("su", b"#!", 0o6755, uid=100000)))
+    root = store.rootfs_path(record.digest)
+    if kind == "file":
+        (root / "lost+found").write_text("found")
+    elif kind == "fifo":
+        os.mkfifo(root / "lost+found")
+    else:
+        (root / "lost+found").symlink_to("/etc")
+    os.link(root / "su", root / "hard link")
+    os.utime(root / "a", (MTIME, MTIME))
+    os.utime(root, (MTIME, MTIME))
+    expected = described(root)
+    disk = await store.root_disk(record)
+    check_file_system(disk)
+    with mounted(disk, tmp_path / "point") as point:
+        assert described(point) == expected
+    assert described(root) == expected
+    assert os.listdir(store.root / "tmp") == []
+
+
 async def test_a_disk_is_made_once_and_goes_with_its_image(store: ImageStore, tmp_path: Path) -> None:
     record = await add_image(store, tmp_path, layer(file("a")))
     first = await asyncio.gather(*(store.root_disk(record) for _ in range(4)))

@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
-from katapod.host.mounts import mounts_below, remove_tree
+from katapod.host.mounts import mounts_below
 from katapod.host.qmp import QmpError
+from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, MissingProgram, NotFound
 from katapod.model.record import State

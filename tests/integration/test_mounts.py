@@ -14,9 +14,9 @@ from katapod.host.mounts import (
     mount_given,
     mount_overlay,
     mounts_below,
-    remove_tree,
     unmount_below,
 )
+from katapod.host.removal import remove_tree
 from katapod.host.state import write_atomically
 from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umount
 from katapod.model.errors import KatapodError, NoSpace, NotFound

@@ -16,7 +16,7 @@ import pytest_asyncio
 from netns_helper import Pod, inside, ip, links, pod, qdiscs, redirected_bytes
 from vm_helper import Owned, busybox_rootfs, layout_below, needs_guest_image, needs_vm, sandbox_plan
 
-from katapod.host.mounts import remove_tree
+from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.pb import agent_pb2, types_pb2

@@ -25,7 +25,7 @@ from vm_helper import (
 )
 
 from katapod.host.facts import file_identity
-from katapod.host.mounts import remove_tree
+from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.network import Interworking
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec

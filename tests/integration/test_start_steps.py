@@ -27,9 +27,9 @@ from netns_helper import Pod as Wired
 from netns_helper import inside, links, pod, qdiscs
 from vm_helper import layout_below, needs_guest_image, needs_vm, resources, settled
 
-from katapod.host.mounts import remove_tree
 from katapod.host.qemu import QemuProcess
 from katapod.host.qmp import QmpClient
+from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.config import check_paths, load_config
 from katapod.model.errors import KatapodError, MissingProgram

@@ -29,8 +29,8 @@ from vm_helper import (
 
 from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
-from katapod.host.mounts import remove_tree
 from katapod.host.qemu import QemuLogs, running_qemu
+from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
 from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template

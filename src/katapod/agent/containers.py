@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 
 from katapod.agent import crun, devices, log, tree
 from katapod.agent.launch import Launch, resolve_process
@@ -18,6 +19,7 @@ from katapod.agent.program import ProgramError
 from katapod.agent.sandbox import Agent, share_pid_namespace
 from katapod.agent.spec import cgroup_path, process_json, resources_json, spec_json
 from katapod.kernel.mount import MNT_DETACH, MS_BIND, MS_REC, mount, umount
+from katapod.kernel.trees import remove_tree, walk_tree
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
@@ -165,11 +167,13 @@ def _forget_in_crun(agent: Agent, container: Container) -> None:
     """Remove crun's record if there is one; the processes are dead."""
     crun.forget(container.id)
     folder = container.cgroup_folder
-    for child, _, _ in os.walk(folder, topdown=False):
-        try:
-            os.rmdir(child)
-        except OSError as exc:
-            log.debug(f"cannot remove {child}: {exc.strerror}")
+    try:
+        for parent, name in walk_tree(folder):  # a container may have made any number in each other
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=parent)
+        os.rmdir(folder)
+    except OSError as exc:
+        log.debug(f"cannot remove all of {folder}: {exc.filename}: {exc.strerror}")
 
 
 def kill_all(container: Container) -> None:
@@ -265,7 +269,7 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
         raise
     finally:
-        tree.remove(folder)
+        remove_tree(folder)
     if agent.containers.get(container.id) is not container:
         process.kill(signal.SIGKILL)
         process.stdio.close()

@@ -7,8 +7,9 @@ import fcntl
 import json
 import os
 
-from katapod.agent import program, trace, tree
+from katapod.agent import program, trace
 from katapod.agent.loop import Loop
+from katapod.kernel.trees import remove_tree
 
 __all__ = ["forget", "release", "run", "sealed_binary"]
 
@@ -105,4 +106,4 @@ def forget(container_id: str) -> None:
     """Drop crun's record of a container whose processes are dead. Raises OSError."""
     folder = f"{ROOT}/{container_id}"
     if os.path.isdir(folder):
-        tree.remove(folder)
+        remove_tree(folder)

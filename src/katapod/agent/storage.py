@@ -25,6 +25,7 @@ from katapod.kernel.mount import (
     parse_options,
     umount,
 )
+from katapod.kernel.trees import walk_tree
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
@@ -266,12 +267,15 @@ def _set_group(root: str, gid: int, only_if_root_differs: bool) -> None:
     top = os.lstat(root)
     if only_if_root_differs and top.st_gid == gid and top.st_mode & stat.S_ISGID:
         return
-    for folder, _, names in os.walk(root, followlinks=False):
-        for name in ["", *names]:
-            path = os.path.join(folder, name) if name else folder
-            mode = os.lstat(path).st_mode
-            os.chown(path, -1, gid, follow_symlinks=False)
-            if stat.S_ISDIR(mode):
-                os.chmod(path, stat.S_IMODE(mode) | stat.S_ISGID | stat.S_IRWXG)  # noqa: S103
-            elif stat.S_ISREG(mode):
-                os.chmod(path, stat.S_IMODE(mode) | stat.S_IRGRP | stat.S_IWGRP)
+    for folder, name in walk_tree(root):
+        _give_entry_to_group(name, folder, gid)
+    _give_entry_to_group(root, None, gid)  # last: it says that the rest is done
+
+
+def _give_entry_to_group(name: str, folder: int | None, gid: int) -> None:
+    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    os.chown(name, -1, gid, dir_fd=folder, follow_symlinks=False)
+    if stat.S_ISDIR(mode):
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_ISGID | stat.S_IRWXG, dir_fd=folder)  # noqa: S103
+    elif stat.S_ISREG(mode):
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_IRGRP | stat.S_IWGRP, dir_fd=folder)

@@ -1,24 +1,12 @@
-"""Removal of the agent's own small folders. (shutil would do it, for the price of bz2, lzma and zlib.)"""
+"""Removal of the agent's own small folders, in which a container may have written."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["remove", "remove_bundle"]
+from katapod.kernel.trees import remove_tree
 
-
-def remove(folder: str) -> None:
-    """Remove a folder and all in it; links are removed, not followed. Raises OSError."""
-    for parent, folders, names in os.walk(folder, topdown=False):
-        for name in names:
-            os.unlink(f"{parent}/{name}")
-        for name in folders:
-            path = f"{parent}/{name}"
-            if os.path.islink(path):
-                os.unlink(path)
-            else:
-                os.rmdir(path)
-    os.rmdir(folder)
+__all__ = ["remove_bundle"]
 
 
 def remove_bundle(folder: str) -> None:
@@ -27,4 +15,4 @@ def remove_bundle(folder: str) -> None:
     rootfs = f"{folder}/rootfs"
     if os.path.lexists(rootfs):
         os.rmdir(rootfs)
-    remove(folder)
+    remove_tree(folder)

@@ -43,7 +43,6 @@ __all__ = [
     "mount_overlay",
     "mounts_below",
     "read_mounts",
-    "remove_tree",
     "unmount_below",
 ]
 
@@ -218,10 +217,3 @@ def unmount_below(directory: Path) -> None:
     left = mounts_below(directory)
     if left:
         raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts come back")
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a directory of ours with all in it, after unmounting what is mounted there. Idempotent."""
-    unmount_below(directory)
-    if directory.exists():
-        shutil.rmtree(directory)

@@ -86,8 +86,9 @@ class StateStore:
                         shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
-    def removal(self, sandbox_id: str) -> Iterator[bool]:
-        """Be the only one who removes the sandbox or settles it while the block runs; waits for another who does.
+    def removal(self, sandbox_id: str, deadline: float | None = None) -> Iterator[bool]:
+        """Be the only one who removes the sandbox or settles it while the block runs; waits for another who does,
+        until time.monotonic() has passed `deadline` if that is given.
 
         Yields whether it is still there: False if it was removed meanwhile, even if the name is in use again.
         Raises KatapodError when the other does not get done.
@@ -99,15 +100,16 @@ class StateStore:
             yield True  # stray directories, perhaps
             return
         try:
-            deadline = time.monotonic() + REMOVAL_LIMIT_S
+            started = time.monotonic()
+            limit = started + REMOVAL_LIMIT_S if deadline is None else deadline
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > deadline:
+                    if (now := time.monotonic()) > limit:
                         raise KatapodError(
-                            f"cannot remove {sandbox_id}: another process has been at it for {REMOVAL_LIMIT_S:g} s"
+                            f"cannot remove {sandbox_id}: another process has been at it for {now - started:.0f} s"
                         ) from None
                     time.sleep(0.02)
             try:
@@ -149,6 +151,8 @@ class StateStore:
         found: set[str] = set()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in os.scandir(self.layout.data_root):
+                if entry.name.startswith("."):
+                    continue  # set aside already
                 if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_ctime < booted_at:
                     found.add(entry.name)
         return sorted(found.difference(self.ids()))

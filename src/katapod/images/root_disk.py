@@ -6,6 +6,7 @@ is not for the host's kernel to interpret.
 
 import asyncio
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -28,10 +29,12 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
     with open(target, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(plan_disk_bytes(content_bytes))
-    _, *arguments = render_mke2fs(rootfs, target)
+    root = _read_root_directory(rootfs)
+    source = await _with_stand_in(rootfs, root.stand_in, scratch) if root.stand_in else rootfs
+    _, *arguments = render_mke2fs(source, target)
     await run([mke2fs, *arguments], timeout_s=None)
     commands = scratch / "debugfs"
-    commands.write_text(render_debugfs(_read_root_directory(rootfs)))
+    commands.write_text(render_debugfs(root))
     argv = [debugfs, "-w", "-f", str(commands), str(target)]
     done = await run(argv, timeout_s=None)
     # its exit status says nothing of the commands; on standard error stands one line with its version
@@ -42,13 +45,27 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
 
 def _read_root_directory(rootfs: Path) -> RootDirectory:
     found = os.stat(rootfs)
+    try:
+        lost_found = os.lstat(rootfs / "lost+found").st_mode
+    except FileNotFoundError:
+        lost_found = 0
+    has_lost_found = stat.S_ISDIR(lost_found)
     return RootDirectory(
         mode=stat.S_IFDIR | stat.S_IMODE(found.st_mode),
         uid=found.st_uid,
         gid=found.st_gid,
         mtime_s=max(0, int(found.st_mtime)),
-        has_lost_found=(rootfs / "lost+found").is_dir(),
+        has_lost_found=has_lost_found,
+        stand_in="" if has_lost_found or not lost_found else f".lost+found.{secrets.token_hex(8)}",
     )
+
+
+async def _with_stand_in(rootfs: Path, stand_in: str, scratch: Path) -> Path:
+    """A second tree of the same files, with another name for lost+found. Raises ProcessFailed, OSError."""
+    view = scratch / "view"
+    await run(["cp", "-al", "--", str(rootfs), str(view)], timeout_s=None)
+    os.rename(view / "lost+found", view / stand_in)
+    return view
 
 
 def _sync(path: Path) -> None:

@@ -1,12 +1,12 @@
-"""openat2(2): open a path as if a given directory were the root, so that no link leads out of it."""
+"""openat2(2): open what lies in a given directory, so that no link leads out of it."""
 
 import ctypes
 import os
 
-__all__ = ["open_in_root"]
+__all__ = ["open_child", "open_in_root"]
 
 SYS_OPENAT2 = 437  # the same on every architecture
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 TRIES = 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -21,11 +21,24 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
 
     Raises OSError with `path`. Does not create files.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _open(root_fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_child(folder_fd: int, name: str) -> int:
+    """Open the directory `name` in another; the descriptor is the caller's.
+
+    Raises OSError with `name`: also for a symbolic link (ENOTDIR) and for a mount point (EXDEV).
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    return _open(folder_fd, name, flags, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH)
+
+
+def _open(folder_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     for _ in range(TRIES):
         fd: int = _libc.syscall(
             ctypes.c_long(SYS_OPENAT2),
-            ctypes.c_int(root_fd),
+            ctypes.c_int(folder_fd),
             os.fsencode(path),
             ctypes.byref(how),
             ctypes.c_size_t(ctypes.sizeof(how)),

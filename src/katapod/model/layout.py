@@ -92,6 +92,12 @@ class Layout:
     guest_image_root: Path = Path("/var/cache/kata-containers")
     proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
 
+    @property
+    def sandbox_roots(self) -> tuple[Path, ...]:
+        """Where sandboxes have directories, but for their state. What begins with a dot there is nobody's: see
+        host/removal.py."""
+        return (self.share_root, self.vm_root, self.data_root)
+
     def sandbox(self, sandbox_id: str, machine_id: str = "") -> SandboxPaths:
         """The ids were parsed by model.ids: they have no slash and are short enough for socket paths.
 

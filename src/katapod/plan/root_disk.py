@@ -52,13 +52,18 @@ MOUNT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class RootDirectory:
-    """The root directory itself, of which mke2fs takes over the extended attributes only."""
+    """The root directory itself, of which mke2fs takes over the extended attributes only.
+
+    mke2fs makes a directory lost+found, and fills it if the image has one (`has_lost_found`). What else an image has of
+    that name has to come under another one, `stand_in`.
+    """
 
     mode: int
     uid: int
     gid: int
     mtime_s: int
     has_lost_found: bool
+    stand_in: str = ""
 
 
 def plan_disk_bytes(content_bytes: int) -> int:
@@ -82,6 +87,8 @@ def render_mke2fs(rootfs: Path, image: Path) -> list[str]:
 def render_debugfs(root: RootDirectory) -> str:
     """Return debugfs' commands that make the disk's root directory like the image's. Source: debugfs(8)."""
     commands = [] if root.has_lost_found else ["rmdir /lost+found"]
+    if root.stand_in:  # neither command changes the count of links
+        commands += [f"ln /{root.stand_in} /lost+found", f"unlink /{root.stand_in}"]
     commands += [
         f"set_inode_field / mode 0{root.mode:o}",
         f"set_inode_field / uid {root.uid}",

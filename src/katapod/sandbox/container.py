@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from katapod.host.allowance import Allowance
-from katapod.host.mounts import bind, mount_given, mounts_below, remove_tree, unmount_below
+from katapod.host.mounts import bind, mount_given, mounts_below, unmount_below
+from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError
@@ -268,7 +269,7 @@ def remove_host_files(sandbox: Sandbox, container_id: str) -> None:
             else:
                 unmount_below(entry)
                 entry.unlink()
-    remove_tree(sandbox.paths.layers / container_id)
+    clear_away(sandbox.store.layout, sandbox.paths.layers / container_id)
 
 
 async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:

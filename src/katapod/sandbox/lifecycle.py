@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from katapod.host.mounts import bind, export_directory, remove_tree
+from katapod.host.mounts import bind, export_directory
 from katapod.host.qmp import QmpError
+from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
-from katapod.model.layout import SANDBOX_MOUNTS, SandboxPaths
+from katapod.model.layout import SANDBOX_MOUNTS, Layout, SandboxPaths
 from katapod.model.mount_options import Access
 from katapod.model.record import State
 from katapod.plan.hotplug import (
@@ -263,7 +264,7 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
     paths = store.layout.sandbox(plan.record.sandbox_id)
     with span("make directories"):
         for directory in (paths.share, paths.vm):
-            _claim_directory(directory, stack)
+            _claim_directory(store.layout, directory, stack)
         export_directory(paths.mounts, paths.shared)
         for source in plan.bind_mounts:
             bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, Access.READ_ONLY)
@@ -295,7 +296,7 @@ async def open_sandbox(
     stack = ReleaseStack()
     note = StartRecord(store, plan.record, attaching)
     try:
-        _claim_directory(store.layout.sandbox(plan.record.sandbox_id).layers, stack)
+        _claim_directory(store.layout, store.layout.sandbox(plan.record.sandbox_id).layers, stack)
         if ready is not None:
             machine = await ready.take_over(plan, stack, note)
         else:
@@ -328,9 +329,9 @@ async def open_sandbox(
     return sandbox
 
 
-def _claim_directory(path: Path, stack: ReleaseStack) -> None:
-    stack.callback(remove_tree, path)
-    remove_tree(path)  # the name is ours by now: whatever lies there is left of another life
+def _claim_directory(layout: Layout, path: Path, stack: ReleaseStack) -> None:
+    stack.callback(clear_away, layout, path)
+    clear_away(layout, path)  # the name is ours by now: whatever lies there is left of another life
     _make_directory(path)
 
 

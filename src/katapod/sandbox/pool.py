@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.host.mounts import remove_tree
 from katapod.host.qemu import QemuLogs
 from katapod.host.qmp import QmpError, QmpLinkBroken
+from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
 from katapod.model.errors import KatapodError
@@ -153,7 +153,7 @@ async def rehearse(ready: ReadyMachine, plan: ContainerPlan) -> None:
         await container.carry(None, NullSink(), NullSink())
         await container.remove()
     finally:
-        remove_tree(data)
+        clear_away(ready.store.layout, data)
 
 
 async def _unwind(stack: ReleaseStack, store: StateStore, machine_id: str) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,9 +19,10 @@ import msgspec
 from katapod.host.cgroup import remove_cgroups
 from katapod.host.direct_volumes import forget_volumes
 from katapod.host.facts import boot_time
-from katapod.host.mounts import mounts_below, remove_tree
+from katapod.host.mounts import mounts_below
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
 from katapod.host.netns import detach_recorded
+from katapod.host.removal import clear_away, sweep_aside
 from katapod.host.state import StateStore, owner_alive
 from katapod.host.tasks import finish
 from katapod.images import ImageStore
@@ -37,27 +38,34 @@ log = logging.getLogger(__name__)
 
 TERM_GRACE_S = 10.0
 KILL_GRACE_S = 5.0
+REAP_LIMIT_S = 2.0  # for what others have left to be removed in: who starts a sandbox waits for it
 DEAD_OWNER = "the process that ran it was killed"
 
 
 async def remove_sandbox(
-    store: StateStore, sandbox_id: str, *, force: bool = False, grace_s: float = TERM_GRACE_S
+    store: StateStore,
+    sandbox_id: str,
+    *,
+    force: bool = False,
+    grace_s: float = TERM_GRACE_S,
+    deadline: float | None = None,
 ) -> None:
     """Remove all of a sandbox; with `force`, a living owner is ended first: asked, after `grace_s` killed. Idempotent.
 
-    Every step runs even if one fails; raises KatapodError that names all that could not be removed, and
-    keeps the record then. Raises InvalidState if another process owns the sandbox and `force` is not set.
+    What is not removed when time.monotonic() has passed `deadline` is set aside (host/removal.py). Every step runs
+    even if one fails; raises KatapodError that names all that could not be removed, and keeps the record then.
+    Raises InvalidState if another process owns the sandbox and `force` is not set.
     """
     if force:
         await asyncio.to_thread(_end_owner, store, sandbox_id, grace_s)
     with contextlib.ExitStack() as stack:
-        there = await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id))
+        there = await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id, deadline))
         if not there:
             return
         paths = store.layout.sandbox(sandbox_id)
         if owner_alive(paths) and _lock_holder(paths) not in (None, os.getpid()):
             raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
-        problems = await asyncio.to_thread(_remove_files, store, sandbox_id)
+        problems = await asyncio.to_thread(_remove_files, store, sandbox_id, deadline)
         problems += await _release_network(store, sandbox_id, insist=force)
         try:
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
@@ -69,7 +77,7 @@ async def remove_sandbox(
             raise KatapodError(f"cannot remove all of {sandbox_id}: {'; '.join(problems)}", hint="try again")
 
 
-def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
+def _remove_files(store: StateStore, sandbox_id: str, deadline: float | None) -> list[str]:
     """End the processes and remove all but the state directory; returns what did not work."""
     problems = []
     machine_id = _machine_of(store, sandbox_id)
@@ -88,7 +96,7 @@ def _remove_files(store: StateStore, sandbox_id: str) -> list[str]:
         if directory == paths.state:
             continue
         try:
-            remove_tree(directory)
+            clear_away(store.layout, directory, deadline=deadline)
         except (OSError, KatapodError) as exc:
             problems.append(f"{directory}: {exc}")
     if machine_id != sandbox_id:
@@ -182,28 +190,35 @@ async def reap_dead(store: StateStore) -> list[str]:
     """Clean up after owners that were killed: called by every `run`, so that nothing is left for long.
 
     A sandbox that was to be removed at its end, or that never ran, goes away; another keeps its record, as
-    stopped, and its log. Returns the ids.
+    stopped, and its log. Returns the ids. Raises nothing: what they left, whatever it is, is no reason not to run
+    something else. It is told of, and the next call tries again.
     """
-    store.sweep()
+    deadline = time.monotonic() + REAP_LIMIT_S
     reaped = []
-    for sandbox_id in store.ids():
-        if owner_alive(store.layout.sandbox(sandbox_id)):
-            continue
-        try:
-            if await _reap(store, sandbox_id):
-                reaped.append(sandbox_id)
-        except (OSError, KatapodError) as exc:
-            log.warning("cannot clean up after %s: %s", sandbox_id, exc)  # no reason not to run something else
-    for sandbox_id in store.stray_ids(boot_time()):
-        try:
-            if await _reap_stray(store, sandbox_id):
-                reaped.append(sandbox_id)
-        except (OSError, KatapodError) as exc:
-            log.warning("cannot clean up after %s: %s", sandbox_id, exc)
+    with contextlib.suppress(OSError):
+        store.sweep()
+    dead = [each for each in _each_id(store.ids) if not owner_alive(store.layout.sandbox(each))]
+    strays = _each_id(lambda: store.stray_ids(boot_time()))
+    for reap, sandbox_ids in ((_reap, dead), (_reap_stray, strays)):
+        for sandbox_id in sandbox_ids:
+            try:
+                if await reap(store, sandbox_id, deadline):
+                    reaped.append(sandbox_id)
+            except Exception as exc:
+                log.warning("cannot clean up after %s: %s", sandbox_id, exc)
+    await finish(asyncio.to_thread(sweep_aside, store.layout, deadline), name="sweep-aside")
     return reaped
 
 
-async def _reap_stray(store: StateStore, sandbox_id: str) -> bool:
+def _each_id(find: Callable[[], list[str]]) -> list[str]:
+    try:
+        return find()
+    except OSError as exc:
+        log.warning("cannot look for what other sandboxes left: %s", exc)
+        return []
+
+
+async def _reap_stray(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     """Own what is left of the sandbox, so that nobody takes its name meanwhile, and remove it."""
     record = SandboxRecord(parse_container_name(sandbox_id), time.time(), os.getpid(), boot_id="", auto_remove=True)
     try:
@@ -211,13 +226,13 @@ async def _reap_stray(store: StateStore, sandbox_id: str) -> bool:
     except AlreadyExists:
         return False
     try:
-        await finish(remove_sandbox(store, sandbox_id), name="reap-stray")
+        await finish(remove_sandbox(store, sandbox_id, deadline=deadline), name="reap-stray")
     finally:
         os.close(lock)
     return True
 
 
-async def _reap(store: StateStore, sandbox_id: str) -> bool:
+async def _reap(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     try:
         record = store.read(sandbox_id)
     except NotFound:
@@ -234,19 +249,22 @@ async def _reap(store: StateStore, sandbox_id: str) -> bool:
     log.info("%s was left behind: %s", sandbox_id, DEAD_OWNER)
     if record.auto_remove or not any(item.started_at for item in record.containers):
         # a signal must not give the removal's lock away while its thread is at work
-        await finish(remove_sandbox(store, sandbox_id), name="reap")
+        await finish(remove_sandbox(store, sandbox_id, deadline=deadline), name="reap")
     else:
-        await asyncio.to_thread(settle, store, record, DEAD_OWNER)
+        await finish(asyncio.to_thread(settle, store, record, DEAD_OWNER, deadline), name="settle")
         await _detach_network(store, sandbox_id)
         await release_kept(store, sandbox_id)
     return True
 
 
-def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
-    """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why."""
+def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float | None = None) -> None:
+    """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why.
+
+    `deadline` as in remove_sandbox. Raises KatapodError.
+    """
     machine_id = record.machine_id or record.sandbox_id
     paths = store.layout.sandbox(record.sandbox_id, machine_id)
-    with store.removal(record.sandbox_id) as there:
+    with store.removal(record.sandbox_id, deadline) as there:
         if not there or owner_alive(paths):
             return
         for pid in _processes_of(store.layout, machine_id):
@@ -256,7 +274,7 @@ def settle(store: StateStore, record: SandboxRecord, error: str) -> None:
         for problem in remove_cgroups(record.cgroups):
             log.warning("something of %s stays: %s", record.sandbox_id, problem)
         for directory in (paths.share, paths.vm, paths.layers):
-            remove_tree(directory)
+            clear_away(store.layout, directory, deadline=deadline)
         if machine_id != record.sandbox_id:
             store.discard(machine_id)
         containers = tuple(

@@ -16,6 +16,7 @@ from katapod.host.state import StateStore, owner_alive
 from katapod.model.errors import InvalidState
 from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
+from katapod.sandbox import recovery
 from katapod.sandbox.recovery import _lock_holder, _processes_of, find_leftovers, reap_dead, remove_sandbox
 
 OWNER = """
@@ -101,6 +102,82 @@ async def test_reaping(store: StateStore) -> None:
     assert not any(directory.exists() for directory in (paths.share, paths.vm, paths.layers))
     assert await reap_dead(store) == []
     os.close(lock)
+
+
+async def test_a_hostile_tree_stops_nothing(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More directories in each other than Python can recurse, and than a path has room for."""
+    monkeypatch.setattr(recovery, "REAP_LIMIT_S", 60.0)  # disks may be slow
+    leave(store, "s1", auto_remove=True)
+    here = os.open(store.layout.sandbox("s1").layers / "c", os.O_RDONLY)
+    for _ in range(1101):
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert await reap_dead(store) == ["s1"]
+    assert find_leftovers(store.layout, "s1") == []
+    assert os.listdir(store.layout.data_root) == []
+
+
+async def test_what_cannot_be_removed_is_set_aside_told_of_and_tried_again(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(store, "s1", auto_remove=True)
+    leave(store, "s2", auto_remove=True)
+    original = os.unlink
+
+    def refuses(path: str, *, dir_fd: int | None = None) -> None:
+        place = f"{os.readlink(f'/proc/self/fd/{dir_fd}')}/{path}" if dir_fd is not None else str(path)
+        if "data/" in place and "s1" in place and place.endswith("file"):
+            raise OSError(5, "Input/output error")
+        original(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuses)
+        assert await reap_dead(store) == ["s1", "s2"]  # the names are free
+        assert find_leftovers(store.layout, "s1") == find_leftovers(store.layout, "s2") == []
+        (aside,) = store.layout.data_root.iterdir()
+        assert aside.name.startswith(".s1.")
+        assert f"set aside as {aside}" in caplog.text
+        caplog.clear()
+        assert await reap_dead(store) == []
+        assert f"cannot remove {aside}, 'file' in it: Input/output error" in caplog.text
+    assert await reap_dead(store) == []
+    assert not aside.exists()
+
+
+async def test_what_takes_too_long_is_set_aside_and_waited_for_by_nobody(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(store, "s1", auto_remove=True)
+    leave(store, "s2")
+    store.write(record("s2", containers=(ContainerRecord("s2", image="i", command=("c",), started_at=1.0),)))
+    monkeypatch.setattr(recovery, "REAP_LIMIT_S", -1.0)
+    assert await reap_dead(store) == ["s1", "s2"]
+    assert store.ids() == ["s2"]
+    assert len([path for path in store.layout.data_root.iterdir() if path.name.startswith(".s1.")]) == 1
+    monkeypatch.undo()
+    await reap_dead(store)
+    assert os.listdir(store.layout.data_root) == ["s2"]
+    assert os.listdir(store.layout.sandbox("s2").data) == ["container.log"]
+
+
+async def test_an_error_of_any_kind_stops_no_start(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(store, "s1", auto_remove=True)
+    leave(store, "s2", auto_remove=True)
+    remove = recovery.remove_sandbox
+
+    async def fails(store: StateStore, sandbox_id: str, *, deadline: float | None = None) -> None:
+        if sandbox_id == "s1":
+            raise RecursionError("maximum recursion depth exceeded")
+        await remove(store, sandbox_id, deadline=deadline)
+
+    monkeypatch.setattr(recovery, "remove_sandbox", fails)
+    assert await reap_dead(store) == ["s2"]
+    assert "cannot clean up after s1: maximum recursion depth exceeded" in caplog.text
 
 
 async def test_what_another_runtime_keeps_beside_us_is_left_alone(store: StateStore) -> None:

@@ -1,0 +1,223 @@
+"""Trees of files that somebody else has shaped: removed and walked through, whatever is in them.
+
+No path is longer than one name, no symbolic link is followed and no mount point entered. A tree may be of any depth:
+nothing here recurses, and the number of open descriptors is the same for all.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import stat
+import time
+
+from katapod.kernel.openat2 import open_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["remove_tree", "walk_tree"]
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, of 64-bit machines
+FS_IMMUTABLE_FL, FS_APPEND_FL = 0x10, 0x20
+IDLE_ROUNDS = 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def remove_tree(path: str, *, deadline: float | None = None) -> None:
+    """Remove what is at `path`, and all below it. Idempotent; others may remove or change the tree meanwhile.
+
+    All that can be removed is, whatever cannot; then raises OSError, of the first that could not and with its name.
+    Raises TimeoutError once time.monotonic() has passed `deadline`; the next call goes on from there.
+    """
+    try:
+        top = os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        folder = os.open(os.path.dirname(path) or ".", _DIRECTORY)
+        try:
+            _insist(lambda: os.unlink(path), folder, os.path.basename(path))
+        finally:
+            os.close(folder)
+        return
+    try:
+        _Removal(top, deadline).run()
+    finally:
+        os.close(top)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+class _Removal:
+    """Empties the directory `top`. A directory in it that has directories of its own loses them to `top`: so the tree
+    becomes flat, and is never looked at deeper than two levels."""
+
+    def __init__(self, top: int, deadline: float | None) -> None:
+        self._top = top
+        self._deadline = deadline
+        token = os.urandom(8).hex()
+        self._names = (f".{token}.{number}" for number in itertools.count())
+        self._changed = False
+        self._problem: OSError | None = None
+
+    def run(self) -> None:
+        """Raises OSError."""
+        idle = 0
+        while idle < IDLE_ROUNDS:  # what is moved to `top` may be seen in this round or in the next
+            self._changed, self._problem, empty = False, None, True
+            with os.scandir(self._top) as entries:
+                for entry in entries:
+                    empty = False
+                    self._remove(self._top, entry, self._flatten)
+            if empty:
+                return
+            if not self._changed and self._problem is not None:
+                raise self._problem
+            idle = 0 if self._changed else idle + 1
+        raise OSError(errno.ENOTEMPTY, "what is listed in it cannot be found")
+
+    def _remove(self, folder: int, entry: os.DirEntry[str], if_filled: Callable[[int, str], None]) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeoutError(errno.ETIME, "there is too much to remove in the given time", entry.name)
+        try:
+            if not entry.is_dir(follow_symlinks=False):
+                _insist(lambda: os.unlink(entry.name, dir_fd=folder), folder, entry.name)
+            else:
+                try:
+                    _insist(lambda: os.rmdir(entry.name, dir_fd=folder), folder, entry.name)
+                except OSError as exc:
+                    if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    if_filled(folder, entry.name)
+                    return
+            self._changed = True
+        except FileNotFoundError:
+            pass  # somebody else is at it too
+        except OSError as exc:
+            self._note(exc, entry.name)
+
+    def _flatten(self, folder: int, name: str) -> None:
+        """Raises OSError."""
+        child = open_child(folder, name)
+        try:
+            with os.scandir(child) as entries:
+                for entry in entries:
+                    self._remove(child, entry, self._move_up)
+        finally:
+            os.close(child)
+        try:
+            os.rmdir(name, dir_fd=folder)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the reason is known, or there is another round
+                raise
+
+    def _move_up(self, folder: int, name: str) -> None:
+        """Raises OSError: on a mount point, or where even the top has no room for a name."""
+        new = next(self._names)
+        _insist(lambda: os.rename(name, new, src_dir_fd=folder, dst_dir_fd=self._top), folder, name)
+        self._changed = True
+
+    def _note(self, problem: OSError, name: str) -> None:
+        if self._problem is None:
+            self._problem = OSError(problem.errno, problem.strerror, name)
+
+
+def _insist(action: Callable[[], None], folder: int, name: str) -> None:
+    """Do it; if it is forbidden, once more without the flags that forbid it. Raises OSError."""
+    try:
+        action()
+    except PermissionError:
+        flags_gone = [_clear_flags(folder), _clear_flags_of(folder, name)]
+        if not any(flags_gone):
+            raise
+        action()
+
+
+def _clear_flags_of(folder: int, name: str) -> bool:
+    """Nothing but files and directories is opened: a device or a FIFO may do something then."""
+    try:
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        mode = os.fstat(found).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            return False
+        opened = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    finally:
+        os.close(found)
+    try:
+        return _clear_flags(opened)
+    finally:
+        os.close(opened)
+
+
+def _clear_flags(fd: int) -> bool:
+    """Whether it was immutable or for appending only, and is no longer. Source: ioctl_iflags(2)."""
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))[:4], "little")
+        if not flags & (FS_IMMUTABLE_FL | FS_APPEND_FL):
+            return False
+        flags &= ~(FS_IMMUTABLE_FL | FS_APPEND_FL)
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags.to_bytes(8, "little"))
+    except OSError:
+        return False
+    return True
+
+
+def walk_tree(path: str) -> Iterator[tuple[int, str]]:
+    """All that is below the directory `path`, as a descriptor of its parent and a name: children before their parent.
+
+    The descriptor is good until the next step. What appears meanwhile may be missed; who visits may remove what is
+    visited. Memory grows with the names of unvisited siblings on the way down. Raises OSError, also when a directory
+    on that way is moved elsewhere meanwhile.
+    """
+    here = os.open(path, _DIRECTORY)
+    way: list[tuple[str, list[str], tuple[int, int]]] = []  # name, its unvisited siblings, and who their parent is
+    try:
+        pending = _folders(here)
+        while True:
+            if pending:
+                name = pending.pop()
+                way.append((name, pending, _identity(here)))
+                here = _replaced(here, open_child(here, name))
+                pending = _folders(here)
+                continue
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield here, entry.name
+            if not way:
+                return
+            name, pending, parent = way.pop()
+            here = _replaced(here, os.open("..", _DIRECTORY, dir_fd=here))
+            if _identity(here) != parent:
+                raise OSError(errno.ESTALE, "the directory was moved while it was walked through", name)
+            yield here, name
+    finally:
+        os.close(here)
+
+
+def _replaced(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def _folders(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
