@@ -7,6 +7,7 @@ import mmap
 import os
 
 from katapod.agent import crun, methods, trace
+from katapod.agent.limits import parse_high_pages
 from katapod.rpc.pb import katapod_pb2
 
 TYPE_CHECKING = False
@@ -49,7 +50,9 @@ def _zero_free_memory() -> int:
     with open("/proc/meminfo") as handle:
         free_kib = next(int(line.split()[1]) for line in handle if line.startswith("MemFree:"))
     free = free_kib << 10
-    wanted = max(0, free - _reserved_bytes() - free // PAGE_TABLE_SHARE - MARGIN_BYTES)
+    with open("/proc/zoneinfo") as handle:
+        kept_back = parse_high_pages(handle.read()) * mmap.PAGESIZE
+    wanted = max(0, free - kept_back - free // PAGE_TABLE_SHARE - MARGIN_BYTES)
     taken: list[mmap.mmap] = []
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     for _ in range(wanted // CHUNK_BYTES):
@@ -57,20 +60,3 @@ def _zero_free_memory() -> int:
     for chunk in taken:
         chunk.close()
     return len(taken) * CHUNK_BYTES
-
-
-def _reserved_bytes() -> int:
-    """What allocations of user space leave alone: each zone's high watermark, above which nothing is reclaimed,
-    and the most that a zone protects from allocations that could have come from a higher one.
-
-    Source: calculate_totalreserve_pages() in mm/page_alloc.c of Linux; the format of /proc/zoneinfo in mm/vmstat.c.
-    """
-    pages = 0
-    with open("/proc/zoneinfo") as handle:
-        for line in handle:
-            words = line.split()
-            if words[:1] == ["high"] and len(words) == 2:
-                pages += int(words[1])
-            elif words[:1] == ["protection:"]:
-                pages += max(int(word.strip("(),")) for word in words[1:])
-    return pages * mmap.PAGESIZE
