@@ -191,7 +191,7 @@ def _hanging(entry: Entry) -> Row:
 def _state_of(record: SandboxRecord | None) -> str:
     if record is None:
         return "running"
-    return "pool" if record.pooled else record.state.value
+    return "pool" if record.pooled else record.shown_state.value
 
 
 def _row_of(entry: Entry, state: str, problem: str, use: SandboxSummary | None = None) -> Row:

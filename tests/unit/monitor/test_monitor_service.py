@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from katapod.host.state import StateStore
 from katapod.model.layout import Layout
-from katapod.model.record import State
+from katapod.model.record import SandboxRecord, State
 from katapod.monitor.fleet import Fleet
 from katapod.monitor.options import Address
 from katapod.monitor.service import MonitorService
@@ -113,6 +113,33 @@ async def test_a_console_is_text(layout: Layout) -> None:
         log.unlink()
         log.symlink_to("/etc/passwd")
         assert (await get(monitor, "/api/console?sandbox=one", **ROOT)).body == b""
+
+
+def states(sandbox_id: str, **containers: State) -> SandboxRecord:
+    record = record_of(sandbox_id)
+    items = [replace(record.containers[0], container_id=name, state=state) for name, state in containers.items()]
+    return replace(record, containers=tuple(items))
+
+
+async def test_a_paused_sandbox_is_shown_as_paused(layout: Layout) -> None:
+    running, paused, stopped = State.RUNNING, State.PAUSED, State.STOPPED
+    async with contextlib.AsyncExitStack() as stack:
+        for record in (
+            states("a", a=paused),
+            states("b", b=running, work=paused, done=stopped),  # engines pause all but the pause container
+            states("c", c=running, work=paused, other=running),
+            states("d", d=running, done=stopped),
+            states("e", e=paused, work=running),
+        ):
+            await stack.enter_async_context(vmless(layout, record))
+        found = json.loads((await get(service(layout), "/api/sandboxes")).body)
+        assert {row["sandbox_id"]: row["state"] for row in found["sandboxes"]} == {
+            "a": "paused",
+            "b": "paused",
+            "c": "running",
+            "d": "running",
+            "e": "running",
+        }
 
 
 SECRET = "s3cret of the command or the guest"
