@@ -25,6 +25,7 @@ from katapod.host.state import StateStore
 from katapod.model.layout import Layout
 from katapod.monitor.main import running_monitor
 from katapod.monitor.options import Address
+from katapod.monitor.token import link_of
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
@@ -34,6 +35,7 @@ from kit.fleet import record_of, silent, vmless
 pytestmark = [*needs_vm, needs_guest_image]
 
 _Result = TypeVar("_Result")
+TOKEN = "the-token_of-this-test"
 HOSTILE = "<img src=x onerror=alert(1)>&\"'</td><script>alert(2)</script>"
 PICTURES = os.environ.get("KATAPOD_PICTURES", "")  # a directory: pictures of the page are kept there
 
@@ -115,9 +117,24 @@ async def check_metrics(base: str, vm: Sandbox, stopped: Sandbox) -> None:
     assert overhead > 32 << 20
 
 
-def check_overview(browser: Browser, base: str, vm: str, stopped: str) -> None:
+def check_without_token(browser: Browser, base: str, vm: str) -> None:
+    """Figures, and how to see the rest."""
     browser.look(1280, 900)
     browser.open(f"{base}/")
+    browser.wait_for("document.querySelectorAll('#fleet tbody tr').length == 30")
+    assert "kata-monitor --link" in browser.evaluate("document.getElementById('locked').textContent")
+    assert browser.evaluate("document.getElementById('locked').hidden") is False
+    assert "busybox" not in browser.evaluate("document.getElementById('fleet').textContent")
+    browser.evaluate(f"location.hash = '{vm}'")
+    browser.wait_for("document.querySelectorAll('#d-plots polyline').length >= 8", limit_s=30)
+    assert browser.evaluate("document.getElementById('d-root').hidden") is True
+    assert browser.evaluate("document.getElementById('d-console').textContent") == ""
+
+
+def check_overview(browser: Browser, base: str, vm: str, stopped: str) -> None:
+    browser.open(link_of(base.removeprefix("http://"), TOKEN))
+    browser.wait_for("document.getElementById('locked').hidden")
+    assert browser.evaluate("location.href") == f"{base}/", "the token stays out of what may be sent on"
     browser.wait_for("document.querySelectorAll('#fleet tbody tr').length == 30")
     state = "document.querySelector('tr[data-id=\"{}\"] .badge').textContent"
     assert browser.evaluate(state.format(vm)) == "running"
@@ -188,11 +205,13 @@ async def test_thirty_sandboxes_in_a_browser(monkeypatch: pytest.MonkeyPatch) ->
         for record in pods:
             await stack.enter_async_context(vmless(layout, record))
         stack.enter_context(silent(layout, record_of("silent")))
-        address = await stack.enter_async_context(running_monitor(Address("127.0.0.1", 0), layout))
+        address = await stack.enter_async_context(running_monitor(Address("127.0.0.1", 0), layout, token=TOKEN))
         base = f"http://{address}"
         browser = stack.enter_context(running_browser())
         os.kill(stopped.vm.pid, signal.SIGSTOP)
         await check_metrics(base, vm, stopped)
+        await off_the_loop(check_without_token, browser, base, vm.sandbox_id)
+        assert browser.complaints == []
         await off_the_loop(check_overview, browser, base, vm.sandbox_id, stopped.sandbox_id)
         await off_the_loop(keep, browser, "overview")
         await off_the_loop(check_detail, browser, base, vm.sandbox_id)

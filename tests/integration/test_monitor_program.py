@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from katapod.monitor.token import TOKEN_FILE
+
 MONITOR = str(Path(sys.executable).with_name("kata-monitor"))
 
 
@@ -35,6 +37,23 @@ def test_from_start_to_end(number: int, status: int) -> None:
         assert "Address already in use\n  hint:" in taken[2]
         process.send_signal(number)
         assert process.wait(10) == status
+
+
+def test_the_link_shows_what_is_for_root() -> None:
+    process, base = start()
+    with process:
+        code, link, said = run("-listen-address", base.removeprefix("http://").rstrip("/"), "--link")
+        assert (code, said) == (0, "")
+        assert link.startswith(f"{base}#token=")
+        token = link.strip().partition("=")[2]
+        assert TOKEN_FILE.read_text().strip() == token
+        assert TOKEN_FILE.stat().st_mode & 0o777 == 0o600
+        for header, whole in (("", b'"whole":false'), (f"Bearer {token}", b'"whole":true')):
+            request = urllib.request.Request(f"{base}api/sandboxes", headers={"Authorization": header})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert whole in answer.read()
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 def test_what_it_says_of_itself() -> None:

@@ -50,7 +50,7 @@ def _branch(tree: Tree, title: str, note: str = "") -> Tree:
 
 def build_tree(facts: SandboxFacts, *, everything: bool = False) -> Tree:
     room = 10**9 if everything else SHOWN
-    state = (facts.state, "bold green" if facts.state == "running" else "bold red")
+    state = (facts.state, {"running": "bold green", "paused": "bold yellow"}.get(facts.state, "bold red"))
     tree = Tree(_line(("Sandbox ", "bold"), (facts.sandbox_id, "bold"), "  ", state), guide_style="dim")
     if facts.error:
         tree.add(_line(("error: ", "bold red"), facts.error))
@@ -64,7 +64,7 @@ def build_tree(facts: SandboxFacts, *, everything: bool = False) -> Tree:
     _add_hypervisor(tree, facts, room)
     if facts.network is not None:
         _add_network(tree, facts.network)
-    elif facts.state == "running" and not any(one.part == "network" for one in facts.missing):
+    elif facts.state in ("running", "paused") and not any(one.part == "network" for one in facts.missing):
         _branch(tree, "Network", "none")
     _add_share(tree, facts, room)
     if facts.channel is not None:

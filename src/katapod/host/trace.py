@@ -1,13 +1,18 @@
 """Where the time of a start goes: spans in Chrome's trace format, when KATAPOD_TRACE names a file.
 
-The file is JSON that grows by a line for each event (the format allows the closing bracket to be missing), so
-that several processes may write to one, and one that is killed leaves what it had. Open it in Perfetto or
-chrome://tracing. Times are microseconds since the epoch: host and guest share that clock.
+The file is closed JSON after each event, which is a line: written over the end, in one call and under a lock. So
+several processes may write to one, and one that is killed leaves what it had. Open it in Perfetto or chrome://tracing.
+What is no regular file, such as a pipe, gets the lines one after another; viewers take that as well. Times are
+microseconds since the epoch: host and guest share that clock.
 Source: "Trace Event Format", the document of Chromium's tracing.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
+import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +24,11 @@ __all__ = ["GUEST", "HOST", "add_span", "enabled", "span", "start_tracing"]
 HOST, GUEST = "host", "guest"
 VARIABLE = "KATAPOD_TRACE"
 
+HEAD, END = b"[", b"\n]\n"
+TAIL_MAX = 1 << 20  # bytes looked at for the last whole line of a file that was cut off
+
 _fd = -1
+_lock = threading.Lock()
 _tracks: dict[str, int] = {}
 
 
@@ -30,9 +39,16 @@ def start_tracing(*, interpreter: bool = True) -> None:
     path = os.environ.get(VARIABLE, "")
     if not path or _fd >= 0:
         return
-    _fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    if os.fstat(_fd).st_size == 0:
-        os.write(_fd, b"[\n")
+    try:
+        _fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        _fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # what can only be written
+    try:
+        _write([])
+    except OSError:
+        os.close(_fd)
+        _fd = -1
+        raise
     if interpreter:
         add_span("interpreter", _process_start_ns(), time.time_ns())
 
@@ -75,7 +91,38 @@ def add_span(name: str, start_ns: int, end_ns: int, track: str = HOST) -> None:
             "dur": (end_ns - start_ns) / 1000,
         }
     )
-    os.write(_fd, b"".join(msgspec.json.encode(event) + b",\n" for event in events))
+    _write([msgspec.json.encode(event) for event in events])
+
+
+def _write(events: list[bytes]) -> None:
+    """Lines at the end of what is there, which is closed again."""
+    if not stat.S_ISREG(os.fstat(_fd).st_mode):
+        os.write(_fd, b"".join(event + b",\n" for event in events))
+        return
+    with _lock:
+        fcntl.lockf(_fd, fcntl.LOCK_EX)  # not flock: that is one for all processes that inherited the descriptor
+        try:
+            end = _end_of_events()
+            first = b"\n" if end == len(HEAD) else b",\n"
+            lines = first + b",\n".join(events) if events else b""
+            os.pwrite(_fd, (HEAD if end == len(HEAD) else b"") + lines + END, 0 if end == len(HEAD) else end)
+        finally:
+            fcntl.lockf(_fd, fcntl.LOCK_UN)
+
+
+def _end_of_events() -> int:
+    """Where the next goes. What was cut off after it, as by a full disk, is cut away."""
+    size = os.fstat(_fd).st_size
+    start = max(0, size - TAIL_MAX)
+    tail = os.pread(_fd, TAIL_MAX, start)
+    if tail.endswith(END):
+        return size - len(END)
+    if size and os.pread(_fd, 1, 0) != HEAD:
+        raise FileExistsError(errno.EEXIST, "there is a file already, which is no trace", os.environ.get(VARIABLE))
+    last = max(tail.rfind(b"}\n"), tail.rfind(b"},\n"))
+    end = start + last + 1 if last >= 0 else len(HEAD)
+    os.ftruncate(_fd, end)
+    return end
 
 
 def _process_start_ns() -> int:

@@ -64,3 +64,12 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}
     version: int = 1
+
+    @property
+    def shown_state(self) -> State:
+        """As people see it: paused, if all its containers that have not ended are. The pause container of a pod, which
+        engines do not pause, does not count beside others."""
+        alive = [item for item in self.containers if item.state is not State.STOPPED]
+        alive = [item for item in alive if item.container_id != self.sandbox_id] or alive
+        is_paused = bool(alive) and all(item.state is State.PAUSED for item in alive)
+        return State.PAUSED if self.state is State.RUNNING and is_paused else self.state

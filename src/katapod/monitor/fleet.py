@@ -19,7 +19,7 @@ from katapod.model.summary import SandboxSummary
 from katapod.monitor.ask import AnswerError, ask
 from katapod.monitor.together import ask_together
 
-__all__ = ["Entry", "Event", "Fleet", "Row"]
+__all__ = ["Entry", "Event", "Fleet", "Row", "without_secrets"]
 
 SUMMARY_LIMIT_S = 2.0
 METRICS_LIMIT_S = 4.5  # Prometheus waits for 10 by default
@@ -68,10 +68,19 @@ class Row(msgspec.Struct, frozen=True):
     use: SandboxSummary | None = None
 
 
+def without_secrets(row: Row) -> Row:
+    """What the metrics tell as well: no image, and no problem but those of this room's own words."""
+    known = row.state in ("hangs", "lost")
+    return msgspec.structs.replace(row, image="", problem=row.problem if known else "")
+
+
 class Event(msgspec.Struct, frozen=True):
+    """`why` may quote the sandbox's error, and so its guest."""
+
     at: float  # seconds since the epoch
     sandbox_id: str
     text: str
+    why: str = ""
 
 
 class Fleet:
@@ -166,12 +175,12 @@ class Fleet:
     def _note_changes(self) -> None:
         now = {row.sandbox_id: row.state for row in self._rows}
         if self._seen is not None:
-            why = {row.sandbox_id: f": {row.problem}" if row.problem else "" for row in self._rows}
+            why = {row.sandbox_id: row.problem for row in self._rows}
             for sandbox_id in now.keys() | self._seen.keys():
                 before, after = self._seen.get(sandbox_id), now.get(sandbox_id)
                 if before != after:
                     text = "ended and was removed" if after is None else f"is {after}" if after != "hangs" else "hangs"
-                    self.events.append(Event(time.time(), sandbox_id, text + why.get(sandbox_id, "")))
+                    self.events.append(Event(time.time(), sandbox_id, text, why.get(sandbox_id, "")))
         self._seen = now
 
 
@@ -182,7 +191,7 @@ def _hanging(entry: Entry) -> Row:
 def _state_of(record: SandboxRecord | None) -> str:
     if record is None:
         return "running"
-    return "pool" if record.pooled else record.state.value
+    return "pool" if record.pooled else record.shown_state.value
 
 
 def _row_of(entry: Entry, state: str, problem: str, use: SandboxSummary | None = None) -> Row:

@@ -57,6 +57,8 @@ def main() -> int:
         print("kata-monitor: cannot read the sandboxes of this host: they are for root alone", file=sys.stderr)
         print("  hint: run it as root", file=sys.stderr)
         return 1
+    if options.link:
+        return _print_link(options.address)
     log_to(sys.stderr, LEVELS[options.log_level], "level=%(levelname)s %(name)s: %(message)s")
     if options.log_level == "trace":
         import tracemalloc
@@ -67,6 +69,29 @@ def main() -> int:
     except ListenError as exc:
         print(f"kata-monitor: {exc}\n  hint: choose another with -listen-address HOST:PORT", file=sys.stderr)
         return 1
+
+
+def _print_link(address: Address) -> int:
+    """Of the page with the token: for root, who can read it anyhow."""
+    from katapod.monitor.token import link_of, read_token
+
+    try:
+        print(link_of(str(Address(address.host or "127.0.0.1", address.port)), read_token()))
+    except OSError as exc:
+        print(f"kata-monitor: cannot read the token: {exc.strerror}: {exc.filename}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _token() -> str:
+    """Empty if there can be none: then nobody sees what is for root."""
+    from katapod.monitor.token import read_token
+
+    try:
+        return read_token()
+    except OSError as exc:
+        log.warning("commands, errors and consoles are not shown: no token: %s: %s", exc.strerror, exc.filename)
+        return ""
 
 
 async def _serve(options: Options) -> int:
@@ -80,7 +105,7 @@ async def _serve(options: Options) -> int:
 
     for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
         loop.add_signal_handler(number, end, status)
-    async with running_monitor(options.address) as address:
+    async with running_monitor(options.address, token=_token()) as address:
         if not address.is_loopback:
             log.warning("%s can be reached from outside: whoever does can read about all sandboxes", address)
         try:
@@ -92,7 +117,7 @@ async def _serve(options: Options) -> int:
 
 
 @asynccontextmanager
-async def running_monitor(address: Address, layout: "Layout | None" = None) -> AsyncIterator[Address]:
+async def running_monitor(address: Address, layout: "Layout | None" = None, *, token: str) -> AsyncIterator[Address]:
     """Serve while the block runs; yields the address with the port that was found if 0 was asked for.
 
     `layout`: tests move the sandboxes. Raises ListenError.
@@ -107,7 +132,7 @@ async def running_monitor(address: Address, layout: "Layout | None" = None) -> A
     moved = layout is not None
     layout = layout or where.Layout()
     fleet = Fleet(layout, (layout.state_root,) if moved else None)
-    server = await serve_http(listener, MonitorService(layout, fleet, found).handle)
+    server = await serve_http(listener, MonitorService(layout, fleet, found, token).handle)
     try:
         yield found
     finally:

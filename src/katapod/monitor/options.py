@@ -7,6 +7,7 @@ __all__ = ["LEVELS", "Address", "Options", "UsageError", "parse_address", "parse
 
 USAGE = """\
 usage: kata-monitor [-listen-address HOST:PORT] [-log-level LEVEL] [-runtime-endpoint SOCKET]
+       kata-monitor [-listen-address HOST:PORT] --link
        kata-monitor --version
 
 Serve the metrics of all sandboxes of this host for Prometheus, and a web page that shows them, until Ctrl-C.
@@ -15,10 +16,12 @@ Serve the metrics of all sandboxes of this host for Prometheus, and a web page t
                              anybody who reaches it can read)
   -log-level LEVEL           trace, debug, info, warn, error, fatal or panic (default info)
   -runtime-endpoint SOCKET   accepted, since Kata's has it; names of pods come from the sandboxes themselves
+  --link                     print the page's address with the token that shows commands, errors and consoles, and
+                             exit; without it the page shows figures, as /metrics does
   --version, version         print the version
   -h, --help                 print this
 
-First steps: kata-monitor, then open http://127.0.0.1:8090/ or: curl http://127.0.0.1:8090/metrics
+First steps: kata-monitor, then open what kata-monitor --link prints, or: curl http://127.0.0.1:8090/metrics
 """
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 DEFAULT_ADDRESS = "127.0.0.1:8090"
@@ -49,6 +52,7 @@ class Options:
     address: Address
     log_level: str = "info"
     runtime_endpoint: str = ""
+    link: bool = False
     version: bool = False
     help: bool = False
 
@@ -71,7 +75,7 @@ def parse_options(words: list[str]) -> Options:
     if words == ["version"]:
         return Options(parse_address(DEFAULT_ADDRESS), version=True)
     rest = list(words)
-    version = wants_help = False
+    version = wants_help = link = False
     while rest:
         word = rest.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
@@ -81,6 +85,8 @@ def parse_options(words: list[str]) -> Options:
             wants_help = True
         elif name in ("version", "v"):
             version = True
+        elif name == "link":
+            link = True
         elif name not in found:
             raise UsageError(f"there is no flag {word}")
         else:
@@ -92,4 +98,4 @@ def parse_options(words: list[str]) -> Options:
     if found["log-level"] not in LEVELS:
         raise UsageError(f"cannot log at level {found['log-level']!r}: levels are {', '.join(LEVELS)}")
     address = parse_address(found["listen-address"])
-    return Options(address, found["log-level"], found["runtime-endpoint"], version, wants_help)
+    return Options(address, found["log-level"], found["runtime-endpoint"], link, version, wants_help)

@@ -25,9 +25,10 @@ from katapod.model.plain import console_text
 from katapod.model.record import SandboxRecord
 from katapod.monitor.ask import AnswerError, ask
 from katapod.monitor.exposition import Families, label_text, merge, render
-from katapod.monitor.fleet import METRICS_LIMIT_S, Entry, Event, Fleet, Row
+from katapod.monitor.fleet import METRICS_LIMIT_S, Entry, Event, Fleet, Row, without_secrets
 from katapod.monitor.options import Address
 from katapod.monitor.together import ask_together
+from katapod.monitor.token import is_given
 from katapod.rpc.http import HttpError, Request, Response
 
 __all__ = ["MonitorService"]
@@ -56,17 +57,24 @@ kata-monitor and Katapod's shims are Python programs: there is no pprof. What ta
   py-spy top --pid PID, py-spy dump --pid PID   what a process does now (py-spy is a package of PyPI)
   /debug/tracemalloc                            what takes kata-monitor's memory, if run with -log-level trace
 """
+FOR_ROOT = """\
+this is for root of the host alone. Open the address that kata-monitor --link prints, or send its token:
+  curl -H "Authorization: Bearer $(cat /run/kata-monitor/token)" ...
+"""
 ENDPOINTS = {
     "/metrics": "metrics of all sandboxes; sandbox=ID for one, filter_family=PREFIX,... for some families",
     "/sandboxes": "the sandboxes of this host",
     "/agent-url": "the address of a sandbox's agent: sandbox=ID",
-    "/api/sandboxes": "what the page shows, as JSON",
+    "/api/sandboxes": "what the page shows, as JSON; images and errors with the token of kata-monitor --link",
     "/debug/tracemalloc": "what takes memory in kata-monitor",
 }
 
 
 class MonitorService:
-    def __init__(self, layout: Layout, fleet: Fleet, address: Address) -> None:
+    """`token` is what shows that a client is root's; without one nobody is."""
+
+    def __init__(self, layout: Layout, fleet: Fleet, address: Address, token: str) -> None:
+        self._token = token
         self._store = StateStore(layout)
         self._fleet = fleet
         self._address = address
@@ -213,21 +221,36 @@ class MonitorService:
         lines = [f"{now} bytes now, {peak} at most", *map(str, snapshot.statistics("lineno")[:40])]
         return Response(("\n".join(lines) + "\n").encode(), headers=SAFETY)
 
+    def _is_root(self, request: Request) -> bool:
+        return is_given(self._token, request.headers.get("authorization", ""))
+
+    def _need_root(self, request: Request) -> None:
+        """Raises HttpError."""
+        if not self._is_root(request):
+            raise HttpError(403, FOR_ROOT)
+
     async def _api_sandboxes(self, request: Request) -> Response:
-        return _json(_Listing(time.time(), await self._fleet.rows(), list(self._fleet.events)))
+        rows, events, is_root = await self._fleet.rows(), list(self._fleet.events), self._is_root(request)
+        if not is_root:
+            rows = [without_secrets(row) for row in rows]
+            events = [msgspec.structs.replace(event, why="") for event in events]
+        return _json(_Listing(time.time(), rows, events, whole=is_root))
 
     async def _api_sandbox(self, request: Request) -> Response:
         entry = self._entry(request)
+        if not self._is_root(request):
+            return _json(_Detail(time.time(), without_secrets(await self._fleet.row(entry)), [], None, whole=False))
         events = [
             *_recorded(entry.record),
             *(event for event in self._fleet.events if event.sandbox_id == entry.sandbox_id),
         ]
         events.sort(key=lambda event: event.at)
         record = entry.record
-        return _json(_Detail(time.time(), await self._fleet.row(entry), events, record))
+        return _json(_Detail(time.time(), await self._fleet.row(entry), events, record, whole=True))
 
     async def _api_console(self, request: Request) -> Response:
         """The end of what the guest wrote to its console: text, without what would control a terminal."""
+        self._need_root(request)
         entry = self._entry(request)
         try:
             with open(entry.folder / "console.log", "rb", opener=_no_link) as handle:
@@ -239,6 +262,7 @@ class MonitorService:
         return Response(console_text(data).encode(), headers=SAFETY)
 
     async def _api_picture(self, request: Request) -> Response:
+        self._need_root(request)
         entry = self._entry(request)
         # heavy, and only who looks at a picture needs it
         from katapod.plan.picture import render_picture
@@ -266,6 +290,7 @@ class _Listing(msgspec.Struct):
     now: float
     sandboxes: list[Row]
     events: list[Event]
+    whole: bool  # nothing is left out
 
 
 class _Detail(msgspec.Struct):
@@ -273,6 +298,7 @@ class _Detail(msgspec.Struct):
     sandbox: Row
     events: list[Event]
     record: SandboxRecord | None
+    whole: bool
 
 
 def _recorded(record: SandboxRecord | None) -> list[Event]:
@@ -287,8 +313,8 @@ def _recorded(record: SandboxRecord | None) -> list[Event]:
         if container.finished_at:
             how = f"with status {container.exit_code}" if container.exit_code is not None else ""
             how += ", out of memory" if container.oom_killed else ""
-            why = f": {container.error}" if container.error else ""
-            found.append(Event(container.finished_at, name, f"container {container.container_id} ended {how}{why}"))
+            why = container.error
+            found.append(Event(container.finished_at, name, f"container {container.container_id} ended {how}", why))
     return found
 
 

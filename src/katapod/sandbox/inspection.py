@@ -51,7 +51,7 @@ async def collect_facts(store: StateStore, sandbox_id: str) -> SandboxFacts:
     paths = store.layout.sandbox(sandbox_id, record.machine_id)
     facts = SandboxFacts(
         sandbox_id=sandbox_id,
-        state=record.state.value,
+        state=record.shown_state.value,
         taken_at=time.time(),
         created_at=record.created_at,
         error=record.error,

@@ -23,16 +23,13 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(trace, "_fd", -1)
     monkeypatch.setattr(trace, "_tracks", {})
     trace.start_tracing()
+    assert json.loads(path.read_text())
     yield path
     os.close(trace._fd)
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
-    """Viewers take a file without its end: so does this."""
-    text = path.read_text()
-    assert text.startswith("[\n")
-    assert text.endswith(",\n")
-    found: list[dict[str, Any]] = json.loads(text.removesuffix(",\n") + "]")
+    found: list[dict[str, Any]] = json.loads(path.read_text())
     return found
 
 
@@ -122,6 +119,57 @@ def test_one_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
     script = f"import os\nwith trace.span('done'): pass\nwith trace.span('cut'): os.kill(os.getpid(), {signal.SIGKILL})"
     assert run_traced(path, script).returncode == -signal.SIGKILL
     assert set(spans_of(path)) == {"interpreter", "done"}
+
+
+def test_many_at_once_and_forks_keep_it_whole(tmp_path: Path) -> None:
+    """Also processes that share one description of the file, as those of the pool."""
+    path = tmp_path / "trace.json"
+    script = "import os\nfor _ in range(3): os.fork()\nfor n in range(50): trace.add_span(f'{os.getpid()}-{n}', 1, 2)"
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"from katapod.host import trace\ntrace.start_tracing()\n{script}"],
+            env={**os.environ, "KATAPOD_TRACE": str(path)},
+            stdout=subprocess.PIPE,  # held by all that were forked: its end is theirs
+        )
+        for _ in range(2)
+    ]
+    for program in programs:
+        assert program.communicate(timeout=60)[0] == b""
+    spans = [event["name"] for event in events_of(path) if event["ph"] == "X" and event["name"] != "interpreter"]
+    assert len(spans) == len(set(spans)) == 2 * 8 * 50
+
+
+@pytest.mark.parametrize(
+    "left",
+    ["", "[", "[\n", '[\n{"ph":"X"},\n', '[\n{"ph":"X"},\n{"ph":"', '[\n{"ph":"X"}\n]', '[\n{"ph":"X"}\n'],
+)
+def test_a_file_that_was_cut_off_is_mended(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(left)
+    assert run_traced(path, "trace.add_span('new', 1, 2)").returncode == 0
+    events = events_of(path)
+    assert events[-1]["name"] == "new"
+    assert len(events) == 3 + ("X" in left)  # beside it the name of its track, and its interpreter
+
+
+def test_a_file_that_is_no_trace_stays(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("keep me\n")
+    done = run_traced(path, "")
+    assert (done.returncode, path.read_text()) == (1, "keep me\n")
+    assert "there is a file already, which is no trace" in done.stderr
+
+
+def test_a_pipe_gets_line_after_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from katapod.host import trace\ntrace.start_tracing()"],
+        env={**os.environ, "KATAPOD_TRACE": "/dev/stdout"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert [json.loads(line.removesuffix(b","))["ph"] for line in lines] == ["M", "X"]
 
 
 def test_a_file_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,20 @@ const known = new Map(); // id -> {row, points, gone}
 const events = { list: [] };
 let sortKey = "state", sortDown = false, timer = 0, detailPlots = null, pictureOf = "";
 
+/* What is for root alone takes the token that stands behind the address which `kata-monitor --link` prints. It is kept
+   for this tab, and taken out of the address: that may be shown, or sent on. */
+function takeToken() {
+  const found = /^#token=([\w-]+)$/.exec(location.hash);
+  if (!found) return;
+  sessionStorage.setItem("token", found[1]);
+  history.replaceState(null, "", location.pathname);
+}
+const hasToken = () => sessionStorage.getItem("token") !== null;
+function ask(path) {
+  const token = sessionStorage.getItem("token");
+  return fetch(path, token ? { headers: { Authorization: `Bearer ${token}` } } : {});
+}
+
 /* ---- text */
 
 const bytes = (value) => {
@@ -71,7 +85,7 @@ function note(row, now) {
 async function refresh() {
   clearTimeout(timer);
   try {
-    const answer = await fetch("/api/sandboxes");
+    const answer = await ask("/api/sandboxes");
     if (!answer.ok) throw new Error(await answer.text());
     const found = await answer.json();
     const there = new Set();
@@ -86,6 +100,7 @@ async function refresh() {
       if (found.now - one.gone > GONE_S && id !== shownId()) known.delete(id);
     }
     events.list = found.events;
+    $("locked").hidden = found.whole;
     $("live").textContent = "live";
     $("live").className = "ok";
   } catch {
@@ -196,7 +211,7 @@ function showEvents(list, found, withNames) {
     const when = document.createElement("time");
     when.textContent = clock(event.at);
     const text = document.createElement("span");
-    text.textContent = withNames ? `${event.sandbox_id} ${event.text}` : event.text;
+    text.textContent = (withNames ? `${event.sandbox_id} ` : "") + event.text + (event.why ? `: ${event.why}` : "");
     item.append(when, text);
     return item;
   });
@@ -238,7 +253,7 @@ function facts(pairs) {
 async function showDetail(id) {
   let found = null;
   const query = `sandbox=${encodeURIComponent(id)}`;
-  const [answer, consoleAnswer] = await Promise.all([fetch(`/api/sandbox?${query}`), fetch(`/api/console?${query}`)]).catch(() => []);
+  const [answer, consoleAnswer] = await Promise.all([ask(`/api/sandbox?${query}`), hasToken() && ask(`/api/console?${query}`)]).catch(() => []);
   if (shownId() !== id) return;
   if (answer?.ok) {
     found = await answer.json();
@@ -290,13 +305,25 @@ async function showDetail(id) {
       if (atEnd) pane.scrollTop = pane.scrollHeight;
     }
   }
-  if (pictureOf !== id && !one.gone && row.use) {
+  $("d-root").hidden = found !== null && !found.whole;
+  if (pictureOf !== id && !one.gone && row.use && found?.whole) {
     pictureOf = id;
-    const picture = $("d-picture");
-    picture.onload = () => { $("d-frame").hidden = picture.hidden = false; $("d-nopicture").hidden = true; };
-    picture.onerror = () => { $("d-nopicture").hidden = false; $("d-nopicture").textContent = "No picture: the sandbox did not tell what it would show."; };
-    picture.src = `/api/picture?${query}`;
+    showPicture(id, query);
   }
+}
+
+async function showPicture(id, query) {
+  const picture = $("d-picture");
+  const none = () => {
+    $("d-nopicture").hidden = false;
+    $("d-nopicture").textContent = "No picture: the sandbox did not tell what it would show.";
+  };
+  picture.onload = () => { $("d-frame").hidden = picture.hidden = false; $("d-nopicture").hidden = true; };
+  picture.onerror = none;
+  const answer = await ask(`/api/picture?${query}`).catch(() => null);
+  const drawing = answer?.ok ? await answer.text() : "";
+  if (shownId() !== id) return;
+  if (drawing) picture.src = `data:image/svg+xml,${encodeURIComponent(drawing)}`; else none();
 }
 
 /* ---- all */
@@ -317,6 +344,7 @@ async function show() {
 }
 
 function moved() {
+  takeToken();
   pictureOf = "";
   $("d-frame").hidden = $("d-picture").hidden = true;
   $("d-picture").removeAttribute("src");
@@ -346,5 +374,6 @@ for (const column of COLUMNS) {
 $("filter").addEventListener("input", showTable);
 addEventListener("hashchange", moved);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+takeToken();
 makePlots();
 refresh();
