@@ -180,6 +180,7 @@ async def own_container(
                 auto_remove=request.remove,
                 labels=request.labels,
                 netns=Path(network.netns) if network is not None else None,
+                attached_to=network.config if network is not None else None,
             )
             if attaching is not None:
                 with span("wait for the network"):
