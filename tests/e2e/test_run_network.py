@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from faults import Finished, leftovers, record_of, wait_until, write_config
 
+from katapod.plan.loopback_guard import guard_rules
 from kit.kata import RUN_PREFIX, Kata
 from kit.templates import kata_command
 
@@ -129,6 +130,25 @@ def test_it_reaches_the_host_and_another_container(name: str, kata: Kata) -> Non
         assert done.out.endswith("hello\n")
 
 
+def test_what_the_how_to_forbids_is_forbidden(name: str, kata: Kata) -> None:
+    """The page's own commands; what the host begins, and published ports, still work."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "network-run.md"
+    commands = [line.partition("#")[0].split() for line in page.read_text().splitlines() if line[:9] == "iptables "]
+    assert len(commands) == 3
+    other = kata.name()
+    with started(other, "--net", "bridge", "-p", "18096:80", "busybox", "sh", "-c", SERVER) as address:
+        for command in commands:
+            host(*command)
+        try:
+            reach = f"ping -c 1 -w 3 10.186.0.1; ping -c 1 -w 3 {address}; echo end"
+            done = run("--name", name, "--net", "bridge", "busybox", "sh", "-c", reach)
+            assert (done.out.count("100% packet loss"), done.out.split()[-1]) == (2, "end"), done
+            assert fetch("127.0.0.1", 18096) == "hello\n"
+        finally:
+            for command in commands:
+                host(*("-D" if word == "-I" else word for word in command))
+
+
 def test_published_ports(kata: Kata, name: str) -> None:
     server = kata.name()
     with started(
@@ -196,6 +216,161 @@ def test_missing_plugins_are_named(name: str, tmp_path: Path) -> None:
     assert done.returncode == 125
     assert "cannot find the CNI plugin bridge" in done.stderr
     assert "containernetworking-plugins" in done.stderr
+
+
+WATCH = """
+import select, socket, sys
+def udp(address, port):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, port))
+    return sock
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.bind(("kata0", 0))
+places = {udp("127.0.0.1", 7777): "loopback", udp("10.186.0.1", 7777): "gateway", wire: "bridge"}
+print("ready", flush=True)
+while ready := select.select(list(places), [], [], 60)[0]:
+    for sock in ready:
+        data, peer = sock.recvfrom(2048)
+        mark = data.find(b"mark:")
+        if mark >= 0:
+            print(places[sock], data[mark + 5 :].split(b";")[0].decode(), flush=True)
+"""
+"""Says where a frame with a mark has come to."""
+
+SEND = """
+import socket, struct, sys
+device, own = sys.argv[1:3]
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind((device, 0))
+mac = wire.getsockname()[4]
+gateway = bytes.fromhex(sys.argv[3].replace(":", ""))
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+def ip4(mark, source, dest):
+    text = f"mark:{mark};".encode()
+    udp = struct.pack("!HHHH", 9999, 7777, 8 + len(text), 0) + text
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0,
+                       socket.inet_aton(source), socket.inet_aton(dest))
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + udp
+def send(kind, payload, source=mac, dest=gateway):
+    wire.send(dest + source + struct.pack("!H", kind) + payload)
+def arp(mark, sender, hardware=mac):
+    text = f"mark:{mark};".encode()
+    body = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, hardware, socket.inet_aton(sender), bytes(6),
+                       socket.inet_aton("10.186.0.1"))
+    return body + text
+other = bytes.fromhex("0200000000aa")
+for _ in range(3):  # the gateway's bridge learns, and a first frame may come before all is up
+    send(0x800, ip4("honest", own, "10.186.0.1"))
+    send(0x806, arp("honest-arp", own), dest=b"\\xff" * 6)
+    send(0x800, ip4("to-loopback", own, "127.0.0.1"))
+    send(0x8100, b"\\0\\0\\x08\\0" + ip4("tagged", own, "127.0.0.1"))
+    send(0x8100, b"\\0\\0\\x81\\0\\0\\0\\x08\\0" + ip4("tagged-twice", own, "127.0.0.1"))
+    send(0x800, ip4("from-loopback", "127.0.0.1", "10.186.0.1"))
+    send(0x800, ip4("another-address", "10.186.200.200", "10.186.0.1"))
+    send(0x800, ip4("another-mac", own, "10.186.0.1"), source=other)
+    send(0x806, arp("another-arp", "10.186.0.1"), dest=b"\\xff" * 6)
+    send(0x806, arp("arp-of-another-mac", own, other), dest=b"\\xff" * 6)
+    ip6 = bytes.fromhex("6000000000101140" + 2 * ("fe80" + "00" * 13 + "aa"))
+    send(0x86DD, ip6 + b"mark:ipv6;      ")
+    send(0x88CC, b"mark:another-kind;" + bytes(40))
+send(0x800, ip4("end", own, "10.186.0.1"))
+print("sent")
+"""
+"""Frames of a hostile neighbour: device, its address, the gateway's MAC address."""
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable[[], set[tuple[str, str]]]]:
+    """Look at the bridge and the host's sockets; what is returned waits for the last frame and tells of all."""
+    with subprocess.Popen(on_host("python3", "-c", WATCH), stdout=subprocess.PIPE, text=True) as watcher:
+        try:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline() == "ready\n"
+
+            def seen() -> set[tuple[str, str]]:
+                found: set[tuple[str, str]] = set()
+                assert watcher.stdout is not None
+                for line in watcher.stdout:
+                    place, mark = line.split()
+                    found.add((place, mark))
+                    if (place, mark) == ("gateway", "end"):
+                        break
+                return found - {("gateway", "end"), ("bridge", "end")}
+
+            yield seen
+        finally:
+            watcher.kill()
+
+
+@pytest.fixture
+def routed_loopback(kata: Kata) -> None:
+    """A port has been published, so the kernel of the host routes 127.0.0.0/8 that comes in by the bridge."""
+    done = run("--name", kata.name(), "--net", "bridge", "-p", "18095:80", "busybox", "true")
+    assert done.code == 0, done
+    assert host("sysctl", "-n", "net.ipv4.conf.kata0.route_localnet") == "1\n"
+
+
+def gateway_mac() -> str:
+    link = json.loads(host("ip", "-j", "link", "show", "kata0"))[0]
+    return str(link["address"])
+
+
+@pytest.mark.usefixtures("routed_loopback")
+def test_a_guest_sends_from_its_own_addresses_only(name: str, kata: Kata, debian_rootfs: Path) -> None:
+    words = ("--net", "bridge", "--ip", "10.186.55.5", "--rootfs", str(debian_rootfs), "--read-only")
+    with watching() as seen:
+        done = run("--name", name, *words, "python3", "-c", SEND, "eth0", "10.186.55.5", gateway_mac())
+        assert (done.code, done.out) == (0, "sent\n"), done
+        found = seen()
+    assert found == {("bridge", "honest"), ("gateway", "honest"), ("bridge", "honest-arp")}
+
+
+@pytest.mark.usefixtures("routed_loopback")
+def test_the_host_keeps_its_loopback_from_all_that_is_on_the_bridge(name: str) -> None:
+    """Also from what no filter of ours is in front of: here another port of the bridge."""
+    other = f"{HOST}-port"
+    subprocess.run(["ip", "netns", "add", other], check=True)
+    try:
+        host("ip", "link", "add", "ktport0", "type", "veth", "peer", "name", "eth0", "netns", other)
+        host("ip", "link", "set", "ktport0", "master", "kata0", "up")
+        for words in (("addr", "add", "10.186.66.6/16", "dev", "eth0"), ("link", "set", "eth0", "up")):
+            subprocess.run(["ip", "-n", other, *words], check=True)
+        command = ["ip", "netns", "exec", other, "python3", "-c", SEND, "eth0", "10.186.66.6", gateway_mac()]
+        with watching() as seen:
+            subprocess.run(command, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
+            found = seen()
+        assert {mark for place, mark in found if place == "loopback"} == set()
+        assert ("gateway", "from-loopback") not in found
+        rules = [line for line in host("iptables", "-t", "raw", "-S").splitlines() if "kata0" in line]
+        assert sorted(rules) == sorted(guard_rules("kata0")), "once each, however many sandboxes there were"
+        assert ("gateway", "honest") in found
+        assert ("bridge", "another-address") in found  # so whatever it sends gets that far
+    finally:
+        subprocess.run(["ip", "netns", "delete", other], check=True)
+
+
+@pytest.mark.usefixtures("routed_loopback")
+def test_a_privileged_guest_finds_no_route_to_the_hosts_loopback(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("secret\n")
+    server = on_host("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), "7780")
+    script = (
+        "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; ip addr del 127.0.0.1/8 dev lo;"
+        "ip route add 127.0.0.1 via 10.186.0.1; ip route get 127.0.0.1;"
+        r"printf 'GET /x HTTP/1.0\r\n\r\n' | nc -w 3 127.0.0.1 7780"
+    )
+    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as serving:
+        try:
+            assert fetch("127.0.0.1", 7780) == "secret\n"
+            done = run("--name", name, "--net", "bridge", "--privileged", "busybox", "sh", "-c", script)
+        finally:
+            serving.kill()
+    assert "via 10.186.0.1" in done.out
+    assert "secret" not in done.out
+    assert "nc: timed out" in done.err
 
 
 def attachment_of(name: str) -> dict[str, object]:

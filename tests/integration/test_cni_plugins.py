@@ -15,7 +15,9 @@ import pytest
 
 from katapod.host.bridge import bridge_subnet, filters_forwarding, remove_bridge
 from katapod.host.cni import CniFailed, check, load_networks
+from katapod.host.loopback_guard import guard_loopback
 from katapod.host.named_netns import make_netns, remove_netns
+from katapod.host.netns import scan_netns
 from katapod.host.state import StateStore
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.attachment import AttachmentRecord
@@ -25,6 +27,7 @@ from katapod.model.layout import Layout
 from katapod.model.net_flags import NetworkRequest, parse_publish
 from katapod.model.record import SandboxRecord
 from katapod.plan.attachment import attachment_of, result_of
+from katapod.plan.loopback_guard import guard_rules
 from katapod.sandbox.attachment import attached, plan_attachment, release_attachment
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
 from kit.kata import RUN_PREFIX
@@ -127,6 +130,34 @@ def test_the_built_in_bridge_is_made_used_and_undone(host: Host, settings: Katap
         assert await release_attachment(record, sandbox_id) == []  # once more does no harm
         assert await remove_bridge()
         assert not await remove_bridge()
+
+    host.run(life)
+
+
+def test_the_loopback_is_kept_from_bridges(host: Host, settings: KatapodConfig) -> None:
+    """Whoever made them: twice is as once, and a rule goes with its bridge."""
+    ids = [f"{RUN_PREFIX}loop{number}" for number in range(2)]
+
+    def rules() -> list[str]:
+        return sorted(line for line in host.command("iptables", "-t", "raw", "-S").splitlines() if line[:2] == "-A")
+
+    async def life() -> None:
+        records = [await plan(NetworkRequest(name="bridge"), settings, sandbox_id) for sandbox_id in ids]
+        pairs = list(zip(records, ids, strict=True))
+        for pair in pairs:
+            await attach_it(*pair)
+        interfaces = [interface for record in records for interface in await scan_netns(Path(record.netns))]
+        await asyncio.gather(*(guard_loopback([interface]) for interface in interfaces))
+        await guard_loopback(interfaces)
+        assert rules() == sorted(guard_rules("kata0"))
+        host.command("iptables", "-t", "raw", "-A", "PREROUTING", *guard_rules("gone0")[0].split()[2:])
+        host.command("iptables", "-t", "raw", "-A", "PREROUTING", "-i", "gone0", "-j", "DROP")
+        await guard_loopback(())
+        assert rules() == sorted([*guard_rules("kata0"), "-A PREROUTING -i gone0 -j DROP"])
+        for pair in pairs:
+            assert await release_attachment(*pair) == []
+        assert await remove_bridge()
+        assert rules() == ["-A PREROUTING -i gone0 -j DROP"]  # another's
 
     host.run(life)
 

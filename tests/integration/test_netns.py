@@ -85,6 +85,30 @@ async def test_a_tap_and_two_redirects_are_made_and_undone(wired: Pod) -> None:
     assert state(wired) == BARE
 
 
+@pytest.mark.parametrize("model", Interworking)
+async def test_frames_are_held_to_the_addresses(wired: Pod, model: Interworking) -> None:
+    """Said again after a change of addresses, the filter is another, and still one."""
+    stack = ReleaseStack()
+    network, _ = await attach(wired, stack, NetworkSettings(model, held=True))
+    way = "egress" if model is Interworking.MACVTAP else "ingress"
+
+    def shown() -> list[str]:
+        text = inside(wired.netns, "tc", "filter", "show", "dev", "tap0_kata", way).stdout
+        return [line for line in text.splitlines() if "direct-action" in line or "bytecode" in line]
+
+    first = shown()
+    assert len([line for line in first if "handle 0x1" in line]) == 1, first
+    ip("addr", "add", "10.97.3.77/24", "dev", "eth0", netns=wired.netns)
+    changed = next(interface for interface in await scan_netns(wired.path) if interface.name == "eth0")
+    await network.take_change(changed)
+    second = shown()
+    assert len(second) == len(first)
+    assert second != first
+    await stack.aclose()
+    assert links(wired.netns) == BARE[1]
+    assert qdiscs(wired.netns) == []
+
+
 async def test_a_second_sandbox_is_refused_and_the_first_keeps_its_own(wired: Pod) -> None:
     stack, other = ReleaseStack(), ReleaseStack()
     await attach(wired, stack)

@@ -183,6 +183,7 @@ async def own_container(
                 auto_remove=request.remove,
                 labels=request.labels,
                 netns=Path(network.netns) if network is not None else None,
+                attached_to=network.config if network is not None else None,
             )
             plan = replace(plan, record=msgspec.structs.replace(plan.record, attachment=network))
             with contextlib.ExitStack() as terminal:

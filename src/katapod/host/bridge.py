@@ -7,6 +7,7 @@ import socket
 import struct
 from pathlib import Path
 
+from katapod.host.loopback_guard import guard_loopback
 from katapod.host.process import find_program, run
 from katapod.model.errors import HostLacks, KatapodError
 from katapod.plan.bridge import BRIDGE, BRIDGE_DEVICE
@@ -93,4 +94,5 @@ async def remove_bridge() -> bool:
         return False
     ip = find_program("ip", package="iproute2")
     await run([ip, "link", "delete", BRIDGE_DEVICE], timeout_s=IP_LIMIT_S)
+    await guard_loopback(())  # takes away the rules of a bridge that is no more
     return True

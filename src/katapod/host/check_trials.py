@@ -5,6 +5,7 @@ However this process ends, nothing is left: an interface lives in its network na
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from katapod.kernel.mount import mount
 from katapod.kernel.process import CLONE_FS, CLONE_NEWNET, CLONE_NEWNS, unshare
 from katapod.model.errors import KatapodError
 from katapod.plan.check_facts import Trial
+from katapod.plan.frames import bytecode, plan_held_frames
 from katapod.plan.network import plan_redirect
 
 __all__ = ["try_network", "try_overlay"]
@@ -22,6 +24,7 @@ __all__ = ["try_network", "try_overlay"]
 LIMIT_S = 10.0
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
+_PROGRAM = f"'{bytecode(plan_held_frames('02:00:00:00:00:01', ()))}'"
 _QDISC, _FILTER = plan_redirect("eth0", "tap0_kata").steps
 STEPS = (  # key, program, arguments, steps that it builds on. The redirection is the one of a pod
     ("tap", "ip", "tuntap add dev tap0_kata mode tap vnet_hdr", ()),
@@ -34,6 +37,7 @@ STEPS = (  # key, program, arguments, steps that it builds on. The redirection i
         "filter add dev eth0 parent ffff: matchall action mirred egress redirect dev tap0_kata",
         ("ingress", "tap"),
     ),
+    ("bpf", "tc", f"filter add dev eth0 parent ffff: protocol all prio 1 bpf da bytecode {_PROGRAM}", ("ingress",)),
     ("htb", "tc", "qdisc add dev eth0 root handle 1: htb default 2", ("veth",)),
     ("bridge", "ip", "link add cni0 type bridge", ()),
     ("macvtap", "ip", "link add link eth0 name macvtap0 type macvtap mode bridge", ("veth",)),
@@ -83,7 +87,7 @@ async def _try(netns: Path, name: str, arguments: str, needs: list[Trial]) -> Tr
     if program is None:
         return Trial(None, f"not tried: {name} is not installed")
     try:
-        done = await run([program, *arguments.split()], netns=netns, timeout_s=LIMIT_S, check=False)
+        done = await run([program, *shlex.split(arguments)], netns=netns, timeout_s=LIMIT_S, check=False)
     except KatapodError as exc:
         return Trial(False, str(exc))
     if done.returncode == 0:

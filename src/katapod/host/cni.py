@@ -18,7 +18,17 @@ from katapod.model.cni import CniResult, NetworkConfig, parse_error, parse_netwo
 from katapod.model.errors import ConfigError, KatapodError, MissingProgram, NotFound
 from katapod.plan.cni import Attachment, Invocation, plan_add, plan_check, plan_delete
 
-__all__ = ["PLUGIN_PACKAGE", "CniFailed", "attach", "check", "detach", "find_network", "find_plugin", "load_networks"]
+__all__ = [
+    "PLUGIN_PACKAGE",
+    "CniFailed",
+    "attach",
+    "check",
+    "detach",
+    "find_network",
+    "find_plugin",
+    "in_turn",
+    "load_networks",
+]
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +103,7 @@ async def attach(attachment: Attachment) -> CniResult:
     result = CniResult()
     previous: CniResult | None = None
     for invocation in plan_add(attachment):
-        async with _in_turn() if invocation.plugin in SHARE_CHAINS else contextlib.nullcontext():
+        async with in_turn() if invocation.plugin in SHARE_CHAINS else contextlib.nullcontext():
             done = await _call(attachment, invocation, previous)
         previous = result = parse_result(done.stdout.encode(), f"the CNI plugin {invocation.plugin}")
     return result
@@ -118,7 +128,7 @@ async def check(attachment: Attachment, result: CniResult) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _in_turn() -> AsyncIterator[None]:
+async def in_turn() -> AsyncIterator[None]:
     """One at a time on this host: the lock is on its network namespace itself, and ends with the process."""
     fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -28,6 +28,7 @@ __all__ = [
     "close_all",
     "detach_nics",
     "detach_recorded",
+    "hold_frames",
     "in_netns",
     "netns_inode",
     "open_vhost",
@@ -117,9 +118,10 @@ async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
         nonlocal redirected
         await _redirect(path, plan)
         redirected = True
+        await hold_frames(path, plan)
 
     try:
-        if plan.tc.steps:
+        if plan.tc.steps or plan.hold:
             await finish(redirect(), name="redirect")  # or nobody would know how far tc has come
     except BaseException:
         if redirected:
@@ -173,6 +175,8 @@ def _drop_stale_tap(netlink: Netlink, name: str) -> None:
 
 async def _redirect(path: Path, plan: NicPlan) -> None:
     """Set qdiscs and filters; once more if what was in the way is left of a sandbox that is no more."""
+    if not plan.tc.steps:
+        return
     try:
         await _tc(path, plan.tc.steps)
     except ProcessFailed as first:
@@ -187,6 +191,19 @@ async def _redirect(path: Path, plan: NicPlan) -> None:
             if isinstance(second, ProcessFailed):
                 raise _not_redirected(path, plan, second) from second
             raise
+
+
+async def hold_frames(path: Path, plan: NicPlan) -> None:
+    """Set the filter that holds the guest to its addresses, if the plan has one. Raises NetworkError."""
+    if not plan.hold:
+        return
+    try:
+        await _tc(path, plan.hold)
+    except ProcessFailed as exc:
+        raise NetworkError(
+            f"cannot hold the frames of {plan.interface.name} in {path} to its addresses: {exc.stderr.strip() or exc}",
+            hint='load the modules cls_bpf and sch_ingress, or set spoof_check = "none" in [katapod]',
+        ) from exc
 
 
 def _not_redirected(path: Path, plan: NicPlan, cause: ProcessFailed) -> NetworkError:
@@ -225,7 +242,11 @@ async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
     ]
     try:
         await run([program, "-batch", "-"], input="\n".join(lines).encode(), netns=path, timeout_s=TOOL_LIMIT_S)
+        await hold_frames(path, plan)
         return await _opened_in(path, lambda: _open_macvtap(plan))
+    except NetworkError:
+        await detach_nics(path, NetworkRecord(str(path), netns_inode(path), (plan.record,)))
+        raise
     except (ProcessFailed, OSError) as exc:
         await detach_nics(path, NetworkRecord(str(path), netns_inode(path), (plan.record,)))
         cause = exc.stderr.strip() if isinstance(exc, ProcessFailed) else exc.strerror

@@ -43,14 +43,20 @@ _U32 = struct.Struct("=I")
 
 
 class Link:
-    """An interface. `mac` is empty for one that has none."""
+    """An interface. `mac` is empty for one that has none; `kind` as ip-link(8) calls its type, empty for hardware.
+    `peer` is the index of a veth's other end, or of what a device stands on; `master` that of the bridge it is in."""
 
-    def __init__(self, index: int, name: str, mtu: int, mac: bytes, flags: int) -> None:
+    def __init__(
+        self, index: int, name: str, mtu: int, mac: bytes, flags: int, *, peer: int = 0, master: int = 0, kind: str = ""
+    ) -> None:
         self.index = index
         self.name = name
         self.mtu = mtu
         self.mac = mac
         self.flags = flags
+        self.peer = peer
+        self.master = master
+        self.kind = kind
 
 
 class Address:
@@ -213,8 +219,20 @@ class Netlink:
 def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     found = _attributes(body[_LINK.size :])
-    name = found.get(3, b"").rstrip(b"\0").decode(errors="replace")
-    return Link(index, name, _number(found.get(4)), found.get(1, b""), flags)
+    return Link(
+        index,
+        _text(found.get(3, b"")),
+        _number(found.get(4)),
+        found.get(1, b""),
+        flags,
+        peer=_number(found.get(5)),
+        master=_number(found.get(10)),
+        kind=_text(_attributes(found.get(18, b"")).get(1, b"")),
+    )
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def _parse_address(body: bytes) -> Address:

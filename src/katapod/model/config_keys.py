@@ -16,6 +16,7 @@ _U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+SpoofCheck = Literal["run", "all", "none"]
 RootfsKind = Literal["disk", "virtio-fs"]
 
 
@@ -251,6 +252,10 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
 
     cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     """Where CNI's plugins are looked for. Default: upstream's archive, Debian, RHEL."""
+
+    spoof_check: SpoofCheck = "run"
+    """Whose frames are held to the MAC address and addresses of their interface: run = those of containers of
+    kata-runtime run, all = those of pods too, none. Default run: pods may have reasons, and CNI's plugins rules."""
 
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536)] = 192
     """MiB that a guest needs beside its containers' memory limits; sizing.py explains the default."""

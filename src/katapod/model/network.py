@@ -96,6 +96,7 @@ class Interface:
     mtu: int
     noarp: bool = False
     multi_queue: bool = False  # of a tap
+    peer_index: int = 0  # of a veth's other end, in the network namespace that that is in
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
@@ -140,6 +141,7 @@ class _Link(msgspec.Struct, frozen=True):
     mtu: int = 0
     link_type: str = ""
     address: str = ""
+    link_index: int = 0
     linkinfo: _LinkInfo = _LinkInfo()
     addr_info: tuple[_AddressInfo, ...] = ()
 
@@ -197,6 +199,7 @@ def parse_interfaces(links: bytes, routes: bytes, neighbours: bytes) -> tuple[In
                 mtu=link.mtu,
                 noarp="NOARP" in link.flags,
                 multi_queue=bool(link.linkinfo.info_data.get("multi_queue")),
+                peer_index=link.link_index,
                 addresses=addresses,
                 routes=own_routes,
                 neighbours=_neighbours_of(link.ifname, found_neighbours, own_routes),

@@ -49,6 +49,7 @@ TRIALS = {  # key: title, whether nothing starts without it, what is lost, remed
     "ingress": ("tc: ingress qdisc", False, "pods get no network", "modprobe sch_ingress"),
     "redirect": ("tc: u32 and mirred", False, "pods get no network", "modprobe -a cls_u32 act_mirred"),
     "matchall": ("tc: matchall", False, "not used yet: u32 does the same", "modprobe cls_matchall"),
+    "bpf": ("tc: bpf", False, "guests cannot be held to their addresses", "modprobe cls_bpf"),
     "htb": ("tc: htb", False, "rx_ and tx_rate_limiter_max_rate are refused", "modprobe sch_htb"),
     "bridge": ("bridges", False, "the built-in network cannot be made", "modprobe bridge"),
     "macvtap": ("macvtap", False, 'internetworking_model = "macvtap" does not work', "modprobe macvtap"),

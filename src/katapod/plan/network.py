@@ -6,6 +6,7 @@ Source: tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 from dataclasses import dataclass
 
 from katapod.model.network import Interface, InterfaceKind, Interworking, NetworkError, NicRecord
+from katapod.plan.frames import bytecode, plan_held_frames
 from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, pci_path
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "NicPlan",
     "TcPlan",
     "fd_names",
+    "plan_hold",
     "plan_nic",
     "plan_nic_device",
     "plan_redirect",
@@ -33,6 +35,7 @@ class NetworkSettings:
     vhost: bool = False  # the host has /dev/vhost-net, and it is wanted
     rx_rate: int = 0
     tx_rate: int = 0
+    held: bool = False  # the guest's frames have to be from its own MAC address and addresses
 
 
 DEFAULT_NETWORK = NetworkSettings()
@@ -59,6 +62,7 @@ class NicPlan:
     slot: int  # on the bridge
     vhost: bool
     tc: TcPlan
+    hold: tuple[str, ...] = ()  # lines for `tc -batch`: they can be repeated, and go with the tap
 
     @property
     def guest_path(self) -> str:
@@ -85,7 +89,7 @@ class NicPlan:
     def describe(self) -> str:
         lines = [
             f"interface {self.interface.name} ({self.interface.kind.value}) by {self.tap}, model {self.model.value}",
-            *(f"  tc {step}" for step in self.tc.steps),
+            *(f"  tc {step}" for step in (*self.tc.steps, *self.hold)),
         ]
         return "\n".join([*lines, *(f"  {line}" for line in self.device.describe().splitlines())])
 
@@ -106,6 +110,24 @@ def plan_redirect(source: str, target: str) -> TcPlan:
         ),
         (f"qdisc del dev {source} ingress",),
     )
+
+
+def plan_hold(interface: Interface, tap: str, model: Interworking) -> tuple[str, ...]:
+    """Drop what is not the guest's own, where its frames come in. Said again it replaces what was said before.
+
+    Raises NetworkError for a tap that is the pod's own.
+    """
+    if interface.kind is InterfaceKind.TAP:
+        raise NetworkError(
+            f"cannot hold {interface.name} to its addresses: it is a tap of the pod's own",
+            hint='set spoof_check = "run", and filter where the tap leads',
+        )
+    program = f"bpf da bytecode '{bytecode(plan_held_frames(interface.mac, interface.addresses))}'"
+    rest = f"protocol all prio 1 handle 1 {program}"
+    if model is Interworking.TCFILTER:
+        return (f"filter replace dev {tap} parent ffff: {rest}",)
+    way = "egress" if model is Interworking.MACVTAP else "ingress"  # a macvtap sends what the guest has sent
+    return (f"qdisc replace dev {tap} clsact", f"filter replace dev {tap} {way} {rest}")
 
 
 def _plan_rate(device: str, rate: int) -> TcPlan:
@@ -151,6 +173,7 @@ def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vc
         slot,
         settings.vhost,
         tc,
+        plan_hold(interface, name, model) if settings.held else (),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
 from katapod.host.qmp import QmpError
 from katapod.host.removal import clear_away
@@ -186,7 +187,9 @@ class Sandbox:
                 await self.guard(self.vm.qmp.unplug(nic.device))
                 await network.detach(nic)
                 self._free_slots.append(nic.slot)
-            told = [network.take_change(interface) for interface in changed]
+            told = [await network.take_change(interface) for interface in changed]
+            if new:
+                await guard_loopback(new)
             for interface in new:
                 nic = await network.attach(interface)
                 try:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from katapod.host.loopback_guard import guard_loopback
 from katapod.host.netns import (
     attach_nic,
     check_netns,
     close_all,
     detach_nics,
+    hold_frames,
     netns_inode,
     open_vhost,
     scan_netns,
@@ -21,7 +23,7 @@ from katapod.host.qmp import QmpClient
 from katapod.host.trace import span
 from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord
 from katapod.plan.hotplug import BRIDGE_SLOTS
-from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_nic, vhost_fd_names
+from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_hold, plan_nic, vhost_fd_names
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.sandbox.release import ReleaseStack
@@ -148,12 +150,15 @@ class PodNetwork:
                 changed.append(now)
         return gone, list(found.values()), changed
 
-    def take_change(self, interface: Interface) -> NicPlan:
-        """The NIC of an interface that has other addresses, routes or another MTU now."""
+    async def take_change(self, interface: Interface) -> NicPlan:
+        """The NIC of an interface that has other addresses, routes or another MTU now. Raises NetworkError."""
         position = next(at for at, nic in enumerate(self.nics) if nic.interface.index == interface.index)
-        self.nics[position] = replace(self.nics[position], interface=interface)
+        old = self.nics[position]
+        hold = plan_hold(interface, old.tap, old.model) if old.hold else ()
+        nic = self.nics[position] = replace(old, interface=interface, hold=hold)
         self.note(self.record)
-        return self.nics[position]
+        await hold_frames(self.netns, nic)
+        return nic
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:
@@ -180,7 +185,9 @@ async def attach_network(
     with span("attach the pod's network", "network"):
         network = PodNetwork(netns, check_netns(netns), settings, vcpus, note)
         stack.push_async_callback(network.release)
-        for interface in await scan_netns(netns):
+        interfaces = await scan_netns(netns)
+        await guard_loopback(interfaces)
+        for interface in interfaces:
             await network.attach(interface)
     return network
 

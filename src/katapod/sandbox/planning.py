@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.facts import HostFacts, cpu_identity, file_identity
+from katapod.model.cni import NetworkConfig
 from katapod.model.config import Config, config_kernel_params
 from katapod.model.layout import Layout
 from katapod.model.network import Interworking
@@ -96,10 +97,12 @@ def plan_sandbox(
     auto_remove: bool,
     labels: dict[str, str] | None = None,
     netns: Path | None = None,
+    attached_to: NetworkConfig | None = None,
     cgroup: CgroupPlan | None = None,
     pod: bool = False,
 ) -> SandboxPlan:
-    """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`."""
+    """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`, which is ours if it is
+    `attached_to` a network, and an engine's else."""
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
     vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm)
     template = template_for(config, vm)
@@ -143,11 +146,20 @@ def plan_sandbox(
             vhost=facts.vhost_net and not qemu.disable_vhost_net,
             rx_rate=qemu.rx_rate_limiter_max_rate,
             tx_rate=qemu.tx_rate_limiter_max_rate,
+            held=_is_held(config, attached_to),
         ),
         disks=_disks(config),
         bind_mounts=tuple(Path(path) for path in config.runtime.sandbox_bind_mounts),
         guest_hook_path=qemu.guest_hook_path,
     )
+
+
+def _is_held(config: Config, network: NetworkConfig | None) -> bool:
+    """Whether the guest may send from its own addresses only. A network can say itself that it wants no such check,
+    by the key that the plugin `bridge` has for its own."""
+    if network is not None and any(plugin.settings.get("macspoofchk") is False for plugin in network.plugins):
+        return False
+    return config.katapod.spoof_check == "all" or (network is not None and config.katapod.spoof_check == "run")
 
 
 def _takes_all_memory(vm: VmSpec) -> bool:

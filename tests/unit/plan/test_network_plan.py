@@ -86,6 +86,27 @@ def test_an_ipvlan_has_no_macvtap() -> None:
         plan_nic(ipvlan, 0, NetworkSettings(Interworking.MACVTAP), vcpus=1, slot=31)
 
 
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [
+        (Interworking.TCFILTER, ["filter replace dev tap0_kata parent ffff:"]),
+        (Interworking.MACVTAP, ["qdisc replace dev tap0_kata clsact", "filter replace dev tap0_kata egress"]),
+        (Interworking.NONE, ["qdisc replace dev tap0_kata clsact", "filter replace dev tap0_kata ingress"]),
+    ],
+)
+def test_frames_held_to_the_addresses(model: Interworking, steps: list[str]) -> None:
+    plan = plan_nic(ETH0, 0, NetworkSettings(model, held=True), vcpus=1, slot=31)
+    assert [step.partition(" protocol")[0] for step in plan.hold] == steps
+    assert "protocol all prio 1 handle 1 bpf da bytecode '" in plan.hold[-1]
+    assert plan.hold[-1] in plan.describe()
+    assert plan_nic(ETH0, 0, NetworkSettings(model), vcpus=1, slot=31).hold == ()
+
+
+def test_a_tap_of_the_pods_own_cannot_be_held() -> None:
+    with pytest.raises(NetworkError, match="cannot hold vmtap to its addresses"):
+        plan_nic(VMTAP, 0, NetworkSettings(held=True), vcpus=1, slot=31)
+
+
 def test_a_redirect_to_itself_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="to itself"):
         plan_redirect("eth0", "eth0")
