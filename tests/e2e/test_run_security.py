@@ -257,3 +257,28 @@ def test_bundle_runs_as_it_is(kata: Kata, bundle: Path) -> None:
     refused = kata("run", "--rm", "--name", kata.name(), "-e", "A=1", "--bundle", str(bundle))
     assert refused.code == 125
     assert "env" in refused.stderr
+
+
+def test_privileged_has_the_guests_devices_and_none_of_the_host(kata: Kata, plain: str) -> None:
+    """Those whose drivers are not loaded yet too; nodes that it makes itself can be opened."""
+    script = (
+        "for name in fuse kmsg loop-control loop0 hwrng vda; do : < /dev/$name || exit 1; done;"
+        "mknod /tmp/kmsg c 1 11 && : < /tmp/kmsg && ls /dev"
+    )
+    found = kata.ok("run", "--rm", "--name", kata.name(), "--privileged", "busybox", "sh", "-c", script).split()
+    hosts = {path.name for path in Path("/dev").iterdir() if path.is_block_device()} - {f"loop{n}" for n in range(8)}
+    assert not hosts & set(found) - {"vda"}, "vda is the guest's own"
+    assert kata("exec", plain, "ls", "/dev/kmsg", "/dev/fuse").code != 0
+
+
+def test_open_files(kata: Kata, plain: str) -> None:
+    assert kata.ok("exec", plain, "sh", "-c", "ulimit -Sn; ulimit -Hn") == "1048576\n1048576\n"
+    out = kata.ok(
+        *("run", "--rm", "--name", kata.name(), "--ulimit", "nofile=2000000:5000000", "busybox"),
+        *("sh", "-c", "ulimit -Sn; ulimit -Hn"),
+    )
+    assert out == "2000000\n5000000\n"
+    refused = kata.run("--ulimit", "nofile=unlimited", "busybox", "true")
+    assert refused.code == 125
+    assert "cannot set the limit of open files (nofile) to unlimited: the guest's kernel allows" in refused.stderr
+    assert "agent" not in refused.stderr

@@ -108,6 +108,8 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         agent.limits.follow()
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
+    if devices.opens_all(spec.Linux.Resources):
+        devices.add_guest_devices(spec)
     if spec.Linux.Sysctl:
         from katapod.agent.sysctls import apply_network_sysctls
 

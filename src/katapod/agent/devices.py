@@ -14,11 +14,24 @@ if TYPE_CHECKING:
 
     from katapod.rpc.pb import agent_pb2, oci_pb2
 
-__all__ = ["HANDLERS", "ROOT_BUS", "apply_devices", "block_device", "parse_pci_path", "pci_folder"]
+__all__ = [
+    "HANDLERS",
+    "ROOT_BUS",
+    "add_guest_devices",
+    "apply_devices",
+    "block_device",
+    "opens_all",
+    "parse_pci_path",
+    "pci_folder",
+    "static_nodes",
+]
 
 HANDLERS = ("blk", "mmioblk", "nvdimm")
 ROOT_BUS = "/sys/devices/pci0000:00"
 POLL_S = 0.01
+DEV = "/dev"
+NOT_DEVICES = ("pts", "shm", "mqueue", "fd", "console")  # of a container's /dev: mounts, or made for it by crun
+LOOP_MAJOR, LOOPS = 7, 8  # as many as the driver makes when it is loaded
 
 
 def parse_pci_path(text: str) -> list[str]:
@@ -107,3 +120,64 @@ async def apply_devices(loop: Loop, devices: Iterable[agent_pb2.Device], spec: o
             spec.Linux.Devices.add(
                 Path=device.container_path, Type="b", Major=os.major(numbers), Minor=os.minor(numbers), FileMode=0o660
             )
+
+
+def opens_all(resources: oci_pb2.LinuxResources) -> bool:
+    """Whether the container may open every device: it is a privileged one."""
+    return any(
+        rule.Allow and rule.Type in ("", "a") and not (rule.Major or rule.Minor) and set("rwm") <= set(rule.Access)
+        for rule in resources.Devices
+    )
+
+
+def add_guest_devices(spec: oci_pb2.Spec) -> None:
+    """Give the container every device of the guest, and those whose drivers the kernel loads when they are opened."""
+    taken = {device.Path for device in spec.Linux.Devices}
+    nodes = _nodes_below(DEV)
+    for path, kind, major, minor in static_nodes(_text_of(f"/lib/modules/{os.uname().release}/modules.devname")):
+        nodes.setdefault(f"{DEV}/{path}", (kind, os.makedev(major, minor), 0o600))
+    for path, (kind, numbers, mode) in sorted(nodes.items()):
+        if path not in taken:
+            spec.Linux.Devices.add(
+                Path=path, Type=kind, Major=os.major(numbers), Minor=os.minor(numbers), FileMode=mode
+            )
+
+
+def static_nodes(devname: str) -> list[tuple[str, str, int, int]]:
+    """Path below /dev, type, major and minor of what modules.devname lists: "tun net/tun c10:200". Source: depmod(8).
+
+    With the loop driver come its first devices, which appear only once it is loaded.
+    """
+    found = []
+    for line in devname.splitlines():
+        words = line.split()
+        if line.startswith("#") or len(words) != 3:
+            continue
+        major, _, minor = words[2][1:].partition(":")
+        found.append((words[1], words[2][0], int(major), int(minor)))
+        if words[0] == "loop":
+            found += [(f"loop{number}", "b", LOOP_MAJOR, number) for number in range(LOOPS)]
+    return found
+
+
+def _nodes_below(folder: str) -> dict[str, tuple[str, int, int]]:
+    """Type, number and mode of each node by its path."""
+    found: dict[str, tuple[str, int, int]] = {}
+    for entry in os.scandir(folder):
+        if folder == DEV and entry.name in NOT_DEVICES:
+            continue
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            found |= _nodes_below(entry.path)
+        elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
+            found[entry.path] = kind, status.st_rdev, stat.S_IMODE(status.st_mode)
+    return found
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path) as handle:
+            return handle.read()
+    except OSError:
+        return ""

@@ -40,6 +40,11 @@ async def resolve_process(
 
     Raises RpcError (INVALID_ARGUMENT, PERMISSION_DENIED), OSError.
     """
+    for limit in process.Rlimits:
+        if limit.Type == "RLIMIT_NOFILE":
+            from katapod.agent.limits import allow_open_files
+
+            allow_open_files(limit.Hard)
     root = rootfs.Root(path)
     try:
         _resolve_user(process, string_user, root)

@@ -11,6 +11,7 @@ import os
 
 from katapod.agent import log
 from katapod.agent.paths import SANDBOX
+from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, tuple[int, ...]]
 
-__all__ = ["KEYS", "Limits", "derive_conntrack", "derive_limits", "open_files_limit", "parse_high_pages"]
+__all__ = [
+    "KEYS",
+    "Limits",
+    "allow_open_files",
+    "derive_conntrack",
+    "derive_limits",
+    "open_files_limit",
+    "parse_high_pages",
+]
 
 PROC_SYS = "/proc/sys"
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -35,6 +44,7 @@ HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 HUGE_PAGES_BUILT = "/etc/katapod/transparent-hugepages"
 HUGE_PAGE_DEFAULTS = (("defrag", "madvise"), ("khugepaged/defrag", "1"), ("use_zero_page", "1"))
 OPEN_FILES = 1 << 20  # what engines give a container: the kernel's own default of fs.nr_open
+OPEN_FILES_MAX = 0x7FFFFFC0  # sysctl_nr_open_max of a 64-bit kernel, fs/file.c
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 KEYS = (
@@ -291,3 +301,19 @@ def open_files_limit() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+
+def allow_open_files(wanted: int) -> None:
+    """Let processes have a limit of `wanted` open files: the guest's kernel has a ceiling of its own, fs.nr_open.
+
+    Raises RpcError (INVALID_ARGUMENT).
+    """
+    if wanted > OPEN_FILES_MAX:
+        raise RpcError(
+            StatusCode.INVALID_ARGUMENT,
+            f"cannot set the limit of open files (nofile) to {'unlimited' if wanted >= 2**63 - 1 else wanted}: "
+            f"the guest's kernel allows {OPEN_FILES_MAX} at most",
+        )
+    ceiling = _numbers("fs/nr_open")
+    if ceiling and wanted > ceiling[0]:
+        _write(f"{PROC_SYS}/fs/nr_open", f"{wanted}")

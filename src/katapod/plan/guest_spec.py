@@ -13,6 +13,7 @@ from katapod.model import oci
 from katapod.model.errors import SpecError
 
 __all__ = [
+    "is_privileged",
     "process_for_guest",
     "resources_for_guest",
     "shares_pid_namespace",
@@ -56,7 +57,7 @@ def strip_for_guest(
             mount_label="",
             intel_rdt=None,
             sysctl={**linux.sysctl, "kernel.domainname": spec.domainname} if spec.domainname else linux.sysctl,
-            resources=resources_for_guest(linux.resources) if linux.resources else None,
+            resources=_resources(spec),
             namespaces=tuple(
                 oci.Namespace(type=namespace.type)
                 for namespace in linux.namespaces
@@ -90,6 +91,34 @@ def visible_mounts(mounts: tuple[oci.Mount, ...]) -> tuple[oci.Mount, ...]:
     one. A path has one source in the guest then."""
     last = {mount.destination.rstrip("/"): index for index, mount in enumerate(mounts)}
     return tuple(mount for index, mount in enumerate(mounts) if last[mount.destination.rstrip("/")] == index)
+
+
+def is_privileged(spec: oci.Spec) -> bool:
+    """Whether the container is to have all rights.
+
+    Engines that are told to leave out the host's devices (privileged_without_host_devices) may leave out the rule that
+    opens them as well. Then it shows in that nothing else is held back: no other container may write to /sys.
+    """
+    linux, caps = spec.linux, spec.process.capabilities
+    if linux.resources is not None and any(_opens_all(rule) for rule in linux.resources.devices):
+        return True
+    held_back = linux.masked_paths or linux.readonly_paths or linux.seccomp
+    sys_is_writable = any(mount.type == "sysfs" and "ro" not in mount.options for mount in spec.mounts)
+    return bool(not held_back and sys_is_writable and caps and {"CAP_SYS_ADMIN", "CAP_MKNOD"} <= set(caps.bounding))
+
+
+def _opens_all(rule: oci.DeviceCgroup) -> bool:
+    everything = rule.type in ("", "a") and rule.major in (None, -1) and rule.minor in (None, -1)
+    return rule.allow and everything and set("rwm") <= set(rule.access)
+
+
+def _resources(spec: oci.Spec) -> oci.Resources | None:
+    """A privileged container keeps the one rule that means all devices: in the guest, all of the guest's."""
+    resources = spec.linux.resources
+    if not is_privileged(spec):
+        return resources_for_guest(resources) if resources else None
+    rule = oci.DeviceCgroup(allow=True, access="rwm")
+    return replace(resources_for_guest(resources or oci.Resources()), devices=(rule,))
 
 
 def resources_for_guest(resources: oci.Resources) -> oci.Resources:

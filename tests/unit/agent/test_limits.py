@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from katapod.agent import limits
+from katapod.rpc.status import RpcError
 
 MIB = 1 << 20
 BOOT_256 = {
@@ -91,6 +92,16 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(limits, "_set_by_parameter", lambda: {"fs/file-max"})
     monkeypatch.setattr(limits, "_total_memory", lambda: 215 * MIB)
     return tmp_path
+
+
+def test_more_open_files_than_the_kernel_allows_by_itself(guest: Path) -> None:
+    (guest / "fs/nr_open").write_text("1048576\n")
+    limits.allow_open_files(1 << 20)
+    assert (guest / "fs/nr_open").read_text() == "1048576\n"
+    limits.allow_open_files(5_000_000)
+    assert (guest / "fs/nr_open").read_text() == "5000000"
+    with pytest.raises(RpcError, match=r"\(nofile\) to unlimited: the guest's kernel allows 2147483584 at most"):
+        limits.allow_open_files((1 << 63) - 1)
 
 
 def test_what_others_have_set_stays(guest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

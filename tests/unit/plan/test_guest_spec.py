@@ -9,7 +9,13 @@ from katapod.model import oci
 from katapod.model.errors import SpecError
 from katapod.model.flags import Volume
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
-from katapod.plan.guest_spec import shares_pid_namespace, strip_for_guest, visible_mounts, without_host_devices
+from katapod.plan.guest_spec import (
+    is_privileged,
+    shares_pid_namespace,
+    strip_for_guest,
+    visible_mounts,
+    without_host_devices,
+)
 
 GUEST_ROOT = "/run/kata-containers/shared/containers/c1/rootfs"
 SHM = "/run/kata-containers/sandbox/shm"
@@ -70,6 +76,46 @@ def test_resources_keep_memory_cpu_time_and_pids() -> None:
         pids=oci.Pids(limit=4),
         hugepage_limits=(oci.HugepageLimit(page_size="2MB", limit=6),),
     )
+
+
+ALL_DEVICES = oci.DeviceCgroup(allow=True, access="rwm")
+SYS = oci.Mount(destination="/sys", type="sysfs", source="sysfs", options=("nosuid", "rw"))
+
+
+@pytest.mark.parametrize(
+    "rule", [ALL_DEVICES, oci.DeviceCgroup(allow=True, type="a", major=-1, minor=-1, access="rwm")]
+)
+def test_the_rule_that_opens_all_devices_is_kept_alone(rule: oci.DeviceCgroup) -> None:
+    rules = (
+        oci.DeviceCgroup(allow=False, access="rwm"),
+        oci.DeviceCgroup(allow=True, type="b", major=8, minor=0),
+        rule,
+    )
+    found = strip(spec(resources=oci.Resources(devices=rules, memory=oci.Memory(limit=1))))
+    assert found.linux.resources == oci.Resources(devices=(ALL_DEVICES,), memory=oci.Memory(limit=1))
+
+
+def test_privileged_is_also_who_has_every_right_but_that_rule() -> None:
+    """As containerd tells it with privileged_without_host_devices."""
+    caps = oci.Capabilities(bounding=("CAP_MKNOD", "CAP_SYS_ADMIN"))
+    given = spec(SYS)
+    given = msgspec.structs.replace(given, process=msgspec.structs.replace(given.process, capabilities=caps))
+    assert is_privileged(given)
+    assert strip(given).linux.resources == oci.Resources(devices=(ALL_DEVICES,))
+    for held_back in (
+        msgspec.structs.replace(given, mounts=(msgspec.structs.replace(SYS, options=("ro",)),)),
+        msgspec.structs.replace(given, linux=oci.Linux(masked_paths=("/proc/kcore",))),
+        msgspec.structs.replace(given, linux=oci.Linux(readonly_paths=("/proc/sys",))),
+        msgspec.structs.replace(given, linux=oci.Linux(seccomp=oci.Seccomp(default_action="SCMP_ACT_ALLOW"))),
+        spec(SYS),
+    ):
+        assert not is_privileged(held_back)
+
+
+def test_run_asks_for_all_devices_with_privileged_only() -> None:
+    for privileged in (False, True):
+        options = ContainerOptions(args=("sh",), privileged=privileged)
+        assert is_privileged(plan_container_spec(ProcessDefaults(), options, "/host/root")) is privileged
 
 
 def test_namespaces() -> None:
