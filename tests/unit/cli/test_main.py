@@ -15,13 +15,8 @@ from katapod.cli.settings import print_error
 from katapod.model.errors import KatapodError
 
 # who may read everything: the sources may be in /root
-OTHER_USER = [
-    "setpriv",
-    "--reuid=65534",
-    "--clear-groups",
-    "--inh-caps=-all,+dac_read_search",
-    "--ambient-caps=+dac_read_search",
-]
+OTHER_USER = ["setpriv", "--reuid=65534", "--clear-groups"]
+OTHER_USER += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may serve")
 MAIN = "from katapod.cli.main import main; main()"
 
