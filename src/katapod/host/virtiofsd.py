@@ -53,7 +53,7 @@ async def running_virtiofsd(plan: VirtiofsdPlan, socket_path: Path, log_path: Pa
 
     The socket is bound here and inherited, so QEMU may connect before the daemon is up.
     """
-    program = find_program(plan.program, package="qemu-system-common")
+    program = find_program(plan.program, package="virtiofsd")
     socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         socket_path.unlink()

@@ -441,7 +441,7 @@ def check_paths(parsed: ParsedConfig, exists: Callable[[str], bool]) -> Config:
     daemon = find_virtiofsd(qemu.virtio_fs_daemon, exists)
     if not daemon or not exists(daemon):
         tried = daemon or " or ".join(VIRTIOFSD_PATHS)
-        install = "install virtiofsd (Debian 12: qemu-system-common has it)"
+        install = "install virtiofsd (in Debian 12 it is a part of qemu-system-common)"
         missing.append(_no_program("virtiofsd", "virtio_fs_daemon", tried, install, source))
     if qemu.firmware and not exists(qemu.firmware):
         missing.append(_no_file("firmware", qemu.firmware, "hypervisor.qemu", "firmware", source))

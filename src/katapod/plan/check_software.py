@@ -21,7 +21,7 @@ QEMU_TRIED = (7, 2)
 """Katapod is tried with this version and later ones."""
 
 PROGRAMS = {  # name: whether no sandbox starts without it, what is lost, package of Debian, of Fedora and RHEL
-    "virtiofsd": (True, "no sandbox starts", "qemu-system-common (Debian 13: virtiofsd)", "virtiofsd"),
+    "virtiofsd": (True, "no sandbox starts", "virtiofsd, or on Debian 12 qemu-system-common", "virtiofsd"),
     "ip": (False, "sandboxes get no network", "iproute2", "iproute"),
     "tc": (False, "pods get no network", "iproute2", "iproute-tc"),
     "iptables": (False, "the built-in network cannot be made", "iptables", "iptables-nft"),

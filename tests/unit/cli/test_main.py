@@ -14,15 +14,17 @@ from katapod.cli.main import call, explain
 from katapod.cli.settings import print_error
 from katapod.model.errors import KatapodError
 
-USER = 65534
+# who may read everything: the sources may be in /root
+OTHER_USER = ["setpriv", "--reuid=65534", "--clear-groups"]
+OTHER_USER += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may serve")
 MAIN = "from katapod.cli.main import main; main()"
 
 
 def kata(*arguments: str, as_user: bool = False, **options: object) -> subprocess.CompletedProcess[str]:
-    become = f"import os; os.getuid() == 0 and os.setuid({USER}); " if as_user else ""
+    become = OTHER_USER if as_user and os.getuid() == 0 else []
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-W", "error", "-c", become + MAIN, *arguments],
+        [*become, sys.executable, "-W", "error", "-c", MAIN, *arguments],
         text=True,
         capture_output=True,
         timeout=60,

@@ -126,10 +126,10 @@ def test_a_directory_that_cannot_be_finished_does_not_keep_the_name(
 ) -> None:
     real_open = os.open
 
-    def full(path: str, flags: int, mode: int = 0o777) -> int:
+    def full(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if str(path).endswith("lock"):
             raise OSError(28, "No space left on device")
-        return real_open(path, flags, mode)
+        return real_open(path, flags, mode, dir_fd=dir_fd)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", full)

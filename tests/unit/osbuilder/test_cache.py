@@ -173,8 +173,11 @@ async def test_prune_keeps_what_is_used_or_installed(tmp_path: Path) -> None:
     spare, current = make_image(cache, "6.3.0"), make_image(cache, "6.4.0", flavour="systemd")
     switch_links(cache, linked)
     switch_links(cache, current)
-    vm = await asyncio.create_subprocess_exec("sh", "-c", "read x", "vm", "-initrd", str(running.initrd), stdin=-1)
+    started = ["sh", "-c", "echo; read x", "vm", "-initrd", str(running.initrd)]
+    vm = await asyncio.create_subprocess_exec(*started, stdin=-1, stdout=-1)
     try:
+        assert vm.stdout is not None
+        await vm.stdout.readline()  # a process that has just been made has no command line yet
         assert await prune_images(cache, system_root=node) == [gone]
         assert await prune_images(cache, system_root=node, also_installed=True) == [spare]
     finally:

@@ -155,7 +155,7 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
         writer.write(b"GET /hang HTTP/1.1\r\n\r\n")
         await writer.drain()
         await asyncio.sleep(0)
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises((ConnectionRefusedError, FileNotFoundError)):  # from Python 3.13 on the socket's file goes
         await asyncio.open_unix_connection(path)
     with contextlib.suppress(ConnectionResetError):
         assert await reader.read() == b""
