@@ -1,9 +1,10 @@
-"""Network namespaces with a name: /run/netns/kata-ID, as `ip netns` has them."""
+"""Network namespaces with a name: /run/netns/kata-ID, as `ip netns` has them, among the host's mounts."""
 
 import os
 from pathlib import Path
 
 from katapod.host.mounts import unmount_below
+from katapod.host.own_mounts import in_host_mounts
 from katapod.host.process import find_program, run
 from katapod.model.errors import KatapodError
 
@@ -24,13 +25,13 @@ async def make_netns(path: Path) -> None:
     """
     remove_netns(path)
     ip = find_program("ip", package="iproute2")
-    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S)
-    await run([ip, "-netns", path.name, "link", "set", "lo", "up"], timeout_s=IP_LIMIT_S)
+    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S, host_mounts=True)
+    await run([ip, "-netns", path.name, "link", "set", "lo", "up"], timeout_s=IP_LIMIT_S, host_mounts=True)
 
 
 def remove_netns(path: Path) -> None:
     """Take the name away; the namespace goes when no process is left in it. Idempotent. Raises KatapodError."""
-    unmount_below(path)
+    in_host_mounts(lambda: unmount_below(path))
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
@@ -39,7 +40,8 @@ def remove_netns(path: Path) -> None:
 
 def is_netns(path: Path) -> bool:
     """Whether a namespace has the name. One whose making was cut short may be a plain file. Raises OSError."""
-    return os.stat(path).st_dev == os.stat("/proc/thread-self/ns/net").st_dev  # all of them are on one nsfs
+    device = in_host_mounts(lambda: os.stat(path).st_dev)
+    return device == os.stat("/proc/thread-self/ns/net").st_dev  # all of them are on one nsfs
 
 
 def current_netns() -> str:

@@ -109,10 +109,10 @@ def _call(path: str, number: int, *arguments: object) -> int:
     return result
 
 
-def clone_tree(path: str) -> int:
+def clone_tree(path: str, *, recursive: bool = True) -> int:
     """Copy the mounts at and below `path` into a tree that is attached nowhere; the descriptor is the caller's
     and holds it: the tree is gone when it is closed before attach_tree. Raises OSError."""
-    flags = OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
+    flags = OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
     return _call(path, SYS_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
 
 

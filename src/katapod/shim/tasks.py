@@ -142,7 +142,7 @@ class Tasks:
                 container_id=container_id,
                 image=_image_of(spec),
                 spec=spec,
-                rootfs=Rootfs(Path(spec.root.path), direct=True),
+                rootfs=Rootfs(Path(spec.root.path), direct=True, own=rootfs is not None),
                 guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
                 create_timeout_s=float(pod.config.runtime.create_container_timeout),
                 holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
