@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.containerd import Containerd
 from kit.cri import Cri, CriError, mount
 from kit.kata import Kata, wait_for
 
@@ -237,3 +238,32 @@ def test_links_stay_inside(cri: Cri, tmp_path: Path) -> None:
     container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt")])
     assert pod.sh(container, "cat /mnt/link") == pod.sh(container, "cat /etc/passwd")
     assert "user:x:1000" in pod.sh(container, "cat /mnt/link")
+
+
+def test_what_a_pod_mounts_pins_nothing_of_others(cri: Cri, node: Containerd) -> None:
+    """A hostPath `/` has the mounts of every other pod below it: they can be removed all the same, and the host's mount
+    namespace has nothing of ours, before, during and after."""
+
+    def of_host(word: str) -> list[str]:
+        return [line for line in Path("/proc/1/mountinfo").read_text().splitlines() if word in line]
+
+    reference = Cri(node, "runc")
+    try:
+        ours_before = of_host("kata-containers/shared")
+        other = reference.run_pod()
+        container = other.start(*SLEEP)
+        (root,) = [line.split()[4] for line in of_host(container) if line.split()[4].endswith("/rootfs")]
+        pod = cri.run_pod()
+        looking = pod.start(*SLEEP, mounts=[mount("/", "/host")])
+        assert "busybox" in pod.sh(looking, f"ls /host{root}/bin"), "it has them below its own"
+        assert of_host("kata-containers/shared") == ours_before
+        assert of_host(looking) == []
+        other.remove_container(container)  # EBUSY, while they were mounted in the host's namespace a second time
+        other.stop_and_remove()
+        assert of_host(container) == []
+        pod.remove_container(looking)
+        pod.stop_and_remove()
+        assert of_host("kata-containers/shared") == ours_before
+    finally:
+        reference.remove_all()
+        reference.close()

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.host.removal import NotRemoved
 from katapod.host.state import StateStore
 from katapod.images import ImageStore
 from katapod.model.config import check_paths, load_config
+from katapod.model.errors import KatapodError
 from katapod.model.ids import ContainerId
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
+from katapod.sandbox import container as container_module
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
 from katapod.sandbox.errors import CommandNotFound
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
@@ -103,8 +106,15 @@ async def _container(
     return container
 
 
+def _is_busy(directory: Path) -> None:
+    raise NotRemoved(f"cannot remove {directory}: Device or resource busy")
+
+
 @pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "virtio-fs"])
-async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata, on_disk: bool) -> None:
+async def test_neighbour_of_a_container_out_of_memory_lives_on(
+    kata: Kata, on_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who could not be removed at first, is removed when what hindered it is over."""
     async with _sandbox(kata.name()) as sandbox:
         talk, out_of_memory = _Kept(), asyncio.Event()
         events = asyncio.create_task(watch_oom({"greedy": out_of_memory}, sandbox.agent))
@@ -123,6 +133,11 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(kata: Kata, on_di
             await asyncio.wait_for(out_of_memory.wait(), 2)
             assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
 
+            with monkeypatch.context() as patch:
+                patch.setattr(container_module, "remove_tree", _is_busy)
+                for _ in range(2):
+                    with pytest.raises(KatapodError, match=r"cannot remove all of container greedy: .*busy"):
+                        await greedy.remove()
             await greedy.remove()
             assert [item.container_id for item in sandbox.record.containers] == ["neighbour"]
             assert not list(sandbox.paths.mounts.glob("greedy*"))

@@ -20,6 +20,7 @@ from katapod.cli.progress import image_progress
 from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.trace import span
 from katapod.images import ImageStore
 from katapod.model import oci
@@ -409,6 +410,7 @@ def _background(settings: Globals, request: RunRequest, writer: int) -> int:
         await task
 
     try:
+        leave_host_mounts()
         asyncio.run(own())
     except asyncio.CancelledError:
         return 143

@@ -28,6 +28,7 @@ from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, pl
 from katapod.cli.pool_peer import Client, read_request
 from katapod.cli.settings import Globals
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
+from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.priority import leave_background, stay_in_background
 from katapod.host.trace import span, start_tracing
 from katapod.model.config import Config, check_paths, load_config
@@ -71,6 +72,7 @@ class _Surroundings:
 def member_main(settings: Globals, command: click.Command, control: socket.socket) -> int:
     """The life of the forked process; returns its exit status: 0 unless the server should tidy up and wait."""
     try:
+        leave_host_mounts()
         return asyncio.run(_Member(settings, command, control).live())
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 0
@@ -122,7 +124,7 @@ class _Member:
 
     def _look_around(self) -> _Surroundings:
         chosen = self.settings.config_file
-        marks = [wire.fingerprint(wire.config_files(chosen)), *wire.namespaces()]
+        marks = [wire.fingerprint(wire.config_files(chosen)), *in_host_mounts(wire.namespaces)]
         config = check_paths(load_config(Path(chosen) if chosen else None), os.path.exists)
         return _Surroundings(config, collect_host_facts(), marks)
 

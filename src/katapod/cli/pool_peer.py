@@ -92,7 +92,7 @@ class Client:
         *streams, cwd = self.fds
         for number, fd in enumerate(streams):
             os.dup2(fd, number)
-        os.fchdir(cwd)
+        _go_to(cwd)
         self._close_descriptors()
         os.umask(self.request.umask)
         os.environ.clear()
@@ -163,3 +163,13 @@ class Client:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+
+def _go_to(folder: int) -> None:
+    """Make it our working directory, as our own mounts have it: the path of one among the client's could not be told.
+    Raises OSError."""
+    os.fchdir(folder)
+    path = os.readlink("/proc/self/cwd")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(path), os.fstat(folder)):
+            os.chdir(path)

@@ -132,6 +132,6 @@ def fingerprint(files: list[str]) -> bytes:
 
 
 def namespaces() -> list[bytes]:
-    """What of the world this process sees: its namespaces and its root directory. Raises OSError."""
-    found = [os.stat(f"/proc/self/ns/{kind}") for kind in NAMESPACES] + [os.stat("/")]
+    """What of the world the calling thread sees: its namespaces and its root directory. Raises OSError."""
+    found = [os.stat(f"/proc/thread-self/ns/{kind}") for kind in NAMESPACES] + [os.stat("/")]
     return [b"%d:%d" % (status.st_dev, status.st_ino) for status in found]

@@ -136,6 +136,7 @@ def run(
     """
     with span("load the runtime"):
         from katapod.cli.owner import RunRequest, run_attached, run_detached
+        from katapod.host.own_mounts import leave_host_mounts
         from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
 
         is_loaded()
@@ -203,6 +204,7 @@ def run(
         return 0
     if detach:
         return run_detached(settings, request)
+    leave_host_mounts()
     return asyncio.run(run_attached(settings, request))
 
 

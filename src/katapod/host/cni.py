@@ -155,6 +155,7 @@ async def _call(attachment: Attachment, invocation: Invocation, previous: CniRes
         env={**invocation.environment, "PATH": path},
         input=invocation.stdin(previous),
         check=False,
+        host_mounts=True,
     )
     if done.returncode != 0:
         said = parse_error(done.stdout.encode())

@@ -4,6 +4,7 @@ The parts are in the order of Kata's script, then come ours. What fails does not
 """
 
 import datetime
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from katapod import __version__
 from katapod.host.check_engines import CONTAINERD_CONFIG, CRIO_CONFIG, CRIO_DROP_INS, find_shim
 from katapod.host.logs import read_tail
 from katapod.host.process import run
+from katapod.host.state import StateStore
 from katapod.model.config import CONFIG_PATHS
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
@@ -65,7 +67,7 @@ async def collect_parts(layout: Layout, problem_limit: int) -> AsyncIterator[Par
     yield _part("Kata monitor", [("", await _command([monitor, "--version"]) if monitor else "not found")])
     yield _part("Check", [("", await _command([program, "check", "--verbose"]))])
     yield _part("Sandboxes", _sandboxes(layout))
-    yield _part("Mounts", [("", _matching("/proc/self/mountinfo", r"kata|/run/vc"))])
+    yield _part("Mounts", _mounts(layout))
     yield _part("Cgroups", [("/proc/self/cgroup", _read("/proc/self/cgroup")), ("of sandboxes", _cgroups())])
     yield _part("Network namespaces", await _namespaces())
 
@@ -229,6 +231,15 @@ def _sandboxes(layout: Layout) -> list[tuple[str, str]]:
                 items.append((f"{directory.name}: {log.name}", f"cannot be read: {exc.strerror}"))
     if len(directories) > SANDBOXES_MAX:
         items.append(("", f"{len(directories) - SANDBOXES_MAX} more are left out"))
+    return items
+
+
+def _mounts(layout: Layout) -> list[tuple[str, str]]:
+    """The host's, and those that each owner has for itself."""
+    items = [("", _matching("/proc/self/mountinfo", r"kata|/run/vc"))]
+    for record in itertools.islice(StateStore(layout).records(), SANDBOXES_MAX):
+        owner = f"/proc/{record.owner_pid}/mountinfo"
+        items.append((f"{record.sandbox_id}: {owner}", _matching(owner, r"kata|/run/vc")))
     return items
 
 

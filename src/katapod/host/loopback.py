@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from katapod.host.netns import in_netns
+from katapod.host.own_mounts import in_host_mounts
 
 __all__ = ["LoopbackListener", "listen_on_loopback"]
 
@@ -63,7 +64,7 @@ def listen_on_loopback(netns: Path) -> LoopbackListener:
                 _update(map_fd, index, each.fileno())
             program_fd = _load(_program(map_fd))
             fds.callback(os.close, program_fd)
-            netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            netns_fd = in_host_mounts(lambda: os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
             fds.callback(os.close, netns_fd)
             link_fd = _bpf(_LINK_CREATE, struct.pack("=IIII", program_fd, netns_fd, _ATTACH_SK_LOOKUP, 0))
         undo.pop_all()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from katapod.host.own_mounts import in_host_mounts
 from katapod.host.tasks import in_own_thread
 from katapod.kernel.mount import (
     MNT_DETACH,
@@ -77,25 +78,37 @@ def export_directory(mounts: Path, shared: Path) -> None:
         raise MountFailed(f"cannot export {mounts}: {exc.strerror}", hint="mounting needs CAP_SYS_ADMIN") from exc
 
 
-def bind(source: Path, target: Path, access: Access = Access.WRITABLE, *, recursive: bool = True) -> None:
+def bind(
+    source: Path, target: Path, access: Access = Access.WRITABLE, *, recursive: bool = True, own: bool = False
+) -> None:
     """Bind a file or directory, if `recursive` with the mounts below it, to `target`, which is made.
 
-    The copy is complete before it is attached: private, since an unmount below a shared one would reach the
-    user's own tree, and read-only where it has to be, since what is propagated to the exported view
-    (export_directory) keeps the flags it has at that moment. Raises NotFound, MountFailed.
+    `source` is what the host has there now, or, with `own`, what this process has mounted. The copy is complete before
+    it is attached: private, since an unmount below a shared one would reach the user's own tree, and read-only where it
+    has to be, since what is propagated to the exported view (export_directory) keeps the flags it has at that moment.
+    Raises NotFound, MountFailed.
     """
+    path = os.path.abspath(source)
+    kind = 0
+
+    def clone() -> int:
+        nonlocal kind
+        kind = os.stat(path).st_mode
+        return clone_tree(path, recursive=recursive)
+
     try:
-        kind = os.stat(source).st_mode
+        tree = clone() if own else in_host_mounts(clone)
     except OSError as exc:
-        raise NotFound(f"cannot mount {source}: {exc.strerror}") from exc
+        if not kind:
+            raise NotFound(f"cannot mount {source}: {exc.strerror}") from exc
+        raise MountFailed(f"cannot bind {source} to {target}: {exc.strerror}") from exc
     try:
-        if stat.S_ISDIR(kind):
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            target.touch(mode=0o600)
-        tree = clone_tree(str(source), recursive=recursive)
         try:
+            if stat.S_ISDIR(kind):
+                target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            else:
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                target.touch(mode=0o600)
             set_tree_attributes(
                 tree, attributes=MOUNT_ATTR_RDONLY if access is Access.READ_ONLY else 0, propagation=MS_PRIVATE
             )
@@ -135,7 +148,12 @@ def mount_given(kind: str, source: str, options: Iterable[str], target: Path) ->
     flags, data = parse_options(options)
     try:
         if flags & MS_BIND:
-            mount(source, str(target), None, MS_BIND | flags & MS_REC)
+            tree = in_host_mounts(lambda: clone_tree(os.path.abspath(source), recursive=bool(flags & MS_REC)))
+            try:
+                set_tree_attributes(tree, propagation=MS_PRIVATE)
+                attach_tree(tree, str(target))
+            finally:
+                os.close(tree)
             if extra := flags & ~(MS_BIND | MS_REC):
                 mount("none", str(target), None, MS_BIND | MS_REMOUNT | extra)
         elif len(os.fsencode(data)) < OPTIONS_MAX:
@@ -179,8 +197,8 @@ class MountEntry:
     read_only: bool
 
 
-def read_mounts(process: int | str = "self") -> Iterator[MountEntry]:
-    """The mounts that a process sees, oldest first. Raises OSError. Source: proc(5), mountinfo."""
+def read_mounts(process: int | str = "thread-self") -> Iterator[MountEntry]:
+    """The mounts that a process, or the calling thread, sees, oldest first. Raises OSError. Source: proc(5)."""
     with open(f"/proc/{process}/mountinfo", "rb") as handle:
         for line in handle:
             fields, _, rest = line.partition(b" - ")

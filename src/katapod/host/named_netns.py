@@ -1,10 +1,11 @@
-"""Network namespaces with a name: /run/netns/kata-ID, as `ip netns` has them."""
+"""Network namespaces with a name: /run/netns/kata-ID, as `ip netns` has them, among the host's mounts."""
 
 import os
 from pathlib import Path
 
 from katapod.host.mounts import unmount_below
 from katapod.host.netns import in_netns
+from katapod.host.own_mounts import in_host_mounts
 from katapod.host.process import find_program, run
 from katapod.kernel.netlink import Netlink
 from katapod.model.errors import KatapodError
@@ -27,9 +28,9 @@ async def make_netns(path: Path) -> None:
     """
     remove_netns(path)
     ip = find_program("ip", package="iproute2")
-    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S)
+    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S, host_mounts=True)
     try:
-        in_netns(path, _loopback_up)
+        in_host_mounts(lambda: in_netns(path, _loopback_up))
     except OSError as exc:
         raise KatapodError(f"cannot bring up the loopback interface of {path}: {exc.strerror}") from exc
 
@@ -41,7 +42,7 @@ def _loopback_up() -> None:
 
 def remove_netns(path: Path) -> None:
     """Take the name away; the namespace goes when no process is left in it. Idempotent. Raises KatapodError."""
-    unmount_below(path)
+    in_host_mounts(lambda: unmount_below(path))
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
@@ -50,7 +51,8 @@ def remove_netns(path: Path) -> None:
 
 def is_netns(path: Path) -> bool:
     """Whether a namespace has the name. One whose making was cut short may be a plain file. Raises OSError."""
-    return os.stat(path).st_dev == os.stat("/proc/thread-self/ns/net").st_dev  # all of them are on one nsfs
+    device = in_host_mounts(lambda: os.stat(path).st_dev)
+    return device == os.stat("/proc/thread-self/ns/net").st_dev  # all of them are on one nsfs
 
 
 def current_netns() -> str:

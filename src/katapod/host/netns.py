@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from katapod.host.own_mounts import in_host_mounts
 from katapod.host.process import ProcessFailed, find_program, run
 from katapod.host.tasks import finish, in_own_thread
 from katapod.kernel.netlink import Netlink
@@ -48,7 +49,7 @@ _Result = TypeVar("_Result")
 def netns_inode(path: Path) -> int:
     """What tells a network namespace from others; 0 if there is none at `path`."""
     try:
-        return os.stat(path).st_ino
+        return in_host_mounts(lambda: os.stat(path).st_ino)
     except OSError:
         return 0
 
@@ -71,7 +72,7 @@ def in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
     """Run `work` in a thread of its own that has entered the namespace. Raises what it raises, and OSError."""
 
     def enter() -> _Result:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = in_host_mounts(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         try:
             setns(fd, CLONE_NEWNET)
         finally:

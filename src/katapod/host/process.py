@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from katapod.host.own_mounts import enter_host_mounts, in_host_mounts
 from katapod.host.tasks import finish
 from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
@@ -122,16 +123,18 @@ async def run(
     netns: Path | None = None,
     executable: str | None = None,
     only_env: Mapping[str, str] | None = None,
+    host_mounts: bool = False,
 ) -> Completed:
     """Run a program to its end: `executable`, or the first of `argv`; `only_env` is all of its environment.
 
     Raises MissingProgram if it is not there, CannotRun if it is no program, and ProcessFailed (with `check`)
     on a status other than zero or when `timeout_s` runs out. When we are cancelled the program and its
     process group are killed. With `netns` it runs in that network namespace; what does not open or is none raises
-    CannotRun.
+    CannotRun. With `host_mounts` it sees the host's mounts, as others see its own, and not those of this process.
     """
     log.debug("run: %s", shlex.join(argv))
     entered = _open_netns(argv, netns)
+    elsewhere = entered is not None or host_mounts
     try:
         process = await _create(
             *argv,
@@ -142,7 +145,7 @@ async def run(
             cwd=cwd,
             executable=executable,
             start_new_session=True,
-            preexec_fn=functools.partial(setns, entered, CLONE_NEWNET) if entered is not None else None,
+            preexec_fn=functools.partial(_before_run, entered, host_mounts) if elsewhere else None,
         )
     except subprocess.SubprocessError as exc:  # of preexec_fn
         raise _no_netns(argv, netns, "it is no network namespace") from exc
@@ -211,7 +214,7 @@ def _open_netns(argv: Sequence[str], netns: Path | None) -> int | None:
     if netns is None:
         return None
     try:
-        return os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        return in_host_mounts(lambda: os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as exc:
         raise _no_netns(argv, netns, exc.strerror or str(exc)) from exc
 
@@ -283,6 +286,13 @@ async def spawn(
         for fd in (*copies.values(), *([entered] if entered is not None else [])):
             os.close(fd)
     return Child(tuple(argv), process)
+
+
+def _before_run(netns: int | None, host_mounts: bool) -> None:
+    if netns is not None:
+        setns(netns, CLONE_NEWNET)
+    if host_mounts:
+        enter_host_mounts()
 
 
 def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None) -> None:

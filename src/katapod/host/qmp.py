@@ -25,7 +25,11 @@ LINE_MAX = 4 * 1024 * 1024
 
 
 class QmpError(KatapodError):
-    """QEMU refused a command."""
+    """QEMU refused a command; `kind` is the error's class."""
+
+    def __init__(self, what: str, *, hint: str = "", kind: str = "", **context: object) -> None:
+        super().__init__(what, hint=hint, **context)
+        self.kind = kind
 
 
 class QmpLinkBroken(KatapodError):
@@ -54,6 +58,9 @@ class QmpClient:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._watchers: list[tuple[Callable[[str, Any], bool], asyncio.Future[Any]]] = []
+        self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self._leaving: set[str] = set()  # devices that the guest was asked to let go of
+        self._unplugged: dict[str, int] = {}  # by device, the steps that are done of an unplugging that failed
         self._broken: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -107,7 +114,8 @@ class QmpClient:
         finally:
             self._waiting.pop(number, None)
         if reply.error is not None:
-            raise QmpError(f"cannot {command}: QEMU says: {reply.error.get('desc', '?')}")
+            said = reply.error.get("desc", "?")
+            raise QmpError(f"cannot {command}: QEMU says: {said}", kind=reply.error.get("class", ""))
         return reply.result
 
     async def _send_with(self, data: bytes, fd: int) -> bytes:
@@ -141,20 +149,39 @@ class QmpClient:
             raise
 
     async def unplug(self, plan: HotplugPlan, *, limit_s: float = REPLY_LIMIT_S) -> None:
-        """Take a device out; waits until the guest has let go of it. Raises QmpError, QmpLinkBroken."""
+        """Take a device out; waits until the guest has let go of it. After a failure it may be called again, and takes
+        up what is left. Raises QmpError, QmpLinkBroken."""
         if not plan.removable:
             raise QmpError(f"cannot unplug {plan.what}: it stays until the VM ends")
         deleted = self.expect("DEVICE_DELETED", lambda data: data.get("device") == plan.device_id)
         first, *rest = plan.undo
+        done = self._unplugged.get(plan.device_id, 0)
+        if not done:
+            try:
+                await self._delete(plan.device_id, first, deleted, limit_s)
+            except TimeoutError as exc:
+                raise QmpError(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
+            finally:
+                self._watchers = [watcher for watcher in self._watchers if watcher[1] is not deleted]
+        for step in rest[max(0, done - 1) :]:
+            self._unplugged[plan.device_id] = 1 + rest.index(step)
+            await self.execute(step.command, step.arguments)
+        self._unplugged.pop(plan.device_id, None)
+
+    async def _delete(self, device_id: str, step: QmpStep, deleted: "asyncio.Future[Any]", limit_s: float) -> None:
+        """Ask for the removal, and wait for the guest. Raises QmpError, QmpLinkBroken, TimeoutError."""
         try:
-            await self.execute(first.command, first.arguments)
-            async with asyncio.timeout(limit_s):
-                await deleted
-        except TimeoutError as exc:
-            raise QmpError(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
-        finally:
-            self._watchers = [watcher for watcher in self._watchers if watcher[1] is not deleted]
-        await self.run_steps(rest)
+            await self.execute(step.command, step.arguments)
+        except QmpError as exc:
+            if device_id not in self._leaving:
+                raise
+            if exc.kind == "DeviceNotFound":  # the guest has let go since we asked
+                self._leaving.discard(device_id)
+                return
+        self._leaving.add(device_id)  # QEMU refuses to be asked again, until the guest has answered
+        async with asyncio.timeout(limit_s):
+            await deleted
+        self._leaving.discard(device_id)
 
     def expect(self, event: str, wanted: Callable[[Any], bool] = lambda data: True) -> asyncio.Future[Any]:
         """Return a future of the next `event` whose data is `wanted`. Call it before what causes the event."""
@@ -165,6 +192,10 @@ class QmpClient:
             return future
         self._watchers.append((lambda name, data: name == event and wanted(data or {}), future))
         return future
+
+    def subscribe(self, event: str, handler: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have `handler` called with the data of each `event` from now on. It must raise nothing."""
+        self._handlers[event] = handler
 
     async def close(self) -> None:
         """Idempotent."""
@@ -197,6 +228,8 @@ class QmpClient:
     def _take(self, reply: _Reply) -> None:
         if reply.event is not None:
             log.debug("qmp event: %s", reply.event)
+            if reply.event in self._handlers:
+                self._handlers[reply.event](reply.data or {})
             for watcher in list(self._watchers):
                 wanted, future = watcher
                 if future.done() or wanted(reply.event, reply.data):

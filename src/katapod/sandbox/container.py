@@ -7,15 +7,17 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from katapod.host.allowance import Allowance
-from katapod.host.mounts import bind, mount_given, mounts_below, unmount_below
+from katapod.host.mounts import bind, mount_given, mounts_below
+from katapod.host.own_mounts import in_host_mounts
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -28,6 +30,7 @@ from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, s
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
+from katapod.rpc.status import StatusCode
 from katapod.sandbox.block_devices import close_block_devices, open_block_devices
 from katapod.sandbox.client import require_features, string_user
 from katapod.sandbox.errors import AgentFailed, command_error
@@ -145,18 +148,44 @@ class Container:
         await self.sandbox.guard(self.sandbox.agent.call("UpdateContainer", request))
 
     async def remove(self) -> None:
-        """Take a container that does not run out of a sandbox that goes on, or that has died already."""
+        """Take a container that does not run out of a sandbox that goes on, or that has died already.
+
+        After a failure it can be called again, and takes up what is left. Raises InvalidState, AgentFailed;
+        KatapodError that names all that the host could not remove.
+        """
         require("remove", self.container_id, self.record.state, State.CREATED, State.STOPPED)
+        problems: list[str] = []
         if not self.sandbox.death.done():
-            request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
-            await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
-            await close_root_disk(self.sandbox, self.container_id)
-            await close_block_devices(self.sandbox, self.container_id, self.plan.spec)
-            await self.sandbox.direct_volumes.close(self.sandbox, self.container_id)
-        remove_host_files(self.sandbox, self.container_id)
+            await self._remove_in_guest()
+            steps: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+                lambda: close_root_disk(self.sandbox, self.container_id),
+                lambda: close_block_devices(self.sandbox, self.container_id, self.plan.spec),
+                lambda: self.sandbox.direct_volumes.close(self.sandbox, self.container_id),
+            )
+            for step in steps:
+                try:
+                    await step()
+                except (OSError, KatapodError) as exc:
+                    if not self.sandbox.death.done():  # with the machine its disks have gone
+                        problems.append(str(exc))
+        problems += remove_host_files(self.sandbox, self.container_id)
+        if problems:
+            raise KatapodError(
+                f"cannot remove all of container {self.container_id}: {'; '.join(problems)}", hint="try again"
+            )
         self.sandbox.save(
             containers=tuple(item for item in self.sandbox.record.containers if item.container_id != self.container_id)
         )
+
+    async def _remove_in_guest(self) -> None:
+        request = agent_pb2.RemoveContainerRequest(container_id=self.container_id)
+        try:
+            await self.sandbox.guard(self.sandbox.agent.call("RemoveContainer", request))
+        except AgentFailed as exc:
+            if (
+                exc.context.get("code") is not StatusCode.INVALID_ARGUMENT
+            ):  # by which it says that it has none of that id (any more)
+                raise
 
 
 async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
@@ -201,8 +230,8 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
                 await close_block_devices(sandbox, plan.container_id, plan.spec)
             with contextlib.suppress(KatapodError):
                 await sandbox.direct_volumes.close(sandbox, plan.container_id)
-        with contextlib.suppress(KatapodError):
-            remove_host_files(sandbox, plan.container_id)
+        for problem in remove_host_files(sandbox, plan.container_id):
+            log.warning("something of %s stays until its sandbox ends: %s", plan.container_id, problem)
         raise
     container = Container(sandbox, plan)
     container.save(state=State.CREATED)
@@ -252,24 +281,36 @@ def automounts(spec: oci.Spec, sources: Mapping[str, str]) -> list[str]:
         if not oci.is_bind(mount) or not base.startswith(f"{GUEST_SHARE}/") or not is_recursive(mount.options):
             continue
         if parse_access(mount.options) is Access.TOP_READ_ONLY:
-            top = os.path.realpath(mount.source)
-            points = reversed(mounts_below(Path(top)))  # what is above comes first
+            top, points = in_host_mounts(partial(_mount_points, mount.source))
             found += [f"{base}/{os.path.relpath(point, top)}" for point in points if point != top]
     return found
 
 
-def remove_host_files(sandbox: Sandbox, container_id: str) -> None:
-    mounts = sandbox.paths.mounts
-    unmount_below(mounts / container_id)
+def _mount_points(source: str) -> tuple[str, list[str]]:
+    """The directory behind `source`, and the mount points at and below it, what is above before what is below."""
+    top = os.path.realpath(source)
+    return top, mounts_below(Path(top))[::-1]
+
+
+def remove_host_files(sandbox: Sandbox, container_id: str) -> list[str]:
+    """Remove what of the container is in the share, and its layer; returns what did not work. Idempotent."""
+    problems: list[str] = []
     ours = re.compile(rf"{re.escape(container_id)}(-[0-9a-f]{{16}}-.*)?", re.DOTALL)
-    for entry in list(mounts.iterdir()):
-        if ours.fullmatch(entry.name):
-            if entry.is_dir() and not entry.is_symlink():
-                remove_tree(entry)
-            else:
-                unmount_below(entry)
-                entry.unlink()
-    clear_away(sandbox.store.layout, sandbox.paths.layers / container_id)
+    try:
+        entries = [entry for entry in sandbox.paths.mounts.iterdir() if ours.fullmatch(entry.name)]
+    except OSError as exc:
+        entries = []
+        problems.append(f"{sandbox.paths.mounts}: {exc.strerror}")
+    for entry in entries:
+        try:
+            remove_tree(entry)
+        except KatapodError as exc:
+            problems.append(str(exc))
+    try:
+        clear_away(sandbox.store.layout, sandbox.paths.layers / container_id)
+    except KatapodError as exc:
+        problems.append(str(exc))
+    return problems
 
 
 async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:

@@ -1,6 +1,7 @@
 """Direct volumes of a sandbox: each a disk of the VM, plugged for its first container, out with its last."""
 
 import asyncio
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
@@ -113,7 +114,8 @@ class DirectVolumes:
             for path, volume in list(self._volumes.items()):
                 volume.users.discard(container_id)
                 if not volume.users:
-                    await sandbox.remove_disk(volume.disk_id)
+                    with contextlib.suppress(NotFound):  # taken out before, when what follows failed
+                        await sandbox.remove_disk(volume.disk_id)
                     del self._volumes[path]
                     unmark_volume(sandbox.store.layout, path, sandbox.sandbox_id)
 

@@ -125,9 +125,14 @@ class Pod:
         self._limits.pop(container_id, None)
 
     async def close(self) -> None:
-        """End the sandbox and remove all that it held. Idempotent; runs to its end whatever happens to the caller."""
+        """End the sandbox and remove all that it held; runs to its end whatever happens to the caller. Idempotent;
+        after a failure the next call takes up what is left. Raises KatapodError."""
         stack, self._stack = self._stack, contextlib.AsyncExitStack()
-        await finish(stack.aclose(), name="close-pod")
+        try:
+            await finish(stack.aclose(), name="close-pod")
+        except BaseException:
+            self._stack.push_async_callback(remove_sandbox, self.sandbox.store, self.sandbox.sandbox_id)
+            raise
 
 
 async def open_pod(request: PodRequest, config: Config, store: StateStore, call_times: Sequence[CallTimes] = ()) -> Pod:

@@ -23,10 +23,11 @@ __all__ = ["GuestRootfs", "Rootfs", "close_root_disk", "open_rootfs", "root_disk
 @dataclass(frozen=True, slots=True)
 class Rootfs:
     """Where a root file system comes from: `disk` or, if there is none, `lower`, under a throw-away layer; or,
-    `direct`, `lower` as it is."""
+    `direct`, `lower` as it is. `own`: this process has mounted `lower`, and the host does not see it."""
 
     lower: Path
     direct: bool = False
+    own: bool = False
     disk: Path | None = None
 
 
@@ -49,7 +50,7 @@ async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> Gu
     layers = sandbox.paths.layers / container_id
     root = sandbox.paths.mounts / container_id / "rootfs"
     if rootfs.direct:
-        bind(rootfs.lower, root)
+        bind(rootfs.lower, root, own=rootfs.own)
     else:
         lower = layers / "lower"
         bind(rootfs.lower, lower)  # a name of our own: the user's may hold what overlay's options cannot

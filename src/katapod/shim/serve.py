@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from katapod.host.log_lines import log_to
+from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.state import StateStore
 from katapod.host.trace import start_tracing
 from katapod.model.config import Config, check_paths, load_config
@@ -37,6 +38,7 @@ def run_server(arguments: Arguments, listener: socket.socket) -> None:
     listener.set_inheritable(False)
     path = listener.getsockname()
     try:
+        leave_host_mounts()
         start_tracing(interpreter=False)
         asyncio.run(_serve(arguments, listener))
     finally:

@@ -95,6 +95,10 @@ class TaskService:
         except KatapodError as exc:
             log.info("%s failed: %s", method, exc)
             raise rpc_error(exc) from exc
+        except OSError as exc:
+            log.exception("%s failed", method)
+            place = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
+            raise RpcError(StatusCode.UNKNOWN, f"{method} failed{place}: {exc.strerror or exc}") from exc
         finally:
             self._tasks.call_times.observe(_action(method), time.monotonic() - began)
         return answer.SerializeToString() if answer is not None else b""

@@ -71,6 +71,7 @@ class Tasks:
         self._creating: dict[str, asyncio.Task[None]] = {}
         self._ending = False
         self._pod: Pod | None = None
+        self._unfinished: Pod | None = None  # whose end left something
         self._vmm_pid = 0
         self._pod_lock = asyncio.Lock()
         self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
@@ -148,7 +149,7 @@ class Tasks:
                 container_id=container_id,
                 image=_image_of(spec),
                 spec=spec,
-                rootfs=Rootfs(Path(spec.root.path), direct=True),
+                rootfs=Rootfs(Path(spec.root.path), direct=True, own=rootfs is not None),
                 guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
                 create_timeout_s=float(pod.config.runtime.create_container_timeout),
                 holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
@@ -430,7 +431,7 @@ class Tasks:
     async def _remove(self, container_id: str, process: TaskProcess) -> None:
         process.mark_exited(0)
         pod = self._pod
-        if pod is not None and (container_id == pod.sandbox.sandbox_id or self._is_closing):
+        if (pod is not None and container_id == pod.sandbox.sandbox_id) or self._is_closing or self._unfinished:
             await self.close_pod()
         elif pod is not None and container_id in pod.containers:
             await pod.remove_container(container_id)
@@ -454,7 +455,7 @@ class Tasks:
             task.cancel()
         if creating:
             await asyncio.wait(creating)
-        await self.close_pod()
+        await self._close_alone()
 
     @property
     def _is_closing(self) -> bool:
@@ -472,8 +473,12 @@ class Tasks:
             log.error("%s", exc)
 
     async def close_pod(self) -> None:
-        """End the VM; what still ran in it has ended then, and that is told. Idempotent."""
+        """End the VM; what still ran in it has ended then, and that is told. Idempotent; after a failure the next call
+        takes up what is left. Raises KatapodError."""
         async with self._pod_lock:
+            if self._unfinished is not None:
+                await self._unfinished.close()
+                self._unfinished = None
             pod = self._pod
             if pod is None:
                 return
@@ -482,6 +487,9 @@ class Tasks:
             # what still runs is killed by its machine's end, and told of by those who follow it
             try:
                 await pod.close()
+            except BaseException:
+                self._unfinished = pod
+                raise
             finally:
                 await self._tell_ends()
                 self._pod = None

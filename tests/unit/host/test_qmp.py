@@ -276,6 +276,27 @@ async def test_unplug_of_what_the_guest_keeps(opened: Opened) -> None:
     assert client._watchers == []
 
 
+async def test_unplug_again_takes_up_what_is_left(opened: Opened) -> None:
+    client, monitor = opened
+    plan = _plan("node", "device")
+    with pytest.raises(QmpError, match="did not let go"):
+        await client.unplug(plan, limit_s=0.05)
+    monitor.answers["del-device"] = ValueError("already in the process of unplug")
+    work = asyncio.create_task(client.unplug(plan, limit_s=5))
+    monitor.commands.clear()
+    await monitor.heard("del-device")
+    monitor.answers["del-node"] = ValueError("in use")
+    monitor.say({"event": "DEVICE_DELETED", "data": {"device": "device", "path": "/machine/x"}})
+    with pytest.raises(QmpError, match="in use"):
+        await work
+    monitor.commands.clear()
+    monitor.answers["del-node"] = {}
+    await client.unplug(plan, limit_s=5)
+    assert [name for name, _ in monitor.commands] == ["del-node"]
+    with pytest.raises(QmpError, match="already"):  # another device of that name is another matter
+        await client.unplug(plan, limit_s=5)
+
+
 async def test_unplug_that_is_refused_leaves_no_watcher(opened: Opened) -> None:
     client, monitor = opened
     monitor.answers["del-device"] = ValueError("not found")

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
 
+from katapod.host import mounts
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.shim import tasks
 from katapod.shim.pb import runtime_pb2, task_pb2
 
 EXEC = json.dumps({"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}).encode()
@@ -498,6 +500,35 @@ async def test_a_pod_that_does_not_end_well_is_told_of_all_the_same(shim: Shim) 
     pod.sandbox.death.set_result(KatapodError("the VMM was killed"))
     await until(lambda: shim.tasks.pod is None)
     assert shim.events.exits() == {"pod": 137, "w1": 137}
+
+
+async def test_a_delete_that_fails_half_way_is_called_again(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines do until it succeeds: it takes up what is left."""
+    await shim.create("pod", pod="pod", start=True)
+    await shim.create("w1", pod="pod")
+    unmount = mounts.unmount_below
+    failures: list[Exception] = [KatapodError("cannot unmount it: busy"), OSError(16, "busy", "/x")]
+
+    def fails(directory: Path) -> None:
+        if failures:
+            raise failures.pop(0)
+        unmount(directory)
+
+    shim.tasks.find("w1").rootfs = shim.folder / "rootfs"
+    monkeypatch.setattr(tasks, "unmount_below", fails)
+    assert "cannot unmount it" in await shim.refused("Delete", StatusCode.UNKNOWN, id="w1")
+    assert await shim.refused("Delete", StatusCode.UNKNOWN, id="w1") == "Delete failed: /x: busy"
+    await shim.call("Delete", id="w1")
+    await shim.refused("State", StatusCode.NOT_FOUND, id="w1")
+    pod = shim.pod
+    pod.close_error = KatapodError("cannot remove all of pod")
+    await shim.call("Kill", id="pod", signal=9)
+    await until(lambda: shim.tasks.pod is None)
+    assert "cannot remove all of pod" in await shim.refused("Delete", StatusCode.UNKNOWN, id="pod")
+    pod.close_error = None
+    await shim.call("Delete", id="pod")
+    assert shim.tasks.empty
+    assert shim.events.topics.count("/tasks/delete") == 2
 
 
 async def test_a_task_is_deleted_once(shim: Shim) -> None:
