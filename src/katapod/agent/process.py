@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import struct
 import termios
 
@@ -106,23 +105,10 @@ class Process:
             return
         if not 0 < number <= 64:
             raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: there is no signal {number}")
-        if number == signal.SIGTERM and not _catches(self.pid, number):
-            number = signal.SIGKILL  # as init of its pid namespace it would ignore it
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
             return
-
-
-def _catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal, or is no init of a pid namespace."""
-    try:
-        with open(f"/proc/{pid}/status") as handle:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in handle if ":\t" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    is_init = fields.get("NSpid", "").split()[-1:] == ["1"]
-    return not is_init or bool(int(fields["SigCgt"], 16) >> (number - 1) & 1)
 
 
 async def read_stdio(loop: Loop, process: Process, output: Output, size: int) -> bytes:

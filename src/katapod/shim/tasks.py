@@ -51,6 +51,7 @@ HARMLESS = frozenset(
     | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 )
 """Signals that end no process by default. Source: signal(7)."""
+PAUSE_GRACE_S = 2.0  # for the process that stands for a pod, between SIGTERM and SIGKILL
 INPUT_READ_S = 10.0
 OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
@@ -348,12 +349,24 @@ class Tasks:
                 await self._kill_created(process, number)
                 return
             await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
+            if number == signal.SIGTERM and process.container.plan.holds_pid_namespace and process.insisting is None:
+                process.insisting = asyncio.create_task(self._insist(process), name=f"insist-{container_id}")
             return
         if process.guest is None:
             raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
         if number:
             sandbox = self.find(container_id).container.sandbox
             await sandbox.guard(process.guest.signal(number))
+
+    async def _insist(self, task: TaskProcess) -> None:
+        """Kill a pod's own process that SIGTERM has not ended. It has nothing to put in order, and where it had not yet
+        come to handle the signal, as after a pod's start that fails at once, CRI-O would wait for three minutes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_GRACE_S):
+                await task.exited.wait()
+                return
+        with contextlib.suppress(KatapodError):
+            await task.container.kill(signal.SIGKILL, everyone=True)
 
     async def _kill_created(self, task: TaskProcess, number: int) -> None:
         """End a task that was never started, whom nobody follows, by a signal that its own program has not come to

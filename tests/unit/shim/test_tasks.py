@@ -14,7 +14,7 @@ from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
 from katapod.host import mounts
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.shim import tasks
+from katapod.shim import tasks as tasks_module
 from katapod.shim.pb import runtime_pb2, task_pb2
 
 EXEC = json.dumps({"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}).encode()
@@ -163,6 +163,21 @@ async def test_signal_0_asks_whether_a_process_is_there(shim: Shim) -> None:
     await shim.call("Wait", id="c1", exec_id="e1")
     await shim.refused("Kill", StatusCode.NOT_FOUND, id="c1", exec_id="e1", signal=0)
     await shim.refused("Kill", StatusCode.NOT_FOUND, id="c2", signal=0)
+
+
+async def test_a_pods_own_process_that_sigterm_does_not_end_is_killed(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is not: its time of grace is the engine's matter."""
+    monkeypatch.setattr(tasks_module, "PAUSE_GRACE_S", 0.1)
+    await shim.create("pod", pod="pod", start=True)
+    await shim.create("w1", pod="pod", start=True)
+    await shim.call("Kill", id="w1", signal=signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    assert shim.events.exits() == {}
+    await shim.call("Kill", id="pod", signal=signal.SIGTERM)
+    await shim.call("Kill", id="pod", signal=signal.SIGTERM)
+    assert (await shim.call("Wait", id="pod")).exit_status == 137
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGRTMIN, signal.SIGKILL])
@@ -515,7 +530,7 @@ async def test_a_delete_that_fails_half_way_is_called_again(shim: Shim, monkeypa
         unmount(directory)
 
     shim.tasks.find("w1").rootfs = shim.folder / "rootfs"
-    monkeypatch.setattr(tasks, "unmount_below", fails)
+    monkeypatch.setattr(tasks_module, "unmount_below", fails)
     assert "cannot unmount it" in await shim.refused("Delete", StatusCode.UNKNOWN, id="w1")
     assert await shim.refused("Delete", StatusCode.UNKNOWN, id="w1") == "Delete failed: /x: busy"
     await shim.call("Delete", id="w1")
