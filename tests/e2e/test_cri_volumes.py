@@ -129,6 +129,26 @@ def test_read_only(cri: Cri, tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
+def test_fs_group(cri: Cri, tmp_path: Path) -> None:
+    """A volume as the kubelet gives it to a pod with fsGroup 2000."""
+    volume, closed = tmp_path / "volume", tmp_path / "closed"
+    for folder, mode in ((volume, 0o2775), (closed, 0o2755)):
+        folder.mkdir()
+        os.chown(folder, 0, 2000)
+        folder.chmod(mode)
+    user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "supplemental_groups": [2000]}
+    pod = cri.run_pod()
+    mounts = [mount(volume, "/data"), mount(closed, "/closed")]
+    container = pod.start(*SLEEP, mounts=mounts, linux={"security_context": user})
+    pod.sh(container, "umask 002; echo x > /data/file; mkdir /data/folder; touch /data/folder/file")
+    found = {path: (volume / path).stat() for path in ("file", "folder", "folder/file")}
+    assert {(status.st_uid, status.st_gid) for status in found.values()} == {(1000, 2000)}
+    assert [oct(status.st_mode & 0o7777) for status in found.values()] == ["0o664", "0o2775", "0o664"]
+    assert "Permission denied" in pod.exec(container, "touch", "/closed/file").stderr
+    assert list(closed.iterdir()) == []
+
+
+@pytest.mark.reference
 def test_read_only_is_not_recursive(cri: Cri, tmp_path: Path, memory_volume: Path) -> None:
     """What is mounted below a read-only volume stays as it is on the host: writable, also two levels down."""
     for folder in (memory_volume / "disk", memory_volume / "kept"):
@@ -136,8 +156,8 @@ def test_read_only_is_not_recursive(cri: Cri, tmp_path: Path, memory_volume: Pat
     with mounted_tmpfs(memory_volume / "disk"), mounted_tmpfs(memory_volume / "kept", "ro"):
         pod = cri.run_pod()
         container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt", readonly=True)])
-        for where, writable in (("", False), ("/memory", True), ("/memory/disk", True), ("/memory/kept", False)):
-            result = pod.exec(container, "touch", f"/mnt{where}/new")
+        for below, writable in (("", False), ("/memory", True), ("/memory/disk", True), ("/memory/kept", False)):
+            result = pod.exec(container, "touch", f"/mnt{below}/new")
             assert (result.code == 0) == writable, result
             assert ("Read-only file system" in result.stderr) != writable
         assert (memory_volume / "disk/new").exists()

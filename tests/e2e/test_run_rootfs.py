@@ -39,6 +39,9 @@ def image(kata: Kata, tmp_path: Path) -> Iterator[str]:
     (root / "home/ann/note").write_text("given\n")
     os.chown(root / "home/ann/note", 7, 8)
     (root / "home/ann/note").chmod(0o640)
+    (root / "team").mkdir()
+    os.chown(root / "team", 0, 2000)
+    (root / "team").chmod(0o2775)
 
     def umoci(*args: str) -> None:
         subprocess.run(["umoci", *args], check=True, capture_output=True, timeout=60)
@@ -78,9 +81,13 @@ def test_default_is_a_disk(kata: Kata) -> None:
 
 
 def test_owners_users_and_free_room(kata: Kata, config: str, image: str) -> None:
-    script = "id -u; id -gn; cat note; stat -c '%u:%g %a' note; touch mine && stat -c %u:%g mine; ls -d /lost+found"
-    code, out, err = run(kata, config, "-u", "ann", "-w", "/home/ann", image, "sh", "-c", script)
-    assert out == "7\nann\ngiven\n7:8 640\n"  # the directory is root's
+    script = (
+        "id -u; id -gn; cat note; stat -c '%u:%g %a' note; touch /team/of && stat -c '%u:%g' /team/of;"
+        "touch mine && stat -c %u:%g mine; ls -d /lost+found"
+    )
+    who = ("-u", "ann", "--group-add", "2000")
+    code, out, err = run(kata, config, *who, "-w", "/home/ann", image, "sh", "-c", script)
+    assert out == "7\nann\ngiven\n7:8 640\n7:2000\n"  # the home directory is root's
     assert (code, err.count("Permission denied"), err.count("No such file")) == (1, 1, 1)
     assert run(kata, config, image, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=20 2> /big.log && ls -s /big") == (
         *(0, " 20480 /big\n", ""),

@@ -72,7 +72,7 @@ def box(module_kata: Kata, debian_rootfs: Path, tmp_path_factory: pytest.TempPat
     for path, text in ((file, "one\n"), (ro_file, "two\n"), (secret, "the host's\n"), (ro / "data", "read me\n")):
         path.write_text(text)
     name = module_kata.start(
-        *("--rootfs", str(debian_rootfs)),
+        *("--rootfs", str(debian_rootfs), "--group-add", "2000"),
         *("-v", f"{rw}:/mnt/an other näme", "-v", f"{inner}:/mnt/an other näme/sub", "-v", f"{ro}:/mnt/ro:ro"),
         *("-v", f"{file}:/etc/single.conf", "-v", f"{ro_file}:/etc/single-ro:ro"),
         *("sleep", "1000"),
@@ -236,6 +236,47 @@ def test_owner_counts(kata: Kata, box: Shared) -> None:
     assert kata.ok("exec", "-u", "1000:1000", box.name, "cat", f"{inside}/mine") == "1000's\n"
     assert "Permission denied" in kata("exec", "-u", "1000:1000", box.name, "cat", f"{inside}/roots").stderr
     assert "Permission denied" in kata("exec", "-u", "1000:1000", box.name, "touch", f"{inside}/new").stderr
+
+
+def _owners(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in folder.iterdir()}
+
+
+def test_groups_count(kata: Kata, box: Shared) -> None:
+    """What a supplementary group may it can, and no more; files belong to who made them, and in a set-group-ID
+    directory to its group. Who is not in that group gets no set-group-ID program there (CVE-2018-13405)."""
+    folder, inside = _make_folder(box, "groups")
+    for name, group, mode in (
+        ("team", 2000, 0o2775),
+        ("plain", 2000, 0o775),
+        ("closed", 2000, 0o2755),
+        ("other", 3000, 0o2777),
+    ):
+        (folder / name).mkdir()
+        os.chown(folder / name, 0, group)
+        (folder / name).chmod(mode)
+    make = "echo mine > f; mkdir d; ln -s f l; mkfifo p; ln f h; chmod 2755 f; chgrp 2000 d"
+    for name in ("team", "plain"):
+        kata.ok("exec", "-u", "1000:1000", "-w", f"{inside}/{name}", box.name, "sh", "-c", make)
+    made = {name: _owners(folder / name) for name in ("team", "plain")}
+    assert made["team"] == dict.fromkeys("fdlph", (1000, 2000))
+    assert made["plain"] == dict.fromkeys("flph", (1000, 1000)) | {"d": (1000, 2000)}
+    assert stat.S_IMODE((folder / "team/f").stat().st_mode) == 0o2755
+    assert stat.S_IMODE((folder / "team/d").stat().st_mode) == 0o2755
+    assert stat.S_IMODE((folder / "plain/d").stat().st_mode) == 0o755
+    kata.ok("exec", "-u", "1000:1000", box.name, "sh", "-c", f"echo more >> '{inside}/team/f'")
+    assert stat.S_IMODE((folder / "team/f").stat().st_mode) == 0o755, "a write takes set-group-ID away"
+    script = "import os, sys; os.close(os.open(sys.argv[1], os.O_CREAT, 0o2755))"
+    kata.ok("exec", "-u", "1000:1000", box.name, "python3", "-c", script, f"{inside}/other/x")
+    status = (folder / "other/x").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1000, 3000, 0o755)
+    for command, said in (
+        (f"touch '{inside}/closed/x'", "Permission denied"),
+        (f"chown 0 '{inside}/team/f'", "not permitted"),
+        (f"chgrp 3000 '{inside}/team/f'", "not permitted"),
+    ):
+        assert said in kata("exec", "-u", "1000:1000", box.name, "sh", "-c", command).stderr
+    assert list((folder / "closed").iterdir()) == []
 
 
 def test_root_file_system_is_thrown_away(kata: Kata, box: Shared, debian_rootfs: Path) -> None:

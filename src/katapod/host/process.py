@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from katapod.host.own_mounts import enter_host_mounts, in_host_mounts
 from katapod.host.tasks import finish
-from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
+from katapod.kernel.process import CLONE_NEWNET, add_secure_bits, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
 
 __all__ = [
@@ -248,6 +248,7 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     fds_as: Mapping[int, int] | None = None,
     netns: Path | None = None,
+    secure_bits: int = 0,
 ) -> Child:
     """Start a program that lives beside us and dies with us.
 
@@ -258,7 +259,7 @@ async def spawn(
     process dies, however that happens: the child asks the kernel for it before it becomes the program, and
     looks whether it came too late, which an outer program such as setpriv(1) cannot. A session of its own
     keeps the terminal's Ctrl-C from reaching it. With `netns` it runs in that network namespace; what does not
-    open or is none raises CannotRun.
+    open or is none raises CannotRun. `secure_bits` (SECBIT_...) are set where that is allowed.
     """
     log.debug("spawn: %s", shlex.join(argv))
     entered = _open_netns(argv, netns)
@@ -274,7 +275,7 @@ async def spawn(
             env=_environment(env),
             pass_fds=(*pass_fds, *moved),
             start_new_session=True,
-            preexec_fn=functools.partial(_before_exec, os.getpid(), copies, entered),
+            preexec_fn=functools.partial(_before_exec, os.getpid(), copies, entered, secure_bits),
         )
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
@@ -295,12 +296,14 @@ def _before_run(netns: int | None, host_mounts: bool) -> None:
         enter_host_mounts()
 
 
-def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None) -> None:
+def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None, secure_bits: int) -> None:
     die_with_parent(parent_pid)
     for number, fd in fds.items():
         os.dup2(fd, number)
     if netns is not None:
         setns(netns, CLONE_NEWNET)
+    if secure_bits:
+        add_secure_bits(secure_bits)
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:

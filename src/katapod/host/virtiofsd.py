@@ -10,6 +10,7 @@ from katapod.host.logs import kept_pipe, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
 from katapod.host.trace import span
+from katapod.kernel.process import SECBIT_NO_SETUID_FIXUP
 from katapod.model.errors import KatapodError
 from katapod.plan.virtiofsd import VirtiofsdPlan, render_virtiofsd
 
@@ -65,7 +66,14 @@ async def running_virtiofsd(plan: VirtiofsdPlan, socket_path: Path, log_path: Pa
                 raise VirtiofsdFailed(f"cannot listen on {socket_path}: {exc.strerror or exc}") from exc
             listener.listen(1)
             argv = render_virtiofsd(plan, fd=listener.fileno())
-            child = await spawn([program, *argv[1:]], output=said_to.write_end, pass_fds=[listener.fileno()])
+            # It makes files as the guest's user, but does not know that user's groups: without this the host would
+            # refuse what a group or an ACL allows. The guest has decided already (FUSE's default_permissions).
+            child = await spawn(
+                [program, *argv[1:]],
+                output=said_to.write_end,
+                pass_fds=[listener.fileno()],
+                secure_bits=SECBIT_NO_SETUID_FIXUP,
+            )
         said_to.close()
         daemon = VirtiofsdProcess(child, log_path)
         try:

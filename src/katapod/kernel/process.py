@@ -1,4 +1,7 @@
-"""unshare(2), setns(2), and prctl(2) for orphans and death signals. Constants: linux/sched.h, linux/prctl.h."""
+"""unshare(2), setns(2), and prctl(2) for orphans, death signals and secure bits.
+
+Constants: linux/sched.h, linux/prctl.h, linux/securebits.h.
+"""
 
 import ctypes
 import os
@@ -10,6 +13,8 @@ __all__ = [
     "CLONE_NEWNET",
     "CLONE_NEWNS",
     "CLONE_NEWUTS",
+    "SECBIT_NO_SETUID_FIXUP",
+    "add_secure_bits",
     "become_subreaper",
     "die_with_parent",
     "setns",
@@ -19,6 +24,8 @@ __all__ = [
 CLONE_FS, CLONE_NEWNS, CLONE_NEWUTS = 0x00000200, 0x00020000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.unshare.argtypes = (ctypes.c_int,)
@@ -40,6 +47,15 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """Move the calling thread into the namespace that `fd` refers to, of `kind` CLONE_NEW... Raises OSError."""
     _check(_libc.setns(fd, kind))
+
+
+def add_secure_bits(bits: int) -> bool:
+    """Set SECBIT_... of the calling thread, which a program that it executes inherits: capabilities(7).
+
+    Returns whether that was allowed: it takes CAP_SETPCAP.
+    """
+    have: int = _libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+    return have >= 0 and bool(_libc.prctl(PR_SET_SECUREBITS, have | bits, 0, 0, 0) == 0)
 
 
 def become_subreaper() -> None:

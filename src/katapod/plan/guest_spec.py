@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from katapod.model import oci
 from katapod.model.errors import SpecError
+from katapod.model.mount_options import Access, parse_access
 
 __all__ = [
     "is_privileged",
@@ -151,8 +152,17 @@ def _mounts(mounts: tuple[oci.Mount, ...], sources: Mapping[str, str]) -> tuple[
     return tuple(found)
 
 
+def _guest_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Without rro and rrw, which crun 1.8 does for directories only. The host sees to what is below, and what virtio-fs
+    mounts by itself takes over the flags of the mount above it."""
+    if not {"rro", "rrw"} & set(options):
+        return options
+    others = tuple(option for option in options if option not in ("ro", "rw", "rro", "rrw"))
+    return (*others, "ro" if parse_access(options) is Access.READ_ONLY else "rw")
+
+
 def _bound(mount: oci.Mount, source: str) -> oci.Mount:
     if oci.is_bind(mount):
-        return replace(mount, source=source)
+        return replace(mount, source=source, options=_guest_options(mount.options))
     kept = tuple(option for option in mount.options if option in _MOUNT_FLAGS)
     return oci.Mount(destination=mount.destination, type="bind", source=source, options=("rbind", *kept))

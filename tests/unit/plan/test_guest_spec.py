@@ -118,6 +118,21 @@ def test_run_asks_for_all_devices_with_privileged_only() -> None:
         assert is_privileged(plan_container_spec(ProcessDefaults(), options, "/host/root")) is privileged
 
 
+@pytest.mark.parametrize(
+    ("given", "guest"),
+    [
+        (("rbind", "ro"), ("rbind", "ro")),
+        (("ro", "rro", "rbind"), ("rbind", "ro")),
+        (("rbind", "ro", "rrw", "nosuid"), ("rbind", "nosuid", "rw")),
+    ],
+)
+def test_recursive_access_of_a_bind_mount_is_the_hosts_to_see_to(
+    given: tuple[str, ...], guest: tuple[str, ...]
+) -> None:
+    mount = oci.Mount(destination="/data", type="bind", source="/host/data", options=given)
+    assert strip(spec(mount), data="/share/data").mounts[0].options == guest
+
+
 def test_namespaces() -> None:
     kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup", "time", "user")
     given = spec(namespaces=tuple(oci.Namespace(type=kind, path=f"/proc/1/ns/{kind}") for kind in kinds))
