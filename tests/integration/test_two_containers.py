@@ -62,10 +62,8 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
     async with claimed(store, record):
         verdict = await choose_accelerator(
             config.katapod.accelerator,
+            config,
             facts,
-            Path(config.qemu.kernel),
-            Path(config.qemu.initrd),
-            config.qemu.path,
             layout.proof_file,
             layout.sandbox(name).state,
         )
@@ -75,6 +73,7 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             facts,
             layout,
             accelerator=verdict.accelerator,
+            remedy=verdict.remedy,
             dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
             size=size_for(config, facts, (limits, limits)),
             owner_pid=os.getpid(),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from katapod.model.config import Config
     from katapod.plan.check import Report
     from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
+    from katapod.plan.proof import Verdict
 
 __all__ = ["register"]
 
@@ -130,37 +131,65 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
 
     from katapod.plan.check_facts import AcceleratorFacts, Trial
     from katapod.plan.vmm import Accelerator
-    from katapod.sandbox.proof import KVM_LIMIT_S, TCG_LIMIT_S, choose_accelerator, kept_verdict, prove_boot
+    from katapod.sandbox.planning import proof_for
+    from katapod.sandbox.proof import (
+        KVM_LIMIT_S,
+        TCG_LIMIT_S,
+        choose_accelerator,
+        kept_verdict,
+        prove_machine,
+        wanted_accelerator,
+    )
 
-    kernel, initrd, qemu = Path(config.qemu.kernel), Path(config.qemu.initrd), config.qemu.path
-    facts = AcceleratorFacts(config.katapod.accelerator)
+    facts = AcceleratorFacts(wanted_accelerator(config))
     proof_file = settings.layout.proof_file
     if os.geteuid() != 0 and os.path.exists("/dev/kvm"):
         host = replace(host, kvm=True)  # the verdict is the one that root is given, whether or not we may open it
     try:
-        if not boot and facts.wanted == "auto":
-            kept = kept_verdict(host, kernel, initrd, qemu, proof_file)
-            if kept is None and host.kvm:
-                return facts
-            if kept is None:
-                return replace(facts, chosen="tcg", reason="this host has no /dev/kvm")
-            age_s = time.time() - proof_file.stat().st_mtime
-            return replace(facts, chosen=kept.accelerator.value, reason=kept.reason, age_s=age_s)
+        if not boot and facts.wanted != "tcg":
+            return _kept(facts, kept_verdict(config, host, proof_file), kvm=host.kvm)
         with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            verdict = await choose_accelerator(
-                facts.wanted, host, kernel, initrd, qemu, proof_file, Path(scratch), again=boot
-            )
-            facts = replace(facts, chosen=verdict.accelerator.value, reason=verdict.reason)
+            verdict = await choose_accelerator(facts.wanted, config, host, proof_file, Path(scratch), again=boot)
+            facts = _with(facts, verdict)
             if not boot:
                 return facts
             limit_s = KVM_LIMIT_S if verdict.accelerator is Accelerator.KVM else TCG_LIMIT_S
+            vm = replace(proof_for(config, host).vm, accelerator=verdict.accelerator, remedy=verdict.remedy)
             began = time.monotonic()
-            await prove_boot(kernel, initrd, qemu, verdict.accelerator, limit_s=limit_s, scratch_parent=Path(scratch))
+            await prove_machine(vm, limit_s=limit_s, scratch_parent=Path(scratch))
             return replace(facts, boot=Trial(True), boot_s=time.monotonic() - began)
     except (KatapodError, OSError) as exc:
         if facts.chosen:
             return replace(facts, boot=Trial(False, str(exc)))
-        return replace(facts, reason=f"cannot be found out: {exc}")
+        return replace(facts, reason=str(exc), advice=exc.hint if isinstance(exc, KatapodError) else "")
+
+
+def _kept(facts: "AcceleratorFacts", kept: "Verdict | None", *, kvm: bool) -> "AcceleratorFacts":
+    """What a start would use, as far as that is known without a boot."""
+    from dataclasses import replace
+
+    forced = facts.wanted == "kvm"
+    if kept is None and not kvm:
+        reason = "this host has no /dev/kvm"
+        return replace(facts, reason=reason) if forced else replace(facts, chosen="tcg", reason=reason)
+    if kept is None:
+        return facts
+    facts = _with(facts, kept)
+    # a start tries a forced KVM again, whatever was found for auto
+    return replace(facts, chosen="") if forced and facts.chosen != "kvm" else facts
+
+
+def _with(facts: "AcceleratorFacts", verdict: "Verdict") -> "AcceleratorFacts":
+    from dataclasses import replace
+
+    return replace(
+        facts,
+        chosen=verdict.accelerator.value,
+        reason=verdict.reason,
+        advice=verdict.advice,
+        said=verdict.said,
+        age_s=verdict.age_s,
+    )
 
 
 def _print_json(report: "Report", *, strict: bool) -> None:
@@ -194,7 +223,7 @@ def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
     width = max(len(line.title) for line in report.lines)
     for line in report.lines:
         print(f"{shown[line.outcome]:7}  {line.title:{width}}  {plain(line.found)}")
-        more = [("effect", line.effect), ("do", line.remedy)] if line.outcome is not Outcome.OK else []
+        more = [("effect", line.effect), ("do", line.remedy)]
         more += [("seen", text) for text in line.evidence] if verbose else []
         for name, text in more:
             if text:

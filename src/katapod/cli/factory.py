@@ -63,33 +63,26 @@ def init(
     if not config.factory.enable_template:
         print("vm factory or VMCache is not enabled")
         return 0
-    return interruptible(_make_template(settings, config, accel or config.katapod.accelerator))
+    return interruptible(_make_template(settings, config, accel))
 
 
 async def _make_template(settings: Globals, config: "Config", accel: str) -> int:
     """Raises KatapodError, TemplateBroken, NoSpace."""
     from katapod.host.facts import collect_host_facts
     from katapod.sandbox.planning import default_template
-    from katapod.sandbox.proof import choose_accelerator
+    from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
     from katapod.sandbox.template_build import prepare_template
 
     facts = collect_host_facts()
     with waiting("booting a guest and saving it as a template"):
         with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            verdict = await choose_accelerator(
-                accel,
-                facts,
-                Path(config.qemu.kernel),
-                Path(config.qemu.initrd),
-                config.qemu.path,
-                settings.layout.proof_file,
-                Path(scratch),
-            )
-        plan = default_template(config, facts, verdict.accelerator)
+            wanted, proof_file = wanted_accelerator(config, accel), settings.layout.proof_file
+            verdict = await choose_accelerator(wanted, config, facts, proof_file, Path(scratch))
+        plan = default_template(config, facts, verdict.accelerator, verdict.remedy)
         assert plan is not None  # load_config has seen that its files are there
         await prepare_template(plan)
     if verdict.fresh:
-        print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+        print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
     print("vm factory initialized")
     return 0
 
@@ -111,7 +104,7 @@ def status(
     settings: Globals = context.obj
     config = settings.load_config(need_files=False)
     templates = list_templates(Path(config.factory.template_path))
-    plans = {plan.key: plan for plan in _default_plans(config)}
+    plans = {plan.key: plan for plan in _default_plans(settings, config)}
     rows = [_describe(info, plans.get(info.key)) for info in templates]
     if not config.factory.enable_template:
         word, sentence = "disabled", "vm factory not enabled"
@@ -145,14 +138,20 @@ def status(
         print_table(columns, rows)
 
 
-def _default_plans(config: "Config") -> "list[TemplatePlan]":
-    """Of both accelerators: to find out which one `auto` is may take a boot."""
+def _default_plans(settings: Globals, config: "Config") -> "list[TemplatePlan]":
+    """Of both accelerators, as far as is known without a boot: to find out which one `auto` is may take one."""
     from katapod.host.facts import collect_host_facts
-    from katapod.plan.vmm import Accelerator
+    from katapod.plan.vmm import NO_REMEDY, Accelerator
     from katapod.sandbox.planning import default_template
+    from katapod.sandbox.proof import kept_verdict
 
     facts = collect_host_facts()
-    plans = [default_template(config, facts, accelerator) for accelerator in Accelerator]
+    kept = kept_verdict(config, facts, settings.layout.proof_file)
+    remedy = kept.remedy if kept is not None else NO_REMEDY
+    plans = [
+        default_template(config, facts, Accelerator.KVM, remedy),
+        default_template(config, facts, Accelerator.TCG),
+    ]
     return [plan for plan in plans if plan is not None]
 
 

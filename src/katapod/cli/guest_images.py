@@ -11,7 +11,7 @@ import typer
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import Column, print_table, shown_size
-from katapod.model.errors import NotFound, UsageError
+from katapod.model.errors import DeviceMissing, NotFound, UsageError
 from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
 
 __all__ = ["register"]
@@ -69,7 +69,7 @@ def build(
         from katapod.model.config import load_config
         from katapod.osbuilder import ImageRequest, build_guest_image, prune_images, read_recipe
         from katapod.plan.vmm import Accelerator
-        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot
+        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot, wanted_accelerator, with_guest
 
         config = load_config(Path(settings.config_file) if settings.config_file else None).config
         qemu, layout = config.qemu.path, settings.layout
@@ -102,18 +102,19 @@ def build(
         for removed in await prune_images(layout.guest_image_root):
             print(f"removed the image of kernel {removed.kernel_version}, which is no longer installed")
         # find out now which accelerator boots it, so that the first container need not wait for that
+        guest_root = layout.guest_image_root
+        config = with_guest(config, guest_root / kernel_link(chosen), guest_root / initrd_link(chosen))
+        wanted = wanted_accelerator(config)
         with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            verdict = await choose_accelerator(
-                config.katapod.accelerator,
-                collect_host_facts(),
-                layout.guest_image_root / kernel_link(chosen),
-                layout.guest_image_root / initrd_link(chosen),
-                qemu,
-                layout.proof_file,
-                Path(scratch),
-            )
-        if verdict.fresh:
-            print(f"accelerator: {verdict.accelerator.value} ({verdict.reason})")
+            try:
+                found = await choose_accelerator(wanted, config, collect_host_facts(), layout.proof_file, Path(scratch))
+            except DeviceMissing as exc:  # KVM is wanted in any case; the image is built all the same
+                print(f"note: {exc} ({exc.hint})", file=sys.stderr)
+                return 0
+        if found.fresh:
+            print(f"accelerator: {found.accelerator.value} ({found.reason})")
+            if found.advice:
+                print(f"note: {found.advice}", file=sys.stderr)
         return 0
 
     return interruptible(go())

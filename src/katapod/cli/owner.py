@@ -169,13 +169,15 @@ async def own_container(
                 container = await plan_container(settings, config, request, bundle_spec)
             verdict = await accelerator_for(config, facts, store.layout, request.container_id, request.accel)
             if verdict.fresh:
-                print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+                print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
             plan = plan_sandbox(
                 request.container_id,
                 config,
                 facts,
                 store.layout,
                 accelerator=verdict.accelerator,
+                remedy=verdict.remedy,
+                proof_key=verdict.key,
                 dialect=await dialect,
                 size=size,
                 owner_pid=os.getpid(),

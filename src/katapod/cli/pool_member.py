@@ -37,7 +37,7 @@ from katapod.model.ids import ContainerId
 from katapod.plan.container_spec import ContainerOptions
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
 from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, rehearse
-from katapod.sandbox.proof import choose_accelerator
+from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
 from katapod.sandbox.runner import Streams
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
@@ -131,22 +131,22 @@ class _Member:
     async def _plan(self, around: _Surroundings) -> SandboxPlan:
         qemu = around.config.qemu
         verdict = await choose_accelerator(
-            around.config.katapod.accelerator,
+            wanted_accelerator(around.config),
+            around.config,
             around.facts,
-            Path(qemu.kernel),
-            Path(qemu.initrd),
-            qemu.path,
             self.store.layout.proof_file,
             Path(tempfile.gettempdir()),
         )
         if verdict.fresh:
-            print(f"kata-runtime: using {verdict.accelerator.value}: {verdict.reason}", file=sys.stderr)
+            print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
         return plan_ready_machine(
             new_machine_id(),
             around.config,
             around.facts,
             self.store.layout,
             accelerator=verdict.accelerator,
+            remedy=verdict.remedy,
+            proof_key=verdict.key,
             dialect=await virtiofsd_dialect(qemu.virtio_fs_daemon),
             owner_pid=os.getpid(),
         )

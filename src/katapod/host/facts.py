@@ -1,5 +1,6 @@
 """What this machine has: collected once, passed to the pure plans."""
 
+import contextlib
 import fcntl
 import os
 import random
@@ -18,13 +19,24 @@ __all__ = [
     "claim_vsock_cid",
     "collect_host_facts",
     "cpu_identity",
+    "cpu_vendor",
     "file_identity",
+    "kvm_settings",
     "virtiofsd_dialect",
 ]
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
 CID_MAX = 0xFFFFFFFE
+KVM_PARAMETERS = (
+    "kvm.ignore_msrs",
+    "kvm.enable_pmu",
+    "kvm_intel.ept",
+    "kvm_intel.nested",
+    "kvm_intel.unrestricted_guest",
+    "kvm_amd.npt",
+    "kvm_amd.nested",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,25 @@ def cpu_identity() -> str:
     first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     kept = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
     return "\n".join(line for line in first.splitlines() if line.partition("\t")[0].partition(":")[0].strip() in kept)
+
+
+def cpu_vendor() -> str:
+    """As /proc/cpuinfo has it: GenuineIntel, AuthenticAMD, ...; empty if it does not say."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("vendor_id"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def kvm_settings() -> str:
+    """The parameters of the host's KVM that decide which guests it runs; those of modules that are not loaded are
+    left out. Source: the kernel's admin-guide/kernel-parameters, kvm.*."""
+    found = []
+    for name in KVM_PARAMETERS:
+        with contextlib.suppress(OSError):
+            module, parameter = name.split(".")
+            found.append(f"{name}={Path('/sys/module', module, 'parameters', parameter).read_text().strip()}")
+    return " ".join(found)
 
 
 def claim_vsock_cid() -> tuple[int, int]:

@@ -118,6 +118,8 @@ class AcceleratorFacts:
     age_s: float | None = None  # of the verdict; None: found out just now, or forced
     boot: Trial = field(default_factory=lambda: Trial(None, "not tried; --boot boots the image"))
     boot_s: float = 0.0
+    advice: str = ""  # what to set
+    said: str = ""  # QEMU's own words, of boots that failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,13 +153,16 @@ def judge_accelerator(facts: CheckFacts) -> Line:
     accelerator = facts.accelerator
     title, line_id = "accelerator", "accelerator"
     age = f", found out {shown_duration(accelerator.age_s)} ago" if accelerator.age_s is not None else ""
-    evidence = (f"accelerator = {accelerator.wanted!r}", "/var/cache/kata-containers/accelerator.json")
-    if accelerator.chosen == "kvm" and accelerator.wanted == "kvm":
-        return Line(line_id, title, Outcome.NOTE, "kvm, forced by the configuration: nothing was proven")
+    evidence = (
+        f"accelerator = {accelerator.wanted!r}",
+        "/var/cache/kata-containers/accelerator.json",
+        *(f"QEMU said: {line}" for line in accelerator.said.splitlines()),
+    )
     if accelerator.chosen == "kvm":
-        return Line(line_id, title, Outcome.OK, f"kvm: {accelerator.reason}{age}", evidence=evidence)
+        found = f"kvm: {accelerator.reason}{age}"
+        return Line(line_id, title, Outcome.OK, found, remedy=accelerator.advice, evidence=evidence)
     if accelerator.chosen == "tcg":
-        remedy = "see the lines CPU and KVM device; kata-runtime check --boot tries again"
+        remedy = accelerator.advice or "see the lines CPU and KVM device; kata-runtime check --boot tries again"
         if accelerator.wanted == "tcg":
             remedy = 'set accelerator = "auto" in [katapod]'
         return Line(
@@ -171,14 +174,14 @@ def judge_accelerator(facts: CheckFacts) -> Line:
             remedy=remedy,
             evidence=evidence,
         )
-    if accelerator.wanted == "kvm":
+    if accelerator.wanted == "kvm" and accelerator.reason:
         return Line(
             line_id,
             title,
             Outcome.MISSING,
             f"kvm is forced: {accelerator.reason}",
             effect="no sandbox starts",
-            remedy='make /dev/kvm available, or set accelerator = "auto" in [katapod]',
+            remedy=accelerator.advice or 'make /dev/kvm available, or set accelerator = "auto" in [katapod]',
             evidence=evidence,
         )
     return Line(

@@ -19,7 +19,9 @@ __all__ = [
     "BRIDGES_MAX",
     "BRIDGE_SLOT",
     "CONSOLE_PORT_NAME",
+    "NO_REMEDY",
     "Accelerator",
+    "CpuRemedy",
     "FdSlot",
     "QemuOption",
     "QemuPlan",
@@ -40,6 +42,23 @@ FIRST_PORT_CHASSIS = 16  # of PCIe root ports; bridges have the numbers below
 class Accelerator(Enum):
     KVM = "kvm"
     TCG = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRemedy:
+    """What of the CPU differs from the plan, since KVM does not run guests without (plan/proof.py). Empty: nothing."""
+
+    features: str = ""  # behind the configuration's
+    model: str = ""  # in place of the accelerator's
+
+    def __bool__(self) -> bool:
+        return bool(self.features or self.model)
+
+    def __str__(self) -> str:
+        return ",".join(part for part in (f"-cpu {self.model}" if self.model else "", self.features) if part)
+
+
+NO_REMEDY = CpuRemedy()
 
 
 class FdSlot(Enum):
@@ -73,6 +92,7 @@ class VmSpec:
     vm_dir: Path
     vsock_cid: int | None = None
     cpu_features: str = ""
+    remedy: CpuRemedy = NO_REMEDY
     machine_accelerators: str = ""
     entropy_source: str = "/dev/urandom"
     seccomp_sandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -146,7 +166,7 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-uuid", vm.uuid),
         QemuOption("-machine", _machine(vm)),
         *_accelerator(vm),
-        QemuOption("-cpu", ",".join(part for part in (_cpu_model(vm.accelerator), vm.cpu_features) if part)),
+        QemuOption("-cpu", _cpu(vm)),
         QemuOption("-chardev", "socket,id=qmp,fd={fd},server=on,wait=off", FdSlot.QMP),
         QemuOption("-mon", "chardev=qmp,mode=control"),
         *_extra_monitor(vm),
@@ -191,6 +211,11 @@ def _accelerator(vm: VmSpec) -> list[QemuOption]:
     if vm.accelerator is Accelerator.KVM:
         return [QemuOption("-accel", "kvm"), QemuOption("-global", "kvm-pit.lost_tick_policy=discard")]
     return [QemuOption("-accel", "tcg" + (f",tb-size={vm.tb_size_mib}" if vm.tb_size_mib else ""))]
+
+
+def _cpu(vm: VmSpec) -> str:
+    model = vm.remedy.model or _cpu_model(vm.accelerator)
+    return ",".join(part for part in (model, vm.cpu_features, vm.remedy.features) if part)
 
 
 def _cpu_model(accelerator: Accelerator) -> str:

@@ -4,6 +4,7 @@ KatapodError
 |-- ConsoleOff               the sandbox was started without a debug console
 |-- ConsoleIsRaw             its debug console is only upstream's: bytes, no sizes, no exit status
 `-- AgentFailed              the guest agent did not come up, stopped answering, or refused
+    |-- GuestHangs           the guest did not boot, or wake, in time
     (becomes, for a process that could not be started:)
 |-- CommandNotFound          exit status 127
 `-- CommandNotExecutable     exit status 126
@@ -20,12 +21,17 @@ __all__ = [
     "CommandNotFound",
     "ConsoleIsRaw",
     "ConsoleOff",
+    "GuestHangs",
     "command_error",
 ]
 
 
 class AgentFailed(KatapodError):
     """The guest agent did not come up, stopped answering, or refused."""
+
+
+class GuestHangs(AgentFailed):
+    """The guest did not boot, or wake, in time."""
 
 
 class ConsoleOff(KatapodError):

@@ -42,6 +42,7 @@ from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.console import ConsoleLink
 from katapod.sandbox.direct_volumes import DirectVolumes
 from katapod.sandbox.errors import AgentFailed
+from katapod.sandbox.failures import doubting_kvm, watch_kvm
 from katapod.sandbox.guard import CAUSE_LIMIT_S, guarded
 from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
 from katapod.sandbox.planning import SandboxPlan
@@ -274,7 +275,9 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
 
     if plan.cgroup is not None:
         note()  # names the groups before they are made
-    machine = await running_machine(plan, paths, stack, note)
+    with doubting_kvm(plan, store.layout):
+        machine = await running_machine(plan, paths, stack, note)
+    watch_kvm(plan, store.layout, machine.death)
     with span("create sandbox"):
         await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
     return machine

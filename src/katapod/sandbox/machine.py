@@ -35,11 +35,12 @@ from katapod.plan.hotplug import (
     plan_shared_directory,
 )
 from katapod.plan.template import clone_of
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
+from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.agent_link import claim_channel, connect_agent
-from katapod.sandbox.errors import AgentFailed
+from katapod.sandbox.errors import AgentFailed, GuestHangs
+from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.planning import SandboxPlan
@@ -102,12 +103,14 @@ async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: Release
                     return await _start(plan, paths, stack, note, template)
                 except _CloneFailed as exc:
                     discard_template(template)
+                    refuse_second_try(plan, exc.__cause__)
                     log.warning(
                         "the template %s does not work and is removed; this sandbox boots instead: %s",
                         template.key,
                         str(exc.__cause__).partition("\n")[0],
                     )
         except (TemplateBroken, NoSpace) as exc:
+            refuse_second_try(plan, exc)
             log.warning("this sandbox boots without a template: %s", str(exc).partition("\n")[0])
     return await _start(plan, paths, stack, note, None)
 
@@ -316,19 +319,9 @@ async def _named_qemu(
             vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given, netns=netns))
         except QemuFailed as exc:
             raise QemuFailed(
-                f"{exc}\n{_guest_of(spec)}", hint=exc.hint or _hint_for(spec), returncode=exc.returncode, **exc.context
+                f"{exc}\n{guest_of(spec)}", hint=exc.hint or hint_for(spec), returncode=exc.returncode, **exc.context
             ) from exc
         yield vm
-
-
-def _guest_of(spec: VmSpec) -> str:
-    return f"the guest: kernel {spec.kernel}, initrd {spec.initrd}, under {spec.accelerator.value}"
-
-
-def _hint_for(spec: VmSpec) -> str:
-    if spec.accelerator is Accelerator.KVM:
-        return "to find out whether it is KVM's fault, emulate: --accel tcg"
-    return "kata-runtime image build makes kernel and initrd"
 
 
 async def _meet_agent(
@@ -355,11 +348,11 @@ async def _meet_agent(
             await guarded(answer_of(clock), death, sandbox_id)
     except TimeoutError as exc:
         console = read_tail(vm.logs.console)
-        raise AgentFailed(
+        raise GuestHangs(
             f"cannot start sandbox {sandbox_id}: the guest does not {'wake' if cloned else 'boot'}: its agent did not "
-            f"answer within {plan.agent_timeout_s:g} s (dial_timeout)\n{_guest_of(spec)}"
+            f"answer within {plan.agent_timeout_s:g} s (dial_timeout)\n{guest_of(spec)}"
             + (f"\nlast lines of the guest's console:\n{console}" if console else "; its console is silent"),
-            hint=_hint_for(spec),
+            hint=hint_for(spec),
         ) from exc
     except QemuFailed as exc:
         if exc.returncode != 0:
@@ -367,8 +360,8 @@ async def _meet_agent(
         # QEMU ended well: the guest's kernel panicked, or its init ended
         raise AgentFailed(
             f"cannot start sandbox {sandbox_id}: the guest does not boot: it stopped before its agent answered\n"
-            f"{_guest_of(spec)}\nlast lines of the guest's console:\n{read_tail(vm.logs.console)}",
-            hint=_hint_for(spec),
+            f"{guest_of(spec)}\nlast lines of the guest's console:\n{read_tail(vm.logs.console)}",
+            hint=hint_for(spec),
         ) from exc
     log.info("the agent answered after %.2f s", time.monotonic() - started)
     return agent, created

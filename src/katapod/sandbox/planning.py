@@ -2,12 +2,12 @@
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from katapod.host.facts import HostFacts, cpu_identity, file_identity
+from katapod.host.facts import HostFacts, cpu_identity, file_identity, kvm_settings
 from katapod.model.cni import NetworkConfig
 from katapod.model.config import Config, config_kernel_params
 from katapod.model.layout import Layout
@@ -18,9 +18,10 @@ from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
+from katapod.plan.proof import ProofPlan, plan_proof
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
-from katapod.plan.vmm import ANY_CID, BRIDGES_MAX, Accelerator, VmSpec, plan_qemu
+from katapod.plan.vmm import ANY_CID, BRIDGES_MAX, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
 
 __all__ = [
     "RootDisk",
@@ -28,6 +29,7 @@ __all__ = [
     "default_template",
     "plan_ready_machine",
     "plan_sandbox",
+    "proof_for",
     "size_for",
     "template_for",
 ]
@@ -67,6 +69,7 @@ class SandboxPlan:
     disks: DiskSettings = DEFAULT_DISKS
     bind_mounts: tuple[Path, ...] = ()  # of the host, shown to the guest read-only
     guest_hook_path: str = ""
+    proof_key: str = ""  # of the verdict that KVM works; empty: nothing was proven
 
     def describe(self) -> str:
         cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
@@ -100,11 +103,16 @@ def plan_sandbox(
     attached_to: NetworkConfig | None = None,
     cgroup: CgroupPlan | None = None,
     pod: bool = False,
+    remedy: CpuRemedy = NO_REMEDY,
+    proof_key: str = "",
 ) -> SandboxPlan:
     """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`, which is ours if it is
-    `attached_to` a network, and an engine's else."""
+    `attached_to` a network, and an engine's else.
+
+    `accelerator`, `remedy` and `proof_key` are those of a Verdict.
+    """
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
-    vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm)
+    vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm, remedy)
     template = template_for(config, vm)
     record = SandboxRecord(
         sandbox_id=sandbox_id,
@@ -151,6 +159,7 @@ def plan_sandbox(
         disks=_disks(config),
         bind_mounts=tuple(Path(path) for path in config.runtime.sandbox_bind_mounts),
         guest_hook_path=qemu.guest_hook_path,
+        proof_key=proof_key if accelerator is Accelerator.KVM else "",
     )
 
 
@@ -193,6 +202,8 @@ def plan_ready_machine(
     accelerator: Accelerator,
     dialect: VirtiofsdDialect,
     owner_pid: int,
+    remedy: CpuRemedy = NO_REMEDY,
+    proof_key: str = "",
 ) -> SandboxPlan:
     """Plan a machine that is to become anybody's sandbox: as small as one can be, since it grows when it is taken."""
     usual = size_for(config, facts, (ContainerLimits(),))
@@ -209,11 +220,19 @@ def plan_ready_machine(
         hostname=machine_id,
         shm_size_bytes=DEFAULT_SHM_BYTES,
         auto_remove=True,
+        remedy=remedy,
+        proof_key=proof_key,
     )
 
 
 def _plan_vm(
-    sandbox_id: str, config: Config, facts: HostFacts, accelerator: Accelerator, size: VmSize, vm_dir: Path
+    sandbox_id: str,
+    config: Config,
+    facts: HostFacts,
+    accelerator: Accelerator,
+    size: VmSize,
+    vm_dir: Path,
+    remedy: CpuRemedy = NO_REMEDY,
 ) -> VmSpec:
     qemu = config.qemu
     features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
@@ -231,6 +250,7 @@ def _plan_vm(
         max_vcpus=size.max_vcpus,
         vm_dir=vm_dir,
         cpu_features=features,
+        remedy=remedy,
         entropy_source=qemu.entropy_source,
         seccomp_sandbox=qemu.seccompsandbox,
         kernel_params=config_kernel_params(config),
@@ -251,10 +271,25 @@ def _plan_vm(
     )
 
 
-def default_template(config: Config, facts: HostFacts, accelerator: Accelerator) -> TemplatePlan | None:
+def default_template(
+    config: Config, facts: HostFacts, accelerator: Accelerator, remedy: CpuRemedy = NO_REMEDY
+) -> TemplatePlan | None:
     """The template of a sandbox whose containers have no limits; None as with template_for."""
     size = size_for(config, facts, (ContainerLimits(),))
-    return template_for(config, _plan_vm("template", config, facts, accelerator, size, Path("/none")))
+    return template_for(config, _plan_vm("template", config, facts, accelerator, size, Path("/none"), remedy))
+
+
+def proof_for(config: Config, facts: HostFacts) -> ProofPlan:
+    """What has to boot before KVM is used: the machine of a sandbox whose containers have no limits.
+
+    Where there is no KVM one answer holds for all. Raises OSError if a file that it names is missing.
+    """
+    size = size_for(config, facts, (ContainerLimits(),))
+    vm = _plan_vm("proof", config, facts, Accelerator.KVM, size, Path("/none"))
+    identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.firmware) if path != ""]
+    identities.append(kvm_settings())
+    plan = plan_proof(vm, identities, initrd_identity=file_identity(vm.initrd))
+    return plan if facts.kvm else replace(plan, key="without /dev/kvm")
 
 
 def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:

@@ -170,13 +170,15 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
             await make_netns(netns)
         verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
         if verdict.fresh:
-            log.warning("using %s: %s", verdict.accelerator.value, verdict.reason)
+            log.warning("%s", verdict.describe())
         plan = plan_sandbox(
             request.sandbox_id,
             config,
             facts,
             store.layout,
             accelerator=verdict.accelerator,
+            remedy=verdict.remedy,
+            proof_key=verdict.key,
             dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
             size=size,
             owner_pid=os.getpid(),

@@ -1,54 +1,82 @@
-"""Accelerator by proof: KVM is used only where this very guest image has been seen to boot under it.
+"""Accelerator by proof: KVM is used only where the machine that sandboxes start with has been seen to boot under it.
 
-/dev/kvm that opens proves nothing: there are hosts where guest kernels hang under it. The verdict is kept,
-keyed by kernel, initrd, QEMU and this boot of the host.
+/dev/kvm that opens proves nothing: there are hosts where QEMU ends, or where guest kernels hang. The plan of a proof
+and what a failure means are plan/proof.py's, what is kept is proof_file.py's. Here guests are booted.
 """
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import secrets
 import tempfile
+import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from katapod.host.facts import HostFacts, file_identity
+from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, running_qemu
-from katapod.host.state import write_atomically
+from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.config import Config
-from katapod.model.errors import DeviceMissing, KatapodError
+from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
-from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu
+from katapod.plan.proof import (
+    NO_KVM,
+    PROOF_MEM_MIB,
+    BootFailure,
+    Finding,
+    ProofPlan,
+    Trial,
+    Verdict,
+    advise,
+    advise_setting,
+    explain_trials,
+    judge_failure,
+    next_remedy,
+    words_of,
+)
+from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
+from katapod.sandbox.agent_link import claim_channel
+from katapod.sandbox.planning import proof_for
+from katapod.sandbox.proof_file import ProofFile, now, retry_s
 
-__all__ = ["BootNotProven", "Verdict", "accelerator_for", "choose_accelerator", "kept_verdict", "prove_boot"]
+__all__ = [
+    "BootNotProven",
+    "accelerator_for",
+    "choose_accelerator",
+    "kept_verdict",
+    "prove_boot",
+    "prove_machine",
+    "wanted_accelerator",
+    "with_guest",
+]
 
 log = logging.getLogger(__name__)
 
-KVM_LIMIT_S = 10.0
+VARIABLE = "KATAPOD_ACCELERATOR"
+KVM_LIMIT_S = 10.0  # of one boot
+KVM_ALL_S = 15.0  # of one boot and those with remedies
 TCG_LIMIT_S = 90.0
-PROOF_MEM_MIB = 512
+TURN_LIMIT_S = 90.0  # for another who finds out: the longest dial_timeout that is in use, and more
+CONSOLE_S = 0.05  # for the console's last bytes
+_SHORT_OF = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+
+Boot = Callable[[VmSpec, float], Awaitable[None]]
 
 
 class BootNotProven(KatapodError):
-    """A guest image did not boot to a working agent."""
+    """A guest did not boot to a working agent; `failure` says how."""
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    accelerator: Accelerator
-    reason: str
-    fresh: bool  # found out just now: worth a word to the user
-
-
-class _Proofs(msgspec.Struct, forbid_unknown_fields=True):
-    """The file of verdicts: key to (accelerator, reason). Only those of this boot are kept."""
-
-    boot_id: str
-    verdicts: dict[str, tuple[Accelerator, str]]
+    def __init__(self, what: str, failure: BootFailure) -> None:
+        super().__init__(what)
+        self.failure = failure
 
 
 async def prove_boot(
@@ -60,108 +88,243 @@ async def prove_boot(
     limit_s: float,
     scratch_parent: Path | None = None,
 ) -> None:
-    """Boot the image once, with nothing but a console, until its agent says that all it needs works.
+    """Boot a guest image once, in a machine with nothing but a console. As prove_machine."""
+    spec = VmSpec(
+        sandbox_id="proof",
+        uuid=str(uuid.uuid4()),
+        qemu=qemu,
+        kernel=kernel,
+        initrd=initrd,
+        accelerator=accelerator,
+        boot_mem_mib=PROOF_MEM_MIB,
+        max_mem_mib=PROOF_MEM_MIB,
+        memory_slots=0,
+        vcpus=1,
+        max_vcpus=1,
+        vm_dir=Path("/proof"),
+    )
+    await prove_machine(spec, limit_s=limit_s, scratch_parent=scratch_parent)
+
+
+async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None) -> None:
+    """Boot the machine once, until its agent says that all it needs works.
 
     Its files lie in a new directory below `scratch_parent`, else in the system's temporary directory.
-    Raises BootNotProven with the tail of the guest's console, QemuFailed if QEMU does not start.
+    Raises BootNotProven with the tail of the guest's console and what QEMU said.
     """
     token = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(
         prefix="proof-" if scratch_parent else "katapod-proof-", dir=scratch_parent
     ) as scratch:
         directory = Path(scratch)
-        spec = VmSpec(
+        spec = replace(
+            vm,
             sandbox_id=f"proof-{token}",
             uuid=str(uuid.uuid4()),
-            qemu=qemu,
-            kernel=kernel,
-            initrd=initrd,
-            accelerator=accelerator,
-            boot_mem_mib=PROOF_MEM_MIB,
-            max_mem_mib=PROOF_MEM_MIB,
-            memory_slots=0,
-            vcpus=1,
-            max_vcpus=1,
             vm_dir=directory,
-            kernel_params=(f"katapod.prove={token}",),
+            kernel_params=(*vm.kernel_params, f"katapod.prove={token}"),
         )
         logs = QemuLogs(directory / "console.log", directory / "vmm.log")
-        async with running_qemu(plan_qemu(spec), logs) as vm:
-            await vm.resume()
-            ended = True
-            try:
-                async with asyncio.timeout(limit_s):
-                    await vm.wait_end()
-            except TimeoutError:
-                ended = False
-            await asyncio.sleep(0.05)  # the console's last bytes
+        try:
+            end = await _boot_once(spec, logs, limit_s)
+        except (QemuFailed, QmpError, QmpLinkBroken) as exc:
+            said = read_tail(logs.vmm, max_lines=10) or str(exc)
+            end = _End(exc.returncode if isinstance(exc, QemuFailed) else None, 0.0, said, cause=exc)
         console = read_tail(logs.console, max_bytes=16384, max_lines=25)
     if f"katapod-agent: proven {token}" in console:
         return
-    how = "ended without the agent's word" if ended else f"did not finish booting within {limit_s:g} s"
-    raise BootNotProven(
-        f"cannot boot {initrd} with kernel {kernel} under {accelerator.value}: the guest {how}"
-        + (f"\nlast lines of its console:\n{console}" if console else "; its console is silent")
-    )
+    failure = BootFailure(said=end.said, console=console, timed_out_s=end.timed_out_s, status=end.status)
+    what = f"cannot boot {vm.initrd} with kernel {vm.kernel} under {vm.accelerator.value}"
+    if end.cause is not None and not console:
+        raise BootNotProven(f"{what}: {end.cause}", failure) from end.cause
+    shown = f"\nlast lines of its console:\n{console}" if console else "; its console is silent"
+    raise BootNotProven(f"{what}: {failure.summary()}{shown}", failure)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a boot of the proof ended."""
+
+    status: int | None  # of QEMU; None: it runs still
+    timed_out_s: float
+    said: str
+    cause: KatapodError | None = None
+
+
+async def _boot_once(spec: VmSpec, logs: QemuLogs, limit_s: float) -> _End:
+    """Raises QemuFailed, QmpError, QmpLinkBroken, DeviceMissing."""
+    with contextlib.ExitStack() as claims:
+        given: dict[FdSlot, int] = {}
+        spec = claim_channel(spec, given, claims)
+        async with running_qemu(plan_qemu(spec), logs, given=given) as vm:
+            stopped = vm.qmp.expect("STOP")
+            timed_out = 0.0
+            try:
+                async with asyncio.timeout(limit_s):
+                    with contextlib.suppress(QmpLinkBroken):  # QEMU's own end is the cause, and seen next
+                        await vm.resume()
+                    await _end_or_stop(vm, stopped)
+            except TimeoutError:
+                timed_out = limit_s
+            await asyncio.sleep(CONSOLE_S)
+            status = vm.child.process.returncode
+            return _End(status, timed_out, read_tail(logs.vmm, max_lines=10))
+
+
+async def _end_or_stop(vm: QemuProcess, stopped: "asyncio.Future[Any]") -> None:
+    """Until QEMU ends, or stops the guest by itself: KVM gave up then, and QEMU has said why."""
+    ended = asyncio.create_task(vm.wait_end(), name="wait-proof")
+    try:
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done() and stopped.exception() is not None:
+            await ended  # the monitor went a moment before its QEMU
+    finally:
+        ended.cancel()
 
 
 async def choose_accelerator(
     wanted: str,
+    config: Config,
     facts: HostFacts,
-    kernel: Path,
-    initrd: Path,
-    qemu: str,
     proof_file: Path,
     scratch_parent: Path,
     *,
     again: bool = False,
 ) -> Verdict:
-    """Return the accelerator for `wanted` (auto, kvm, tcg). Raises DeviceMissing for kvm without /dev/kvm.
+    """Return the accelerator for `wanted` (auto, kvm, tcg), and what of the plan's CPU has to differ for it.
 
-    With `again` a verdict that was kept does not count. `scratch_parent` is the caller's to remove: nothing of a proof
-    stays even when we are killed.
+    Starts at the same time find out once. With `again` a verdict that was kept does not count. `scratch_parent` is the
+    caller's to remove: nothing of a proof stays even when we are killed. Raises DeviceMissing where kvm is wanted and
+    does not work; OSError if a file of the guest is missing.
     """
     if wanted == "tcg":
         return Verdict(Accelerator.TCG, "forced", fresh=False)
-    if wanted == "kvm":
-        if not facts.kvm:
-            raise DeviceMissing(
-                "cannot use KVM: /dev/kvm does not answer",
-                hint="load kvm_intel or kvm_amd, or let Katapod emulate: --accel tcg",
-            )
-        return Verdict(Accelerator.KVM, "forced", fresh=False)
-    key = _key(facts, kernel, initrd, qemu)
-    proofs = _read_proofs(proof_file, facts.boot_id)
-    if key in proofs.verdicts and not again:
-        accelerator, reason = proofs.verdicts[key]
-        return Verdict(accelerator, reason, fresh=False)
-    verdict = await _find_verdict(facts, kernel, initrd, qemu, scratch_parent)
-    proofs.verdicts[key] = (verdict.accelerator, verdict.reason)
-    with contextlib.suppress(OSError, KatapodError):  # without the file, the next start finds out again
-        proof_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(proof_file, msgspec.json.encode(proofs))
-    return verdict
+    forced = wanted == "kvm"
+    if forced and not facts.kvm:
+        raise DeviceMissing(
+            "cannot use KVM: /dev/kvm does not answer",
+            hint="load kvm_intel or kvm_amd, or let Katapod emulate: --accel tcg",
+        )
+    plan, file, began = proof_for(config, facts), ProofFile(proof_file, facts.boot_id), now()
+    kept = None if again else _standing(file, plan, forced=forced)
+    if kept is not None:
+        return kept
+    overdue = file.find(plan) if not forced and not again else None
+    async with file.turn(0.0 if overdue is not None else TURN_LIMIT_S) as mine:
+        newest = file.find(plan)
+        if newest is not None and newest.at >= began:  # found by another as we waited: as good as our own
+            return _or_refuse(newest.verdict(plan.key), needed=forced)
+        if not mine and overdue is not None:
+            return overdue.verdict(plan.key)  # another asks again: until then what was so holds
+        if not mine:
+            text = f"another process has been trying it for {TURN_LIMIT_S:g} s"
+            return _or_refuse(Verdict(Accelerator.TCG, text, fresh=True), needed=forced)
+        verdict, finding = await _find_out(plan, file, facts, config, scratch_parent, forced=forced)
+        file.keep(plan, verdict, finding)
+    return _or_refuse(verdict, needed=forced)
 
 
-def kept_verdict(facts: HostFacts, kernel: Path, initrd: Path, qemu: str, proof_file: Path) -> Verdict | None:
-    """What choose_accelerator would find for auto without a boot, or None. Raises OSError if a file is missing."""
-    kept = _read_proofs(proof_file, facts.boot_id).verdicts.get(_key(facts, kernel, initrd, qemu))
-    return None if kept is None else Verdict(*kept, fresh=False)
+def wanted_accelerator(config: Config, flag: str = "") -> str:
+    """auto, kvm or tcg: the flag, else KATAPOD_ACCELERATOR in the environment, else the configuration.
+
+    Raises UsageError.
+    """
+    chosen = flag or os.environ.get(VARIABLE, "")
+    if chosen not in ("", "auto", "kvm", "tcg"):
+        raise UsageError(f"cannot use {VARIABLE}={chosen}: it is none of auto, kvm, tcg")
+    return chosen or config.katapod.accelerator
 
 
-def _key(facts: HostFacts, kernel: Path, initrd: Path, qemu: str) -> str:
-    return "|".join([file_identity(kernel), file_identity(initrd), file_identity(qemu), str(facts.kvm)])
+def kept_verdict(config: Config, facts: HostFacts, proof_file: Path) -> Verdict | None:
+    """What choose_accelerator would find without a boot, or None. Raises OSError if a file is missing."""
+    plan = proof_for(config, facts)
+    kept = ProofFile(proof_file, facts.boot_id).find(plan)
+    return None if kept is None else kept.verdict(plan.key)
 
 
-async def _find_verdict(facts: HostFacts, kernel: Path, initrd: Path, qemu: str, scratch_parent: Path) -> Verdict:
+def _standing(file: ProofFile, plan: ProofPlan, *, forced: bool) -> Verdict | None:
+    """The kept answer, as far as it holds. Where KVM is forced, a kept failure is no answer: whoever forces it may have
+    mended it."""
+    kept = file.find(plan)
+    if kept is None or kept.is_due() or (forced and kept.accelerator is not Accelerator.KVM):
+        return None
+    return kept.verdict(plan.key)
+
+
+def _or_refuse(verdict: Verdict, *, needed: bool = True) -> Verdict:
+    """Raises DeviceMissing where KVM is needed and the verdict is another."""
+    if not needed or verdict.accelerator is Accelerator.KVM:
+        return verdict
+    emulate = "to emulate: --accel tcg"
+    raise DeviceMissing(
+        f"cannot use KVM: {verdict.reason}", hint=f"{verdict.advice}; {emulate}" if verdict.advice else emulate
+    )
+
+
+async def _find_out(
+    plan: ProofPlan, file: ProofFile, facts: HostFacts, config: Config, scratch_parent: Path, *, forced: bool
+) -> tuple[Verdict, Finding | None]:
+    """The verdict, and if KVM is not used for it, what the boots say of KVM."""
     if not facts.kvm:
-        return Verdict(Accelerator.TCG, "this host has no /dev/kvm", fresh=True)
-    try:
-        await prove_boot(kernel, initrd, qemu, Accelerator.KVM, limit_s=KVM_LIMIT_S, scratch_parent=scratch_parent)
-    except (BootNotProven, QemuFailed) as exc:  # another error, a full disk say, tells nothing about KVM
-        log.info("KVM is not used: %s", exc)
-        return Verdict(Accelerator.TCG, "/dev/kvm opens, but the guest image does not boot under it", fresh=True)
-    return Verdict(Accelerator.KVM, "the guest image boots under KVM", fresh=True)
+        return Verdict(Accelerator.TCG, "this host has no /dev/kvm", fresh=True, key=plan.key), None
+    first_s = float(config.agent.dial_timeout) if forced else KVM_LIMIT_S
+
+    async def boot(vm: VmSpec, limit_s: float) -> None:
+        await prove_machine(vm, limit_s=limit_s, scratch_parent=scratch_parent)
+
+    all_s = first_s if forced else KVM_ALL_S
+    remedy, trials = await try_kvm(plan, boot, cpu_vendor=cpu_vendor(), first_s=first_s, all_s=all_s)
+    if remedy is None:
+        return _failed(plan, trials, retry_s(file.hangs_before(plan) + 1))
+    reason = "the guest image boots under KVM"
+    if remedy:
+        reason += f" with {remedy} (without: {explain_trials(trials[:1])})"
+    advice = advise_setting(remedy, plan.vm.cpu_features)
+    found = Verdict(Accelerator.KVM, reason, fresh=True, remedy=remedy, advice=advice, said=words_of(trials))
+    return replace(found, key=plan.key), None
+
+
+def _failed(plan: ProofPlan, trials: list[Trial], hang_s: float) -> tuple[Verdict, Finding]:
+    findings = {judge_failure(trial.failure) for trial in trials}
+    worst = next(kind for kind in (Finding.PASSING, Finding.HANGS, Finding.FAILS) if kind in findings)
+    opening = "KVM could not be tried" if worst is Finding.PASSING else NO_KVM
+    reason = f"{opening}: {explain_trials(trials)}"
+    log.info("KVM is not used: %s", reason)
+    advice = advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
+    verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=words_of(trials), key=plan.key)
+    return verdict, worst
+
+
+async def try_kvm(
+    plan: ProofPlan, boot: Boot, *, cpu_vendor: str, first_s: float, all_s: float
+) -> tuple[CpuRemedy | None, list[Trial]]:
+    """Boot the plan, then with one remedy after the other, until one works or the time is over.
+
+    Returns the remedy that worked (empty: the plan as it is), or None, and the boots that failed.
+    """
+    trials: list[Trial] = []
+    left_s, limit_s = all_s, first_s
+    remedy: CpuRemedy | None = NO_REMEDY
+    while remedy is not None:
+        began = time.monotonic()
+        try:
+            await boot(plan.with_remedy(remedy), limit_s)
+        except BootNotProven as exc:
+            trials.append(Trial(remedy, exc.failure))
+        except OSError as exc:
+            if exc.errno not in _SHORT_OF:
+                raise
+            trials.append(Trial(remedy, BootFailure(said=str(exc.strerror), status=1)))
+        else:
+            return remedy, trials
+        if judge_failure(trials[-1].failure) is Finding.PASSING:
+            break
+        remedy = next_remedy(trials, cpu_vendor=cpu_vendor, planned_features=plan.vm.cpu_features)
+        left_s -= max(time.monotonic() - began, trials[-1].failure.timed_out_s)
+        limit_s = min(KVM_LIMIT_S, left_s)
+        if limit_s < 1.0:
+            break
+    return None, trials
 
 
 async def accelerator_for(
@@ -169,19 +332,15 @@ async def accelerator_for(
 ) -> Verdict:
     """As choose_accelerator, for a sandbox whose state directory exists; `wanted`: empty for the configuration's."""
     return await choose_accelerator(
-        wanted or config.katapod.accelerator,
+        wanted_accelerator(config, wanted),
+        config,
         facts,
-        Path(config.qemu.kernel),
-        Path(config.qemu.initrd),
-        config.qemu.path,
         layout.proof_file,
         layout.sandbox(sandbox_id).state,
     )
 
 
-def _read_proofs(path: Path, boot_id: str) -> _Proofs:
-    try:
-        proofs = msgspec.json.decode(path.read_bytes(), type=_Proofs)
-    except (OSError, msgspec.DecodeError):
-        return _Proofs(boot_id, {})
-    return proofs if proofs.boot_id == boot_id else _Proofs(boot_id, {})
+def with_guest(config: Config, kernel: Path, initrd: Path) -> Config:
+    """The configuration with another guest image."""
+    qemu = msgspec.structs.replace(config.qemu, kernel=str(kernel), initrd=str(initrd))
+    return msgspec.structs.replace(config, qemu=qemu)

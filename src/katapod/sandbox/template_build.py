@@ -20,13 +20,14 @@ from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.plan.template import FORMAT, TemplatePlan
-from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
+from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
 from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,
+    TemplateHangs,
     TemplateMeta,
     find_template,
     put_in_place,
@@ -97,11 +98,11 @@ async def _renew(plan: TemplatePlan, worn: Template | None) -> Template:
 async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
     """Build, or wait for who builds; `worn` if that is no use."""
     with template_lock(plan.root, plan.key) as lock:
-        deadline = time.monotonic() + WAIT_LIMIT_S
+        began = time.monotonic()
         while not lock.try_take():
             if worn is not None:
                 return worn
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + WAIT_LIMIT_S:
                 raise TemplateBroken(f"cannot wait for template {plan.key}: it is not built within {WAIT_LIMIT_S:g} s")
             await asyncio.sleep(LOCK_POLL_S)
         fresh = _find_sound(plan, logging.DEBUG)  # somebody may have built it while we waited
@@ -109,6 +110,9 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
             if not fresh.is_worn(plan):
                 return fresh
             fresh.close()
+        elif plan.vm.accelerator is Accelerator.KVM and time.monotonic() - began > plan.limits.boot_s:
+            # under KVM a boot takes a second or hangs: not each of those who waited has to see that again
+            raise TemplateHangs(f"nobody has got its guest to boot within {plan.limits.boot_s:g} s")
         try:
             await build_template(plan)
         except KatapodError as exc:
@@ -138,7 +142,7 @@ async def build_template(plan: TemplatePlan) -> None:
         with span("build template"):
             await _save_guest(plan, scratch)
         await finish(asyncio.to_thread(put_in_place, scratch, plan))  # never half of it, and then the scratch goes
-    except NoSpace:
+    except (NoSpace, TemplateHangs):
         raise
     except (KatapodError, RpcError, OSError) as exc:
         raise TemplateBroken(f"cannot make a template in {plan.root}: {exc}") from exc
@@ -210,7 +214,8 @@ async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
                 agent.connection.close()
     except TimeoutError as exc:
         said = read_tail(vm.logs.console)
-        raise TemplateBroken(
+        kind = TemplateHangs if step == "boot" else TemplateBroken
+        raise kind(
             f"its guest did not {step} within {limit_s:g} s"
             + (f"\nlast lines of the guest's console:\n{said}" if said else "; its console is silent")
         ) from exc

@@ -25,6 +25,7 @@ from katapod.plan.template import FORMAT, KEY_LENGTH, TemplatePlan
 __all__ = [
     "Template",
     "TemplateBroken",
+    "TemplateHangs",
     "TemplateInfo",
     "TemplateMeta",
     "destroy_templates",
@@ -43,6 +44,10 @@ _OURS = re.compile(rf"\.?(?P<key>[0-9a-f]{{{KEY_LENGTH}}})(?:\..+)?")
 
 class TemplateBroken(KatapodError):
     """A template cannot be made, or cannot be used. A cold boot does without one."""
+
+
+class TemplateHangs(TemplateBroken):
+    """Its guest did not boot in time."""
 
 
 class TemplateMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from katapod.plan import template as module
 from katapod.plan.template import TemplateLimits, TemplatePlan, clone_of, plan_template
-from katapod.plan.vmm import ANY_CID, Accelerator, VmSpec, plan_qemu
+from katapod.plan.vmm import ANY_CID, Accelerator, CpuRemedy, VmSpec, plan_qemu
 
 WANTED = VmSpec(
     sandbox_id="s1",
@@ -52,6 +52,7 @@ DECISIVE: dict[str, Any] = {
     "max_vcpus": 2,
     "vsock_cid": 77,
     "cpu_features": "x2apic=off",
+    "remedy": CpuRemedy("arch-capabilities=off"),
     "machine_accelerators": "kernel_irqchip=on",
     "entropy_source": "/dev/random",
     "seccomp_sandbox": "",

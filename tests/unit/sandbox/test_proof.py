@@ -1,5 +1,7 @@
 """The accelerator's verdict: what is forced, what is remembered, and for how long."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,64 +9,138 @@ import msgspec
 import pytest
 
 from katapod.host.facts import HostFacts
-from katapod.model.errors import DeviceMissing, MissingProgram
-from katapod.plan.vmm import Accelerator
-from katapod.sandbox.proof import Verdict, choose_accelerator, kept_verdict
+from katapod.host.qemu import QemuFailed
+from katapod.model.config import Config
+from katapod.model.errors import DeviceMissing, KatapodError, MissingProgram, UsageError
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
+from katapod.plan.proof import BootFailure, Verdict
+from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
+from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec
+from katapod.sandbox import proof, proof_file
+from katapod.sandbox.errors import AgentFailed, GuestHangs
+from katapod.sandbox.failures import doubting_kvm, refuse_second_try, watch_kvm
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
+from katapod.sandbox.template_store import TemplateHangs
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
+WITH_KVM = replace(FACTS, kvm=True)
+MSR = BootFailure(said="qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69", status=-6)
+HANG = BootFailure(timed_out_s=10.0)
+SHORT = BootFailure(said="failed to initialize kvm: Cannot allocate memory", status=1)
 
 
 class Host:
-    def __init__(self, root: Path) -> None:
+    """A directory with the files of a guest; `fails` says how a boot ends (None: well)."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
         self.proofs = root / "cache" / "accelerator.json"
+        self.layout = Layout(proof_file=self.proofs)
         for name in ("kernel", "initrd", "qemu"):
             (root / name).write_text(name)
+        self.config = msgspec.structs.replace(
+            Config(),
+            qemu=msgspec.structs.replace(
+                Config().qemu, path=str(root / "qemu"), kernel=str(root / "kernel"), initrd=str(root / "initrd")
+            ),
+        )
+        self.booted: list[tuple[VmSpec, float]] = []
+        self._monkeypatch = monkeypatch
 
-    async def choose(self, wanted: str = "auto", facts: HostFacts = FACTS) -> Verdict:
-        kernel, initrd, qemu = (self.root / name for name in ("kernel", "initrd", "qemu"))
-        return await choose_accelerator(wanted, facts, kernel, initrd, str(qemu), self.proofs, self.root)
+    def boots(self, fails: Callable[[VmSpec], BootFailure | None]) -> None:
+        async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None) -> None:
+            self.booted.append((vm, limit_s))
+            await asyncio.sleep(0.05)
+            failure = fails(vm)
+            if failure is not None:
+                raise BootNotProven("cannot boot", replace(failure, timed_out_s=failure.timed_out_s and limit_s))
+
+        self._monkeypatch.setattr(proof, "prove_machine", prove)
+
+    async def choose(self, wanted: str = "auto", facts: HostFacts = FACTS, *, again: bool = False) -> Verdict:
+        return await choose_accelerator(wanted, self.config, facts, self.proofs, self.root, again=again)
+
+    def kept(self, facts: HostFacts = WITH_KVM) -> Verdict | None:
+        return kept_verdict(self.config, facts, self.proofs)
+
+    def pass_time(self, seconds: float) -> None:
+        later = proof_file.now() + seconds
+        self._monkeypatch.setattr(proof_file, "now", lambda: later)
+        self._monkeypatch.setattr(proof, "now", lambda: later)
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
 
 
-async def test_forced(host: Host) -> None:
+async def test_emulation_that_is_forced_proves_nothing(host: Host) -> None:
     assert await host.choose("tcg") == Verdict(Accelerator.TCG, "forced", fresh=False)
-    assert await host.choose("kvm", replace(FACTS, kvm=True)) == Verdict(Accelerator.KVM, "forced", fresh=False)
+    assert not host.proofs.exists()
+
+
+async def test_kvm_that_is_forced_is_proven_and_never_becomes_emulation(host: Host) -> None:
     with pytest.raises(DeviceMissing, match="cannot use KVM: /dev/kvm does not answer"):
         await host.choose("kvm")
-    assert not host.proofs.exists()
+    host.boots(lambda vm: HANG)
+    with pytest.raises(DeviceMissing, match=r"cannot use KVM: .* did not finish booting within 45 s") as caught:
+        await host.choose("kvm", WITH_KVM)
+    assert "--accel tcg" in caught.value.hint
+    assert [limit_s for _, limit_s in host.booted] == [45.0], "one limit: that of the guest's boot"
+    host.boots(lambda vm: None)  # mended since: who forces it need not wait
+    assert (await host.choose("kvm", WITH_KVM)).accelerator is Accelerator.KVM
+    host.booted.clear()
+    assert (await host.choose("kvm", WITH_KVM)).accelerator is Accelerator.KVM
+    assert host.booted == []
 
 
 async def test_a_verdict_is_told_once_and_kept(host: Host) -> None:
     first = await host.choose()
-    assert first == Verdict(Accelerator.TCG, "this host has no /dev/kvm", fresh=True)
-    assert await host.choose() == replace(first, fresh=False)
+    assert (first.accelerator, first.reason, first.fresh) == (Accelerator.TCG, "this host has no /dev/kvm", True)
+    assert not (await host.choose()).fresh
 
 
 async def test_a_kept_verdict_can_be_looked_at_and_asked_for_again(host: Host) -> None:
-    files = (host.root / "kernel", host.root / "initrd", str(host.root / "qemu"), host.proofs)
-    assert kept_verdict(FACTS, *files) is None
+    assert host.kept(FACTS) is None
     first = await host.choose()
-    assert kept_verdict(FACTS, *files) == replace(first, fresh=False)
-    assert kept_verdict(replace(FACTS, boot_id="boot-2"), *files) is None
-    kernel, initrd, qemu, proofs = files
-    assert (await choose_accelerator("auto", FACTS, kernel, initrd, qemu, proofs, host.root, again=True)).fresh
+    kept = host.kept(FACTS)
+    assert kept is not None
+    assert (kept.accelerator, kept.reason) == (first.accelerator, first.reason)
+    assert host.kept(replace(FACTS, boot_id="boot-2")) is None
+    assert (await host.choose(again=True)).fresh
 
 
 async def test_another_boot_another_image_another_verdict(host: Host) -> None:
-    await host.choose()
-    assert (await host.choose(facts=replace(FACTS, boot_id="boot-2"))).fresh
-    assert not (await host.choose(facts=replace(FACTS, boot_id="boot-2"))).fresh
+    host.boots(lambda vm: None)
+    await host.choose(facts=WITH_KVM)
+    later = replace(WITH_KVM, boot_id="boot-2")
+    assert (await host.choose(facts=later)).fresh
+    assert not (await host.choose(facts=later)).fresh
     (host.root / "new").write_text("rebuilt")
     (host.root / "new").replace(host.root / "initrd")
-    assert (await host.choose(facts=replace(FACTS, boot_id="boot-2"))).fresh
+    assert (await host.choose(facts=later)).fresh
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot_id": "boot-1", "verdicts": {"KEY": ["warp", "x"]}}'])
+async def test_a_host_without_kvm_is_told_so_once_whatever_is_run(host: Host) -> None:
+    assert (await host.choose()).fresh
+    host.config = msgspec.structs.replace(
+        host.config, qemu=msgspec.structs.replace(host.config.qemu, cpu_features="vmx=off")
+    )
+    assert not (await host.choose()).fresh
+
+
+def test_the_flag_the_environment_the_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wanted_accelerator(host.config) == "auto"
+    monkeypatch.setenv("KATAPOD_ACCELERATOR", "tcg")
+    assert (wanted_accelerator(host.config), wanted_accelerator(host.config, "kvm")) == ("tcg", "kvm")
+    monkeypatch.setenv("KATAPOD_ACCELERATOR", "fast")
+    with pytest.raises(UsageError, match="KATAPOD_ACCELERATOR=fast: it is none of auto, kvm, tcg"):
+        wanted_accelerator(host.config)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot_id": "boot-1", "verdicts": {"KEY": ["tcg", "x"]}}'])
 async def test_a_spoilt_file_is_no_obstacle(host: Host, text: str) -> None:
     await host.choose()
     key = next(iter(msgspec.json.decode(host.proofs.read_bytes())["verdicts"]))
@@ -81,5 +157,176 @@ async def test_a_place_that_cannot_be_written_is_no_obstacle(host: Host) -> None
 async def test_a_host_without_qemu_is_no_verdict_on_kvm(host: Host) -> None:
     """A missing program, a full disk: they say nothing about KVM, and must not be remembered as if they did."""
     with pytest.raises(MissingProgram, match=r"cannot run .*/qemu"):  # it is there, but not executable
-        await host.choose(facts=replace(FACTS, kvm=True))
+        await host.choose(facts=WITH_KVM)
     assert not host.proofs.exists()
+
+
+async def test_starts_at_the_same_time_find_out_once(host: Host) -> None:
+    host.boots(lambda vm: None)
+    verdicts = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(6)))
+    assert {verdict.accelerator for verdict in verdicts} == {Accelerator.KVM}
+    assert [verdict.fresh for verdict in verdicts].count(True) == 1
+    assert len(host.booted) == 1
+
+
+async def test_those_who_force_kvm_at_the_same_time_learn_of_one_failure(host: Host) -> None:
+    host.boots(lambda vm: HANG)
+    outcomes = await asyncio.gather(*(host.choose("kvm", WITH_KVM) for _ in range(6)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {DeviceMissing}
+    assert len(host.booted) == 1
+
+
+async def test_a_time_out_is_tried_again_later_and_no_sooner(host: Host) -> None:
+    host.boots(lambda vm: HANG)
+    first = await host.choose(facts=WITH_KVM)
+    assert first.accelerator is Accelerator.TCG
+    assert "KVM is tried again after 10 min" in first.describe()
+    tried = len(host.booted)
+    assert not (await host.choose(facts=WITH_KVM)).fresh
+    assert len(host.booted) == tried
+    host.pass_time(proof_file.FIRST_RETRY_S + 1)
+    second = await host.choose(facts=WITH_KVM)
+    assert second.fresh
+    assert "KVM is tried again after 20 min" in second.describe()
+    host.pass_time(2 * proof_file.FIRST_RETRY_S + 1)
+    host.boots(lambda vm: None)
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.KVM
+
+
+async def test_only_one_start_waits_for_what_is_tried_again(host: Host) -> None:
+    host.boots(lambda vm: HANG)
+    await host.choose(facts=WITH_KVM)
+    host.pass_time(proof_file.FIRST_RETRY_S + 1)
+    host.booted.clear()
+    host.boots(lambda vm: None)
+    verdicts = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(4)))
+    assert sorted(verdict.accelerator.value for verdict in verdicts) == ["kvm", "tcg", "tcg", "tcg"]
+
+
+async def test_a_time_out_does_not_take_the_place_of_a_success(host: Host) -> None:
+    host.boots(lambda vm: None)
+    await host.choose(facts=WITH_KVM)
+    host.boots(lambda vm: HANG)
+    assert (await host.choose(facts=WITH_KVM, again=True)).accelerator is Accelerator.TCG
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.KVM
+    host.boots(lambda vm: MSR)
+    await host.choose(facts=WITH_KVM, again=True)
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.TCG, "what KVM itself refuses does"
+
+
+async def test_a_guest_that_hangs_need_not_be_tried_with_each_parameter(host: Host) -> None:
+    host.boots(lambda vm: HANG)
+    await host.choose(facts=WITH_KVM)
+    host.booted.clear()
+    plain = host.config
+    host.config = msgspec.structs.replace(plain, qemu=msgspec.structs.replace(plain.qemu, kernel_params="quiet"))
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.TCG
+    assert host.booted == []
+    host.config = msgspec.structs.replace(plain, qemu=msgspec.structs.replace(plain.qemu, cpu_features="vmx=off"))
+    host.boots(lambda vm: None)
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.KVM, "a setting of KVM's is proven anew"
+
+
+async def test_a_shortage_is_no_verdict(host: Host) -> None:
+    host.boots(lambda vm: SHORT)
+    verdict = await host.choose(facts=WITH_KVM)
+    assert verdict.accelerator is Accelerator.TCG
+    assert "Cannot allocate memory" in verdict.reason
+    assert "next start" in verdict.advice
+    assert len(host.booted) == 1, "no remedy helps"
+    assert host.kept() is None
+    host.boots(lambda vm: None)
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.KVM
+
+
+async def test_a_shortage_of_our_own_is_none_either(host: Host) -> None:
+    def too_many(vm: VmSpec) -> BootFailure | None:
+        raise OSError(24, "Too many open files")
+
+    host.boots(too_many)
+    assert "Too many open files" in (await host.choose(facts=WITH_KVM)).reason
+    assert host.kept() is None
+
+
+async def test_the_remedy_that_works_is_used_kept_and_told(host: Host) -> None:
+    host.boots(lambda vm: None if "arch-capabilities=off" in vm.remedy.features else MSR)
+    found = await host.choose(facts=WITH_KVM)
+    assert (found.accelerator, found.remedy) == (Accelerator.KVM, CpuRemedy("arch-capabilities=off"))
+    assert "failed to set MSR 0x10a" in found.reason
+    assert 'cpu_features = "pmu=off,arch-capabilities=off"' in found.advice
+    again = await host.choose(facts=WITH_KVM)
+    assert (again.remedy, again.said, again.key) == (found.remedy, found.said, found.key)
+    assert again.said.endswith("failed to set MSR 0x10a to 0x69")
+
+
+async def test_the_reason_is_kept_in_qemus_words(host: Host) -> None:
+    host.boots(lambda vm: MSR)
+    await host.choose(facts=WITH_KVM)
+    kept = host.kept()
+    assert kept is not None
+    assert kept.reason == (
+        "/dev/kvm opens, but the guest image does not boot under it: "
+        "QEMU said: error: failed to set MSR 0x10a to 0x69; "
+        "with arch-capabilities=off: QEMU said: error: failed to set MSR 0x10a to 0x69; "
+        f"with -cpu {host.booted[-1][0].remedy.model}: QEMU said: error: failed to set MSR 0x10a to 0x69"
+    )
+    assert "ignore_msrs" in kept.advice
+    assert "failed to set MSR 0x10a" in host.proofs.read_text()
+
+
+# -- a verdict that turns out wrong
+
+
+def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPlan:
+    vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 0, 1, 1, Path("/vm"))
+    return SandboxPlan(
+        record=SandboxRecord("s1", created_at=1.0, owner_pid=1, boot_id="boot-1"),
+        vm=vm,
+        virtiofsd=VirtiofsdPlan("/v", VirtiofsdDialect.C, Path("/s"), "auto"),
+        hostname="h",
+        dns=(),
+        shm_size_bytes=1,
+        agent_timeout_s=1.0,
+        proof_key=key,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "dropped"),
+    [
+        (GuestHangs("the guest does not boot"), True),
+        (AgentFailed("the guest stopped before its agent answered"), True),
+        (QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1), True),
+        (QemuFailed("cannot start QEMU: exit status 1: Cannot allocate memory", returncode=1), False),
+        (QemuFailed("QEMU ended unexpectedly: killed", returncode=-9), False),
+        (KatapodError("cannot mount /x"), False),
+    ],
+)
+async def test_a_verdict_goes_when_a_start_fails_as_under_a_broken_kvm(
+    host: Host, error: KatapodError, dropped: bool
+) -> None:
+    host.boots(lambda vm: None)
+    verdict = await host.choose(facts=WITH_KVM)
+    with pytest.raises(type(error)), doubting_kvm(plan_with(verdict.key), host.layout):
+        raise error
+    assert ("finds out again" in error.hint) is dropped
+    assert (host.kept() is None) is dropped
+
+
+async def test_a_verdict_goes_when_a_machine_dies_of_kvm(host: Host) -> None:
+    host.boots(lambda vm: None)
+    verdict = await host.choose(facts=WITH_KVM)
+    death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
+    watch_kvm(plan_with(verdict.key), host.layout, death)
+    death.set_result(QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
+    await asyncio.sleep(0)
+    assert host.kept() is None
+
+
+def test_a_guest_that_hangs_under_kvm_gets_no_second_limit() -> None:
+    with pytest.raises(GuestHangs, match=r"does not boot: as a template .* within 45 s \(dial_timeout\)"):
+        refuse_second_try(plan_with("k"), TemplateHangs("its guest did not boot within 45 s"))
+    with pytest.raises(GuestHangs, match="does not wake"):
+        refuse_second_try(plan_with("k"), GuestHangs("does not wake"))
+    refuse_second_try(plan_with("k", Accelerator.TCG), GuestHangs("slow"))
+    refuse_second_try(plan_with("k"), AgentFailed("another failure"))

@@ -1,0 +1,81 @@
+"""What it means that a machine does not start, or dies: for its user, and for the verdict that KVM works."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from katapod.host.qemu import QemuFailed
+from katapod.model.errors import KatapodError
+from katapod.model.layout import Layout
+from katapod.plan.proof import BootFailure, Finding, judge_failure
+from katapod.plan.vmm import Accelerator, VmSpec
+from katapod.sandbox.errors import AgentFailed, GuestHangs
+from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.proof_file import ProofFile
+from katapod.sandbox.template_store import TemplateHangs
+
+__all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
+
+log = logging.getLogger(__name__)
+
+
+def guest_of(spec: VmSpec) -> str:
+    return f"the guest: kernel {spec.kernel}, initrd {spec.initrd}, under {spec.accelerator.value}"
+
+
+def hint_for(spec: VmSpec) -> str:
+    if spec.accelerator is Accelerator.KVM:
+        return "to find out whether it is KVM's fault, emulate: --accel tcg"
+    return "kata-runtime image build makes kernel and initrd"
+
+
+def refuse_second_try(plan: SandboxPlan, exc: BaseException | None) -> None:
+    """Raise GuestHangs where a guest has reached its limit under KVM: it boots in a second there, or hangs, and a cold
+    boot would only reach the limit once more. An emulated guest may have been slow, and gets a second try."""
+    if plan.vm.accelerator is not Accelerator.KVM:
+        return
+    if isinstance(exc, GuestHangs):
+        raise exc
+    if isinstance(exc, TemplateHangs):
+        what, newline, console = str(exc).partition("\n")
+        raise GuestHangs(
+            f"cannot start sandbox {plan.record.sandbox_id}: the guest does not boot: as a template of its kind, "
+            f"{what} (dial_timeout)\n{guest_of(plan.vm)}{newline}{console}",
+            hint=hint_for(plan.vm),
+        ) from exc
+
+
+@contextlib.contextmanager
+def doubting_kvm(plan: SandboxPlan, layout: Layout) -> Iterator[None]:
+    """Around the start of a machine: if it fails as one does under a KVM that does not work, the verdict that KVM works
+    is dropped. To ask again costs one boot, and a verdict that is wrong costs every start."""
+    try:
+        yield
+    except KatapodError as exc:
+        if _doubt(plan, layout, exc):
+            exc.hint = "; ".join(
+                part for part in (exc.hint, "the next start finds out again whether KVM works") if part
+            )
+        raise
+
+
+def watch_kvm(plan: SandboxPlan, layout: Layout, death: "asyncio.Future[KatapodError]") -> None:
+    """The same, for the death of a machine that runs."""
+
+    def died(future: "asyncio.Future[KatapodError]") -> None:
+        if not future.cancelled() and future.exception() is None and _doubt(plan, layout, future.result()):
+            log.warning("the next start finds out again whether KVM works: %s", str(future.result()).partition("\n")[0])
+
+    if plan.proof_key:
+        death.add_done_callback(died)
+
+
+def _doubt(plan: SandboxPlan, layout: Layout, exc: KatapodError) -> bool:
+    """Whether a verdict was dropped."""
+    if not plan.proof_key or not isinstance(exc, QemuFailed | AgentFailed):
+        return False
+    status = exc.returncode if isinstance(exc, QemuFailed) else None
+    if judge_failure(BootFailure(said=str(exc), status=status)) is Finding.PASSING:
+        return False
+    return ProofFile(layout.proof_file, plan.record.boot_id).drop(plan.proof_key)
