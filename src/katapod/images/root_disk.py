@@ -5,6 +5,7 @@ is not for the host's kernel to interpret.
 """
 
 import asyncio
+import errno
 import os
 import secrets
 import stat
@@ -32,7 +33,12 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
     root = _read_root_directory(rootfs)
     source = await _with_stand_in(rootfs, root.stand_in, scratch) if root.stand_in else rootfs
     _, *arguments = render_mke2fs(source, target)
-    await run([mke2fs, *arguments], timeout_s=None)
+    try:
+        await run([mke2fs, *arguments], timeout_s=None)
+    except ProcessFailed as exc:
+        if os.strerror(errno.ENOSPC) in exc.stderr:  # what it exits with says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
+        raise
     commands = scratch / "debugfs"
     commands.write_text(render_debugfs(root))
     argv = [debugfs, "-w", "-f", str(commands), str(target)]
