@@ -86,6 +86,7 @@ class Sandbox:
         self._free_slots = [*BRIDGE_SLOTS[1:], *more_bridge_slots(plan.vm.bridges)]  # slot 1 is the share's
         self._disks: dict[str, tuple[int, HotplugPlan]] = {}
         self._told_disks: set[str] = set()  # whose errors were told of
+        machine.vm.qmp.subscribe("BLOCK_IO_ERROR", self.take_disk_error)
         if machine.root_disk is not None and plan.root_disk is not None:
             self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
         self.network = machine.network
@@ -337,7 +338,6 @@ async def open_sandbox(
         else:
             machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
-        machine.vm.qmp.subscribe("BLOCK_IO_ERROR", sandbox.take_disk_error)
         health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
         stack.callback(sandbox.console.close)
