@@ -74,7 +74,7 @@ def list_containers(
         print_table(columns, rows)
         for row in rows:
             if row["error"]:  # its first line: a guest's last words may follow
-                print(f"{row['name']}: {shown_text(row['error'].splitlines()[0])}")
+                print(f"{row['name']}: {plain(row['error'].splitlines()[0])}")
 
 
 def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:

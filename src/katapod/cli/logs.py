@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from katapod.cli.settings import Globals, need_root
-from katapod.cli.tables import shown_text
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.ids import parse_container_name
+from katapod.model.plain import plain
 
 if TYPE_CHECKING:
     from katapod.host.state import StateStore
@@ -50,7 +50,7 @@ def logs(
         with contextlib.suppress(KatapodError):
             record = store.read(name)
             for note in filter(None, (record.log_error, record.error)):
-                print(f"kata-runtime: {name}: {shown_text(note.splitlines()[0])}", file=sys.stderr)
+                print(f"kata-runtime: {name}: {plain(note.splitlines()[0])}", file=sys.stderr)
 
 
 def _print_log(store: "StateStore", name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
