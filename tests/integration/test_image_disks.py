@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from images_helper import CAP_NET_BIND, MTIME, Layout, directory, file, kill_hard, layer
 
-from katapod.images import ImageNotFound, ImageStore
+from katapod.images import ImageError, ImageNotFound, ImageStore
 from katapod.model.errors import MissingProgram
 from katapod.model.ids import parse_container_name
 from katapod.model.image import ImageRecord
@@ -155,6 +155,23 @@ async def test_what_else_is_called_lost_and_found(store: ImageStore, tmp_path: P
     with mounted(disk, tmp_path / "point") as point:
         assert described(point) == expected
     assert described(root) == expected
+    assert os.listdir(store.root / "tmp") == []
+
+
+async def test_an_image_with_paths_that_mke2fs_cannot_take(store: ImageStore, tmp_path: Path) -> None:
+    """It would write past a buffer, as root."""
+    record = await add_image(store, tmp_path, layer(file("a")))
+    here = store.rootfs_path(record.digest)
+    for _ in range(9):
+        here = here / ("d" * 99)
+        here.mkdir()
+    (here / ("f" * 99)).touch()  # 10 times 100 bytes
+    disk = await store.root_disk(record)
+    check_file_system(disk)
+    disk.unlink()
+    (here / ("f" * 100)).touch()
+    with pytest.raises(ImageError, match="a path of 1001 bytes"):
+        await store.root_disk(record)
     assert os.listdir(store.root / "tmp") == []
 
 

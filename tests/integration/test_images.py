@@ -426,6 +426,14 @@ async def test_full_disk_is_told_and_can_be_emptied(tmp_path: Path, layout: Layo
         filler = root / "filler"
         with pytest.raises(OSError, match="No space"):
             filler.write_bytes(bytes(4 << 20))
+        for work in (
+            store.import_image(layout.ref("small"), "again"),
+            store.import_image(layout.ref("large"), "big"),
+            store.root_disk(kept),
+        ):
+            with pytest.raises(StoreFull, match="image store") as caught:
+                await work
+            assert "image rm" in caught.value.hint
         await store.remove("small")
         assert unpacked(store) == rubbish(store) == []
         assert await store.list_images() == ()

@@ -12,16 +12,25 @@ from pathlib import Path
 from katapod.host.mounts import bind, mount_given, mounts_below
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.process import run
-from katapod.kernel.mount import MS_PRIVATE, MS_REC, MS_SHARED, mount, umount
+from katapod.kernel.mount import MS_BIND, MS_PRIVATE, MS_REC, MS_SHARED, mount, umount
 from katapod.kernel.process import CLONE_NEWNS, unshare
 
-folder, shared = Path(sys.argv[1]), sys.argv[2] == "shared"
+folder, shared = Path(sys.argv[1]), sys.argv[2] != "private"
 unshare(CLONE_NEWNS)  # stands for the host
 mount("none", "/", None, MS_REC | MS_PRIVATE)
 if shared:
     mount("none", "/", None, MS_REC | MS_SHARED)
+if sys.argv[2] == "chroot":
+    for each in ("proc", "dev", "usr", "lib", "lib64", "bin"):
+        (folder / each).mkdir()
+        mount(f"/{each}", str(folder / each), None, MS_BIND | MS_REC)
+    os.chroot(folder)
+    folder = Path("/work")
+    folder.mkdir()
+os.chdir(folder)
 leave_host_mounts()
 leave_host_mounts()
+assert os.getcwd() == str(folder)
 late, own = folder / "late", folder / "own"
 for each in (late, own):
     each.mkdir()
@@ -40,7 +49,7 @@ assert (folder / "again" / "file").exists()
 mine = [str(folder / name) for name in ("again", "own", "volume")]
 assert sorted(set(mounts_below(folder)) - {str(late)}) == mine
 assert in_host_mounts(lambda: mounts_below(folder)) == [str(late)]
-said = asyncio.run(run(["cat", "/proc/self/mountinfo"], host_mounts=True)).stdout
+said = asyncio.run(run(["/bin/cat", "/proc/self/mountinfo"], host_mounts=True)).stdout
 assert str(late) in said and str(own) not in said
 in_host_mounts(lambda: umount(str(late)))
 in_host_mounts(lambda: late.rmdir())  # not busy, though what was mounted there lives on here
@@ -50,9 +59,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("host", ["shared", "private"])
+@pytest.mark.parametrize("host", ["shared", "private", "chroot"])
 def test_what_an_owner_mounts(tmp_path: Path, host: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OWNER, str(tmp_path), host], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", ""), done.stderr

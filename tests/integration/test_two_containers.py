@@ -105,7 +105,7 @@ async def _container(
     return container
 
 
-def _is_busy(directory: Path) -> None:
+def _is_busy(layout: Layout, directory: Path) -> None:
     raise NotRemoved(f"cannot remove {directory}: Device or resource busy")
 
 
@@ -133,7 +133,7 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
             assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
 
             with monkeypatch.context() as patch:
-                patch.setattr(container_module, "remove_tree", _is_busy)
+                patch.setattr(container_module, "clear_away", _is_busy)
                 for _ in range(2):
                     with pytest.raises(KatapodError, match=r"cannot remove all of container greedy: .*busy"):
                         await greedy.remove()

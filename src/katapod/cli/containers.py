@@ -72,6 +72,9 @@ def list_containers(
             Column("NETWORK", lambda row: " ".join([*row["addresses"], *row["ports"]])),
         ]
         print_table(columns, rows)
+        for row in rows:
+            if row["error"]:  # its first line: a guest's last words may follow
+                print(f"{row['name']}: {plain(row['error'].splitlines()[0])}")
 
 
 def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:

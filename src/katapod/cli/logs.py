@@ -8,13 +8,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from katapod.cli.settings import Globals, need_root
-from katapod.model.errors import NotFound
+from katapod.model.errors import KatapodError, NotFound
 from katapod.model.ids import parse_container_name
+from katapod.model.plain import plain
+
+if TYPE_CHECKING:
+    from katapod.host.state import StateStore
 
 __all__ = ["register"]
 
@@ -37,12 +41,22 @@ def logs(
     Kept are the newest 64 MiB. A container run with --rm and in the foreground keeps no log.
     """
     need_root("logs")
-    from katapod.host.state import owner_alive
-    from katapod.model.record import State
-
     settings: Globals = context.obj
     store = settings.states()
     parse_container_name(name)
+    try:
+        _print_log(store, name, follow, tail, timestamps)
+    finally:
+        with contextlib.suppress(KatapodError):
+            record = store.read(name)
+            for note in filter(None, (record.log_error, record.error)):
+                print(f"kata-runtime: {name}: {plain(note.splitlines()[0])}", file=sys.stderr)
+
+
+def _print_log(store: "StateStore", name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
+    from katapod.host.state import owner_alive
+    from katapod.model.record import State
+
     record = store.read(name)
     path = store.layout.sandbox(name).container_log
     older = Path(f"{path}.1")

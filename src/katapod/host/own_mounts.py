@@ -5,7 +5,7 @@ and unmounts of the host reach it where the host shares them (mount_namespaces(7
 the host does not share them, its later mounts are found by going back for a moment: see in_host_mounts.
 """
 
-import logging
+import contextlib
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,8 +16,6 @@ from katapod.kernel.process import CLONE_FS, CLONE_NEWNS, setns, unshare
 from katapod.model.errors import HostLacks
 
 __all__ = ["enter_host_mounts", "in_host_mounts", "leave_host_mounts"]
-
-log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 _host: tuple[int, int] | None = None  # descriptors of the namespace that we have left, and of our root in it
@@ -33,7 +31,7 @@ def leave_host_mounts() -> None:
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNS)
-        mount("none", "/", None, MS_REC | MS_SLAVE)
+        _follow_host()
     except OSError as exc:
         os.close(namespace)
         os.close(root)
@@ -41,6 +39,22 @@ def leave_host_mounts() -> None:
             f"cannot make a mount namespace: {exc.strerror}", hint="Katapod needs CAP_SYS_ADMIN on this host"
         ) from exc
     _host = namespace, root
+
+
+def _follow_host() -> None:
+    """Make all mounts of this namespace slaves of the host's. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        places = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", ".")]
+        for place in places:
+            stack.callback(os.close, place)
+        own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, own)
+        setns(own, CLONE_NEWNS)  # to the namespace's own root: ours may be a directory in it (chroot(2))
+        mount("none", "/", None, MS_REC | MS_SLAVE)
+        root, here = places
+        os.fchdir(root)
+        os.chroot(".")
+        os.fchdir(here)
 
 
 def in_host_mounts(work: Callable[[], _Result]) -> _Result:

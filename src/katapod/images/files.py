@@ -95,10 +95,6 @@ class Staging:
     def rootfs(self) -> Path:
         return self.image / "rootfs"
 
-    @property
-    def log(self) -> Path:
-        return self.path / "log"
-
     def describe_image(self, config: bytes, *, size_bytes: int, created: datetime, source: str) -> None:
         """Complete `image`, beside its unpacked rootfs."""
         info = _ImageFile(size_bytes=size_bytes, created=created, source=source)
@@ -163,7 +159,18 @@ class StoreFiles:
 
     @contextlib.asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """Be the only writer. Polls, since a thread that waits in flock(2) cannot be cancelled."""
+        """Be the only writer. Polls, since a thread that waits in flock(2) cannot be cancelled.
+
+        What the file system refuses within leaves as ImageError, a full disk as StoreFull.
+        """
+        try:
+            async with self._locked():
+                yield
+        except OSError as exc:
+            raise _store_error(self.root, exc) from exc
+
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
         self._make_root()
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -187,7 +194,7 @@ class StoreFiles:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self._images, self._refs, self._tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
-        except OSError as exc:
+        except PermissionError as exc:
             raise ImageError(
                 f"cannot use the image store {self.root}: {exc.strerror}", hint="run this as root"
             ) from exc
@@ -348,4 +355,5 @@ def _store_error(root: Path, exc: OSError) -> ImageError:
             f"cannot write to the image store {root}: {exc.strerror}",
             hint="remove images that are not needed: kata-runtime image rm NAME",
         )
-    return ImageError(f"cannot work in the image store {root}: {exc}")
+    place = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
+    return ImageError(f"cannot work in the image store {root}{place}: {exc.strerror or exc}")

@@ -47,6 +47,7 @@ Progress = Callable[[str, int, int | None], None]
 
 POLL_S = 0.1
 OUTPUT_TAIL = 16 * 1024
+LAST_WORDS_S = 1.0  # for what a program has said to be read when it has ended
 GUNZIP_CHUNK = 1024 * 1024
 TAR, TAR_GZIP = "application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.v1.tar+gzip"
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -204,8 +205,15 @@ async def _run_watched(
 ) -> None:
     """Run a program to its end and count meanwhile; kill it when we are cancelled or nothing moves any more."""
     loop = asyncio.get_running_loop()
-    with open(staging.log, "wb") as output:
-        child = await spawn(argv, output=output, env=skopeo_environment(os.environ))
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    said = asyncio.create_task(_read_tail(read_end), name="read what it says")  # not a file: the disk may be full
+    try:
+        child = await spawn(argv, output=write_end, env=skopeo_environment(os.environ))
+    except BaseException:
+        said.cancel()
+        raise
+    finally:
+        os.close(write_end)
     try:
         waiting = asyncio.create_task(child.process.wait(), name=f"wait for {argv[0]}")
         last_bytes, moved_at = -1, loop.time()
@@ -222,8 +230,11 @@ async def _run_watched(
     finally:
         await finish(_end(child))
         waiting.cancel()
+        await asyncio.wait({said}, timeout=LAST_WORDS_S)
+        said.cancel()
     if child.process.returncode != 0:
-        raise explain_failure(doing, _tail(staging.log), child.describe_end())
+        tail = said.result() if said.done() and not said.cancelled() else ""
+        raise explain_failure(doing, tail, child.describe_end())
     report(None)
 
 
@@ -231,10 +242,18 @@ async def _end(child: Child) -> None:
     await stop_child(child, soft=False)
 
 
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_TAIL))
-        return file.read().decode(errors="replace")
+async def _read_tail(fd: int) -> str:
+    """The end of what comes from a pipe, which is closed with it."""
+    reader, tail = asyncio.StreamReader(), b""
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+    )
+    try:
+        while data := await reader.read(OUTPUT_TAIL):
+            tail = (tail + data)[-OUTPUT_TAIL:]
+    finally:
+        transport.close()
+    return tail.decode(errors="replace")
 
 
 def _reporter(progress: Progress | None, phase: str, total_bytes: int | None) -> Callable[[int | None], None]:

@@ -59,7 +59,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
-    error: str = ""
+    error: str = ""  # why it ended, or what of the host failed it
+    log_error: str = ""  # why the container's log is not complete
     cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}

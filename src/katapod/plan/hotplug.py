@@ -56,6 +56,7 @@ class HotplugPlan:
     undo: tuple[QmpStep, ...]
     device_id: str = ""
     guest_path: str = ""
+    host_path: str = ""  # what of the host a disk is written to
 
     @property
     def removable(self) -> bool:
@@ -163,7 +164,9 @@ def plan_disk(
     cache = settings.cache()
     file = {"driver": driver, "filename": str(path), "aio": settings.aio, "node-name": f"file-{disk_id}", **cache}
     source = {"driver": "raw", "read-only": read_only, "file": file, **cache}
-    return _plan_block_device(disk_id, path, slot, source, settings.device() | settings.thread(slot))
+    # a full disk of the host is not the guest's to handle; a broken one is, as on any machine
+    more = {"werror": "enospc", "rerror": "report", **settings.device(), **settings.thread(slot)}
+    return _plan_block_device(disk_id, path, slot, source, more)
 
 
 def plan_layered_disk(
@@ -171,8 +174,9 @@ def plan_layered_disk(
 ) -> HotplugPlan:
     """The raw file `base`, never written to, under a qcow2 `layer` that ends with the VM.
 
-    What the guest wants to be flushed stays in the host's page cache: nobody reads a layer after a crash. A host's
-    disk that is full is an error for the guest; QEMU's own choice would be to stop the VM without a word.
+    What the guest wants to be flushed stays in the host's page cache: nobody reads a layer after a crash. A write that
+    fails on the host stops the VM, which its owner then ends: what a guest is told of it comes after write(2) has
+    succeeded, and its file system turns read-only.
     """
     unflushed = {"no-flush": True}
     source = {
@@ -184,7 +188,7 @@ def plan_layered_disk(
         "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
     }
     # disable-legacy: no I/O ports, which the guest would have to find room for
-    more = {"werror": "report", "rerror": "report", "disable-legacy": "on", **settings.thread(slot)}
+    more = {"werror": "stop", "rerror": "report", "disable-legacy": "on", **settings.thread(slot)}
     return _plan_block_device(disk_id, layer, slot, source, more)
 
 
@@ -213,6 +217,7 @@ def _plan_block_device(
         undo=(QmpStep("device_del", {"id": device}), QmpStep("blockdev-del", {"node-name": node})),
         device_id=device,
         guest_path=pci_path(slot),
+        host_path=str(path),
     )
 
 

@@ -21,7 +21,7 @@ from katapod.host.own_mounts import in_host_mounts
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
-from katapod.model.errors import KatapodError
+from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
 from katapod.model.mount_options import Access, is_recursive, parse_access
 from katapod.model.record import ContainerRecord, State
@@ -116,7 +116,10 @@ class Container:
     async def carry(self, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
         """Carry the streams of the running container to its end, record that, and return its exit code."""
         code = await self.sandbox.guard(carry(self.process, stdin, stdout, stderr))
-        self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
+        try:
+            self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
+        except NoSpace as exc:  # who waits for it is to have it all the same
+            log.error("the end of %s is not on record: %s", self.container_id, exc)
         return code
 
     async def kill(self, signal_number: int, *, everyone: bool = False) -> None:

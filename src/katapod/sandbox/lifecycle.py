@@ -6,10 +6,11 @@ the Sandbox, failure unwinds it. From then on watchers tell why a sandbox died: 
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,6 +85,8 @@ class Sandbox:
         self.guest_vcpus = machine.spec.vcpus
         self._free_slots = [*BRIDGE_SLOTS[1:], *more_bridge_slots(plan.vm.bridges)]  # slot 1 is the share's
         self._disks: dict[str, tuple[int, HotplugPlan]] = {}
+        self._told_disks: set[str] = set()  # whose errors were told of
+        machine.vm.qmp.subscribe("BLOCK_IO_ERROR", self.take_disk_error)
         if machine.root_disk is not None and plan.root_disk is not None:
             self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
         self.network = machine.network
@@ -163,6 +166,33 @@ class Sandbox:
     def disk_path(self, disk_id: str) -> str:
         """The guest PCI path of a disk that is plugged; empty if there is none of that id."""
         return self._disks[disk_id][1].guest_path if disk_id in self._disks else ""
+
+    def take_disk_error(self, event: Mapping[str, Any]) -> None:
+        """QEMU could not read or write a disk's file on the host (BLOCK_IO_ERROR).
+
+        If it has stopped the VM for it, the sandbox is dead: what it wrote could not be kept, and its programs would
+        never hear of it. Otherwise the guest was told, and the record says so.
+        """
+        disk_id = str(event.get("node-name", "")).removeprefix("drive-")
+        plan = self._disks[disk_id][1] if disk_id in self._disks else None
+        path = plan.host_path if plan is not None else f"disk {disk_id[:64]!r}"
+        verb = "write" if event.get("operation") == "write" else "read"
+        full = event.get("nospace") is True
+        cause = f"cannot {verb} {path}: {os.strerror(errno.ENOSPC if full else errno.EIO)}"
+        if event.get("action") == "stop":
+            kind = NoSpace if full else KatapodError
+            _declare_dead(
+                self,
+                kind(
+                    f"sandbox {self.sandbox_id} was ended: the host {cause}",
+                    hint="free some space on that file system" if full else "look for the cause in the host's dmesg",
+                ),
+            )
+        elif path not in self._told_disks:
+            self._told_disks.add(path)
+            log.warning("the host %s; the guest was told", cause)
+            with contextlib.suppress(KatapodError):
+                self.save(error=f"the host {cause}")
 
     async def remove_disk(self, disk_id: str) -> None:
         """Take a disk out, once the guest has let go of it. Raises QmpError; NotFound if it is not plugged."""
@@ -362,7 +392,7 @@ async def _watch_health(sandbox: Sandbox) -> None:
         await asyncio.wait({gone}, timeout=HEALTH_PERIOD_S)
         if gone.done():  # on a vsock that is how the agent's own death looks; QEMU's is known a moment later
             await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
-            _declare_dead(sandbox, f"the agent of sandbox {sandbox.sandbox_id} has gone: {gone.result()}")
+            _declare_dead(sandbox, AgentFailed(f"the agent of sandbox {sandbox.sandbox_id} has gone: {gone.result()}"))
             return
         try:
             await sandbox.agent.check(timeout_s=HEALTH_LIMIT_S)
@@ -373,14 +403,14 @@ async def _watch_health(sandbox: Sandbox) -> None:
                 )
             elif exc.code is StatusCode.DEADLINE_EXCEEDED:
                 limit = f"its agent did not answer for {HEALTH_LIMIT_S:g} s"
-                _declare_dead(sandbox, f"sandbox {sandbox.sandbox_id} hangs: {limit}")
+                _declare_dead(sandbox, AgentFailed(f"sandbox {sandbox.sandbox_id} hangs: {limit}"))
             else:
                 log.debug("the agent of %s is alive, but says: %s", sandbox.sandbox_id, exc)
 
 
-def _declare_dead(sandbox: Sandbox, reason: str) -> None:
+def _declare_dead(sandbox: Sandbox, cause: KatapodError) -> None:
     if not sandbox.death.done() and not sandbox.vm.stopping:
-        sandbox.death.set_result(AgentFailed(reason))
+        sandbox.death.set_result(cause)
 
 
 async def _destroy_guest(sandbox: Sandbox) -> None:

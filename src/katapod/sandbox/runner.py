@@ -201,9 +201,15 @@ def _with_log(sandbox: Sandbox, streams: Streams, files: contextlib.ExitStack) -
         return streams.stdout, streams.stderr
     sink = BoundedLog(sandbox.paths.container_log, CONTAINER_LOG_BYTES)
     files.callback(sink.close)
+
+    def tell(problem: str) -> None:
+        log.warning("%s", problem)
+        with contextlib.suppress(KatapodError):
+            sandbox.save(log_error=problem)
+
     return (
-        TeeSink(streams.stdout, LogSink(sink, "stdout")),
-        TeeSink(streams.stderr, LogSink(sink, "stderr")),
+        TeeSink(streams.stdout, LogSink(sink, "stdout", tell)),
+        TeeSink(streams.stderr, LogSink(sink, "stderr", tell)),
     )
 
 

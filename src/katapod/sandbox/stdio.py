@@ -13,6 +13,7 @@ import select
 import socket
 import stat
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from katapod.host.logs import BoundedLog
@@ -212,11 +213,13 @@ def _is_pollable(fd: int) -> bool:
 class LogSink:
     """Writes a stream to a container log, a line each: time, stream name, F (full) or P (part), text.
 
-    The format is the CRI's, so that the usual tools read it. A log that cannot be written stops nothing.
+    The format is the CRI's, so that the usual tools read it. A log that cannot be written stops nothing: `tell` is
+    called with the reason, once.
     """
 
-    def __init__(self, log: BoundedLog, stream: str) -> None:
+    def __init__(self, log: BoundedLog, stream: str, tell: Callable[[str], None] = log.warning) -> None:
         self._log = log
+        self._tell = tell
         self._stream = stream.encode()
         self._rest = b""
         self._complete = True
@@ -245,7 +248,7 @@ class LogSink:
             self._log.write(head + head.join(entries))  # at once: a call for each line would hold up the loop
         except OSError as exc:
             if self._complete:
-                log.warning("the log %s is not complete: %s", self._log.path, exc.strerror)
+                self._tell(f"the log {self._log.path} is not complete: {exc.strerror}")
             self._complete = False
 
     def close(self) -> None:

@@ -52,13 +52,13 @@ def test_disk() -> None:
         "  blockdev-add {'driver': 'raw', 'node-name': 'drive-d1', 'read-only': True, 'file': "
         "{'driver': 'file', 'filename': '/dev/sdx', 'aio': 'threads', 'node-name': 'file-d1'}}\n"
         "  device_add {'driver': 'virtio-blk-pci', 'id': 'virtio-d1', 'drive': 'drive-d1', "
-        "'share-rw': True, 'bus': 'pci-bridge-0', 'addr': '0x2'}"
+        "'share-rw': True, 'werror': 'enospc', 'rerror': 'report', 'bus': 'pci-bridge-0', 'addr': '0x2'}"
     )
     assert ALL[1].guest_path == "02/02"
 
 
 def test_layered_disk() -> None:
-    """Nobody writes to the base, a flush costs nothing, and a full disk does not stop the VM."""
+    """Nobody writes to the base, a flush costs nothing, and what cannot be written stops the VM."""
     added, device = (step.arguments for step in ALL[4].steps)
     assert (added["driver"], added["node-name"], added["read-only"]) == ("qcow2", "drive-root-1", False)
     assert added["file"]["filename"] == "/sandbox/root.qcow2"
@@ -68,7 +68,7 @@ def test_layered_disk() -> None:
         "read-only": True,
         "file": {"driver": "file", "filename": "/image/root.ext4"},
     }
-    assert (device["werror"], device["rerror"], device["addr"]) == ("report", "report", "0x3")
+    assert (device["werror"], device["rerror"], device["addr"]) == ("stop", "report", "0x3")
 
 
 def test_vcpus_are_the_lowest_free_ones() -> None:

@@ -12,7 +12,7 @@ import pytest
 from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
 
 from katapod.host import mounts
-from katapod.model.errors import KatapodError
+from katapod.model.errors import KatapodError, NoSpace
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import tasks as tasks_module
 from katapod.shim.pb import runtime_pb2, task_pb2
@@ -363,6 +363,17 @@ async def test_input_that_is_closed_before_the_start_ends_after_it(shim: Shim, t
         assert process.input == b"all of it"
     finally:
         os.close(holder)
+
+
+async def test_an_exit_status_needs_no_record(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shim.create(start=True)
+
+    def is_full(**changes: object) -> None:
+        raise NoSpace("cannot write /run/vc/sbs/c1/persist.json: No space left on device")
+
+    monkeypatch.setattr(shim.pod.sandbox, "save", is_full)
+    shim.guest.processes["c1"].end(3)
+    assert (await shim.call("Wait", id="c1")).exit_status == 3
 
 
 async def test_output_that_cannot_be_written_ends_nothing(shim: Shim) -> None:
