@@ -87,6 +87,11 @@ class Tasks:
         return not self._tasks and not self._creating
 
     @property
+    def has_vm(self) -> bool:
+        """Or makes one, or ends one."""
+        return self._pod is not None or bool(self._creating) or self._is_closing
+
+    @property
     def pid(self) -> int:
         """Of the VMM, which stands for every process in it, also when it has ended; our own before there is one."""
         return self._vmm_pid or os.getpid()

@@ -37,7 +37,7 @@ from katapod.shim.pb import task_pb2
 from katapod.shim.service import SERVICES, TaskService
 from katapod.shim.tasks import Tasks
 
-__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at"]
+__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at", "until"]
 
 _T = TypeVar("_T")
 VMM_PID = 4242
@@ -341,3 +341,9 @@ def listening(path: str) -> socket.socket:
     listener.bind(path)
     listener.listen()
     return listener
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what it looks at is not made to be waited for
+            await asyncio.sleep(0.005)

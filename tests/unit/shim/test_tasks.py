@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
+from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at, until
 
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
@@ -29,12 +29,6 @@ async def add_exec(shim: Shim, exec_id: str = "e1", *, start: bool = False, **fi
     await shim.call("Exec", id="c1", exec_id=exec_id, spec={"value": EXEC}, **fields)
     if start:
         await shim.call("Start", id="c1", exec_id=exec_id)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what it looks at is not made to be waited for
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("version", [2, 3])
