@@ -149,7 +149,7 @@ def test_image_of_another_architecture(name: str, tmp_path: Path) -> None:
 def test_rootfs_without_the_command(name: str, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "plain").write_text("no program\n")
-    expect(run(name, "--rootfs", str(tmp_path), "nothing-like-it"), '"nothing-like-it"', "no such file", code=127)
+    expect(run(name, "--rootfs", str(tmp_path), "nothing-like-it"), '"nothing-like-it"', "not found in $PATH", code=127)
 
 
 # -- bundles

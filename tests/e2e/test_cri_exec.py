@@ -47,11 +47,27 @@ def test_exec_sync_of_what_does_not_exist(cri: Cri) -> None:
     container = pod.start(*SLEEP)
     with pytest.raises(CriError, match="/no/such/program"):
         pod.exec(container, "/no/such/program")
+    with pytest.raises(CriError, match=r'exec: "nowhere": executable file not found in \$PATH'):
+        pod.exec(container, "nowhere")
+    with pytest.raises(CriError, match=r'exec: "/etc/passwd": permission denied'):
+        pod.exec(container, "/etc/passwd")
+    with pytest.raises(CriError, match=r'exec: "nowhere": executable file not found in \$PATH'):
+        pod.start("nowhere")
     with pytest.raises(CriError, match="no-such-container"):
         pod.exec("no-such-container", "true")
     cri("StopContainer", container_id=container, timeout=0)
     with pytest.raises(CriError, match=r"(?i)not.*running|exited"):
         pod.exec(container, "true")
+
+
+@pytest.mark.reference
+def test_what_an_exec_leaves_in_the_background_is_heard(cri: Cri) -> None:
+    """The call goes on until the last writer has closed the streams."""
+    pod = cri.run_pod()
+    container = pod.start(*SLEEP)
+    script = "(sleep 3; echo late; sleep 1; echo last) & echo now; exit 4"
+    assert pod.exec(container, "sh", "-c", script) == (4, "now\nlate\nlast\n", "")
+    assert pod.exec(container, "sh", "-c", "sleep 1000 > /dev/null 2>&1 & exit 5").code == 5
 
 
 @pytest.mark.reference

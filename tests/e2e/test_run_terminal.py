@@ -103,13 +103,13 @@ def test_terminal_is_restored_when_the_vm_dies_under_an_exec(kata: Kata) -> None
 
 def test_terminal_is_restored_when_the_command_is_unknown(kata: Kata, box: str) -> None:
     with open_terminal(kata_command("exec", "-it", box, "no-such-command")) as terminal:
-        terminal.screen.expect_exact('cannot run "no-such-command"')
+        terminal.screen.expect_exact('exec: "no-such-command"')
         assert terminal.wait() == 127
         _expect_restored(terminal)
     with open_terminal(
         kata_command("run", "--rm", "-it", "--name", kata.name(), "busybox", "no-such-command")
     ) as terminal:
-        terminal.screen.expect_exact('cannot run "no-such-command"', timeout=40)
+        terminal.screen.expect_exact('exec: "no-such-command"', timeout=40)
         assert terminal.wait() == 127
         _expect_restored(terminal)
 

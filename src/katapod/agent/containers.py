@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Container", "destroy"]
 
 PROCESSES_MAX = 512  # of one container known to the agent at a time, ended ones included
-ENDED_KEPT_MAX = 32  # processes whose end was told but whose output was not read to its end
+ENDED_KEPT_MAX = 128  # processes whose end was told, whose output was not read to its end, and is not being read
 KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
@@ -251,6 +251,8 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
     if exec_id in container.processes:
         raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} exists already in container {container.id}")
     if len(container.processes) >= PROCESSES_MAX:
+        _drop_oldest_ended(container)
+    if len(container.processes) >= PROCESSES_MAX:
         raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"container {container.id} has {PROCESSES_MAX} processes")
     if not request.process.Args:
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot run a process: it has no arguments")
@@ -307,11 +309,19 @@ async def wait_process(agent: Agent, request: agent_pb2.WaitProcessRequest) -> a
 def _drop_read_out(container: Container) -> None:
     """Forget waited-for processes: those read to the end, and the oldest beyond ENDED_KEPT_MAX."""
     ended = [p for p in container.processes.values() if p.waited]
-    kept = [p for p in ended if not p.stdio.drained]
+    kept = [p for p in ended if not (p.stdio.drained or p.readers)]
     for process in ended:
         if process.stdio.drained or process in kept[:-ENDED_KEPT_MAX]:
             process.stdio.close()
             container.processes.pop(process.exec_id, None)
+
+
+def _drop_oldest_ended(container: Container) -> None:
+    """Make room: of what a process has left in the background, the output ends here."""
+    process = next((p for p in container.processes.values() if p.waited), None)
+    if process is not None:
+        process.stdio.close()
+        container.processes.pop(process.exec_id, None)
 
 
 async def _read(agent: Agent, request: agent_pb2.ReadStreamRequest, stderr: bool) -> agent_pb2.ReadStreamResponse:
@@ -319,7 +329,8 @@ async def _read(agent: Agent, request: agent_pb2.ReadStreamRequest, stderr: bool
     output = process.stdio.stderr if stderr else process.stdio.stdout
     if output is None:  # a terminal has one stream
         return agent_pb2.ReadStreamResponse()
-    data = await read_stdio(agent.loop, process, output, request.len)
+    own = not request.exec_id or request.exec_id == request.container_id  # the container ends with it
+    data = await read_stdio(agent.loop, process, output, request.len, *(() if own else (None,)))
     if not data and process.waited and request.container_id in agent.containers:
         _drop_read_out(agent.containers[request.container_id])
     return agent_pb2.ReadStreamResponse(data=data)

@@ -24,6 +24,16 @@ __all__ = ["Launch", "resolve_process"]
 
 CHILD_LIMIT_S = 10.0
 CONSOLE_LIMIT_S = 10.0
+_FAILURES = {
+    "not in PATH": (StatusCode.NOT_FOUND, 'exec: "{command}": executable file not found in $PATH'),
+    "missing": (StatusCode.NOT_FOUND, 'exec: "{command}": no such file or directory'),
+    "denied": (StatusCode.PERMISSION_DENIED, 'exec: "{command}": permission denied'),
+    "no cwd": (StatusCode.NOT_FOUND, 'cannot change to the working directory "{cwd}": no such file or directory'),
+    "cwd is no directory": (StatusCode.NOT_FOUND, 'cannot change to the working directory "{cwd}": not a directory'),
+    "cwd denied": (StatusCode.PERMISSION_DENIED, 'cannot change to the working directory "{cwd}": permission denied'),
+}
+"""By what find_command says. Docker and Podman look for these words, to choose between the exit statuses 125, 126 and
+127."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -56,7 +66,7 @@ async def resolve_process(
         root.close()
     cause = rootfs.describe_format(head, os.uname().machine) if head is not None else ""
     if cause:
-        raise RpcError(StatusCode.PERMISSION_DENIED, f'cannot run "{process.Args[0][:200]}": {cause}')
+        raise RpcError(StatusCode.PERMISSION_DENIED, f'exec: "{process.Args[0][:200]}": exec format error: {cause}')
 
 
 def _resolve_user(process: oci_pb2.Process, string_user: agent_pb2.StringUser, root: rootfs.Root) -> None:
@@ -193,7 +203,7 @@ class Launch:
         return stdio
 
     async def _explain(self) -> None:
-        """Raise RpcError if the cause is the command itself: looked up as the container would."""
+        """Raise RpcError if the cause is the command itself, or its directory: looked up as the container would."""
         process = self._process
         path = _environment(process, "PATH") or DEFAULT_PATH
         user = process.User
@@ -208,10 +218,6 @@ class Launch:
             found = await in_child(self._loop, look_up, CHILD_LIMIT_S)
         except ProgramError:
             return  # then crun's own message is the better one
-        where = "the container" if "/" in process.Args[0] else "the container's PATH"
-        if found == "missing":
-            raise RpcError(StatusCode.NOT_FOUND, f"cannot run {self._name}: no such file in {where}")
-        if found == "denied":
-            raise RpcError(
-                StatusCode.PERMISSION_DENIED, f"cannot run {self._name}: the file in {where} cannot be executed"
-            )
+        if found in _FAILURES:
+            code, words = _FAILURES[found]
+            raise RpcError(code, words.format(command=process.Args[0][:200], cwd=process.Cwd[:200]))

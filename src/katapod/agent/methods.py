@@ -56,6 +56,7 @@ METHODS = {
     "katapod.Guest/Settle": "template.settle",
     "katapod.Guest/Trace": "template.read_trace",
     "katapod.Guest/Rename": "sandbox.rename_sandbox",
+    "katapod.Guest/Processes": "stats.list_processes",
     "katapod.Guest/Connect": "connections.connect",
     "katapod.Guest/Receive": "connections.receive",
     "katapod.Guest/Send": "connections.send",

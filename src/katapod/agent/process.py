@@ -18,7 +18,7 @@ from katapod.rpc.status import RpcError, StatusCode
 __all__ = ["DRAIN_S", "READ_MAX", "Process", "Stdio", "open_streams", "read_stdio", "write_stdin"]
 
 READ_MAX = 256 * 1024  # bytes for one ReadStdout, whatever is asked for
-DRAIN_S = 0.5  # output that others still hold open is waited for so long after the process's end
+DRAIN_S = 0.5  # the output of a container or a shell, if others hold it open, ends so long after the process
 
 
 class Output:
@@ -90,6 +90,7 @@ class Process:
         self.pid = pid
         self.stdio = stdio
         self.waited = False  # WaitProcess has told its end: only what it wrote may still be read
+        self.readers = 0  # calls that wait for its output
         self.ended = Future()  # of the exit code, or 128 + signal
         self._wait_status = wait_status
         wait_status.on_done(self._on_exit)
@@ -111,15 +112,24 @@ class Process:
             return
 
 
-async def read_stdio(loop: Loop, process: Process, output: Output, size: int) -> bytes:
-    """Up to `size` bytes; blocks; empty at the end of the stream."""
+async def read_stdio(loop: Loop, process: Process, output: Output, size: int, drain_s: float | None = DRAIN_S) -> bytes:
+    """Up to `size` bytes; blocks; empty at the end of the stream, which comes when all have closed it, and at most
+    `drain_s` after the process has ended and nothing more is written; None: not before."""
+    process.readers += 1
+    try:
+        return await _read(loop, process, output, size, drain_s)
+    finally:
+        process.readers -= 1
+
+
+async def _read(loop: Loop, process: Process, output: Output, size: int, drain_s: float | None) -> bytes:
     size = max(1, min(size, READ_MAX))
     async with output.lock:
         while not output.at_end:
             try:
                 data = os.read(output.fd, size)
             except BlockingIOError:
-                if not await _more_may_come(loop, process, output.fd):
+                if not await _more_may_come(loop, process, output.fd, drain_s):
                     data = b""
                 else:
                     continue
@@ -133,18 +143,18 @@ async def read_stdio(loop: Loop, process: Process, output: Output, size: int) ->
     return b""
 
 
-async def _more_may_come(loop: Loop, process: Process, fd: int) -> bool:
-    if process.ended.done:
-        return await loop.readable(fd, DRAIN_S)
+async def _more_may_come(loop: Loop, process: Process, fd: int, drain_s: float | None) -> bool:
+    if process.ended.done or drain_s is None:
+        return await loop.readable(fd, drain_s)
     readable = Future()
 
-    # Whichever comes first: output, or the end of the process, after which there is DRAIN_S left.
+    # Whichever comes first: output, or the end of the process, after which there is drain_s left.
     waiter = loop.watch_readable(fd, readable)
     try:
         await loop.wait_any([readable, process.ended])
     finally:
         waiter()
-    return readable.done or await loop.readable(fd, DRAIN_S)
+    return readable.done or await loop.readable(fd, drain_s)
 
 
 async def write_stdin(loop: Loop, process: Process, data: bytes) -> int:

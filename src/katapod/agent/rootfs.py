@@ -38,14 +38,15 @@ class Root:
     def close(self) -> None:
         os.close(self._fd)
 
-    def read(self, path: str, size_max: int = FILE_MAX) -> bytes | None:
-        """The start of a regular file; None if there is no such file."""
+    def read(self, path: str, size_max: int = FILE_MAX, mode: int = 0) -> bytes | None:
+        """The start of a regular file; None if there is no such file, or it lacks all bits of `mode`."""
         try:
             fd = open_in_root(self._fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
             return None
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            found = os.fstat(fd).st_mode
+            if not stat.S_ISREG(found) or (mode and not found & mode):
                 return None
             data = b""
             while len(data) < size_max:
@@ -72,9 +73,10 @@ class Root:
         return False
 
     def program_head(self, command: str, path: str, cwd: str) -> bytes | None:
-        """The first bytes of the file that `command` names, looked up in `path`; None if there is none."""
+        """The first bytes of the file that `command` names, looked up in `path`; None if there is none that may be
+        executed."""
         for name in candidates(command, path):
-            head = self.read(name if name.startswith("/") else f"{cwd}/{name}", HEAD_MAX)
+            head = self.read(name if name.startswith("/") else f"{cwd}/{name}", HEAD_MAX, 0o111)
             if head is not None:
                 return head
         return None
@@ -118,17 +120,24 @@ def enter_root(root: str, binds: Sequence[tuple[str, str]] = ()) -> None:
 
 
 def find_command(command: str, path: str, cwd: str, uid: int, gid: int, groups: list[int]) -> str:
-    """In a forked child, after enter_root: "found", "missing" or "denied", as execvp(3) would find."""
+    """In a forked child, after enter_root: what execvp(3) in `cwd` would find: "found", "not in PATH", "missing" (where
+    `command` is a path), "denied"; or "no cwd", "cwd is no directory", "cwd denied"."""
     try:
         os.chdir(cwd)
+    except FileNotFoundError:
+        return "no cwd"
+    except NotADirectoryError:
+        return "cwd is no directory"
+    except PermissionError:
+        return "cwd denied"
     except OSError:
-        return "found"  # not the command's fault
+        return "found"  # then another has to explain it
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
+    seen = "missing" if "/" in command else "not in PATH"
     if not command:
-        return "missing"
-    seen = "missing"
+        return seen
     for name in candidates(command, path):
         try:
             mode = os.stat(name).st_mode

@@ -11,8 +11,9 @@ from katapod.rpc.pb import agent_pb2, csi_pb2
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.sandbox import Agent
+    from katapod.rpc.pb import katapod_pb2
 
-__all__ = ["interfaces", "parse_io_stat", "parse_keyed", "read_text", "stats_container"]
+__all__ = ["interfaces", "list_processes", "parse_io_stat", "parse_keyed", "read_text", "stats_container"]
 
 UNLIMITED = 0xFFFFFFFFFFFFFFFF
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -132,6 +133,22 @@ def _entries(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
+
+
+async def list_processes(agent: Agent, request: katapod_pb2.ProcessesRequest) -> katapod_pb2.ProcessesResponse:
+    """All in the cgroup of a container and below it. Source: cgroups(7), cgroup.procs."""
+    from katapod.rpc.pb import katapod_pb2
+
+    container = find_container(agent, request.container_id)
+    execs = {process.pid: process.exec_id for process in container.processes.values() if not process.ended.done}
+    execs.pop(container.init_pid, None)
+    pids: set[int] = set()
+    for folder, _, _ in os.walk(container.cgroup_folder):
+        pids.update(int(pid) for pid in read_text(f"{folder}/cgroup.procs").split())
+    response = katapod_pb2.ProcessesResponse()
+    for pid in sorted(pids):
+        response.processes.add(pid=pid, exec_id=execs.get(pid, ""))
+    return response
 
 
 async def get_volume_stats(agent: Agent, request: agent_pb2.VolumeStatsRequest) -> csi_pb2.VolumeStatsResponse:

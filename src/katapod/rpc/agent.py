@@ -97,6 +97,15 @@ class AgentClient:
         )
         return [(span.name, span.start_ns, span.duration_ns) for span in answer.spans]
 
+    async def processes(self, container_id: str) -> list[tuple[int, str]]:
+        """Of a container, by their numbers in the guest, each with the id of the exec that it was started by. Raises
+        RpcError: UNIMPLEMENTED by an agent of upstream."""
+        request = katapod_pb2.ProcessesRequest(container_id=container_id)
+        answer = await self.connection.call(
+            GUEST_SERVICE, "Processes", request, katapod_pb2.ProcessesResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
+        return [(process.pid, process.exec_id) for process in answer.processes]
+
     async def connect(self, connection_id: int, address: bytes, port: int, timeout_s: float) -> None:
         """Open a connection to the guest's loopback. Raises RpcError; NOT_FOUND if nothing listens there."""
         request = katapod_pb2.ConnectRequest(connection_id=connection_id, address=address, port=port)

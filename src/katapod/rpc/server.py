@@ -22,15 +22,20 @@ Handler = Callable[[str, str, bytes], Awaitable[bytes]]
 CALLS_PER_CONNECTION_MAX = 256
 
 
-async def serve_ttrpc(listener: socket.socket, handler: Handler) -> asyncio.Server:
-    """Serve `handler` on a listening unix socket, which the returned server owns."""
+async def serve_ttrpc(
+    listener: socket.socket, handler: Handler, count: Callable[[int], None] | None = None
+) -> asyncio.Server:
+    """Serve `handler` on a listening unix socket, which the returned server owns. `count` is told of each connection
+    that is made, by 1, and of each that ends, by -1."""
     listener.setblocking(False)
-    return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(handler), sock=listener)
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(lambda: _Connection(handler, count or (lambda change: None)), sock=listener)
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, count: Callable[[int], None]) -> None:
         self._handler = handler
+        self._count = count
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -41,8 +46,10 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._count(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._count(-1)
         self._writable.set()
         for task in self._tasks:
             task.cancel()

@@ -13,7 +13,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from katapod.host.logs import BoundedLog
@@ -37,6 +37,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CHUNK = 256 * 1024  # bytes asked of the guest, and written to it, at once
+QUIET_S = 0.5  # without output after a process' end: it wrote no more
+QUIET_POLL_S = 0.05
+OWN_CHUNKS = 6  # of the largest pipe, and what was on its way
 LINE_MAX = 16 * 1024  # bytes of one line in a container log, as in the CRI
 
 
@@ -315,14 +318,6 @@ class GuestProcess:
                 "CloseStdin", agent_pb2.CloseStdinRequest(container_id=self.container_id, exec_id=self.exec_id)
             )
 
-    async def drain(self, method: str, sink: Sink) -> None:
-        """Copy a stream of the process (ReadStdout, ReadStderr) to `sink` until it ends."""
-        try:
-            while data := await self.agent.read_stream(method, self.container_id, self.exec_id, CHUNK):
-                await sink.write(data)
-        finally:
-            sink.close()
-
 
 async def _read_or_end(source: Source) -> bytes:
     try:
@@ -332,8 +327,54 @@ async def _read_or_end(source: Source) -> bytes:
         return b""
 
 
-async def carry(process: GuestProcess, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
+class _Copy:
+    """One output stream of a process on its way to `sink`, until it ends."""
+
+    def __init__(self, process: GuestProcess, method: str, sink: Sink, group: asyncio.TaskGroup) -> None:
+        """`method`: ReadStdout or ReadStderr."""
+        self._process = process
+        self._method = method
+        self._sink = sink
+        self._chunks = 0
+        self._writing = False
+        self._quiet_since = time.monotonic()
+        self.task = group.create_task(self._run(), name=method)
+
+    async def _run(self) -> None:
+        process = self._process
+        try:
+            while data := await process.agent.read_stream(self._method, process.container_id, process.exec_id, CHUNK):
+                self._writing = True
+                await self._sink.write(data)
+                self._writing = False
+                self._chunks += 1
+                self._quiet_since = time.monotonic()
+        finally:
+            self._sink.close()
+
+    def process_has_ended(self) -> None:
+        self._chunks = 0
+        self._quiet_since = time.monotonic()
+
+    @property
+    def has_its_own(self) -> bool:
+        """Whether all is through that the process itself wrote before its end: a pipe holds no more than OWN_CHUNKS."""
+        quiet = not self._writing and time.monotonic() - self._quiet_since >= QUIET_S
+        return quiet or self._chunks >= OWN_CHUNKS
+
+
+async def carry(
+    process: GuestProcess,
+    stdin: Source | None,
+    stdout: Sink,
+    stderr: Sink,
+    on_exit: Callable[[int], Awaitable[None]] | None = None,
+) -> int:
     """Carry all streams of a started process to its end; returns its exit status.
+
+    Other processes may hold its streams open then. With `on_exit`, that is awaited with the exit status once all is
+    through that the process itself wrote, and the streams are carried until their last writer closes them; without,
+    what such others write is lost.
 
     Raises BrokenPipeError when nobody reads our output any more, RpcError when the guest fails. With a
     terminal the guest has one output stream.
@@ -341,10 +382,21 @@ async def carry(process: GuestProcess, stdin: Source | None, stdout: Sink, stder
     feeding = asyncio.create_task(process.feed(stdin) if stdin else process.close_stdin(), name="stdin")
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(process.drain("ReadStdout", stdout), name="stdout")
+            copies = [_Copy(process, "ReadStdout", stdout, group)]
             if not process.terminal:
-                group.create_task(process.drain("ReadStderr", stderr), name="stderr")
-        return await process.wait()
+                copies.append(_Copy(process, "ReadStderr", stderr, group))
+            status = await process.wait()
+            for copy in copies:
+                copy.process_has_ended()
+            while left := {copy.task for copy in copies if not (copy.task.done() or copy.has_its_own)}:
+                await asyncio.wait(left, timeout=QUIET_POLL_S)
+            if on_exit is not None:
+                feeding.cancel()
+                await on_exit(status)
+            else:
+                for copy in copies:
+                    copy.task.cancel()
+        return status
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     finally:

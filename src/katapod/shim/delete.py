@@ -16,6 +16,8 @@ from katapod.host.state import StateStore
 from katapod.model.errors import UsageError
 from katapod.model.ids import parse_container_name
 from katapod.model.layout import Layout
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.status import RpcError
 from katapod.sandbox.recovery import remove_sandbox
 from katapod.shim.main import Arguments
 from katapod.shim.pb import task_pb2
@@ -25,6 +27,8 @@ __all__ = ["delete"]
 
 KILLED_STATUS = 128 + signal.SIGKILL
 OWNER_GRACE_S = 2.0  # of the five seconds
+SERVER_END_S = 1.0
+SERVICE = "containerd.task.v2.Task"
 
 
 def delete(arguments: Arguments) -> None:
@@ -38,6 +42,7 @@ def delete(arguments: Arguments) -> None:
             sandbox_id = parse_container_name(arguments.id)
             asyncio.run(remove_sandbox(StateStore(Layout()), sandbox_id, force=True, grace_s=OWNER_GRACE_S))
         for path in _sockets(arguments, bundle):
+            asyncio.run(_end_server(path))
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     unmount_below(bundle / "rootfs")
@@ -45,6 +50,17 @@ def delete(arguments: Arguments) -> None:
     answer.exited_at.seconds, answer.exited_at.nanos = divmod(time.time_ns(), 10**9)
     sys.stdout.buffer.write(answer.SerializeToString())
     sys.stdout.buffer.flush()
+
+
+async def _end_server(path: str) -> None:
+    """Tell a server to end that has outlived its VM, or never had one: remove_sandbox sees only what owns one."""
+    with contextlib.suppress(OSError, RpcError):
+        client = await TtrpcClient.on_unix_path(path, "the shim")
+        try:
+            request = task_pb2.ShutdownRequest(now=True)
+            await client.call_raw(SERVICE, "Shutdown", request.SerializeToString(), SERVER_END_S)
+        finally:
+            client.close()
 
 
 def _sockets(arguments: Arguments, bundle: Path) -> list[str]:

@@ -18,6 +18,7 @@ from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
 from katapod.shim.events import EventPublisher
+from katapod.shim.idle import Connections, watch_use
 from katapod.shim.main import Arguments
 from katapod.shim.service import TaskService
 from katapod.shim.tasks import Tasks
@@ -53,11 +54,24 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
         loop.add_signal_handler(number, finished.set)
     events = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace)
     tasks = Tasks(arguments.namespace, StateStore(Layout()), _load, events)
-    server = await serve_ttrpc(listener, TaskService(tasks, finished.set).handle)
+    connections = Connections()
+    service = TaskService(tasks, finished.set)
+
+    async def handle(name: str, method: str, payload: bytes) -> bytes:
+        connections.count_call(1)
+        try:
+            return await service.handle(name, method, payload)
+        finally:
+            connections.count_call(-1)
+
+    path = listener.getsockname()
+    server = await serve_ttrpc(listener, handle, connections.count)
+    watching = asyncio.create_task(watch_use(tasks, connections, path, finished.set), name="watch-use")
     log.info("serves sandbox %s, pid %d", arguments.id, os.getpid())
     try:
         await finished.wait()
     finally:
+        watching.cancel()
         try:
             await tasks.end()
         finally:

@@ -31,6 +31,7 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 WHOLE = frozenset({"Start", "Delete", "Pause", "Resume", "Update"})
 """Calls that are carried to their end although the client goes meanwhile, as a containerd that restarts does: half a
 Start would leave a process that runs and that nobody follows. A Create is undone instead."""
+PROCESS_DETAILS = "containerd.runc.v1.ProcessDetails"
 RUNTIME_OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 
 _CODES: tuple[tuple[type[KatapodError], StatusCode], ...] = (
@@ -147,8 +148,13 @@ class TaskService:
         return answer
 
     async def _pids(self, request: task_pb2.PidsRequest) -> task_pb2.PidsResponse:
-        self._tasks.find(request.id)
-        return task_pb2.PidsResponse(processes=[task_pb2.ProcessInfo(pid=self._tasks.pid)])
+        answer = task_pb2.PidsResponse()
+        for pid, exec_id in await self._tasks.processes(request.id):
+            process = answer.processes.add(pid=pid)
+            if exec_id:
+                process.info.type_url = PROCESS_DETAILS
+                process.info.value = runtime_pb2.ProcessDetails(exec_id=exec_id).SerializeToString()
+        return answer
 
     async def _pause(self, request: task_pb2.PauseRequest) -> None:
         await self._tasks.pause(request.id)

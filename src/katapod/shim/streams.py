@@ -100,11 +100,15 @@ class _FifoOutput:
 
     async def wait_read(self) -> None:
         """Until the reader has all: containerd 1.6 throws away what it has not read when it hears of the exit. Whoever
-        does not read for a second does not read. Called once, when all is written."""
+        does not read for a second does not read."""
         deadline = time.monotonic() + OUTPUT_READ_S
+        while self._unread() and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells that a pipe is empty
+            await asyncio.sleep(OUTPUT_POLL_S)
+
+    async def finish(self) -> None:
+        """Called once, when all is written."""
         try:
-            while self._unread() and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells that a pipe is empty
-                await asyncio.sleep(OUTPUT_POLL_S)
+            await self.wait_read()
         finally:
             os.close(self._look)
 
@@ -180,6 +184,12 @@ class Streams:
         if isinstance(self.stdin, FifoInput):
             self.stdin.end()
 
+    async def wait_output_read(self) -> None:
+        """Until what was written so far has been read, or nobody reads."""
+        for sink in (self.stdout, self.stderr):
+            if isinstance(sink, _FifoOutput):
+                await sink.wait_read()
+
     async def wait_input_read(self, limit_s: float) -> None:
         if isinstance(self.stdin, FifoInput):
             with contextlib.suppress(TimeoutError):
@@ -229,7 +239,7 @@ def _open_until_read(stack: contextlib.AsyncExitStack, uri: str) -> Sink:
     sink = _open(uri, _open_output)
     stack.callback(sink.close)
     if isinstance(sink, _FifoOutput):
-        stack.push_async_callback(sink.wait_read)
+        stack.push_async_callback(sink.finish)
     return sink
 
 

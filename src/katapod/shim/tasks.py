@@ -24,17 +24,18 @@ from katapod.model.annotations import ContainerKind, PodAnnotations, parse_annot
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.ids import parse_container_name, short_id
-from katapod.model.sizing import ContainerLimits
 from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_host_devices
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import RpcError
+from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
+from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
@@ -44,7 +45,6 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
-RESOLV_CONF_MAX = 64 * 1024  # characters
 DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
 HARMLESS = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
@@ -52,6 +52,7 @@ HARMLESS = frozenset(
 )
 """Signals that end no process by default. Source: signal(7)."""
 PAUSE_GRACE_S = 2.0  # for the process that stands for a pod, between SIGTERM and SIGKILL
+EXEC_DRAIN_S = 2.0  # as containerd's shim for runc has it
 INPUT_READ_S = 10.0
 OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
@@ -86,6 +87,11 @@ class Tasks:
     @property
     def empty(self) -> bool:
         return not self._tasks and not self._creating
+
+    @property
+    def has_vm(self) -> bool:
+        """Or makes one, or ends one."""
+        return self._pod is not None or bool(self._creating) or self._is_closing
 
     @property
     def pid(self) -> int:
@@ -148,7 +154,7 @@ class Tasks:
             pod = await self._pod_for(container_id, spec, about, config_path, undo)
             plan = ContainerPlan(
                 container_id=container_id,
-                image=_image_of(spec),
+                image=image_of(spec),
                 spec=spec,
                 rootfs=Rootfs(Path(spec.root.path), direct=True, own=rootfs is not None),
                 guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
@@ -156,7 +162,7 @@ class Tasks:
                 holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                 shared_shm=True,
             )
-            container = await pod.create_container(plan, _limits_of(spec, about))
+            container = await pod.create_container(plan, limits_of(spec, about))
             undo.push_async_callback(self._give_up, pod, container_id)
             hooked = HookedContainer(container_id, bundle, spec)
             await hooked.created(self.pid)
@@ -197,14 +203,14 @@ class Tasks:
                 request = PodRequest(
                     sandbox_id=parse_container_name(sandbox_id),
                     hostname=spec.hostname or short_id(sandbox_id),
-                    limits=_limits_of(spec, about),
+                    limits=limits_of(spec, about),
                     announced=about.pod_limits,
                     cpus_asked=about.pod_cpus_asked,
-                    netns=_netns_of(spec),
+                    netns=netns_of(spec),
                     cgroups_path=spec.linux.cgroups_path,
-                    dns=_dns_of(spec),
+                    dns=dns_of(spec),
                     several=about.kind is ContainerKind.SANDBOX,
-                    labels=_labels_of(about, self._namespace),
+                    labels=labels_of(about, self._namespace),
                 )
                 config = self._load_config(config_path, spec.annotations)
                 pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
@@ -322,15 +328,21 @@ class Tasks:
     ) -> None:
         assert process.streams is not None
         streams, status = process.streams, DEAD_STATUS
+        container_id, sandbox = task.container.container_id, task.container.sandbox
+
+        async def on_exit(status: int) -> None:
+            await streams.wait_output_read()
+            self._tell_exit(process, container_id, process.exec_id, status)
+
         try:
-            status = await task.container.sandbox.guard(carry(guest, streams.stdin, streams.stdout, streams.stderr))
+            status = await sandbox.guard(carry(guest, streams.stdin, streams.stdout, streams.stderr, on_exit))
         except KatapodError as exc:
             log.error("exec %s has ended: %s", process.exec_id, exc)
         finally:
             try:
                 await finish(stack.aclose(), name="close-streams")
             finally:
-                self._tell_exit(process, task.container.container_id, process.exec_id, status)
+                self._tell_exit(process, container_id, process.exec_id, status)
 
     # what is asked of a process
 
@@ -415,9 +427,25 @@ class Tasks:
         spec = task.container.plan.spec
         changed = replace(spec, linux=replace(spec.linux, resources=resources))
         about = parse_annotations(spec.annotations, container_id)
-        if (limits := _limits_of(changed, about)) is not None:
+        if (limits := limits_of(changed, about)) is not None:
             await self._pod.grow_for(container_id, limits)
         await task.container.update(resources)
+
+    async def processes(self, container_id: str) -> list[tuple[int, str]]:
+        """All of a container, by their numbers in the guest, each with the id of its exec or an empty one; the VMM for
+        them where the agent is upstream's, which does not tell."""
+        task = self.find(container_id)
+        if task.status == task_pb2.STOPPED:
+            return []
+        execs = {process.guest.exec_id: name for name, process in task.execs.items() if process.guest is not None}
+        sandbox = task.container.sandbox
+        try:
+            found = await sandbox.guard(sandbox.agent.processes(container_id))
+        except AgentFailed as exc:
+            if exc.context.get("code") is not StatusCode.UNIMPLEMENTED:
+                raise
+            return [(self.pid, "")]
+        return [(pid, execs.get(exec_id, "")) for pid, exec_id in found]
 
     async def stats(self, container_id: str) -> Any:
         """The agent's StatsContainerResponse."""
@@ -434,12 +462,20 @@ class Tasks:
         if isinstance(process, ExecProcess):
             process.mark_exited(0)  # who waits for one that never started waits for nothing
             del self.find(container_id).execs[exec_id]
+            await self._end_streams(process)
             return process
         async with process.deleting:
             if self.find(container_id) is not process:
                 raise NotFound(f"cannot find task {container_id}")
             await self._remove(container_id, process)
         return process
+
+    async def _end_streams(self, process: ExecProcess) -> None:
+        """Of what an exec has left in the background, the output is carried until a while after its deletion."""
+        if process.following is not None:
+            await asyncio.wait({process.following}, timeout=EXEC_DRAIN_S)
+            process.following.cancel()
+            await asyncio.wait({process.following})
 
     async def _remove(self, container_id: str, process: TaskProcess) -> None:
         process.mark_exited(0)
@@ -544,46 +580,3 @@ class Tasks:
 
 def _told_to_end(container_id: str) -> InvalidState:
     return InvalidState(f"cannot create task {container_id}: its shim has been told to end")
-
-
-def _limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:
-    """None for the container that stands for a pod, and does nothing."""
-    if about.kind is ContainerKind.SANDBOX:
-        return None
-    return ContainerLimits(memory_bytes=spec.memory_limit, cpus=spec.cpu_limit)
-
-
-def _netns_of(spec: oci.Spec) -> str | None:
-    """The path of the network namespace; empty for a new one. Raises UsageError for the host's own."""
-    for namespace in spec.linux.namespaces:
-        if namespace.type == "network":
-            return namespace.path
-    raise UsageError(
-        "cannot use the host's network: a virtual machine has a network stack of its own",
-        hint="leave out hostNetwork: true (ctr: --net-host), or run this pod with another RuntimeClass",
-    )
-
-
-def _dns_of(spec: oci.Spec) -> tuple[str, ...]:
-    """The lines of the pod's resolv.conf; none if it cannot be had: the containers have it by their mounts."""
-    sources = [mount.source for mount in spec.mounts if mount.destination == "/etc/resolv.conf" and mount.source]
-    try:
-        with open(sources[-1]) as handle:
-            return tuple(line for line in handle.read(RESOLV_CONF_MAX).splitlines() if line and "\0" not in line)
-    except (IndexError, OSError, ValueError):
-        return ()
-
-
-def _labels_of(about: PodAnnotations, namespace: str) -> dict[str, str]:
-    found = {
-        "containerd.namespace": namespace,
-        "io.kubernetes.pod.name": about.pod_name,
-        "io.kubernetes.pod.namespace": about.pod_namespace,
-        "io.kubernetes.pod.uid": about.pod_uid,
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def _image_of(spec: oci.Spec) -> str:
-    keys = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
-    return next((spec.annotations[key] for key in keys if key in spec.annotations), "")

@@ -21,9 +21,9 @@ from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import ContainerLimits
-from katapod.rpc.agent import AGENT_SERVICE, AgentClient
+from katapod.rpc.agent import AGENT_SERVICE, GUEST_SERVICE, AgentClient
 from katapod.rpc.client import TtrpcClient
-from katapod.rpc.pb import agent_pb2
+from katapod.rpc.pb import agent_pb2, katapod_pb2
 from katapod.rpc.pb._load import class_of
 from katapod.rpc.server import serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
@@ -37,7 +37,7 @@ from katapod.shim.pb import task_pb2
 from katapod.shim.service import SERVICES, TaskService
 from katapod.shim.tasks import Tasks
 
-__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at"]
+__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at", "until"]
 
 _T = TypeVar("_T")
 VMM_PID = 4242
@@ -49,9 +49,16 @@ class Process:
 
     def __init__(self) -> None:
         self.output = b""
+        self.held = False  # by another, which writes with `say` until it lets go
+        self.more = asyncio.Event()
         self.input = b""
         self.input_closed = asyncio.Event()
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def say(self, data: bytes, *, last: bool = False) -> None:
+        self.output += data
+        self.held = not last
+        self.more.set()
 
     def end(self, status: int) -> None:
         if not self.ended.done():
@@ -71,6 +78,8 @@ class Guest:
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
 
     async def handle(self, service: str, method: str, payload: bytes) -> bytes:
+        if service == GUEST_SERVICE:
+            return await self._of_our_own(method)
         assert service == AGENT_SERVICE
         request = class_of(_METHODS[method].input_type).FromString(payload)
         self.calls.append(method)
@@ -82,6 +91,14 @@ class Guest:
         function = getattr(self, f"_{method}", None)
         answer = await function(request) if function is not None else None
         return answer.SerializeToString() if answer is not None else b""
+
+    async def _of_our_own(self, method: str) -> bytes:
+        if method != "Processes" or method in self.fail:
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"method {method}")
+        answer = katapod_pb2.ProcessesResponse()
+        for number, exec_id in enumerate(self.processes, 10):
+            answer.processes.add(pid=number, exec_id=exec_id if number > 10 else "")
+        return answer.SerializeToString()
 
     def _of(self, request: Any) -> Process:
         return self.processes[request.exec_id or request.container_id]
@@ -95,6 +112,9 @@ class Guest:
 
     async def _ReadStdout(self, request: Any) -> Any:
         process = self._of(request)
+        while process.held and not process.output:
+            await process.more.wait()
+            process.more.clear()
         if not process.output:
             await process.ended
         data, process.output = process.output[: request.len], process.output[request.len :]
@@ -321,3 +341,9 @@ def listening(path: str) -> socket.socket:
     listener.bind(path)
     listener.listen()
     return listener
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what it looks at is not made to be waited for
+            await asyncio.sleep(0.005)

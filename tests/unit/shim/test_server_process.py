@@ -191,6 +191,15 @@ def test_killed_then_deleted_then_started_again(engine: Engine) -> None:
 
 
 @needs_root
+def test_delete_ends_a_server_that_has_no_vm(engine: Engine) -> None:
+    """Nobody else would: its socket goes, and it owns no sandbox that could be removed."""
+    bundle = engine.bundle("c1")
+    connect(engine.start(bundle))
+    assert exit_of(engine.run(bundle, "delete", b"")) == 137
+    until(lambda: not is_shim(engine.pid(bundle)))
+
+
+@needs_root
 def test_delete_where_there_is_nothing(engine: Engine) -> None:
     (engine.folder / "none").mkdir()
     assert exit_of(engine.run(engine.folder / "none", "delete", b"", id="katapod-unit-none")) == 137

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
+from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at, until
 
 from katapod.host import mounts
 from katapod.model.errors import KatapodError, NoSpace
@@ -32,12 +32,6 @@ async def add_exec(shim: Shim, exec_id: str = "e1", *, start: bool = False, **fi
         await shim.call("Start", id="c1", exec_id=exec_id)
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what it looks at is not made to be waited for
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("version", [2, 3])
 async def test_a_life_from_create_to_shutdown(shim: Shim, tmp_path: Path, version: int) -> None:
     bundle = bundle_at(tmp_path / "c1")
@@ -54,7 +48,7 @@ async def test_a_life_from_create_to_shutdown(shim: Shim, tmp_path: Path, versio
     assert not state.HasField("exited_at")
     connected = await shim.call("Connect", version=version, id="c1")
     assert (connected.shim_pid, connected.task_pid) == (os.getpid(), VMM_PID)
-    assert [each.pid for each in (await shim.call("Pids", id="c1")).processes] == [VMM_PID]
+    assert [each.pid for each in (await shim.call("Pids", id="c1")).processes] == [10]
     await shim.call("Shutdown", id="c1")
     assert not shim.shut_down.is_set(), "a task is left"
 
@@ -609,3 +603,52 @@ async def test_waits_of_a_client_that_has_gone_are_forgotten(shim: Shim) -> None
         await waiting
     shim.guest.processes["c1"].end(0)
     assert (await shim.call("Wait", id="c1")).exit_status == 0
+
+
+async def test_the_processes_of_a_task(shim: Shim) -> None:
+    """By their numbers in the guest; that of an exec with the engine's id. With upstream's agent the VMM for all."""
+    await shim.create(start=True)
+    await add_exec(shim, start=True)
+    main, other = (await shim.call("Pids", id="c1")).processes
+    assert (main.pid, main.info.type_url) == (10, "")
+    assert (other.pid, other.info.type_url) == (11, "containerd.runc.v1.ProcessDetails")
+    assert runtime_pb2.ProcessDetails.FromString(other.info.value).exec_id == "e1"
+    shim.guest.fail["Processes"] = RpcError(StatusCode.UNIMPLEMENTED, "")
+    assert [process.pid for process in (await shim.call("Pids", id="c1")).processes] == [VMM_PID]
+    shim.guest.processes["c1"].end(0)
+    await shim.call("Wait", id="c1")
+    assert not (await shim.call("Pids", id="c1")).processes
+
+
+async def test_what_an_exec_leaves_in_the_background_is_carried_on(shim: Shim, tmp_path: Path) -> None:
+    """Its exit is told when it ends, with its own output before; the stream ends when the last writer closes it."""
+    await shim.create(start=True)
+    out = tmp_path / "out"
+    await add_exec(shim, stdout=f"file://{out}")
+    await shim.call("Start", id="c1", exec_id="e1")
+    process = shim.guest.execs[0]
+    process.say(b"own\n")
+    process.end(3)
+    async with asyncio.timeout(5):
+        assert (await shim.call("Wait", id="c1", exec_id="e1")).exit_status == 3
+    assert out.read_bytes() == b"own\n"
+    assert shim.events.exits() == {"e1": 3}
+    process.say(b"late\n")
+    await until(lambda: out.read_bytes() == b"own\nlate\n")
+    deleting = asyncio.create_task(shim.call("Delete", id="c1", exec_id="e1"))
+    process.say(b"last\n", last=True)
+    async with asyncio.timeout(1.5):
+        assert (await deleting).exit_status == 3
+    assert out.read_bytes() == b"own\nlate\nlast\n"
+    assert shim.events.topics.count("/tasks/exit") == 1
+
+
+async def test_a_deleted_exec_does_not_wait_for_its_background(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks_module, "EXEC_DRAIN_S", 0.1)
+    await shim.create(start=True)
+    await add_exec(shim, start=True)
+    shim.guest.execs[0].say(b"x")
+    shim.guest.execs[0].end(0)
+    await shim.call("Wait", id="c1", exec_id="e1")
+    async with asyncio.timeout(5):
+        await shim.call("Delete", id="c1", exec_id="e1")

@@ -101,3 +101,23 @@ class DisconnectRequest(_message.Message):
 class DisconnectResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ProcessesRequest(_message.Message):
+    __slots__ = ("container_id",)
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    def __init__(self, container_id: _Optional[str] = ...) -> None: ...
+
+class ContainerProcess(_message.Message):
+    __slots__ = ("pid", "exec_id")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    exec_id: str
+    def __init__(self, pid: _Optional[int] = ..., exec_id: _Optional[str] = ...) -> None: ...
+
+class ProcessesResponse(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[ContainerProcess]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ContainerProcess, _Mapping]]] = ...) -> None: ...

@@ -45,6 +45,12 @@ class Options(_message.Message):
     config_body: bytes
     def __init__(self, type_url: _Optional[str] = ..., config_path: _Optional[str] = ..., config_body: _Optional[bytes] = ...) -> None: ...
 
+class ProcessDetails(_message.Message):
+    __slots__ = ("exec_id",)
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    exec_id: str
+    def __init__(self, exec_id: _Optional[str] = ...) -> None: ...
+
 class RuntimeVersion(_message.Message):
     __slots__ = ("version", "revision")
     VERSION_FIELD_NUMBER: _ClassVar[int]
