@@ -179,6 +179,7 @@ class Sandbox:
         if network is None:
             return False
         async with self._network_lock:
+            routes = network.routes
             gone, new, changed = await network.compare()
             for nic in gone:
                 await self.guard(self.vm.qmp.unplug(nic.device))
@@ -197,9 +198,10 @@ class Sandbox:
                 if nic.slot in self._free_slots:
                     self._free_slots.remove(nic.slot)
                 told.append(nic)
-            if told:
+            moved = network.routes != routes
+            if told or moved:
                 await self.guard(network.tell_guest(self.agent, tuple(told)))
-            return bool(gone or told)
+            return bool(gone or told or moved)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.
