@@ -120,7 +120,8 @@ def execute(
             )
             who = f"{checked_user.user}:{checked_user.group or ''}".rstrip(":") if checked_user else ""
             try:
-                running = await start_exec(client.agent, container_id, process_to_message(process), user=who)
+                message = process_to_message(process)  # no time limit: the owner may have many to start before
+                running = await start_exec(client.agent, container_id, message, user=who, timeout_s=None)
             except NotFound as exc:
                 cause = await why_cut_off(client, exc, "it has ended")
                 raise NotFound(f"cannot exec in container {name}: {cause}") from exc

@@ -4,6 +4,7 @@ Time limits follow facts agent-protocol.md section 1. Whatever comes back was wr
 sizes are bounded by the frame limit, and callers treat texts and numbers as data.
 """
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +31,9 @@ HEALTH_SERVICE = "grpc.Health"
 GUEST_SERVICE = "katapod.Guest"  # only our own agent has it
 INSPECTION_SERVICE = "katapod.Inspection"  # as well
 REQUEST_TIMEOUT_S = 60.0
+LAUNCHES_MAX = 8
+"""Processes that a guest is asked to start at a time: others wait here, where no time limit runs for them. The agent
+takes fewer at a time if its guest has few CPUs."""
 EXIT_STATUS_MAX = 255
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class AgentClient:
     def __init__(self, connection: TtrpcClient, call_times: CallObserver | None = None) -> None:
         self.connection = connection
         self.call_times = call_times
+        self.launches = asyncio.Semaphore(LAUNCHES_MAX)
 
     async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
         """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""

@@ -121,9 +121,10 @@ def string_user(text: str) -> agent_pb2.StringUser | None:
 
 
 async def start_exec(
-    agent: AgentClient, container_id: str, process: oci_pb2.Process, *, user: str, timeout_s: float = 60.0
+    agent: AgentClient, container_id: str, process: oci_pb2.Process, *, user: str, timeout_s: float | None = 60.0
 ) -> GuestProcess:
-    """Start one more process in a running container. Errors as in create_container.
+    """Start one more process in a running container, in its turn; `timeout_s` runs from then. Errors as in
+    create_container.
 
     `agent` may be the sandbox's own channel or a connection to its owner's control socket.
     """
@@ -132,7 +133,8 @@ async def start_exec(
         container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user)
     )
     try:
-        await agent.call("ExecProcess", request, timeout_s=timeout_s)
+        async with agent.launches:
+            await agent.call("ExecProcess", request, timeout_s=timeout_s)
     except RpcError as exc:
         if exc.code is StatusCode.UNAVAILABLE and agent.connection.closed.done():
             raise NotFound(f"cannot exec in container {container_id}: it has ended") from exc
