@@ -1,8 +1,10 @@
 """What `ctr tasks` does with a container that runs: exec, signals, pause, processes, metrics, removal."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from kit.containerd import Containerd
 from kit.kata import Result, wait_for
 from kit.oci_archive import BUSYBOX
+from kit.templates import kata_command
 from kit.terminal import open_terminal
 
 OBEDIENT = "trap 'echo ends; exit 5' TERM; echo up; while :; do sleep 0.1; done"
@@ -58,6 +61,29 @@ def test_exec(ctr: Containerd, runtime: str) -> None:
     assert missing.code != 0
     assert "/no/such/program" in missing.stderr
     assert ctr.tasks() == {container: "RUNNING"}
+
+
+def test_two_hundred_execs_at_once(ctr: Containerd, runtime: str) -> None:
+    """On one vCPU they take their turns, and what the container does goes on. Some come by our own command, which goes
+    by the sandbox's control socket."""
+    container = start(ctr, runtime, "sleep", "1000")
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(ctr.spawn("tasks", "exec", "--exec-id", f"m{number}", container, "true"))
+            for number in range(180)
+        ]
+        running += [
+            stack.enter_context(subprocess.Popen(kata_command("exec", container, "true"), stdin=subprocess.DEVNULL))
+            for _ in range(20)
+        ]
+        try:
+            ended = [process.wait(timeout=250) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        assert ended == [0] * 200
+    assert ctr.tasks() == {container: "RUNNING"}
+    assert inside(ctr, container, "echo alive") == (0, "alive\n", "")
 
 
 def test_exec_sees_the_container(ctr: Containerd, runtime: str) -> None:

@@ -146,7 +146,9 @@ def test_the_loopback_is_kept_from_bridges(host: Host, settings: KatapodConfig) 
         pairs = list(zip(records, ids, strict=True))
         for pair in pairs:
             await attach_it(*pair)
-        interfaces = [interface for record in records for interface in await scan_netns(Path(record.netns))]
+        interfaces = [
+            interface for record in records for interface in (await scan_netns(Path(record.netns))).interfaces
+        ]
         await asyncio.gather(*(guard_loopback([interface]) for interface in interfaces))
         await guard_loopback(interfaces)
         assert rules() == sorted(guard_rules("kata0"))

@@ -99,7 +99,7 @@ async def test_frames_are_held_to_the_addresses(wired: Pod, model: Interworking)
     first = shown()
     assert len([line for line in first if "handle 0x1" in line]) == 1, first
     ip("addr", "add", "10.97.3.77/24", "dev", "eth0", netns=wired.netns)
-    changed = next(interface for interface in await scan_netns(wired.path) if interface.name == "eth0")
+    changed = next(interface for interface in (await scan_netns(wired.path)).interfaces if interface.name == "eth0")
     await network.take_change(changed)
     second = shown()
     assert len(second) == len(first)
@@ -145,7 +145,7 @@ async def test_filters_of_others_stay(wired: Pod) -> None:
 
 
 async def test_a_macvtap_takes_the_address_and_gives_it_back(wired: Pod) -> None:
-    before = (await scan_netns(wired.path))[0]
+    before = (await scan_netns(wired.path)).interfaces[0]
     stack = ReleaseStack()
     network, _ = await attach(wired, stack, NetworkSettings(model=Interworking.MACVTAP))
     assert network.fds[0]
@@ -154,7 +154,7 @@ async def test_a_macvtap_takes_the_address_and_gives_it_back(wired: Pod) -> None
     assert before.mac not in ip("link", "show", "eth0", netns=wired.netns)
     await stack.aclose()
     assert state(wired) == BARE
-    after = (await scan_netns(wired.path))[0]
+    after = (await scan_netns(wired.path)).interfaces[0]
     assert (after.mac, given_addresses(after)) == (before.mac, given_addresses(before))
 
 
@@ -190,7 +190,7 @@ async def test_the_hosts_own_namespace_is_refused() -> None:
 async def test_a_tap_is_used_as_it_is(wired: Pod) -> None:
     ip("tuntap", "add", "vmtap", "mode", "tap", "vnet_hdr", netns=wired.netns)
     ip("addr", "add", "10.97.9.2/24", "dev", "vmtap", netns=wired.netns)
-    found = {interface.name: interface.kind for interface in await scan_netns(wired.path)}
+    found = {interface.name: interface.kind for interface in (await scan_netns(wired.path)).interfaces}
     assert found == {"eth0": InterfaceKind.VETH, "vmtap": InterfaceKind.TAP}
     before = state(wired)
     stack = ReleaseStack()

@@ -148,7 +148,8 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     command = Launch(agent.loop, spec.Process, rootfs, container.binds)
     container.undo.append(lambda: _forget_in_crun(agent, container))
     arguments = ["create", "--bundle", container.bundle, container.id]
-    process = await command.run(container.id, arguments, container.bundle, agent.options.container_pipe_size_bytes)
+    async with agent.launches:
+        process = await command.run(container.id, arguments, container.bundle, agent.options.container_pipe_size_bytes)
     container.init_pid = process.pid
     container.processes[container.id] = process
     process.ended.on_done(lambda: _init_ended(agent, container))
@@ -260,6 +261,20 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
         raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"container {container.id} has {PROCESSES_MAX} processes")
     if not request.process.Args:
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot run a process: it has no arguments")
+    async with agent.launches:
+        process = await _launch_exec(agent, container, exec_id, request)
+    if agent.containers.get(container.id) is not container:
+        process.kill(signal.SIGKILL)
+        process.stdio.close()
+        raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} was removed")
+    container.processes[exec_id] = process
+    process.ended.on_done(lambda: agent.oom.check(container.id))
+
+
+async def _launch_exec(
+    agent: Agent, container: Container, exec_id: str, request: agent_pb2.ExecProcessRequest
+) -> Process:
+    container.require("running", verb="run a process in")  # it may have ended since it was asked for
     root = f"/proc/{container.init_pid}/root"
     folder = f"{container.bundle}/exec-{exec_id}"
     os.mkdir(folder)
@@ -269,7 +284,7 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
             json.dump(process_json(request.process), handle)
         arguments = ["exec", "--detach", "--process", f"{folder}/process.json", container.id]
         command = Launch(agent.loop, request.process, root, ())
-        process = await command.run(exec_id, arguments, folder, agent.options.container_pipe_size_bytes)
+        return await command.run(exec_id, arguments, folder, agent.options.container_pipe_size_bytes)
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
         if not told and await _is_ending(agent, container):
@@ -278,12 +293,6 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
         raise
     finally:
         remove_tree(folder)
-    if agent.containers.get(container.id) is not container:
-        process.kill(signal.SIGKILL)
-        process.stdio.close()
-        raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} was removed")
-    container.processes[exec_id] = process
-    process.ended.on_done(lambda: agent.oom.check(container.id))
 
 
 async def _is_ending(agent: Agent, container: Container) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from typing import Any
 
-__all__ = ["Cancelled", "Event", "Future", "Lock", "Loop", "Task", "Tasks"]
+__all__ = ["Cancelled", "Event", "Future", "Lock", "Loop", "Task", "Tasks", "Turns"]
 
 EXITS_KEPT_MAX = 4096  # exits of processes nobody asked for yet, kept while a launch is under way
 MAIN = "main"
@@ -155,16 +155,17 @@ class Event:
         await self._future
 
 
-class Lock:
-    """Mutual exclusion in order of arrival: `async with lock:`."""
+class Turns:
+    """As many at a time as `limit` says when one comes or goes, in order of arrival: `async with turns:`."""
 
-    def __init__(self) -> None:
-        self._held = False
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._held = 0
         self._waiting: collections.deque[Future] = collections.deque()
 
     async def __aenter__(self) -> None:
-        if not self._held:
-            self._held = True
+        if not self._waiting and self._held < self._limit():
+            self._held += 1
             return
         turn = Future()
         self._waiting.append(turn)
@@ -181,10 +182,17 @@ class Lock:
         self._release()
 
     def _release(self) -> None:
-        if self._waiting:
+        self._held -= 1
+        while self._waiting and self._held < self._limit():
+            self._held += 1
             self._waiting.popleft().set()
-        else:
-            self._held = False
+
+
+class Lock(Turns):
+    """Mutual exclusion in order of arrival: `async with lock:`."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 1)
 
 
 class Tasks:

@@ -7,16 +7,34 @@ input is an INVALID_ARGUMENT and never half of a change.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 
 from katapod.agent import log
 from katapod.agent.devices import ROOT_BUS, parse_pci_path, pci_folder
-from katapod.kernel.netlink import IFF_LOOPBACK, IFF_NOARP, IFF_UP, METRIC6, RTPROT_KERNEL, Link, Netlink, Route
+from katapod.kernel.netlink import (
+    CARRIED_TYPES,
+    IFA_F_DEPRECATED,
+    IFA_F_NOPREFIXROUTE,
+    IFF_LOOPBACK,
+    IFF_NOARP,
+    IFF_UP,
+    METRIC6,
+    RTN_UNICAST,
+    RTPROT_KERNEL,
+    Address,
+    Link,
+    Netlink,
+    NextHop,
+    Route,
+)
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from katapod.agent.sandbox import Agent
 
 __all__ = ["add_arp_neighbors", "list_interfaces", "list_routes", "show_address", "update_interface", "update_routes"]
@@ -28,6 +46,9 @@ V4, V6 = _socket.AF_INET, _socket.AF_INET6
 TEMPORARY = "katapod-swap"
 LINK_LOCAL_SCOPE = 253
 RTNH_F_ONLINK = 4
+LINK_FLAGS = IFF_NOARP | 0x100 | 0x200 | 0x1000  # PROMISC, ALLMULTI, MULTICAST
+SHOWN_ADDRESS_FLAGS = IFA_F_DEPRECATED | IFA_F_NOPREFIXROUTE
+METRICS_MAX = 17  # RTAX_FASTOPEN_NO_COOKIE
 
 
 def _bad(what: str) -> RpcError:
@@ -78,7 +99,7 @@ def _check_name(name: str) -> str:
 
 
 async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceRequest) -> types_pb2.Interface:
-    """Give the NIC its name, addresses, MTU and flags, and put it up; addresses that are not named go."""
+    """Give the NIC its name, addresses, MTU and flags, and put it up or down; addresses that are not named go."""
     if not request.HasField("interface"):
         raise _bad("the request has no interface")
     wanted = request.interface
@@ -88,10 +109,7 @@ async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceReque
         raise _bad(f"cannot find the interface {name}: neither hwAddr nor devicePath is given")
     if wanted.mtu and wanted.mtu not in MTU_RANGE:
         raise _bad(f"cannot give {name} an MTU of {wanted.mtu}")
-    addresses = []
-    for entry in wanted.IPAddresses:
-        address = parse_address(entry.address)
-        addresses.append((address, parse_prefix(entry.mask, address)))
+    addresses = [_wanted_address(entry, exact=wanted.exact) for entry in wanted.IPAddresses]
     slots = parse_pci_path(wanted.devicePath) if wanted.devicePath else []
     present = await _device_at(agent, slots, wanted.devicePath) if slots else ""
     with Netlink() as netlink:
@@ -99,16 +117,42 @@ async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceReque
         link = _find_link(links, present, mac)
         if link is None:
             raise RpcError(StatusCode.INTERNAL, f"Link not found: no interface has the address {wanted.hwAddr}")
-        noarp = bool(wanted.raw_flags & IFF_NOARP)
+        flags, mask = (wanted.link_flags, LINK_FLAGS) if wanted.exact else (wanted.raw_flags, IFF_NOARP)
         try:
             _rename(netlink, link, name, links)
-            netlink.change_link(link.index, mtu=wanted.mtu, noarp=noarp)
-            _skip_duplicate_detection(name)
-            _set_addresses(netlink, link.index, addresses)
-            netlink.change_link(link.index, up=True)
+            netlink.change_link(link.index, mtu=wanted.mtu, flags=flags, mask=mask, tx_queue_len=wanted.tx_queue_len)
+            _set_ipv6(name, "accept_dad", 0)  # the host's interface has looked already whether another has the address
+            _set_ipv6(name, "addr_gen_mode", int(wanted.no_link_local))
+            _set_addresses(netlink, link.index, name, addresses, keep_link_local=not wanted.no_link_local)
+            netlink.change_link(link.index, up=not wanted.exact or bool(flags & IFF_UP))
         except OSError as exc:
             raise RpcError(StatusCode.INTERNAL, f"cannot set up the interface {name}: {exc.strerror}") from exc
     return wanted
+
+
+def _wanted_address(entry: types_pb2.IPAddress, *, exact: bool) -> Address:
+    """Its interface is told later. Raises RpcError (INVALID_ARGUMENT)."""
+    address = parse_address(entry.address)
+    prefix = parse_prefix(entry.mask, address)
+    if not exact:
+        return Address(0, address, prefix)
+    peer = parse_address(entry.peer) if entry.peer else b""
+    broadcast = parse_address(entry.broadcast) if entry.broadcast else b""
+    if (peer and len(peer) != len(address)) or len(broadcast) not in (0, 4) or entry.scope > 255:
+        raise _bad(f"cannot use the address {entry.address[:64]}: its parts do not fit together")
+    if len(entry.label.encode()) > NAME_MAX or "\0" in entry.label:
+        raise _bad(f"cannot label an address {entry.label[:64]!r}")
+    return Address(
+        0,
+        address,
+        prefix,
+        entry.scope,
+        peer=peer,
+        flags=entry.flags,
+        metric=entry.metric,
+        label=entry.label,
+        broadcast=broadcast,
+    )
 
 
 async def _device_at(agent: Agent, slots: list[str], path: str) -> str:
@@ -152,24 +196,42 @@ def _rename(netlink: Netlink, link: Link, name: str, links: list[Link]) -> None:
             netlink.change_link(other.index, up=True)
 
 
-def _skip_duplicate_detection(name: str) -> None:
-    """The host's interface holds the same address, and has looked already whether another has it."""
+def _set_ipv6(name: str, key: str, value: int) -> None:
     try:
-        with open(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "w") as handle:
-            handle.write("0")
+        with open(f"/proc/sys/net/ipv6/conf/{name}/{key}", "w") as handle:
+            handle.write(str(value))
     except OSError as exc:
         log.debug(f"{name} has no IPv6: {exc.strerror}")
 
 
-def _set_addresses(netlink: Netlink, index: int, wanted: list[tuple[bytes, int]]) -> None:
+def _set_addresses(netlink: Netlink, index: int, name: str, wanted: list[Address], *, keep_link_local: bool) -> None:
     """Raises OSError."""
-    link_local = any(len(address) == 16 and address[0] == 0xFE for address, _ in wanted)
+    if any(len(each.address) == 16 and each.address[0] == 0xFE for each in wanted):
+        keep_link_local = False
     for present in netlink.addresses(index):
-        made_by_kernel = len(present.address) == 16 and present.scope == LINK_LOCAL_SCOPE and not link_local
-        if (present.address, present.prefix) not in wanted and not made_by_kernel:
-            netlink.delete_address(present)
-    for address, prefix in wanted:
-        netlink.add_address(index, address, prefix)
+        made_by_kernel = len(present.address) == 16 and present.scope == LINK_LOCAL_SCOPE and keep_link_local
+        if not made_by_kernel and not any(_same_address(present, each, name) for each in wanted):
+            try:
+                netlink.delete_address(present)
+            except OSError as exc:
+                if exc.errno != errno.EADDRNOTAVAIL:  # with the one that it was secondary to
+                    raise
+    # the kernel lists the newest IPv6 address first, and so does who read them off another
+    for each in [one for one in wanted if len(one.address) == 4] + [
+        one for one in wanted[::-1] if len(one.address) == 16
+    ]:
+        each.index = index
+        netlink.add_address(each)
+
+
+def _same_address(present: Address, wanted: Address, name: str) -> bool:
+    """Whether one can be made of the other while it is there."""
+    label = "" if present.label == name else present.label
+    return (present.address, present.prefix) == (wanted.address, wanted.prefix) and (
+        wanted.broadcast is None  # of a host that says no more
+        or (present.peer, present.scope, label, present.broadcast, present.flags & IFA_F_NOPREFIXROUTE)
+        == (wanted.peer, wanted.scope, wanted.label, wanted.broadcast, wanted.flags & IFA_F_NOPREFIXROUTE)
+    )
 
 
 async def update_routes(agent: Agent, request: agent_pb2.UpdateRoutesRequest) -> agent_pb2.Routes:
@@ -179,18 +241,22 @@ async def update_routes(agent: Agent, request: agent_pb2.UpdateRoutesRequest) ->
     with Netlink() as netlink:
         indexes = {link.name: link.index for link in netlink.links()}
         wanted = [(_parse_route(entry, indexes), entry) for entry in request.routes.Routes]
-        wanted.sort(key=lambda pair: bool(pair[0].gateway))  # a gateway is reached over a route without one
+        # a gateway is reached over a route without one
+        wanted.sort(key=lambda pair: bool(pair[0].gateway or pair[0].nexthops))
         for old in netlink.routes():
             if old.protocol != RTPROT_KERNEL:
                 _delete_route(netlink, old)
         seen: dict[tuple[int, bytes, int], int] = {}
         for route, entry in wanted:
             key = (route.family, route.dest, route.prefix)
-            # the protocol knows no metric: of several routes to one destination the earlier wins
-            route.priority = seen.get(key, 0) + (METRIC6 if route.family == V6 else 0)
-            seen[key] = seen.get(key, 0) + 1
+            if not entry.exact:
+                # upstream's protocol knows no metric: of several routes to one destination the earlier wins
+                route.priority = seen.get(key, 0) + (METRIC6 if route.family == V6 else 0)
+                seen[key] = seen.get(key, 0) + 1
             try:
-                netlink.add_route(route)
+                netlink.add_route(route, append=entry.exact)
+            except FileExistsError:
+                log.debug(f"the kernel has made the route to {entry.dest or 'default'} by itself")
             except OSError as exc:
                 raise RpcError(
                     StatusCode.INTERNAL,
@@ -208,26 +274,59 @@ def _delete_route(netlink: Netlink, route: Route) -> None:
 
 
 def _parse_route(entry: types_pb2.Route, indexes: dict[str, int]) -> Route:
-    if entry.device not in indexes:
+    kind = entry.type if entry.exact else RTN_UNICAST
+    nexthops = [_parse_nexthop(hop, indexes) for hop in entry.nexthops] if entry.exact else []
+    if kind == RTN_UNICAST and not nexthops and entry.device not in indexes:
         raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: no interface {entry.device[:64]!r}")
     gateway = parse_address(entry.gateway) if entry.gateway else b""
     source = parse_address(entry.source) if entry.source else b""
-    family = V6 if entry.family == types_pb2.v6 or len(gateway) == 16 or len(source) == 16 else V4
+    family = V6 if entry.family == types_pb2.v6 or len(source) == 16 else V4
+    if not entry.exact and len(gateway) == 16:
+        family = V6  # upstream's runtime leaves it out
     family, dest, prefix = parse_destination(entry.dest, family)
     length = 16 if family == V6 else 4
-    if any(part and len(part) != length for part in (gateway, source)) or entry.scope > 255:
+    gateways = [part for part in (gateway, *(hop.gateway for hop in nexthops)) if part]
+    fits = all(len(part) == length or (len(part) == 16 and entry.exact) for part in gateways)  # IPv4 via inet6 is one
+    numbers = (entry.scope, entry.tos, entry.protocol, entry.preference)
+    if not fits or len(source) not in (0, length) or max(numbers) > 255 or kind not in CARRIED_TYPES:
         raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: its parts do not fit together")
+    if any(number > METRICS_MAX for number in entry.metrics) or "\0" in entry.congestion:
+        raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: it has a metric that is not known")
+    more = _more_of_route(entry) if entry.exact else {}
     return Route(
         family,
         dest,
         prefix,
-        index=indexes[entry.device],
+        index=indexes.get(entry.device, 0),
         gateway=gateway,
         source=source,
         scope=entry.scope if family == V4 else 0,
         flags=entry.flags & RTNH_F_ONLINK,
         mtu=entry.mtu,
+        nexthops=tuple(nexthops),
+        **more,
     )
+
+
+def _more_of_route(entry: types_pb2.Route) -> dict[str, Any]:
+    return {
+        "priority": entry.metric,
+        "protocol": entry.protocol,
+        "type": entry.type,
+        "tos": entry.tos,
+        "metrics": dict(entry.metrics),
+        "congestion": entry.congestion,
+        "preference": entry.preference,
+    }
+
+
+def _parse_nexthop(entry: types_pb2.NextHop, indexes: dict[str, int]) -> NextHop:
+    if entry.device not in indexes or entry.weight not in range(1, 257):
+        raise _bad(
+            f"cannot use the next hop {entry.gateway[:64]} on {entry.device[:64]!r}: no such interface or weight"
+        )
+    gateway = parse_address(entry.gateway) if entry.gateway else b""
+    return NextHop(indexes[entry.device], gateway, entry.weight, entry.flags & RTNH_F_ONLINK)
 
 
 async def list_interfaces(agent: Agent, request: agent_pb2.ListInterfacesRequest) -> agent_pb2.Interfaces:
@@ -239,12 +338,21 @@ async def list_interfaces(agent: Agent, request: agent_pb2.ListInterfacesRequest
                 device=link.name, name=link.name, mtu=link.mtu, hwAddr=":".join(f"{byte:02x}" for byte in link.mac)
             )
             entry.raw_flags = link.flags
+            entry.exact = True
+            entry.link_flags = link.flags & (IFF_UP | LINK_FLAGS)
+            entry.tx_queue_len = link.tx_queue_len
             for address in addresses:
                 if address.index == link.index:
                     entry.IPAddresses.add(
                         family=types_pb2.v6 if len(address.address) == 16 else types_pb2.v4,
                         address=show_address(address.address),
                         mask=str(address.prefix),
+                        peer=show_address(address.peer),
+                        flags=address.flags & SHOWN_ADDRESS_FLAGS,
+                        scope=address.scope,
+                        metric=address.metric,
+                        label=address.label if address.label != link.name else "",
+                        broadcast=show_address(address.broadcast or b""),
                     )
     return response
 
@@ -267,6 +375,23 @@ def _routes_message(netlink: Netlink) -> agent_pb2.Routes:
             family=types_pb2.v6 if route.family == V6 else types_pb2.v4,
             flags=route.flags,
             mtu=route.mtu,
+            exact=True,
+            metric=route.priority,
+            type=route.type,
+            tos=route.tos,
+            protocol=route.protocol,
+            metrics=route.metrics,
+            congestion=route.congestion,
+            nexthops=[
+                types_pb2.NextHop(
+                    gateway=show_address(hop.gateway),
+                    device=names.get(hop.index, ""),
+                    weight=hop.weight,
+                    flags=hop.flags,
+                )
+                for hop in route.nexthops
+            ],
+            preference=route.preference,
         )
     return response
 

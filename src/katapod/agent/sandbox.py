@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from katapod.agent import log
-from katapod.agent.loop import Future, Lock, Loop, Tasks
+from katapod.agent.loop import Future, Lock, Loop, Tasks, Turns
 from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SANDBOX_NS, SHARED
 from katapod.rpc.status import RpcError, StatusCode
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "update_ephemeral_mounts"]
 
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
+LAUNCHES_PER_CPU = 2
+"""Processes that are being started at a time: one while another waits for the disk. More would end no sooner, and
+take the CPU from the agent."""
 GUEST_NAMESPACES = ("ipc", "uts")
 ETC_RESOLV_CONF = "/etc/resolv.conf"
 GUEST_FOLDER = "/etc/katapod"  # only a guest image has it
@@ -38,6 +41,7 @@ class Agent:
         self.finished = Future()  # set when the sandbox is destroyed: main ends
         self.containers: dict[str, Container] = {}
         self.create_lock = Lock()
+        self.launches = Turns(lambda: LAUNCHES_PER_CPU * self.cpus)
         self.sandbox_id = ""
         self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
         self.sandbox_pidns = False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CALLS_MAX", "Server", "status_of"]
 
-CALLS_MAX = 256  # in flight on one connection
+CALLS_MAX = 4096  # in flight on one connection: each process of a container holds three, for its end and its streams
 REQUEST_BYTES_MAX = 4 * DATA_SIZE_MAX  # of all requests in flight together
 ANSWER_BYTES_MAX = 2 * DATA_SIZE_MAX  # answers made while more than this is unsent wait
 

@@ -26,6 +26,7 @@ FIRST_ANSWER_S = 0.2
 CONSOLE_PAUSE_S = 1.0
 VSOCK_DEVICE = "0x0013"  # virtio device id of a vsock
 OOM_SCORE = "-997"
+NICE = -15
 GUEST_VARIABLE = "KATAPOD_GUEST"  # set by kata-agent.service: this is a guest, and not a program on some host
 
 
@@ -181,8 +182,18 @@ def _prepare_service() -> None:
         log.debug("not allowed to lower the OOM score")
 
 
+def _come_first() -> None:
+    """The agent before all that it starts, which gets the usual priority again. Source: sched(7)."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    except PermissionError:
+        log.debug("not allowed to raise the priority")
+
+
 def _serve(options: Options, is_init: bool) -> None:
     log.set_level(options.log_level)
+    _come_first()
     loop = Loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)  # the loop hears of them through its wakeup pipe

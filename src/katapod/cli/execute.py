@@ -124,7 +124,8 @@ def execute(
             groups = ran_as.groups if ran_as else ()
             message = process_to_message(process)
             try:
-                running = await start_exec(client.agent, container_id, message, user=who, groups=groups)
+                # no time limit: the owner may have many to start before
+                running = await start_exec(client.agent, container_id, message, user=who, groups=groups, timeout_s=None)
             except NotFound as exc:
                 cause = await why_cut_off(client, exc, "it has ended")
                 raise NotFound(f"cannot exec in container {name}: {cause}") from exc

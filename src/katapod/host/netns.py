@@ -20,7 +20,8 @@ from katapod.host.tasks import finish, in_own_thread
 from katapod.kernel.netlink import Netlink
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
-from katapod.model.network import TAP_NAME, Interface, Interworking, NetworkError, NetworkRecord, parse_interfaces
+from katapod.model.network import TAP_NAME, Interworking, NetworkError, NetworkRecord, PodNetworkFacts
+from katapod.model.network_text import parse_pod_network
 from katapod.plan.network import NicPlan, plan_undo
 
 __all__ = [
@@ -82,14 +83,17 @@ def in_netns(path: Path, work: Callable[[], _Result]) -> _Result:
     return in_own_thread(enter, name="in-netns")
 
 
-async def scan_netns(path: Path) -> tuple[Interface, ...]:
-    """The interfaces that a guest is to have. Raises NetworkError, CannotRun, ProcessFailed, MissingProgram."""
+async def scan_netns(path: Path) -> PodNetworkFacts:
+    """The interfaces and routes that a guest is to have.
+
+    Raises NetworkError, CannotRun, ProcessFailed, MissingProgram.
+    """
     program = find_program("ip", package="iproute2")
     done = await run([program, "-json", "-details", "-batch", "-"], input=SCAN, netns=path, timeout_s=TOOL_LIMIT_S)
     parts = [line.encode() for line in done.stdout.splitlines() if line.startswith("[")]
     if len(parts) != 3:
         raise NetworkError(f"cannot read the network namespace {path}: ip(8) answered {len(parts)} of 3 questions")
-    return parse_interfaces(*parts)
+    return parse_pod_network(*parts)
 
 
 async def _tc(path: Path, lines: Sequence[str], *, force: bool = False) -> None:

@@ -1,12 +1,8 @@
-"""The network of a pod as it was found in its network namespace. Source: `ip -json -details`, ip-link(8) and others.
-
-Only what a guest is told is kept. Unknown keys are passed over: iproute2 adds some with each version.
-"""
+"""The network of a pod as a guest is to have it."""
 
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import msgspec
 
@@ -18,17 +14,21 @@ __all__ = [
     "InterfaceKind",
     "Interworking",
     "Neighbour",
+    "NextHop",
+    "PodNetworkFacts",
     "NetworkError",
     "NicRecord",
     "NetworkRecord",
     "Route",
     "TAP_NAME",
-    "parse_interfaces",
 ]
 
 TAP_NAME = re.compile(r"tap\d+_kata")  # what is ours in a pod's namespace
 RTNH_F_ONLINK = 4
+RTN_UNICAST, RTPROT_STATIC = 1, 4
 NUD_PERMANENT = 0x80
+IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x20, 0x200
+LINK_FLAGS = {"UP": 0x1, "NOARP": 0x80, "PROMISC": 0x100, "ALLMULTI": 0x200, "MULTICAST": 0x1000}
 SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
 
 
@@ -54,8 +54,16 @@ class InterfaceKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
+    """`peer` is the other end of a point-to-point link, which the prefix length is of then; `flags` IFA_F_*."""
+
     address: str
     prefix: int
+    peer: str = ""
+    flags: int = 0
+    scope: int = 0
+    metric: int = 0  # of the route that the kernel makes for it
+    label: str = ""
+    broadcast: str = ""
 
     @property
     def is_v6(self) -> bool:
@@ -66,8 +74,20 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class NextHop:
+    device: str
+    gateway: str = ""
+    weight: int = 1
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """`dest` is empty for the default route, otherwise ADDRESS/PREFIX; `mtu` 0 means the interface's."""
+    """`dest` is empty for the default route, otherwise ADDRESS/PREFIX; `mtu` 0 means the interface's.
+
+    Numbers as in linux/rtnetlink.h. A route with `nexthops` has no gateway and no interface of its own, one of a type
+    such as blackhole has none of the three.
+    """
 
     dest: str
     is_v6: bool
@@ -76,6 +96,15 @@ class Route:
     scope: int = 0
     flags: int = 0
     mtu: int = 0
+    metric: int = 0
+    type: int = RTN_UNICAST
+    tos: int = 0
+    protocol: int = RTPROT_STATIC
+    metrics: tuple[tuple[int, int], ...] = ()
+    congestion: str = ""
+    nexthops: tuple[NextHop, ...] = ()
+    preference: int = 0
+    device: str = ""  # where it belongs to no interface of a guest: lo, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +123,24 @@ class Interface:
     kind: InterfaceKind
     mac: str
     mtu: int
-    noarp: bool = False
+    flags: int = 0  # those of LINK_FLAGS that are set
+    tx_queue_len: int = 0
+    no_link_local: bool = False  # the kernel has made no IPv6 address for it
     multi_queue: bool = False  # of a tap
     peer_index: int = 0  # of a veth's other end, in the network namespace that that is in
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PodNetworkFacts:
+    """What a guest is to have. `routes` are those that belong to no single interface; `lost` says in words what is
+    there and cannot be carried."""
+
+    interfaces: tuple[Interface, ...] = ()
+    routes: tuple[Route, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class NicRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,150 +160,3 @@ class NetworkRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     netns: str
     inode: int
     nics: tuple[NicRecord, ...] = ()
-
-
-class _LinkInfo(msgspec.Struct, frozen=True):
-    info_kind: str = ""
-    info_data: dict[str, Any] = {}
-
-
-class _AddressInfo(msgspec.Struct, frozen=True):
-    local: str = ""
-    prefixlen: int = 0
-    scope: str = "global"
-    tentative: bool = False
-    dadfailed: bool = False
-
-
-class _Link(msgspec.Struct, frozen=True):
-    ifindex: int = 0
-    ifname: str = ""
-    flags: tuple[str, ...] = ()
-    mtu: int = 0
-    link_type: str = ""
-    address: str = ""
-    link_index: int = 0
-    linkinfo: _LinkInfo = _LinkInfo()
-    addr_info: tuple[_AddressInfo, ...] = ()
-
-
-class _RouteInfo(msgspec.Struct, frozen=True):
-    type: str = "unicast"
-    dst: str = ""
-    gateway: str = ""
-    dev: str = ""
-    table: str = "main"
-    protocol: str = ""
-    scope: str = "global"
-    prefsrc: str = ""
-    pref: str = ""  # IPv6 only
-    flags: tuple[str, ...] = ()
-    metric: int = 0
-    metrics: tuple[dict[str, Any], ...] = ()
-
-
-class _NeighbourInfo(msgspec.Struct, frozen=True):
-    dst: str = ""
-    dev: str = ""
-    lladdr: str = ""
-    state: tuple[str, ...] = ()
-
-
-def parse_interfaces(links: bytes, routes: bytes, neighbours: bytes) -> tuple[Interface, ...]:
-    """Parse what `addr show`, `route show table all` and `neigh show` say, each as JSON with details.
-
-    Loopback, our own taps and interfaces without any address (the kernel's fallback tunnels, those that are not set
-    up yet) are left out. Raises NetworkError for an interface of a kind that no guest can be given.
-    """
-    try:
-        found_links = msgspec.json.decode(links or b"[]", type=tuple[_Link, ...])
-        found_routes = msgspec.json.decode(routes or b"[]", type=tuple[_RouteInfo, ...])
-        found_neighbours = msgspec.json.decode(neighbours or b"[]", type=tuple[_NeighbourInfo, ...])
-    except msgspec.DecodeError as exc:
-        raise NetworkError(f"cannot read the pod's network: ip(8) says what is not understood: {exc}") from exc
-    interfaces = []
-    for link in found_links:
-        addresses = tuple(
-            Address(info.local, info.prefixlen)
-            for info in link.addr_info
-            if info.local and info.scope != "host" and not info.dadfailed
-        )
-        if "LOOPBACK" in link.flags or not addresses or TAP_NAME.fullmatch(link.ifname):
-            continue
-        own_routes = _routes_of(link.ifname, found_routes)
-        interfaces.append(
-            Interface(
-                index=link.ifindex,
-                name=link.ifname,
-                kind=_kind_of(link),
-                mac=link.address,
-                mtu=link.mtu,
-                noarp="NOARP" in link.flags,
-                multi_queue=bool(link.linkinfo.info_data.get("multi_queue")),
-                peer_index=link.link_index,
-                addresses=addresses,
-                routes=own_routes,
-                neighbours=_neighbours_of(link.ifname, found_neighbours, own_routes),
-            )
-        )
-    return tuple(interfaces)
-
-
-def _kind_of(link: _Link) -> InterfaceKind:
-    kind = link.linkinfo.info_kind or "device"
-    if kind == "tun":
-        if link.linkinfo.info_data.get("type") == "tap":
-            return InterfaceKind.TAP
-        kind = "tun in IP mode"
-    elif kind == "ipvlan" and link.linkinfo.info_data.get("mode") == "l3s":
-        # what comes in is handed on behind the place where filters of the interface could redirect it
-        raise NetworkError(
-            f"cannot give the interface {link.ifname} to a guest: it is an ipvlan in mode l3s",
-            hint="use ipvlan in mode l2 or l3, or macvlan",
-        )
-    elif link.link_type == "ether":
-        for known in (InterfaceKind.VETH, InterfaceKind.MACVLAN, InterfaceKind.IPVLAN, InterfaceKind.DEVICE):
-            if kind == known.value:
-                return known
-    raise NetworkError(
-        f"cannot give the interface {link.ifname} to a guest: interfaces of kind {kind} are not supported",
-        hint="veth, macvlan, ipvlan and tap are",
-    )
-
-
-def _routes_of(name: str, routes: tuple[_RouteInfo, ...]) -> tuple[Route, ...]:
-    """Without those that the guest's kernel makes by itself; IPv4 before IPv6, each by its metric."""
-    found = []
-    for info in routes:
-        if info.dev != name or info.table != "main" or info.type != "unicast" or info.protocol in ("kernel", "ra"):
-            continue
-        is_v6 = bool(info.pref) or ":" in info.dst or ":" in info.gateway
-        route = Route(
-            dest="" if info.dst in ("default", "0.0.0.0/0", "::/0") else info.dst,
-            is_v6=is_v6,
-            gateway=info.gateway,
-            source=info.prefsrc,
-            scope=_scope(info.scope),
-            flags=RTNH_F_ONLINK if "onlink" in info.flags else 0,
-            mtu=next((int(metric["mtu"]) for metric in info.metrics if isinstance(metric.get("mtu"), int)), 0),
-        )
-        found.append((is_v6, info.metric, route))
-    return tuple(route for _, _, route in sorted(found, key=lambda entry: entry[:2]))
-
-
-def _scope(name: str) -> int:
-    return SCOPES[name] if name in SCOPES else int(name) if name.isdigit() else 0
-
-
-def _neighbours_of(
-    name: str, neighbours: tuple[_NeighbourInfo, ...], routes: tuple[Route, ...]
-) -> tuple[Neighbour, ...]:
-    """Those that do not change, and the default gateway's: without it many pods would ask for it at once."""
-    gateways = {route.gateway for route in routes if not route.dest and route.gateway}
-    return tuple(
-        Neighbour(info.dst, info.lladdr)
-        for info in neighbours
-        if info.dev == name
-        and info.lladdr
-        and ("PERMANENT" in info.state or (info.dst in gateways and "REACHABLE" in info.state))
-    )

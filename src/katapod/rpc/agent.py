@@ -4,6 +4,7 @@ Time limits are those of Kata's runtime. Whatever comes back was written by the 
 sizes are bounded by the frame limit, and callers treat texts and numbers as data.
 """
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +31,9 @@ HEALTH_SERVICE = "grpc.Health"
 GUEST_SERVICE = "katapod.Guest"  # only our own agent has it
 INSPECTION_SERVICE = "katapod.Inspection"  # as well
 REQUEST_TIMEOUT_S = 60.0
+LAUNCHES_MAX = 8
+"""Processes that a guest is asked to start at a time: others wait here, where no time limit runs for them. The agent
+takes fewer at a time if its guest has few CPUs."""
 EXIT_STATUS_MAX = 255
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class AgentClient:
         self.connection = connection
         self.call_times = call_times
         self._features: frozenset[str] | None = None
+        self.launches = asyncio.Semaphore(LAUNCHES_MAX)
 
     async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
         """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from typing import Protocol, TypeVar
 
 from katapod.model.plain import LINES, plain
@@ -33,6 +34,7 @@ class TtrpcClient(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._next_stream_id = 1
+        self.heard_at = time.monotonic()  # when the peer last said anything
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._writable = asyncio.Event()
         self._writable.set()
@@ -132,6 +134,7 @@ class TtrpcClient(asyncio.Protocol):
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
         try:
             frames = self._decoder.feed(data)
         except FrameError as exc:

@@ -142,9 +142,10 @@ async def start_exec(
     *,
     user: str,
     groups: tuple[str, ...] = (),
-    timeout_s: float = 60.0,
+    timeout_s: float | None = 60.0,
 ) -> GuestProcess:
-    """Start one more process in a running container. Errors as in create_container.
+    """Start one more process in a running container, in its turn; `timeout_s` runs from then. Errors as in
+    create_container.
 
     `agent` may be the sandbox's own channel or a connection to its owner's control socket. Without a `user`, who may
     be in further `groups`, the process says by numbers who runs it.
@@ -155,7 +156,8 @@ async def start_exec(
     )
     try:
         await require_features(agent, features_needed(process))
-        await agent.call("ExecProcess", request, timeout_s=timeout_s)
+        async with agent.launches:
+            await agent.call("ExecProcess", request, timeout_s=timeout_s)
     except RpcError as exc:
         if exc.code is StatusCode.UNAVAILABLE and agent.connection.closed.done():
             raise NotFound(f"cannot exec in container {container_id}: it has ended") from exc

@@ -29,6 +29,8 @@ from katapod.sandbox.lifecycle import Sandbox
 
 __all__ = ["control_socket"]
 
+BACKLOG = 4096  # whoever comes when it is full is refused; the kernel caps it at net.core.somaxconn
+
 # Methods a client may use in the guest, and the request's class, to see which process it is about:
 # the container's own streams and end belong to the owner.
 _PASSED: dict[str, Any] = {
@@ -97,7 +99,13 @@ class _Control:
             to_console = request.container_id == VM_ID
         sandbox = self._sandbox()
         connection = await sandbox.console.connect() if to_console else sandbox.agent.connection
-        call = asyncio.create_task(connection.call_raw(AGENT_SERVICE, method, payload, None))
+        in_turn = sandbox.agent.launches if method == "ExecProcess" and not to_console else contextlib.nullcontext()
+
+        async def ask() -> bytes:
+            async with in_turn:
+                return await connection.call_raw(AGENT_SERVICE, method, payload, None)
+
+        call = asyncio.create_task(ask())
         waiting: set[asyncio.Future[Any]] = {call, sandbox.death}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +159,7 @@ async def control_socket(
     try:
         listener.bind(str(paths.control_socket))
         os.chmod(paths.control_socket, 0o600)
-        listener.listen(64)
+        listener.listen(BACKLOG)
         server = await serve_ttrpc(listener, _Control(containers, shut_down).handle)
     except BaseException:
         listener.close()

@@ -39,13 +39,13 @@ from katapod.plan.hotplug import (
     plan_vcpus,
 )
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import RpcError, StatusCode
+from katapod.rpc.status import RpcError
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.console import ConsoleLink
 from katapod.sandbox.direct_volumes import DirectVolumes
-from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.failures import doubting_kvm, watch_kvm
-from katapod.sandbox.guard import CAUSE_LIMIT_S, guarded
+from katapod.sandbox.guard import guarded
+from katapod.sandbox.health import declare_dead, watch_health
 from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
@@ -60,8 +60,6 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-HEALTH_PERIOD_S = 5.0
-HEALTH_LIMIT_S = 30.0
 DESTROY_LIMIT_S = 5.0
 SPACE_FLOOR_MIB = 16  # below this, starting would only fail later and less clearly
 
@@ -183,7 +181,7 @@ class Sandbox:
         cause = f"cannot {verb} {path}: {os.strerror(errno.ENOSPC if full else errno.EIO)}"
         if event.get("action") == "stop":
             kind = NoSpace if full else KatapodError
-            _declare_dead(
+            declare_dead(
                 self,
                 kind(
                     f"sandbox {self.sandbox_id} was ended: the host {cause}",
@@ -215,6 +213,7 @@ class Sandbox:
         if network is None:
             return False
         async with self._network_lock:
+            routes = network.routes
             gone, new, changed = await network.compare()
             for nic in gone:
                 await self.guard(self.vm.qmp.unplug(nic.device))
@@ -233,9 +232,10 @@ class Sandbox:
                 if nic.slot in self._free_slots:
                     self._free_slots.remove(nic.slot)
                 told.append(nic)
-            if told:
+            moved = network.routes != routes
+            if told or moved:
                 await self.guard(network.tell_guest(self.agent, tuple(told)))
-            return bool(gone or told)
+            return bool(gone or told or moved)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.
@@ -340,7 +340,7 @@ async def open_sandbox(
         else:
             machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
-        health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
+        health = asyncio.create_task(watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
         clock = asyncio.create_task(sandbox.clock.run(), name="keep-clock")
         stack.callback(clock.cancel)
@@ -387,34 +387,6 @@ def _make_directory(path: os.PathLike[str]) -> None:
             f"cannot start in {os.fspath(path)}: {free_mib} MiB are free, {SPACE_FLOOR_MIB} are needed",
             hint="free some space on that file system",
         )
-
-
-async def _watch_health(sandbox: Sandbox) -> None:
-    """Declare the sandbox dead when its agent does not answer in time, or breaks off while the VMM lives."""
-    gone = sandbox.agent.connection.closed
-    while not sandbox.death.done():
-        await asyncio.wait({gone}, timeout=HEALTH_PERIOD_S)
-        if gone.done():  # on a vsock that is how the agent's own death looks; QEMU's is known a moment later
-            await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
-            _declare_dead(sandbox, AgentFailed(f"the agent of sandbox {sandbox.sandbox_id} has gone: {gone.result()}"))
-            return
-        try:
-            await sandbox.agent.check(timeout_s=HEALTH_LIMIT_S)
-        except RpcError as exc:
-            if exc.code is StatusCode.DEADLINE_EXCEEDED and await sandbox.console.answers():
-                log.warning(
-                    "the agent of %s hangs; it is left alone while its debug console is in use", sandbox.sandbox_id
-                )
-            elif exc.code is StatusCode.DEADLINE_EXCEEDED:
-                limit = f"its agent did not answer for {HEALTH_LIMIT_S:g} s"
-                _declare_dead(sandbox, AgentFailed(f"sandbox {sandbox.sandbox_id} hangs: {limit}"))
-            else:
-                log.debug("the agent of %s is alive, but says: %s", sandbox.sandbox_id, exc)
-
-
-def _declare_dead(sandbox: Sandbox, cause: KatapodError) -> None:
-    if not sandbox.death.done() and not sandbox.vm.stopping:
-        sandbox.death.set_result(cause)
 
 
 async def _destroy_guest(sandbox: Sandbox) -> None:

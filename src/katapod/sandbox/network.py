@@ -21,7 +21,15 @@ from katapod.host.netns import (
 )
 from katapod.host.qmp import QmpClient
 from katapod.host.trace import span
-from katapod.model.network import Interface, Interworking, NetworkError, NetworkRecord
+from katapod.model.network import (
+    LINK_FLAGS,
+    Interface,
+    Interworking,
+    NetworkError,
+    NetworkRecord,
+    PodNetworkFacts,
+    Route,
+)
 from katapod.plan.hotplug import BRIDGE_SLOTS
 from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_hold, plan_nic, vhost_fd_names
 from katapod.rpc.agent import AgentClient
@@ -32,7 +40,6 @@ __all__ = ["PodNetwork", "attach_network"]
 
 log = logging.getLogger(__name__)
 
-IFF_NOARP = 0x80
 NICS_MAX = 8  # of a pod; their slots are the bridge's last, since disks come from the other end
 
 
@@ -45,6 +52,7 @@ class PodNetwork:
     settings: NetworkSettings
     vcpus: int
     note: Callable[[NetworkRecord | None], None]
+    routes: tuple[Route, ...] = ()  # that belong to no single interface
     nics: list[NicPlan] = field(default_factory=list)
     fds: dict[int, list[int]] = field(default_factory=dict)
     vhost_fds: dict[int, list[int]] = field(default_factory=dict)
@@ -105,7 +113,7 @@ class PodNetwork:
         with span("set up the guest's network"):
             await _all(agent.call("UpdateInterface", _interface_request(nic)) for nic in new)
             neighbours = _neighbours_request(new)
-            calls = [agent.call("UpdateRoutes", _routes_request(tuple(self.nics)))]
+            calls = [agent.call("UpdateRoutes", _routes_request(tuple(self.nics), self.routes))]
             if neighbours.neighbors.ARPNeighbors:
                 calls.append(agent.call("AddARPNeighbors", neighbours))
             await _all(calls)
@@ -134,7 +142,8 @@ class PodNetwork:
         """
         if netns_inode(self.netns) != self.inode:
             return list(self.nics), [], []
-        found = {interface.index: interface for interface in await scan_netns(self.netns)}
+        facts = self.take_routes(await scan_netns(self.netns))
+        found = {interface.index: interface for interface in facts.interfaces}
         gone, changed = [], []
         for nic in self.nics:
             if nic.model is Interworking.MACVTAP:
@@ -149,6 +158,13 @@ class PodNetwork:
             elif replace(now, neighbours=old.neighbours) != old:
                 changed.append(now)
         return gone, list(found.values()), changed
+
+    def take_routes(self, facts: PodNetworkFacts) -> PodNetworkFacts:
+        """Keep what belongs to no interface, and say what the guest will not have."""
+        self.routes = facts.routes
+        for what in facts.lost:
+            log.warning("the guest does not get %s of its network namespace: it cannot be carried", what)
+        return facts
 
     async def take_change(self, interface: Interface) -> NicPlan:
         """The NIC of an interface that has other addresses, routes or another MTU now. Raises NetworkError."""
@@ -185,9 +201,9 @@ async def attach_network(
     with span("attach the pod's network", "network"):
         network = PodNetwork(netns, check_netns(netns), settings, vcpus, note)
         stack.push_async_callback(network.release)
-        interfaces = await scan_netns(netns)
-        await guard_loopback(interfaces)
-        for interface in interfaces:
+        facts = network.take_routes(await scan_netns(netns))
+        await guard_loopback(facts.interfaces)
+        for interface in facts.interfaces:
             await network.attach(interface)
     return network
 
@@ -201,12 +217,22 @@ def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
             mtu=interface.mtu,
             hwAddr=interface.mac,
             devicePath=nic.guest_path,
-            raw_flags=IFF_NOARP if interface.noarp else 0,
+            raw_flags=interface.flags & LINK_FLAGS["NOARP"],
+            exact=True,
+            link_flags=interface.flags,
+            tx_queue_len=interface.tx_queue_len,
+            no_link_local=interface.no_link_local,
             IPAddresses=[
                 types_pb2.IPAddress(
                     family=types_pb2.v6 if address.is_v6 else types_pb2.v4,
                     address=address.address,
                     mask=str(address.prefix),
+                    peer=address.peer,
+                    flags=address.flags,
+                    scope=address.scope,
+                    metric=address.metric,
+                    label=address.label,
+                    broadcast=address.broadcast,
                 )
                 for address in interface.addresses
             ],
@@ -214,22 +240,35 @@ def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
     )
 
 
-def _routes_request(nics: tuple[NicPlan, ...]) -> agent_pb2.UpdateRoutesRequest:
-    routes = [
-        types_pb2.Route(
-            dest=route.dest,
-            gateway=route.gateway,
-            device=nic.interface.name,
-            source=route.source,
-            scope=route.scope,
-            family=types_pb2.v6 if route.is_v6 else types_pb2.v4,
-            flags=route.flags,
-            mtu=route.mtu,
-        )
-        for nic in nics
-        for route in nic.interface.routes
-    ]
+def _routes_request(nics: tuple[NicPlan, ...], others: tuple[Route, ...]) -> agent_pb2.UpdateRoutesRequest:
+    routes = [_route_message(nic.interface.name, route) for nic in nics for route in nic.interface.routes]
+    routes += [_route_message(route.device, route) for route in others]
     return agent_pb2.UpdateRoutesRequest(routes=agent_pb2.Routes(Routes=routes))
+
+
+def _route_message(device: str, route: Route) -> types_pb2.Route:
+    return types_pb2.Route(
+        dest=route.dest,
+        gateway=route.gateway,
+        device=device,
+        source=route.source,
+        scope=route.scope,
+        family=types_pb2.v6 if route.is_v6 else types_pb2.v4,
+        flags=route.flags,
+        mtu=route.mtu,
+        exact=True,
+        metric=route.metric,
+        type=route.type,
+        tos=route.tos,
+        protocol=route.protocol,
+        metrics=dict(route.metrics),
+        congestion=route.congestion,
+        nexthops=[
+            types_pb2.NextHop(gateway=hop.gateway, device=hop.device, weight=hop.weight, flags=hop.flags)
+            for hop in route.nexthops
+        ],
+        preference=route.preference,
+    )
 
 
 def _neighbours_request(nics: tuple[NicPlan, ...]) -> agent_pb2.AddARPNeighborsRequest:

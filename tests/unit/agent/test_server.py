@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import katapod
+from katapod.agent.server import CALLS_MAX
 from katapod.rpc.agent import AGENT_SERVICE, HEALTH_SERVICE, AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.framing import Frame, FrameDecoder, encode_request, parse_response
@@ -131,9 +132,9 @@ async def test_nonsense_ends_its_connection_only(address: str, agent: AgentClien
 async def test_calls_beyond_the_limit_are_refused(agent: AgentClient) -> None:
     polls = [
         asyncio.create_task(agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None))
-        for _ in range(256)
+        for _ in range(CALLS_MAX)
     ]
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1)
     assert not any(poll.done() for poll in polls)
     with pytest.raises(RpcError) as caught:
         await agent.check(10)

@@ -86,6 +86,8 @@ def test_program_is_found_through_path_and_cwd(tmp_path: Path) -> None:
     (tmp_path / "bin/tool").write_text("#!/bin/sh\n")
     opened = Root(str(tmp_path))
     try:
+        assert opened.program_head("tool", "/usr/bin:/bin", "/") is None  # nobody may execute it
+        (tmp_path / "bin/tool").chmod(0o755)
         assert opened.program_head("tool", "/usr/bin:/bin", "/") == b"#!/bin/sh\n"
         assert opened.program_head("./tool", "", "/bin") == b"#!/bin/sh\n"
         assert opened.program_head("nothing", "/bin", "/") is None

@@ -39,7 +39,7 @@ class World:
     """A host and a guest with a clock each, nanoseconds; an answer takes `delays`, one after another."""
 
     def __init__(self) -> None:
-        self.host = 1_000 * SECOND
+        self.host = 1_000_000 * SECOND
         self.guest = self.host
         self.delays = [MS]
         self.calls: list[tuple[int, int]] = []

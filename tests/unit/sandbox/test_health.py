@@ -1,7 +1,12 @@
-"""What the owner makes of an agent that breaks off, over a real connection, and of disks that fail on the host."""
+"""When the owner takes a guest for dead, over a real connection, or for disks of the host: what is slow is not dead."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,26 +17,84 @@ from katapod.model.errors import KatapodError, NoSpace
 from katapod.plan.hotplug import plan_layered_disk
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
-from katapod.sandbox import lifecycle
+from katapod.sandbox import health, lifecycle
 from katapod.sandbox.errors import AgentFailed
-from katapod.sandbox.lifecycle import _watch_health
+from katapod.sandbox.health import busy_s, watch_health
+
+
+class Console:
+    async def answers(self) -> bool:
+        return False
+
+
+def sandbox_of(agent: AgentClient, pid: int, *, stopping: bool = False) -> Any:
+    death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
+    vm = SimpleNamespace(stopping=stopping, pid=pid)
+    return SimpleNamespace(sandbox_id="s1", agent=agent, death=death, vm=vm, console=Console())
 
 
 @pytest.mark.parametrize("stopping", [False, True])
 async def test_an_agent_that_breaks_off(stopping: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sandbox is dead, unless it was told to end."""
-    monkeypatch.setattr(lifecycle, "CAUSE_LIMIT_S", 0.1)
+    monkeypatch.setattr(health, "CAUSE_LIMIT_S", 0.1)
     ours, theirs = socket.socketpair()
-    death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     agent = AgentClient(await TtrpcClient.on_socket(ours, "the agent"))
-    sandbox: Any = SimpleNamespace(sandbox_id="s1", agent=agent, death=death, vm=SimpleNamespace(stopping=stopping))
-    watch = asyncio.create_task(_watch_health(sandbox))
+    sandbox = sandbox_of(agent, os.getpid(), stopping=stopping)
+    watch = asyncio.create_task(watch_health(sandbox))
     theirs.close()
     await asyncio.wait_for(watch, 5)
-    assert death.done() is not stopping
+    assert sandbox.death.done() is not stopping
     if not stopping:
-        assert isinstance(death.result(), AgentFailed)
-        assert str(death.result()).startswith("the agent of sandbox s1 has gone: ")
+        assert isinstance(sandbox.death.result(), AgentFailed)
+        assert str(sandbox.death.result()).startswith("the agent of sandbox s1 has gone: ")
+
+
+@contextmanager
+def guest(code: str) -> Iterator[int]:
+    """A process that does what a VMM does for a guest that is busy, or idle."""
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("code", "talks", "dies"),
+    [
+        ("import time; time.sleep(60)", False, True),
+        ("while True: pass", False, False),
+        ("import time; time.sleep(60)", True, False),
+    ],
+    ids=["idle and silent", "busy", "slow, but answers something"],
+)
+async def test_an_agent_that_owes_an_answer(
+    code: str, talks: bool, dies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "HEALTH_PERIOD_S", 0.05)
+    monkeypatch.setattr(health, "HEALTH_LIMIT_S", 0.5)
+    ours, theirs = socket.socketpair()
+    with guest(code) as pid, theirs:
+        await asyncio.sleep(0.3)  # its start is work
+        agent = AgentClient(await TtrpcClient.on_socket(ours, "the agent"))
+        sandbox = sandbox_of(agent, pid)
+        watch = asyncio.create_task(watch_health(sandbox))
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            if talks:
+                theirs.send(bytes((0, 0, 0, 0, 0, 0, 0, 99, 2, 0)))  # an answer to a call that nobody waits for
+        assert sandbox.death.done() is dies
+        if dies:
+            assert "its agent did not answer for 0.5 s, and its guest does nothing" in str(sandbox.death.result())
+        watch.cancel()
+        await asyncio.wait({watch})
+        agent.connection.close()
+
+
+def test_what_has_ended_is_not_busy() -> None:
+    with guest("pass") as pid:
+        assert busy_s(pid) >= 0
+    assert busy_s(pid) == 0
 
 
 def taken(**event: object) -> tuple[KatapodError | None, list[dict[str, Any]]]:
