@@ -60,8 +60,17 @@ def expect(done: Finished, *words: str, code: int = 125) -> Finished:
         (["-e", "=x", "busybox", "true"], ["=x"]),
         (["--cap-add", "FLY", "busybox", "true"], ["FLY"]),
         (["--tmpfs", "relative", "busybox", "true"], ["relative"]),
+        # bytes that are no UTF-8: the flag is named, whichever it is
+        (["busybox", "echo", "a\udcff"], ["cannot use COMMAND a\\xff: it has bytes that are no UTF-8"]),
+        (["-e", "X=\udcff", "busybox", "true"], ["cannot use -e X=\\xff"]),
+        (["-l", "X=\udcff", "busybox", "true"], ["cannot use -l X=\\xff"]),
+        (["-w", "/\udcff", "busybox", "true"], ["cannot use -w /\\xff"]),
+        (["-u", "\udcff", "busybox", "true"], ["cannot use -u \\xff"]),
+        (["-v", "/etc:/\udcff", "busybox", "true"], ["cannot use -v /\\xff"]),
+        (["--entrypoint", "\udcff", "busybox"], ["cannot use --entrypoint \\xff"]),
+        (["--tmpfs", "/\udcff", "busybox"], ["cannot use --tmpfs /\\xff"]),
     ],
-    ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else None,
+    ids=lambda value: ascii("_".join(value))[1:40] if isinstance(value, list) else None,
 )
 def test_wrong_flags_and_arguments(name: str, args: list[str], words: list[str]) -> None:
     done = expect(run(name, *args), *words)
@@ -90,6 +99,22 @@ def test_bad_names(bad: str, words: list[str], verb: str) -> None:
         "logs": lambda: kata("logs", "--", bad),
     }[verb]()
     expect(done, *words, code=125 if verb in ("run", "exec") else 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("exec", "x1", "echo", "\udcff"), "cannot use COMMAND \\xff"),
+        (("exec", "-e", "X=\udcff", "x1", "true"), "cannot use -e X=\\xff"),
+        (("exec", "-w", "/\udcff", "x1", "true"), "cannot use -w /\\xff"),
+        (("exec", "\udcff", "true"), "cannot use NAME \\xff"),
+        (("image", "import", "dir:/no/\udcff"), "there is no /no/\\xff"),
+        (("config", "check", "/no/\udcff"), "cannot read /no/\\xff"),
+    ],
+    ids=ascii,
+)
+def test_bytes_that_are_no_text(words: tuple[str, ...], told: str) -> None:
+    expect(kata(*words), told, code=125 if words[0] == "exec" else 1)
 
 
 @pytest.mark.parametrize("verb", ["exec", "kill", "pause", "resume", "delete", "logs", "stats"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
+from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord
 
@@ -127,7 +128,7 @@ class StateStore:
         """Raises NotFound; KatapodError if the record cannot be read."""
         path = self.layout.sandbox(sandbox_id).persist
         try:
-            return msgspec.json.decode(path.read_bytes(), type=SandboxRecord)
+            return decode_json(path.read_bytes(), SandboxRecord)
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise NotFound(
                 f"cannot find {sandbox_id}: there is no such container", hint="see: kata-runtime list"
@@ -184,7 +185,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _encode(record: SandboxRecord) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=1)
+    return encode_json(record, indent=1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
