@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from katapod.host.hints import hint_for
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
 from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
@@ -134,7 +135,9 @@ class StateStore:
                 f"cannot find {sandbox_id}: there is no such container", hint="see: kata-runtime list"
             ) from exc
         except msgspec.DecodeError as exc:
-            raise KatapodError(f"cannot read {path}: {exc}", hint="kata-runtime delete --force removes it") from exc
+            raise KatapodError(
+                f"cannot read {path}: {exc}", hint=f"kata-runtime delete --force {sandbox_id} removes it"
+            ) from exc
 
     def ids(self) -> list[str]:
         """All ids that have a state directory, readable or not."""
@@ -202,4 +205,4 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _no_space(exc: OSError, path: Path) -> KatapodError:
     kind = NoSpace if exc.errno in (28, 122) else KatapodError  # ENOSPC, EDQUOT
-    return kind(f"cannot write {path}: {exc.strerror}")
+    return kind(f"cannot write {path}: {exc.strerror}", hint=hint_for(exc))
