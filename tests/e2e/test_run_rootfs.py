@@ -174,3 +174,25 @@ def test_a_tree_too_deep_to_recurse_stops_no_later_start(kata: Kata, config: str
         assert kata("delete", "--force", name).code == 0
     while any(path.name.startswith(f".{name}") for path in Path("/var/lib/katapod/sandboxes").iterdir()):
         assert kata.run("busybox", "true").code == 0  # a slow disk: more than one start takes its part of it
+
+
+def test_paths_of_the_host_are_bytes(kata: Kata, tmp_path: Path) -> None:
+    """A volume and a root file system whose names are no UTF-8: through the records to what shows them."""
+    root, volume = tmp_path / "root-\udcff", tmp_path / "data-\udcff"
+    for folder in (root / "bin", volume):
+        folder.mkdir(parents=True)
+    (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin/busybox").chmod(0o755)
+    (volume / "note").write_text("here\n")
+    name = kata.name()
+    kata.ok(
+        *("run", "-d", "--name", name, "--net", "none", "-v", f"{volume}:/x", "--rootfs", str(root)),
+        *("/bin/busybox", "sleep", "1000"),
+    )
+    assert kata.ok("exec", name, "/bin/busybox", "cat", "/x/note") == "here\n"
+    assert f"{tmp_path}/root-\\xff" in kata.ok("list")
+    (row,) = [row for row in json.loads(kata.ok("list", "--json")) if row["name"] == name]
+    assert os.fsencode(row["image"]) == os.fsencode(root)
+    assert "data-\\xff" in kata.ok("inspect", name)
+    assert json.loads(kata.ok("inspect", "--json", name))["state"] == "running"
+    kata.ok("delete", "--force", name)

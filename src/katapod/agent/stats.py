@@ -23,7 +23,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 def read_text(path: str) -> str:
     """The file's text; empty if the kernel has no such file (a controller that is off)."""
     try:
-        with open(path) as handle:
+        with open(path, errors="replace") as handle:
             return handle.read()
     except OSError:
         return ""

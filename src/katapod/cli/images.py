@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from katapod.cli.interrupt import interruptible
-from katapod.cli.settings import Globals, need_root
+from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import KatapodError, UsageError
 
@@ -36,6 +36,7 @@ def list_images(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")] = False,
 ) -> None:
     """List the container images of the store. `busybox` is made when it is first run."""
+    need_root("image ls")
     settings: Globals = context.obj
     records = asyncio.run(settings.image_store().list_images())
     if as_json:
@@ -133,7 +134,7 @@ def remove(
                 print(await settings.image_store().remove(name))
             except KatapodError as exc:
                 failed = 1
-                print(f"kata-runtime: {exc}" + (f"\n  hint: {exc.hint}" if exc.hint else ""), file=sys.stderr)
+                print_error(exc)
         return failed
 
     return interruptible(go())

@@ -15,6 +15,7 @@ from katapod import __version__
 from katapod.cli import is_loaded
 from katapod.cli.plain_output import guard_output
 from katapod.cli.settings import Globals, print_error
+from katapod.cli.text_flags import check_text
 from katapod.host.trace import span, start_tracing
 from katapod.model.errors import KatapodError
 
@@ -133,7 +134,9 @@ def _load_verbs(verb: str) -> None:
 def load_command(verb: str) -> click.Command:
     """The program, with all of its verbs unless `verb` is one of them."""
     _load_verbs(verb)
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    check_text(command)
+    return command
 
 
 def call(command: click.Command, words: list[str] | None = None, obj: object = None) -> int:
@@ -162,7 +165,7 @@ def explain(error: BaseException, verb: str, *, bare: bool = False) -> int:
             return error.exit_code if verb in ("run", "exec") else COMMAND_FAILED
         case ExceptionGroup():
             for one in error.exceptions:
-                print_error(one)
+                explain(one, verb)
             return status
         case KeyboardInterrupt() | click.Abort():
             print("kata-runtime: interrupted", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from katapod.cli.settings import Globals
+from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import InvalidState, KatapodError, UsageError
 
 __all__ = ["ask", "register"]
@@ -32,10 +32,12 @@ V6 = Annotated[bool, typer.Option("--v6", help="ip6tables.")]
 def metrics(
     context: typer.Context, sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Name or id.")]
 ) -> None:
+    need_root("metrics")
     sys.stdout.write(ask(context.obj, sandbox, "GET", "/metrics?whole=1").decode(errors="replace"))
 
 
 def get_iptables(context: typer.Context, sandbox_id: SandboxId, v6: V6 = False) -> None:
+    need_root("iptables get")
     sys.stdout.write(ask(context.obj, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
 
 
@@ -45,6 +47,7 @@ def set_iptables(
     sandbox_id: SandboxId,
     v6: V6 = False,
 ) -> None:
+    need_root("iptables set")
     try:
         with file.open("rb") as handle:
             rules = handle.read(FILE_MAX + 1)

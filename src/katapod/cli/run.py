@@ -13,6 +13,7 @@ from katapod.cli.settings import Globals, need_root
 from katapod.host.trace import span
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
+    need_text,
     parse_cap,
     parse_cpus,
     parse_env,
@@ -142,6 +143,8 @@ def run(
         is_loaded()
     need_root("run")
     image, command = _image_and_command(words or [], rootfs, bundle)
+    for word in command:
+        need_text("COMMAND", word)
     if tty and not detach and interactive and not os.isatty(0):
         raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
     if detach and interactive:
@@ -226,9 +229,12 @@ def _env_files(paths: Texts) -> tuple[str, ...]:
     found: list[str] = []
     for path in paths:
         try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise UsageError(f"cannot read --env-file {path}: {exc}") from exc
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as exc:
+            raise UsageError(f"cannot read --env-file {path}: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
+            line = exc.object[: exc.start].count(b"\n") + 1
+            raise UsageError(f"cannot read --env-file {path}: line {line} has bytes that are no UTF-8") from exc
         found.extend(parse_env_file(text, os.environ, path))
     return tuple(found)
 

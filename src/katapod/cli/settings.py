@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from katapod.host.hints import hint_for
 from katapod.host.log_lines import log_to
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
@@ -80,6 +81,10 @@ def need_root(verb: str) -> None:
 
 def print_error(error: BaseException) -> None:
     """Say on standard error what failed and, where the error knows, what to do about it."""
-    print(f"kata-runtime: {plain(str(error), keep=LINES)}", file=sys.stderr)
-    if hint := getattr(error, "hint", ""):
+    text, hint = str(error), getattr(error, "hint", "")
+    if isinstance(error, OSError) and error.strerror:  # not as Python writes it: [Errno 13] ...
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        text, hint = ": ".join([*(names and [" -> ".join(names)]), error.strerror]), hint_for(error) if names else ""
+    print(f"kata-runtime: {plain(text, keep=LINES)}", file=sys.stderr)
+    if hint:
         print(f"  hint: {plain(hint, keep=LINES)}", file=sys.stderr)

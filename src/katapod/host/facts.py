@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from katapod.host.hints import hint_for
 from katapod.host.process import run
 from katapod.model.errors import DeviceMissing
 from katapod.plan.virtiofsd import VirtiofsdDialect, parse_dialect
@@ -119,7 +120,8 @@ def claim_vsock_cid() -> tuple[int, int]:
         fd = os.open("/dev/vhost-vsock", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         raise DeviceMissing(
-            f"cannot open /dev/vhost-vsock: {exc.strerror}", hint="load the module: modprobe vhost_vsock"
+            f"cannot open /dev/vhost-vsock: {exc.strerror}",
+            hint=hint_for(exc) or "load the module: modprobe vhost_vsock",
         ) from exc
     start = random.randrange(3, CID_MAX - 1000)  # noqa: S311 - an address, not a secret
     for cid in range(start, start + 1000):

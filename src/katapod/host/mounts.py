@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from katapod.host.hints import hint_for
 from katapod.host.own_mounts import in_host_mounts
 from katapod.host.tasks import in_own_thread
 from katapod.kernel.mount import (
@@ -75,7 +76,7 @@ def export_directory(mounts: Path, shared: Path) -> None:
         mount("none", str(shared), None, MS_SHARED)
         mount("none", str(shared), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
     except OSError as exc:
-        raise MountFailed(f"cannot export {mounts}: {exc.strerror}", hint="mounting needs CAP_SYS_ADMIN") from exc
+        raise MountFailed(f"cannot export {mounts}: {exc.strerror}", hint=hint_for(exc)) from exc
 
 
 def bind(

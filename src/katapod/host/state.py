@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from katapod.host.hints import hint_for
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
+from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord
 
@@ -127,13 +129,15 @@ class StateStore:
         """Raises NotFound; KatapodError if the record cannot be read."""
         path = self.layout.sandbox(sandbox_id).persist
         try:
-            return msgspec.json.decode(path.read_bytes(), type=SandboxRecord)
+            return decode_json(path.read_bytes(), SandboxRecord)
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise NotFound(
                 f"cannot find {sandbox_id}: there is no such container", hint="see: kata-runtime list"
             ) from exc
         except msgspec.DecodeError as exc:
-            raise KatapodError(f"cannot read {path}: {exc}", hint="kata-runtime delete --force removes it") from exc
+            raise KatapodError(
+                f"cannot read {path}: {exc}", hint=f"kata-runtime delete --force {sandbox_id} removes it"
+            ) from exc
 
     def ids(self) -> list[str]:
         """All ids that have a state directory, readable or not."""
@@ -184,7 +188,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _encode(record: SandboxRecord) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=1)
+    return encode_json(record, indent=1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -201,4 +205,4 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _no_space(exc: OSError, path: Path) -> KatapodError:
     kind = NoSpace if exc.errno in (28, 122) else KatapodError  # ENOSPC, EDQUOT
-    return kind(f"cannot write {path}: {exc.strerror}")
+    return kind(f"cannot write {path}: {exc.strerror}", hint=hint_for(exc))

@@ -30,7 +30,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
         r"no space left on device|disk quota exceeded",
         StoreFull,
         "no space left in the image store",
-        "remove images that are not needed: kata-runtime image rm NAME",
+        "free some space on its file system, or remove images that are not needed: kata-runtime image rm NAME",
     ),
     (
         r"server gave HTTP response to HTTPS client",

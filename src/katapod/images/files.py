@@ -27,6 +27,7 @@ from pathlib import Path
 
 import msgspec
 
+from katapod.host.hints import hint_for
 from katapod.host.process import run
 from katapod.host.tasks import finish
 from katapod.images.errors import ImageError, ImageNotFound, StoreDamaged, StoreFull
@@ -125,10 +126,12 @@ class StoreFiles:
             return msgspec.json.decode(self._names.read_bytes(), type=_NamesFile).names
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as exc:
+        except OSError as exc:
+            raise ImageError(f"cannot read {self._names}: {exc.strerror}", hint=hint_for(exc)) from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise StoreDamaged(
                 f"cannot read {self._names}: {exc}",
-                hint="move that file away; images then have to be imported again",
+                hint=f"start a new one, and import the images again: mv {self._names} {self._names}.damaged",
             ) from exc
 
     def digests(self) -> list[str]:
@@ -144,8 +147,12 @@ class StoreFiles:
             config = parse_image_config((place / "config.json").read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError, ImageParseError) as exc:
-            raise StoreDamaged(f"cannot read the image in {place}: {exc}") from exc
+        except OSError as exc:
+            raise ImageError(f"cannot read the image in {place}: {exc.strerror}", hint=hint_for(exc)) from exc
+        except (msgspec.DecodeError, ImageParseError) as exc:
+            called = " ".join(sorted(name for name, entry in names.items() if entry.digest == digest))
+            hint = f"remove it, and import it again: kata-runtime image rm {called}" if called else ""
+            raise StoreDamaged(f"cannot read the image in {place}: {exc}", hint=hint) from exc
         return ImageRecord(
             digest=digest,
             names=tuple(sorted(name for name, entry in names.items() if entry.digest == digest)),
@@ -194,10 +201,8 @@ class StoreFiles:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self._images, self._refs, self._tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
-        except PermissionError as exc:
-            raise ImageError(
-                f"cannot use the image store {self.root}: {exc.strerror}", hint="run this as root"
-            ) from exc
+        except OSError as exc:
+            raise ImageError(f"cannot use the image store {self.root}: {exc.strerror}", hint=hint_for(exc)) from exc
 
     @contextlib.asynccontextmanager
     async def making_disk(self, digest: str) -> AsyncIterator[None]:
@@ -353,7 +358,7 @@ def _store_error(root: Path, exc: OSError) -> ImageError:
     if is_full(exc):
         return StoreFull(
             f"cannot write to the image store {root}: {exc.strerror}",
-            hint="remove images that are not needed: kata-runtime image rm NAME",
+            hint=f"{hint_for(exc)}, or remove images that are not needed: kata-runtime image rm NAME",
         )
     place = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
-    return ImageError(f"cannot work in the image store {root}{place}: {exc.strerror or exc}")
+    return ImageError(f"cannot work in the image store {root}{place}: {exc.strerror or exc}", hint=hint_for(exc))

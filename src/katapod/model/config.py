@@ -455,7 +455,9 @@ def check_paths(parsed: ParsedConfig, exists: Callable[[str], bool]) -> Config:
             missing.append(
                 ConfigError(
                     f"cannot use the guest {key} {path}: no such file ([hypervisor.qemu] {key}, {source})",
-                    hint="build kernel and initrd with: kata-runtime image build",
+                    hint="build kernel and initrd with: kata-runtime image build"
+                    if os.path.dirname(path) == os.path.dirname(getattr(QemuConfig(), key))
+                    else f"correct the path, or leave {key} out: kata-runtime image build makes the default one",
                 )
             )
     if missing:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from katapod.model import oci
 from katapod.model.errors import UsageError
+from katapod.model.plain import plain
 
 __all__ = [
     "ALL_CAPABILITIES",
@@ -20,6 +21,7 @@ __all__ = [
     "UserName",
     "Volume",
     "is_number",
+    "need_text",
     "parse_cap",
     "parse_cpus",
     "parse_env",
@@ -47,6 +49,21 @@ MIN_MEMORY_BYTES = 6 << 20
 def _refuse(flag: str, value: str, cause: str, example: str) -> NoReturn:
     shown = value if len(value) <= 200 else value[:200] + "..."
     raise UsageError(f"cannot use {flag} {shown!r}: {cause}", hint=f"for example: {flag} {example}")
+
+
+def need_text(flag: str, value: str) -> None:
+    """Refuse bytes that are no UTF-8: what a container is to do stands in a JSON file, which has text alone.
+
+    Source: OCI runtime specification, config.md; RFC 8259, section 8.1.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        shown = plain(value[:200])
+        raise UsageError(
+            f"cannot use {flag} {shown}: it has bytes that are no UTF-8, which a container's configuration cannot hold",
+            hint="only paths of this host can have them, such as the source of -v",
+        ) from None
 
 
 # --- sizes and numbers
@@ -227,6 +244,7 @@ def _destination(flag: str, text: str, path: str, example: str) -> str:
         _refuse(flag, text, f"the path in the container, {path!r}, is not absolute", example)
     if oci.has_parent_component(path):
         _refuse(flag, text, "the path in the container has a '..' component", example)
+    need_text(flag, path)
     tidy = _tidy(path)
     if tidy == "/":
         _refuse(flag, text, "the container's root cannot be mounted over", example)
@@ -254,6 +272,7 @@ def parse_env(entries: Iterable[str], environ: Mapping[str, str], flag: str = "-
         if equals:
             found[name] = value
         elif name in environ:
+            need_text(flag, f"{name}={environ[name]}")
             found[name] = environ[name]
     return tuple(f"{name}={value}" for name, value in found.items())
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from katapod.model.json_text import encode_json
 from katapod.model.oci_json import I64, U32, U64, Part, decode, impossible, wrong
 from katapod.model.oci_seccomp import Seccomp, SeccompArg, Syscall, check_seccomp
 
@@ -367,7 +368,7 @@ def parse_resources(data: bytes, where: str = "resources") -> Resources:
 
 def encode_spec(spec: Spec) -> bytes:
     """The config.json of `spec`; parse_spec gives an equal value back."""
-    return msgspec.json.encode(spec)
+    return encode_json(spec)
 
 
 def encode_process(process: Process) -> bytes:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from katapod.model.errors import SpecError
+from katapod.model.json_text import decode_json
 
 __all__ = ["I64", "U32", "U64", "Part", "decode", "impossible", "wrong"]
 
@@ -32,10 +33,10 @@ def decode(data: bytes, kind: type[_T], where: str) -> _T:
         raise SpecError(f"cannot read {where}: it has {len(data)} bytes, more than {MAX_SPEC_BYTES}")
     try:
         try:
-            value = msgspec.json.decode(data, type=kind)
+            value = decode_json(data, kind)
         except msgspec.ValidationError:
             # Rare: either it is wrong, or it has nulls. Only the second attempt pays for removing them.
-            value = msgspec.convert(_without_nulls(msgspec.json.decode(data)), type=kind)
+            value = msgspec.convert(_without_nulls(decode_json(data, object)), type=kind)
     except msgspec.ValidationError as error:
         path, message = _explain(str(error))
         raise wrong(where, path, message) from error

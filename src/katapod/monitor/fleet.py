@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.state import owner_alive
+from katapod.model.json_text import decode_json
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
 from katapod.model.summary import SandboxSummary
@@ -122,7 +123,7 @@ class Fleet:
             if path in self._records and self._records[path][0] == mark:
                 known[path] = self._records[path]
                 return known[path][1]
-            record = msgspec.json.decode(path.read_bytes(), type=SandboxRecord)
+            record = decode_json(path.read_bytes(), SandboxRecord)
         except (OSError, msgspec.DecodeError):
             return None
         known[path] = (mark, record)

@@ -20,6 +20,7 @@ import msgspec
 from katapod.host.process_metrics import METRICS_TYPE, CallTimes, family_text, standard_process_text
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
+from katapod.model.json_text import encode_json
 from katapod.model.layout import Layout
 from katapod.model.plain import console_text
 from katapod.model.record import SandboxRecord
@@ -323,7 +324,7 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json", headers=SAFETY)
+    return Response(encode_json(value), content_type="application/json", headers=SAFETY)
 
 
 _files: dict[str, bytes] = {}

@@ -27,6 +27,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from katapod.host.hints import hint_for
 from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
 from katapod.osbuilder.errors import OsbuilderError
 
@@ -157,9 +158,7 @@ async def locked_cache(cache_dir: Path) -> AsyncIterator[None]:
         images.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(images / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as exc:
-        raise OsbuilderError(
-            f"cannot write to {images}: {exc.strerror}", hint="run as root, or choose another cache directory"
-        ) from exc
+        raise OsbuilderError(f"cannot write to {images}: {exc.strerror}", hint=hint_for(exc)) from exc
     try:
         while True:
             try:

@@ -263,7 +263,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
         if not oci.is_of_host(mount) or mount.destination in mounted:
             continue
         # 255 bytes are a name's limit
-        base = os.fsdecode(os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:])
+        base = os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:].decode(errors="ignore")
         name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
         if oci.is_bind(mount):
             bind(Path(mount.source), mounts / name, parse_access(mount.options), recursive=is_recursive(mount.options))

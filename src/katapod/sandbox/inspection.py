@@ -32,6 +32,7 @@ from katapod.model.inspection import (
     SharedMount,
     ShareFacts,
 )
+from katapod.model.json_text import decode_json
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
 from katapod.model.record import SandboxRecord, State
 from katapod.plan.explain import explain_command_line, explain_kernel_parameters, word_after
@@ -154,7 +155,7 @@ def _files(paths: SandboxPaths) -> dict[str, str]:
 async def _live(paths: SandboxPaths) -> tuple[LiveFacts, list[Missing]]:
     try:
         body = await get_http(str(paths.management_socket), "/inspect", limit_s=LIVE_LIMIT_S, body_max=LIVE_BYTES_MAX)
-        return msgspec.json.decode(body, type=LiveFacts), []
+        return decode_json(body, LiveFacts), []
     except TimeoutError:
         why = f"its owner does not answer within {LIVE_LIMIT_S:g} s"
     except HttpError as exc:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from katapod.host.hints import hint_for
 from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
 from katapod.host.qmp import QmpError
@@ -381,7 +382,7 @@ def _make_directory(path: os.PathLike[str]) -> None:
         free_mib = shutil.disk_usage(path).free >> 20
     except OSError as exc:
         kind = NoSpace if exc.errno == 28 else KatapodError
-        raise kind(f"cannot make {os.fspath(path)}: {exc.strerror}") from exc
+        raise kind(f"cannot make {os.fspath(path)}: {exc.strerror}", hint=hint_for(exc)) from exc
     if free_mib < SPACE_FLOOR_MIB:
         raise NoSpace(
             f"cannot start in {os.fspath(path)}: {free_mib} MiB are free, {SPACE_FLOOR_MIB} are needed",

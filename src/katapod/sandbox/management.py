@@ -30,6 +30,7 @@ from katapod.host.process_metrics import (
 from katapod.host.process_use import network_bytes, process_use
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.guest_metrics import guest_summary
+from katapod.model.json_text import encode_json
 from katapod.model.layout import GUEST_SHARE
 from katapod.model.summary import GuestSummary, SandboxSummary
 from katapod.rpc.http import HttpError, Request, Response, serve_http
@@ -342,7 +343,7 @@ class _Routes:
         from katapod.sandbox.live import live_facts
 
         found = await live_facts(self._managed.qmp, self._managed.agent, self._managed.agent_url)
-        return Response(msgspec.json.encode(found), content_type="application/json")
+        return Response(encode_json(found), content_type="application/json")
 
     async def _call(self, method: str, request: Any) -> Any:
         return await self._managed.agent.call(method, request, timeout_s=GUEST_LIMIT_S)
