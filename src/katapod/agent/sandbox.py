@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from katapod.agent import log
+from katapod.agent.automounts import Automounts
 from katapod.agent.loop import Future, Lock, Loop, Tasks
 from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SANDBOX_NS, SHARED
 from katapod.rpc.status import RpcError, StatusCode
@@ -40,6 +41,7 @@ class Agent:
         self.containers: dict[str, Container] = {}
         self.create_lock = Lock()
         self.sandbox_id = ""
+        self.automounts = Automounts()
         self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
         self.sandbox_pidns = False
         self.hooks: dict[str, list[str]] = {}  # of every container, from the guest image
