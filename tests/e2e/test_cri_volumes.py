@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from kit.kata import Kata, wait_for
 
 SLEEP = ("sleep", "100000")
 HOST_TO_CONTAINER = 1
+LIBRARIES = "/tools/lib/x86_64-linux-gnu"
+HOST_FLOCK = (f"{LIBRARIES}/ld-linux-x86-64.so.2", "--library-path", LIBRARIES, "/tools/bin/flock")
+"""The host's, with /usr mounted at /tools: busybox has none."""
 
 
 @pytest.fixture
@@ -171,6 +175,31 @@ def test_shared_by_two_containers(cri: Cri, tmp_path: Path) -> None:
     reader = pod.start(*SLEEP, name="reader", mounts=[mount(tmp_path, "/in", readonly=True)])
     pod.sh(writer, "echo word > /out/file")
     wait_for(lambda: pod.exec(reader, "cat", "/in/file").stdout == "word\n", "the other one reads it", 30)
+
+
+@pytest.mark.reference
+def test_locks_hold_within_a_pod(cri: Cri, disk: str, tmp_path: Path) -> None:
+    """Of two containers with one volume at different places: it is one file system to them, until both have gone."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    subprocess.run(["mount", disk, folder], check=True)
+    try:
+        pod, tools = cri.run_pod(), mount(Path("/usr"), "/tools", readonly=True)
+        holder = (*HOST_FLOCK, "/data/lock", "sh", "-c", "touch /data/held; sleep 100000")
+        one = pod.start(*holder, name="one", mounts=[mount(folder, "/data"), tools])
+        two = pod.start(*SLEEP, name="two", mounts=[mount(folder, "/other"), tools])
+        wait_for((folder / "held").exists, "the lock is held")
+        assert pod.sh(one, "stat -c '%d %i' /data/lock") == pod.sh(two, "stat -c '%d %i' /other/lock")
+        assert pod.exec(two, *HOST_FLOCK, "-n", "/other/lock", "true").code == 1
+        assert pod.exec(two, *HOST_FLOCK, "-n", "/other/another", "true").code == 0
+        pod.remove_container(one)
+        pod.sh(two, f"{shlex.join(HOST_FLOCK)} -n /other/lock touch /other/freed")
+        assert (folder / "freed").exists()
+        pod.remove_container(two)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    kept = Path("/sys/fs/ext4") / Path(disk).name
+    wait_for(lambda: not kept.exists(), "nothing in the pod, which goes on, holds the file system", 20)
 
 
 def test_memory_volume_has_its_limit(cri: Cri, memory_volume: Path) -> None:

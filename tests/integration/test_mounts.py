@@ -19,8 +19,10 @@ from katapod.host.mounts import (
 from katapod.host.removal import remove_tree
 from katapod.host.state import write_atomically
 from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umount
+from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.mount_options import Access
+from katapod.sandbox.shared_volumes import SharedVolumes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -74,6 +76,39 @@ def test_read_only_at_its_top_only(share: Path, volume: Path) -> None:
         (seen / "new").write_text("")
     (seen / "disk" / "new").write_text("written")
     assert (volume / "disk" / "new").read_text() == "written"
+
+
+def bind_mount(source: Path, *options: str) -> oci.Mount:
+    return oci.Mount(destination="/data", type="bind", source=str(source), options=("rbind", *options))
+
+
+def test_a_source_is_in_the_share_once(share: Path, host: Path) -> None:
+    """For all containers that have it, and read-only until one of them may write."""
+    volume, other = host / "plain", host / "other"
+    volume.mkdir()
+    other.mkdir()
+    volumes = SharedVolumes(share / "mounts")
+    reader = volumes.add(bind_mount(volume, "ro"), "c1")
+    assert volumes.add(bind_mount(volume, "rro"), "c2") == reader
+    with pytest.raises(OSError, match="Read-only"):
+        (share / "shared" / reader / "x").write_text("")
+    writer = volumes.add(bind_mount(volume), "c1")
+    assert writer != reader
+    (share / "shared" / writer / "x").write_text("written")
+    assert volumes.add(bind_mount(volume), "c2") == writer
+    assert volumes.add(bind_mount(other), "c2") not in (writer, reader)
+    for container, left in (("c1", 3), ("c1", 3), ("c2", 0)):
+        volumes.drop(container)
+        assert len(list((share / "mounts").iterdir())) == left
+    assert (volume / "x").read_text() == "written"
+
+
+def test_what_has_mounts_below_is_shared_by_equal_access_only(share: Path, volume: Path) -> None:
+    volumes = SharedVolumes(share / "mounts")
+    names = [volumes.add(bind_mount(volume, *options), "c1") for options in ((), ("ro",), ("rro",), ("ro",))]
+    assert len(set(names)) == 3
+    assert names[1] == names[3]
+    volumes.drop("c1")
 
 
 def test_without_what_is_mounted_below(share: Path, volume: Path) -> None:

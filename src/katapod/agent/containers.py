@@ -25,7 +25,7 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 __all__ = ["Container", "destroy"]
 
@@ -33,6 +33,7 @@ PROCESSES_MAX = 512  # of one container known to the agent at a time, ended ones
 ENDED_KEPT_MAX = 128  # processes whose end was told, whose output was not read to its end, and is not being read
 KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
+FORGET_AFTER_S = 2.0  # virtiofsd has the kernel believe for a second that a name is there
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
 
 
@@ -49,6 +50,7 @@ class Container:
         self.processes: dict[str, Process] = {}
         self.undo: list[Callable[[], None]] = []
         self.binds: list[tuple[str, str]] = []
+        self.shared_paths: list[str] = []
 
     @property
     def bundle(self) -> str:
@@ -138,7 +140,9 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         add_hooks(spec, agent.hooks)
     container.has_poststart = bool(spec.Hooks.Poststart)
     container.binds = [(m.source, m.destination) for m in spec.Mounts if m.type == "bind" or "rbind" in m.options]
-    _mount_automounts(request.automounts)
+    automounts = agent.automounts.hold(request.automounts)
+    container.undo.append(lambda: agent.automounts.release(automounts))
+    container.shared_paths = [*automounts, spec.Root.Path, os.path.dirname(spec.Root.Path)]
     await resolve_process(agent.loop, spec.Process, request.string_user, rootfs, make_cwd=True)
     join_pid = request.sandbox_pidns or agent.sandbox_pidns
     shared = {k: v for k, v in agent.shared_namespaces.items() if k != "pid" or join_pid}
@@ -157,12 +161,6 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         share_pid_namespace(agent, process.pid)
     agent.oom.watch(container.id, container.cgroup)
     container.undo.append(lambda: agent.oom.forget(container.id))
-
-
-def _mount_automounts(paths: Iterable[str]) -> None:
-    """Walk into each: stat(2) would not do. Raises OSError."""
-    for path in paths:
-        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
 def _init_ended(agent: Agent, container: Container) -> None:
@@ -246,7 +244,19 @@ async def remove_container(agent: Agent, request: agent_pb2.RemoveContainerReque
         await agent.loop.wait_any([init.ended], float(request.timeout))
     # not in the call's own task: a host that goes away in the middle must not leave half a container
     await agent.tasks.spawn(f"remove-{container.id}", destroy(agent, container))
+    agent.tasks.spawn(f"forget-{container.id}", _forget_paths(agent, container.shared_paths))
     log.info(f"container {container.id} removed")
+
+
+async def _forget_paths(agent: Agent, paths: list[str]) -> None:
+    """Look for what the host removes now: the kernel keeps names of the share, and with them the host's file systems
+    are kept mounted, until it is told that they have gone."""
+    await agent.loop.sleep(FORGET_AFTER_S)
+    for path in paths:
+        try:
+            os.stat(path)
+        except OSError as exc:
+            log.debug(f"{path}: {exc.strerror}")
 
 
 async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> None:

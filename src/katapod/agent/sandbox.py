@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from katapod.agent import log
+from katapod.agent.automounts import Automounts
 from katapod.agent.loop import Future, Lock, Loop, Tasks, Turns
 from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SANDBOX_NS, SHARED
 from katapod.rpc.status import RpcError, StatusCode
@@ -43,6 +44,7 @@ class Agent:
         self.create_lock = Lock()
         self.launches = Turns(lambda: LAUNCHES_PER_CPU * self.cpus)
         self.sandbox_id = ""
+        self.automounts = Automounts()
         self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
         self.sandbox_pidns = False
         self.hooks: dict[str, list[str]] = {}  # of every container, from the guest image

@@ -3,27 +3,20 @@
 import asyncio
 import contextlib
 import logging
-import os
-import re
-import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from katapod.host.allowance import Allowance
-from katapod.host.mounts import bind, mount_given, mounts_below
-from katapod.host.own_mounts import in_host_mounts
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
-from katapod.model.mount_options import Access, is_recursive, parse_access
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
@@ -220,7 +213,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             string_user=string_user(plan.user, plan.groups),
             storages=(*rootfs.storages, *storages),
             devices=devices,
-            automounts=automounts(plan.spec, sources),
+            automounts=sandbox.volumes.automounts(plan.container_id),
         )
         try:
             await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
@@ -248,7 +241,6 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
 
     Returns, by mount destination, the path under which the guest finds the source.
     """
-    mounts = sandbox.paths.mounts
     if not plan.rootfs.direct:
         etc = sandbox.paths.etc(plan.container_id)
         etc.mkdir(mode=0o755)
@@ -262,58 +254,21 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
         if not oci.is_of_host(mount) or mount.destination in mounted:
             continue
-        # 255 bytes are a name's limit
-        base = os.fsencode(os.path.basename(mount.destination.rstrip("/")) or "root")[-100:].decode(errors="ignore")
-        name = f"{plan.container_id}-{secrets.token_hex(8)}-{base}"
-        if oci.is_bind(mount):
-            bind(Path(mount.source), mounts / name, parse_access(mount.options), recursive=is_recursive(mount.options))
-        else:  # CRI-O's image volumes are overlays of the image's own directories
-            (mounts / name).mkdir(mode=0o700)
-            mount_given(mount.type, mount.source, mount.options, mounts / name)
-        sources[mount.destination] = f"{GUEST_SHARE}/{name}"
+        sources[mount.destination] = f"{GUEST_SHARE}/{sandbox.volumes.add(mount, plan.container_id)}"
     return sources
-
-
-def automounts(spec: oci.Spec, sources: Mapping[str, str]) -> list[str]:
-    """Where a bind mount is read-only at its top only: paths of the share that the guest has to mount before.
-
-    What virtio-fs mounts by itself, when a path is first walked into, takes over the flags of the mount above it.
-    """
-    found = []
-    for mount in spec.mounts:
-        base = sources.get(mount.destination, "")
-        if not oci.is_bind(mount) or not base.startswith(f"{GUEST_SHARE}/") or not is_recursive(mount.options):
-            continue
-        if parse_access(mount.options) is Access.TOP_READ_ONLY:
-            top, points = in_host_mounts(partial(_mount_points, mount.source))
-            found += [f"{base}/{os.path.relpath(point, top)}" for point in points if point != top]
-    return found
-
-
-def _mount_points(source: str) -> tuple[str, list[str]]:
-    """The directory behind `source`, and the mount points at and below it, what is above before what is below."""
-    top = os.path.realpath(source)
-    return top, mounts_below(Path(top))[::-1]
 
 
 def remove_host_files(sandbox: Sandbox, container_id: str) -> list[str]:
     """Remove what of the container is in the share, and its layer; returns what did not work. Idempotent."""
-    problems: list[str] = []
-    ours = re.compile(rf"{re.escape(container_id)}(-[0-9a-f]{{16}}-.*)?", re.DOTALL)
-    try:
-        entries = [entry for entry in sandbox.paths.mounts.iterdir() if ours.fullmatch(entry.name)]
-    except OSError as exc:
-        entries = []
-        problems.append(f"{sandbox.paths.mounts}: {exc.strerror}")
-    for entry in entries:
+    problems = sandbox.volumes.drop(container_id)
+    for remove in (
+        partial(remove_tree, sandbox.paths.mounts / container_id),
+        partial(clear_away, sandbox.store.layout, sandbox.paths.layers / container_id),
+    ):
         try:
-            remove_tree(entry)
+            remove()
         except KatapodError as exc:
             problems.append(str(exc))
-    try:
-        clear_away(sandbox.store.layout, sandbox.paths.layers / container_id)
-    except KatapodError as exc:
-        problems.append(str(exc))
     return problems
 
 

@@ -51,6 +51,7 @@ from katapod.sandbox.health import declare_dead, watch_health
 from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Sandbox:
         for nic in self.network.nics if self.network is not None else ():
             self._free_slots.remove(nic.slot)
         self.direct_volumes = DirectVolumes()
+        self.volumes = SharedVolumes(self.paths.mounts)
         self._dimms = machine.dimms
         self.vsock_cid = machine.spec.vsock_cid  # None: the agent has a serial port
         self.console = ConsoleLink(
