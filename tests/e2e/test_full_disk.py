@@ -14,7 +14,7 @@ ALL_DOORS = """
 mount -t tmpfs -o size=40m tmpfs {sandboxes}
 {kata} run -d --name {name} busybox sh -c {script}
 for each in $(seq 240); do  # until it has ended: two minutes
-    {kata} list --json | grep -q '"state": "stopped"' && break
+    {kata} list | grep -q '^{name} .* stopped ' && break
     sleep 0.5
 done
 echo '|'; {kata} list --json
@@ -34,8 +34,8 @@ def test_a_layer_that_cannot_be_written(kata: Kata) -> None:
         sandboxes=SANDBOXES,
         kata=shlex.join(kata_command()),
         name=name,
-        # dd succeeds, since nothing is written before the guest finds the time; then what is to be logged has no room
-        script=shlex.quote("dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null; echo dd $?; sync; sleep 1000"),
+        # dd may well succeed: nothing is written before the guest finds the time
+        script=shlex.quote("dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null; sync; sleep 1000"),
     )
     SANDBOXES.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
@@ -49,9 +49,8 @@ def test_a_layer_that_cannot_be_written(kata: Kata) -> None:
     assert (row["state"], row["exit_code"]) == ("stopped", 137)
     assert row["error"].endswith(cause)
     assert f"{name}: sandbox {name} was ended: {cause}\n" in table
-    assert logged == f"dd 0\nkata-runtime: {name}: sandbox {name} was ended: {cause}\n"
+    assert logged.endswith(f"kata-runtime: {name}: sandbox {name} was ended: {cause}\n")
     assert json.loads(inspected)["error"].endswith(cause)
-    assert attached.startswith("dd 0\n")
     assert cause in attached
     assert code == "125\n"
 

@@ -32,6 +32,7 @@ from katapod.host.process import run
 from katapod.host.tasks import finish
 from katapod.images.errors import ImageError, ImageNotFound, StoreDamaged, StoreFull
 from katapod.model.image import ImageParseError, ImageRecord, parse_digest, parse_image_config
+from katapod.model.plain import plain
 from katapod.plan.root_disk import ROOT_DISK_FORMAT
 
 __all__ = ["NameEntry", "Staging", "StoreFiles", "is_full", "remove_trees"]
@@ -202,6 +203,8 @@ class StoreFiles:
             for directory in (self._images, self._refs, self._tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
+            if is_full(exc):
+                raise
             raise ImageError(f"cannot use the image store {self.root}: {exc.strerror}", hint=hint_for(exc)) from exc
 
     @contextlib.asynccontextmanager
@@ -360,5 +363,5 @@ def _store_error(root: Path, exc: OSError) -> ImageError:
             f"cannot write to the image store {root}: {exc.strerror}",
             hint=f"{hint_for(exc)}, or remove images that are not needed: kata-runtime image rm NAME",
         )
-    place = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
+    place = f": {plain(os.fsdecode(exc.filename))}" if exc.filename else ""
     return ImageError(f"cannot work in the image store {root}{place}: {exc.strerror or exc}", hint=hint_for(exc))
