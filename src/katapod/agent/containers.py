@@ -108,6 +108,10 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         agent.limits.follow()
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
+    if "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
+        from katapod.agent.modules import load_packet_filters
+
+        await load_packet_filters(agent)
     if devices.opens_all(spec.Linux.Resources):
         devices.add_guest_devices(spec)
     if spec.Linux.Sysctl:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "update_ephemeral_mounts"]
 
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
-MODPROBE_LIMIT_S = 30.0
 GUEST_NAMESPACES = ("ipc", "uts")
 ETC_RESOLV_CONF = "/etc/resolv.conf"
 GUEST_FOLDER = "/etc/katapod"  # only a guest image has it
@@ -78,8 +77,11 @@ class Agent:
 async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:
     if agent.sandbox_id:
         raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox exists already: {agent.sandbox_id}")
-    for module in request.kernel_modules:
-        await _load_module(agent, module.name, list(module.parameters))
+    if request.kernel_modules:
+        from katapod.agent.modules import load_module
+
+        for module in request.kernel_modules:
+            await load_module(agent.loop, module.name, list(module.parameters))
     for folder in (BASE, SANDBOX, SHARED):
         os.makedirs(folder, mode=0o755, exist_ok=True)
     hostname = _fit_hostname(request.hostname)
@@ -120,17 +122,6 @@ async def rename_sandbox(agent: Agent, request: katapod_pb2.RenameRequest) -> ka
 
 def _fit_hostname(name: str) -> str:
     return name.encode()[:HOSTNAME_MAX].decode(errors="ignore")
-
-
-async def _load_module(agent: Agent, name: str, parameters: list[str]) -> None:
-    from katapod.agent import program
-
-    if not name or name.startswith("-"):
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot load the kernel module {name[:64]!r}: no such name")
-    try:
-        await program.run(agent.loop, ["modprobe", "--", name, *parameters], MODPROBE_LIMIT_S)
-    except program.ProgramError as exc:
-        raise RpcError(StatusCode.INTERNAL, f"cannot load the kernel module {name}: {exc}") from exc
 
 
 def _share_namespaces(agent: Agent, hostname: str) -> None:

@@ -6,7 +6,7 @@ node) are collected by the image builder and passed in. Nothing here opens a fil
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import PurePosixPath
 
@@ -27,6 +27,7 @@ __all__ = [
     "ModuleIndex",
     "ModuleMissing",
     "ModulePlan",
+    "ON_DEMAND_FOLDERS",
     "ON_DEMAND_MODULES",
     "PythonFile",
     "PythonFileKind",
@@ -57,10 +58,36 @@ LATE_MODULES = (
 """Drivers of what may be plugged in. There is no udev in the guest, so nobody loads them on sight. ext4 is the
 file system of root disks: a template has it loaded, so that no container waits for it."""
 
-ON_DEMAND_MODULES = ("erofs", "squashfs", "loop", "nls_utf8", "nls_ascii")
-"""Only in the image: mount(2) makes the guest kernel call modprobe for a file system it does not know.
-Loading them always would cost each sandbox memory and time for nothing. No xfs: its 4 MB would be a fifth of
-the image, in the memory of each sandbox."""
+ON_DEMAND_MODULES = (
+    *("erofs", "squashfs", "isofs", "vfat", "loop", "nbd", "nls_utf8", "nls_ascii", "nls_cp437", "nls_iso8859_1"),
+    *("binfmt_misc", "cuse", "ts_bm", "ts_kmp", "ts_fsm"),
+    *("tun", "tap", "veth", "dummy", "ifb", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan", "geneve", "vrf"),
+    *(
+        "nlmon",
+        "wireguard",
+        "bonding",
+        "8021q",
+        "ip_gre",
+        "ip6_gre",
+        "ipip",
+        "sit",
+        "ip6_tunnel",
+        "ip_vti",
+        "ip6_vti",
+        "fou",
+    ),
+    *("esp4", "esp6", "ah4", "ah6", "xfrm_user", "xfrm_interface", "tls"),
+    *("inet_diag", "tcp_diag", "udp_diag", "raw_diag", "unix_diag", "netlink_diag", "af_packet_diag"),
+)
+"""Only in the image, compressed: the guest's kernel calls modprobe for what a container asks of it and may have: a
+file system to mount, a kind of network interface, a rule of the packet filter. Loading them always would cost each
+sandbox memory and time for nothing. docs/how-to/guest-image.md says what is left out."""
+
+ON_DEMAND_FOLDERS = (
+    *("net/netfilter/", "net/ipv4/netfilter/", "net/ipv6/netfilter/", "net/bridge/", "net/sched/", "net/ipv4/tcp_"),
+)
+"""As ON_DEMAND_MODULES, by the beginning of their path: iptables and nftables with all matches and targets, IP sets,
+IPVS, bridges, queueing disciplines, classifiers and actions, congestion control."""
 
 REQUIRED_MODULES = frozenset({"virtio_pci", "virtio_console", "virtiofs", "overlay"})
 
@@ -77,11 +104,12 @@ class KernelModule:
 
     name: str  # as lsmod shows it: underscores only
     source: str
+    packed: bool = False  # in the guest: what is loaded at each start is not, which would cost time each time
 
     @property
     def target(self) -> str:
-        """The same path in the guest's module directory, where modules are never compressed."""
-        return _COMPRESSION.sub(".ko", self.source)
+        """The same path in the guest's module directory."""
+        return _COMPRESSION.sub(".ko.xz" if self.packed else ".ko", self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +326,9 @@ def plan_modules(
                 missing.append(name)
         return tuple(order)
 
-    plan = ModulePlan(collect(early), collect(late), collect(on_demand), tuple(builtin), ())
+    first, second = collect(early), collect(late)
+    packed = tuple(replace(module, packed=True) for module in collect(on_demand))
+    plan = ModulePlan(first, second, packed, tuple(builtin), ())
     if lost := [name for name in missing if name in required]:
         raise ModuleMissing(
             f"cannot use this kernel for guests: it has no {', '.join(lost)}, neither as module nor built in",
@@ -320,8 +350,13 @@ def plan_image_modules(index: ModuleIndex, extras: GuestExtras) -> ModulePlan:
     return plan_modules(
         index,
         late=(*LATE_MODULES, *extras.load_modules),
-        on_demand=(*ON_DEMAND_MODULES, *extras.more_modules),
+        on_demand=(*ON_DEMAND_MODULES, *_in_folders(index), *extras.more_modules),
     )
+
+
+def _in_folders(index: ModuleIndex) -> Iterable[str]:
+    folders = tuple(f"kernel/{folder}" for folder in ON_DEMAND_FOLDERS)
+    return sorted(name for name, module in index.files.items() if module.source.startswith(folders))
 
 
 def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImagePlan:

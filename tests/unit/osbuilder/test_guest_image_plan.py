@@ -16,6 +16,7 @@ from katapod.plan.guest_image import (
     PythonFileKind,
     parse_module_index,
     plan_guest_image,
+    plan_image_modules,
     plan_modules,
 )
 
@@ -52,6 +53,26 @@ def test_compressed_modules_are_unpacked_in_the_guest() -> None:
     assert {module.source: module.target for module in plan.late}[
         "kernel/fs/fuse/fuse.ko.xz"
     ] == "kernel/fs/fuse/fuse.ko"
+
+
+def test_what_is_loaded_on_demand_stays_compressed() -> None:
+    dep = (
+        DEP + "kernel/net/netfilter/x_tables.ko:\nkernel/net/ipv4/netfilter/ip_tables.ko.xz: "
+        "kernel/net/netfilter/x_tables.ko\nkernel/net/netfilter/ipvs/ip_vs_rr.ko:\nkernel/net/sctp/sctp.ko:\n"
+        "kernel/drivers/net/dummy.ko:\nkernel/fs/xfs/xfs.ko:\n"
+    )
+    plan = plan_image_modules(parse_module_index(dep, BUILTIN), GuestExtras(more_modules=("xfs",)))
+
+    targets = {module.name: module.target.removeprefix("kernel/") for module in plan.on_demand}
+    assert targets == {
+        "squashfs": "fs/squashfs/squashfs.ko.xz",
+        "dummy": "drivers/net/dummy.ko.xz",
+        "x_tables": "net/netfilter/x_tables.ko.xz",
+        "ip_tables": "net/ipv4/netfilter/ip_tables.ko.xz",
+        "ip_vs_rr": "net/netfilter/ipvs/ip_vs_rr.ko.xz",
+        "xfs": "fs/xfs/xfs.ko.xz",
+    }, "netfilter whole, by its folders; what a recipe asks for; nothing else, such as sctp"
+    assert all(module.target.endswith(".ko") for module in (*plan.early, *plan.late))
 
 
 def test_soft_dependencies_are_honoured_where_there_is_such_a_module() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from katapod.osbuilder.errors import OsbuilderError
-from katapod.osbuilder.stage import read_module, without_signature
+from katapod.osbuilder.stage import pack_module, read_module, without_signature
 
 
 def test_an_appended_signature_is_cut_off() -> None:
@@ -27,6 +27,16 @@ def test_compressed_modules_are_unpacked(tmp_path: Path) -> None:
     (tmp_path / "c.ko.xz").write_bytes(lzma.compress(b"module", check=lzma.CHECK_CRC32))
 
     assert {read_module(path) for path in tmp_path.iterdir()} == {b"module"}
+
+
+def test_what_is_packed_for_the_guest_is_the_same_module_and_the_same_each_time(tmp_path: Path) -> None:
+    module = b"\x7fELF module" * 100
+    path = tmp_path / "a.ko.xz"
+    path.write_bytes(pack_module(module))
+
+    assert read_module(path) == module
+    assert pack_module(module) == path.read_bytes()
+    assert len(path.read_bytes()) < len(module)
 
 
 def test_zstd_modules_are_unpacked(tmp_path: Path) -> None:

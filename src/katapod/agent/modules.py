@@ -1,0 +1,42 @@
+"""Kernel modules that have to be asked for. Most others the kernel loads by itself, when a container wants what they
+bring and may have it."""
+
+from __future__ import annotations
+
+import os
+
+from katapod.agent import log, program
+from katapod.rpc.status import RpcError, StatusCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from katapod.agent.loop import Loop
+    from katapod.agent.sandbox import Agent
+
+__all__ = ["load_module", "load_packet_filters"]
+
+MODPROBE_LIMIT_S = 30.0
+LOADED = "/sys/module"
+PACKET_FILTERS = ("ip_tables", "ip6_tables", "ebtables", "arp_tables")
+
+
+async def load_module(loop: Loop, name: str, parameters: list[str]) -> None:
+    """Raises RpcError (INVALID_ARGUMENT, INTERNAL)."""
+    if not name or name.startswith("-"):
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot load the kernel module {name[:64]!r}: no such name")
+    try:
+        await program.run(loop, ["modprobe", "--", name, *parameters], MODPROBE_LIMIT_S)
+    except program.ProgramError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot load the kernel module {name}: {exc}") from exc
+
+
+async def load_packet_filters(agent: Agent) -> None:
+    """For who may change packet filters. The tools of the older kind (iptables-legacy, ebtables-legacy) begin with a
+    socket option that no kernel loads a module for; they call modprobe, which a container has no modules for."""
+    missing = [name for name in PACKET_FILTERS if not os.path.isdir(f"{LOADED}/{name}")]
+    if agent.limits is None or not missing:  # no guest, where modules are not ours to load
+        return
+    try:
+        await program.run(agent.loop, ["modprobe", "-a", *missing], MODPROBE_LIMIT_S)
+    except program.ProgramError as exc:
+        log.debug(f"cannot load {' '.join(missing)}: {exc}")  # a kernel, or an image, without them
