@@ -24,7 +24,8 @@ try tc qdisc add dev xdummy root htb
 try tc qdisc add dev xdummy ingress
 try tc filter add dev xdummy ingress protocol ip flower dst_ip 10.1.2.3 action mirred egress redirect dev xveth
 try sh -c 'truncate -s 8M /tmp/img && mkfs.ext4 -q /tmp/img && mount -o loop /tmp/img /mnt && umount /mnt'
-try sh -c 'mount -t tmpfs t /run && cd /run && mkdir l u w && mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w /mnt && umount /mnt'
+mount -t tmpfs t /run && cd /run && mkdir l u w
+try mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w /mnt
 try sh -c ': <> /dev/fuse'
 exit $status
 """

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.limits import Limits
     from katapod.agent.sandbox import Agent
+    from katapod.rpc.pb import katapod_pb2
 
 GRPC_VERSION = "0.0.1"  # of the agent protocol
 CPU_FOLDER = "/sys/devices/system/cpu"
@@ -158,6 +159,21 @@ async def set_guest_date_time(agent: Agent, request: agent_pb2.SetGuestDateTimeR
     import time
 
     time.clock_settime_ns(CLOCK_REALTIME, (request.Sec * 1_000_000 + request.Usec) * 1000)
+
+
+async def clock(agent: Agent, request: katapod_pb2.ClockRequest) -> katapod_pb2.ClockResponse:
+    """The host has compared our clock with its own, and says what is to be changed. Raises OSError."""
+    import time
+
+    from katapod.rpc.pb import katapod_pb2
+
+    if request.step_ns:
+        time.clock_settime_ns(CLOCK_REALTIME, time.time_ns() + request.step_ns)
+    if request.slew_ns:
+        from katapod.kernel.clock import slew_clock
+
+        slew_clock(request.slew_ns // 1000)
+    return katapod_pb2.ClockResponse(time_ns=time.time_ns())
 
 
 async def add_swap_path(agent: Agent, request: agent_pb2.AddSwapPathRequest) -> None:

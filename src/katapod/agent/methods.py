@@ -60,6 +60,7 @@ METHODS = {
     "katapod.Guest/Receive": "connections.receive",
     "katapod.Guest/Send": "connections.send",
     "katapod.Guest/Disconnect": "connections.disconnect",
+    "katapod.Guest/Clock": "guest.clock",
     "katapod.Inspection/Inspect": "inspection.inspect_guest",
 }
 MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when there is nothing better to do

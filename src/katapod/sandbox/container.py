@@ -137,6 +137,7 @@ class Container:
         require("resume", self.container_id, self.record.state, State.PAUSED)
         request = agent_pb2.ResumeContainerRequest(container_id=self.container_id)
         await self.sandbox.guard(self.sandbox.agent.call("ResumeContainer", request))
+        self.sandbox.clock.look_soon()
         self.save(state=State.RUNNING)
 
     async def update(self, resources: oci.Resources) -> None:

@@ -39,6 +39,7 @@ from katapod.plan.hotplug import (
 )
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.console import ConsoleLink
 from katapod.sandbox.direct_volumes import DirectVolumes
 from katapod.sandbox.errors import AgentFailed
@@ -95,6 +96,7 @@ class Sandbox:
         self.console = ConsoleLink(
             self.sandbox_id, machine.vm, machine.spec.vsock_cid, enabled=machine.spec.debug_console
         )
+        self.clock = ClockKeeper(machine.agent, self.sandbox_id)
         self._growing = machine.growing
         self._cgroup = machine.cgroup
         self._stack = contextlib.AsyncExitStack()
@@ -310,6 +312,8 @@ async def open_sandbox(
         sandbox = Sandbox(plan, store, machine)
         health = asyncio.create_task(_watch_health(sandbox), name="watch-health")
         stack.callback(health.cancel)
+        clock = asyncio.create_task(sandbox.clock.run(), name="keep-clock")
+        stack.callback(clock.cancel)
         stack.callback(sandbox.console.close)
         stack.push_async_callback(_destroy_guest, sandbox)
         stack.callback(setattr, machine.vm, "stopping", True)

@@ -101,3 +101,17 @@ class DisconnectRequest(_message.Message):
 class DisconnectResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ClockRequest(_message.Message):
+    __slots__ = ("step_ns", "slew_ns")
+    STEP_NS_FIELD_NUMBER: _ClassVar[int]
+    SLEW_NS_FIELD_NUMBER: _ClassVar[int]
+    step_ns: int
+    slew_ns: int
+    def __init__(self, step_ns: _Optional[int] = ..., slew_ns: _Optional[int] = ...) -> None: ...
+
+class ClockResponse(_message.Message):
+    __slots__ = ("time_ns",)
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    time_ns: int
+    def __init__(self, time_ns: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,120 @@
+"""The guest's clock is kept that of its host. Both are numbers here: no test changes a real clock."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from katapod.plan.clock import MS, Correction, Reading, plan_correction
+from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox import clock
+from katapod.sandbox.clock import ClockKeeper
+
+SECOND = 1000 * MS
+
+
+def reading(ahead_ns: int, error_ns: int = 0) -> Reading:
+    return Reading(10 * SECOND, 10 * SECOND + error_ns + ahead_ns, 10 * SECOND + 2 * error_ns)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (reading(0), Correction()),
+        (reading(MS), Correction()),
+        (reading(3 * MS), Correction(slew_ns=-3 * MS)),
+        (reading(-49 * MS), Correction(slew_ns=49 * MS)),
+        (reading(50 * MS), Correction(step_ns=-50 * MS)),
+        (reading(-3600 * SECOND, 40 * MS), Correction(step_ns=3600 * SECOND)),
+        (reading(60 * MS, 70 * MS), Correction()),
+        (Reading(10 * SECOND, 10 * SECOND, 5 * SECOND), Correction()),  # the host's clock was set in between
+    ],
+)
+def test_small_differences_are_made_good_without_a_jump(given: Reading, wanted: Correction) -> None:
+    assert plan_correction(given) == wanted
+
+
+class World:
+    """A host and a guest with a clock each, nanoseconds; an answer takes `delays`, one after another."""
+
+    def __init__(self) -> None:
+        self.host = 1_000_000 * SECOND
+        self.guest = self.host
+        self.delays = [MS]
+        self.calls: list[tuple[int, int]] = []
+        self.refusal: RpcError | None = None
+
+    def now_ns(self) -> int:
+        return self.host
+
+    def pass_time(self, ns: int) -> None:
+        self.host += ns
+        self.guest += ns
+
+    async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, timeout_s: float) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        delay = self.delays.pop(0) if len(self.delays) > 1 else self.delays[0]
+        self.pass_time(delay // 2)
+        self.guest += step_ns + slew_ns
+        self.calls.append((step_ns, slew_ns))
+        told = self.guest
+        self.pass_time(delay // 2)
+        return told
+
+    @property
+    def ahead(self) -> int:
+        return self.guest - self.host
+
+
+@pytest.mark.parametrize("off", [-86400 * SECOND, -120 * MS, -20 * MS, 0, 20 * MS, 86400 * SECOND])
+async def test_one_look_brings_the_clocks_together(off: int) -> None:
+    world = World()
+    world.guest += off
+    assert await ClockKeeper(world, "s1", world.now_ns).look()
+    assert abs(world.ahead) <= 2 * MS
+    assert all(step == 0 for step, _ in world.calls) is (abs(off) < 50 * MS)
+
+
+async def test_a_guest_that_answers_late_is_asked_again() -> None:
+    """By a late answer a clock that is right must not be made wrong."""
+    world = World()
+    world.delays = [900 * MS, 400 * MS, 2 * MS]
+    assert await ClockKeeper(world, "s1", world.now_ns).look()
+    assert world.calls == [(0, 0)] * 3
+
+
+@contextlib.asynccontextmanager
+async def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], Callable[[], None]]]:
+    """Run a keeper whose period is longer than the test; yields what returns the bell's own callback."""
+    bells: list[Callable[[], None]] = []
+    monkeypatch.setattr(clock, "FIRST_S", 0.0)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "add_reader", lambda fd, callback: bells.append(callback))
+    task = asyncio.create_task(ClockKeeper(world, "s1", world.now_ns).run())
+    try:
+        await asyncio.sleep(0.05)
+        yield lambda: bells[0]
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_a_step_of_the_hosts_clock_reaches_the_guest_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    async with kept(world, monkeypatch) as bell:
+        assert world.calls == [(0, 0)]
+        world.host -= 7200 * SECOND  # somebody has set it; a suspend would have added
+        bell()()
+        await asyncio.sleep(0.05)
+        assert abs(world.ahead) <= 2 * MS
+        assert world.calls[1:] == [(0, 0), (-7200 * SECOND, 0)]
+
+
+async def test_an_agent_without_the_call_is_left_alone() -> None:
+    world = World()
+    world.refusal = RpcError(StatusCode.UNIMPLEMENTED, "no such method")
+    assert not await ClockKeeper(world, "s1", world.now_ns).look()
+    world.refusal = RpcError(StatusCode.DEADLINE_EXCEEDED, "late")
+    assert await ClockKeeper(world, "s1", world.now_ns).look(), "a busy one is asked again"
