@@ -28,6 +28,7 @@ from katapod.rpc.pb._load import class_of
 from katapod.rpc.server import serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox import guard as guard_module
+from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.pod import PodRequest
@@ -150,6 +151,7 @@ class GuestSandbox:
         self.sandbox_id = sandbox_id
         self.agent = agent
         self.vm = SimpleNamespace(pid=VMM_PID)
+        self.clock = ClockKeeper(agent, sandbox_id)
         self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), owner_pid=0, boot_id="")
         self.death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
         self.rescans = 0
