@@ -62,7 +62,7 @@ def test_in_one_lane_the_next_starts_after_the_end(tmp_path: Path) -> None:
 
 def test_who_does_not_end_is_ended(tmp_path: Path) -> None:
     """The trap shows that it was asked first."""
-    script = 'trap "touch $1/asked; exit 9" TERM; echo up; while :; do read line < "$1/fifo"; done'
+    script = 'cd "$1"; trap "touch asked; exit 9" TERM; echo up; while :; do read line < fifo; done'
     os.mkfifo(tmp_path / "fifo")
     (outcome,) = run_at_once([sh(script, str(tmp_path))], limit_s=1.0)
     assert (outcome.status, outcome.good) == (None, False)

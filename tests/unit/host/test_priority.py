@@ -1,7 +1,10 @@
 """Going to the background and coming back, with all that was started."""
 
+import os
 import subprocess
 import sys
+
+from katapod.host.priority import _may_come_back
 
 CODE = """
 import os, subprocess, threading, time
@@ -23,4 +26,6 @@ child.kill()
 
 def test_there_and_back() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines() == ["[0, 0, 0]", "[10, 10, 10]", "[0, 0, 0]"]
+    own = os.getpriority(os.PRIO_PROCESS, 0)  # whoever filled the pool: who takes a machine from it is another
+    seen = [own, 10, 0] if _may_come_back() else [own, own, own]
+    assert done.stdout.splitlines() == [str([nice] * 3) for nice in seen]

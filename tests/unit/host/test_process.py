@@ -40,7 +40,7 @@ async def test_the_environment_is_built_not_inherited(monkeypatch: pytest.Monkey
 async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ProcessFailed, match=r"no end within 1 s"):
-        await run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"], timeout_s=1.0)
+        await run(["sh", "-c", f"sleep 60 & echo $! > '{tmp_path}/pid'; wait"], timeout_s=1.0)
     assert time.monotonic() - started < 20
     assert await gone(int((tmp_path / "pid").read_text()))
 
@@ -71,7 +71,7 @@ async def test_what_it_leaves_in_its_pipes_does_not_keep_us(tmp_path: Path, scri
 
 
 async def test_cancelling_kills_it(tmp_path: Path) -> None:
-    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]))
+    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > '{tmp_path}/pid'; exec sleep 60"]))
     await content_of(tmp_path / "pid")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -204,7 +204,7 @@ async def test_stop_softly(tmp_path: Path) -> None:
 
 
 async def test_stop_hard_when_it_does_not_listen(tmp_path: Path) -> None:
-    script = f"trap '' TERM; echo > {tmp_path}/ready; while :; do sleep 60; done"
+    script = f"trap '' TERM; echo > '{tmp_path}/ready'; while :; do sleep 60; done"
     child = await spawn(["sh", "-c", script], output=asyncio.subprocess.DEVNULL)
     await content_of(tmp_path / "ready")
     assert await stop_child(child, grace_s=0.1) is False
@@ -216,7 +216,7 @@ async def test_a_child_dies_with_us(tmp_path: Path) -> None:
 import asyncio, os
 from katapod.host.process import spawn
 async def main():
-    child = await spawn(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 60"], output=-3)
+    child = await spawn(["sh", "-c", "echo $$ > '{tmp_path}/pid'; exec sleep 60"], output=-3)
     while not os.path.exists("{tmp_path}/pid"):
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)

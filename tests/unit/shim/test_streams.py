@@ -97,7 +97,7 @@ async def test_file_is_appended_to(tmp_path: Path) -> None:
 async def test_logging_program(tmp_path: Path) -> None:
     program, found = tmp_path / "logger", tmp_path / "found"
     program.write_text(
-        f'#!/bin/sh\nexec > {found}\necho "$CONTAINER_ID $CONTAINER_NAMESPACE $*"\nexec 5>&-\ncat <&3\ncat <&4\n'
+        f'#!/bin/sh\nexec > "{found}"\necho "$CONTAINER_ID $CONTAINER_NAMESPACE $*"\nexec 5>&-\ncat <&3\ncat <&4\n'
     )
     program.chmod(0o755)
     uri = f"binary://{program}?tag=a%20b&flag="
@@ -174,7 +174,7 @@ def logger(tmp_path: Path) -> Callable[[str], str]:
 
     def make(script: str) -> str:
         program = tmp_path / "logger"
-        program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{script}\n")
+        program.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\n{script}\n")
         program.chmod(0o755)
         return f"binary://{program}"
 
@@ -190,7 +190,7 @@ def runs(tmp_path: Path) -> bool:
 
 
 async def test_logging_program_that_ends_early_loses_what_follows(tmp_path: Path, logger: Callable[[str], str]) -> None:
-    uri = logger("exec 5>&-; head -c 4 <&3 > $(dirname $0)/found; exit 3")
+    uri = logger('exec 5>&-; head -c 4 <&3 > "${0%/*}"/found; exit 3')
     async with open_streams(IoUris("", uri, uri, terminal=False), "c", "ns") as streams:
         for _ in range(4):
             await streams.stdout.write(BULK)
@@ -202,7 +202,7 @@ async def test_logging_program_that_ends_early_loses_what_follows(tmp_path: Path
 async def test_logging_program_that_does_not_read_stalls_who_writes(
     tmp_path: Path, logger: Callable[[str], str]
 ) -> None:
-    uri = logger("exec 5>&-; read go < $(dirname $0)/fifo; cat <&3 > $(dirname $0)/found")
+    uri = logger('exec 5>&-; read go < "${0%/*}"/fifo; cat <&3 > "${0%/*}"/found')
     os.mkfifo(tmp_path / "fifo")
     async with open_streams(IoUris("", uri, "", terminal=True), "c", "ns") as streams:
         writing = asyncio.create_task(streams.stdout.write(BULK))
