@@ -1,5 +1,6 @@
-"""`tools/install` as `make install` calls it: what a packager gets below DESTDIR."""
+"""`make install`: what a user gets below PREFIX, and a packager below DESTDIR."""
 
+import gzip
 import os
 import subprocess
 from pathlib import Path
@@ -13,15 +14,23 @@ ROOT = Path(__file__).parents[2]
 FOREIGN = "# somebody else's\n"
 
 
-def install(destdir: Path) -> str:
-    argv = [str(ROOT / "tools/install"), str(destdir), "/usr"]
-    return subprocess.run(argv, cwd=ROOT, check=True, stderr=subprocess.PIPE, text=True, timeout=240).stderr
+def install(*settings: str) -> str:
+    """Without the installation of packages, which is another target's work."""
+    argv = ["make", "--silent", "--old-file=build/.packages", "install", *settings]
+    environment = {key: value for key, value in os.environ.items() if key not in ("DESTDIR", "PREFIX")}
+    before = os.umask(0o077)  # an administrator's, whose installation is for all all the same
+    try:
+        done = subprocess.run(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=240, env=environment)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destdir = tmp_path_factory.mktemp("destdir")
-    install(destdir)
+    install(f"DESTDIR={destdir}", "PREFIX=/usr")
     return destdir / "usr"
 
 
@@ -59,14 +68,46 @@ def test_default_configuration_is_installed_and_changes_nothing(installed: Path)
     assert (parsed.problems, parsed.config) == ((), Config())
 
 
-def test_configuration_of_others_stays(tmp_path: Path) -> None:
-    path = tmp_path / "usr/share/kata-containers/defaults/configuration.toml"
+def test_all_may_read_and_nobody_else_may_write(installed: Path) -> None:
+    wrong = []
+    for path in [installed, *installed.rglob("*")]:
+        mode = path.stat().st_mode
+        if mode & 0o022 or not mode & 0o004 or (path.is_dir() and not mode & 0o001):
+            wrong.append(f"{mode:o} {path}")
+    assert wrong == []
+
+
+def test_every_program_and_command_has_a_man_page(installed: Path) -> None:
+    pages = {path.name for path in (installed / "share/man/man8").iterdir()}
+    assert {"kata-runtime.8.gz", "kata-monitor.8.gz", "containerd-shim-kata-v2.8.gz"} <= pages
+    listed = call(installed, "--help").partition("Commands")[2]
+    for command in ("run", "exec", "check", "image-build", "image-guest-ls", "factory-status"):
+        assert command.partition("-")[0] in listed
+        with gzip.open(installed / f"share/man/man8/kata-runtime-{command}.8.gz", "rt") as page:
+            assert ".TH" in page.readline() + page.readline()
+
+
+def test_a_prefix_alone_is_enough_and_the_configuration_of_others_stays(tmp_path: Path) -> None:
+    """As `make install PREFIX=/usr`."""
+    prefix = tmp_path / "a prefix"
+    path = prefix / "share/kata-containers/defaults/configuration.toml"
     path.parent.mkdir(parents=True)
     path.with_name("configuration-qemu.toml").write_text(FOREIGN)
     path.symlink_to("configuration-qemu.toml")
-    assert "is not ours and stays" in install(tmp_path)
+    assert "is not ours and stays" in install(f"PREFIX={prefix}")
     assert path.is_symlink()
     assert path.read_text() == FOREIGN
+
+    program = prefix / "bin/kata-runtime"
+    said = subprocess.run([program, "--version"], check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    assert said.startswith(f"kata-runtime  : {__version__}\n")
+    for unit, started in (
+        ("kata-monitor", "bin/kata-monitor"),
+        ("kata-osbuilder-generate", "libexec/kata-containers/osbuilder/kata-osbuilder.sh"),
+    ):
+        text = (prefix / f"lib/systemd/system/{unit}.service").read_text()
+        assert f"ExecStart={prefix}/{started}" in text
+        assert os.access(prefix / started, os.X_OK)
 
 
 def test_bash_completes(installed: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.debian import unpack_debian
+from kit.debian import own_suite, unpack_debian
 from kit.kata import RUN_PREFIX, Result, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -85,13 +85,26 @@ class Debian:
         return os.path.lexists(f"{self.root}{path}")
 
 
+def depends() -> list[str]:
+    """What the package depends on: each a package, or alternatives, with versions."""
+    found = re.search(r"^Depends: (.*)$", CONTROL.read_text(), re.MULTILINE)
+    assert found is not None
+    return [part.strip() for part in found[1].split(",")]
+
+
+def chosen(dependency: str) -> str:
+    """The one of several alternatives that this machine has."""
+    names = [alternative.split()[0] for alternative in dependency.split("|")]
+    status = ["dpkg-query", "--show", "--showformat=${db:Status-Status}"]
+    there = [name for name in names if subprocess.run([*status, name], capture_output=True).stdout == b"installed"]
+    return (there or names)[0]
+
+
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
-    """With all that the package depends on, and nothing of Katapod's."""
-    depends = re.search(r"^Depends: (.*)$", CONTROL.read_text(), re.MULTILINE)
-    assert depends is not None
-    names = dict.fromkeys(part.split()[0] for part in depends[1].split(","))
-    root = unpack_debian(tmp_path_factory.mktemp("packages") / "debian", ["man-db", *names])
+    """This machine's release, with all that the package depends on, and nothing of Katapod's."""
+    names = dict.fromkeys(chosen(part) for part in depends())
+    root = unpack_debian(tmp_path_factory.mktemp("packages") / "debian", ["man-db", *names], own_suite())
     (root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
     script = f"""
@@ -196,6 +209,18 @@ def test_deb_purged_with_a_sandbox_keeps_what_it_uses(stage: Path, debian: Debia
     debian.ok("rm", "-r", f"/{record.relative_to(debian.root)}", "/var/lib/katapod")
 
 
+def test_the_library_serves_every_python_that_the_package_allows(stage: Path) -> None:
+    """Debian 12 has 3.11, Debian 13 has 3.13."""
+    first, end = (int(version) for version in re.findall(r"python3 \([<>]+=? 3\.(\d+)\)", ", ".join(depends())))
+    assert (first, end) == (11, 14)
+    compiled: dict[str, set[int]] = {}
+    for path in (stage / LIBRARY.lstrip("/")).rglob("*.cpython-*.so"):
+        name, _, rest = path.name.partition(".cpython-3")
+        compiled.setdefault(str(path.with_name(name)), set()).add(int(rest.partition("-")[0]))
+    assert compiled
+    assert set(map(frozenset, compiled.values())) == {frozenset(range(first, end))}
+
+
 @pytest.fixture(scope="module")
 def package(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The RPM."""
@@ -223,6 +248,13 @@ def test_w25_where_the_vmm_comes_from(package: Path) -> None:
     for name in ("crun", "dracut", "kernel", "qemu-kiwi", "virtiofsd", "python3.11", "systemd"):
         assert name in requires
     assert "kata-containers = " in call("rpm", "-qp", "--provides", package)
+
+
+def test_programs_of_the_rpm_name_the_python_that_it_requires(package: Path, tmp_path: Path) -> None:
+    subprocess.run(f"rpm2cpio {package} | cpio --quiet -id -D {tmp_path}", shell=True, check=True)
+    programs = ["usr/bin/kata-runtime", "usr/bin/containerd-shim-kata-v2", "usr/bin/kata-monitor"]
+    programs.append("usr/libexec/kata-containers/agent/usr/bin/kata-agent")
+    assert {(tmp_path / name).read_text().partition("\n")[0] for name in programs} == {"#!/usr/bin/python3.11 -I"}
 
 
 def test_rpm_scripts(package: Path) -> None:

@@ -1,42 +1,48 @@
-"""Real Debian 12 root file systems, each made once and kept as an archive: with Python and a C compiler, or others."""
+"""Real Debian root file systems, each made once and kept as an archive: with Python and a C compiler, or others."""
 
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["PACKAGES", "debian_archive", "unpack_debian"]
+__all__ = ["PACKAGES", "debian_archive", "own_suite", "unpack_debian"]
 
-SUITE = "bookworm"
+SUITE = "bookworm"  # of containers: any would do
 PACKAGES = ("gcc", "libc6-dev", "python3-minimal")
 CACHE = Path(__file__).resolve().parents[2] / "build" / "cache"
 
 
-def debian_archive(packages: Sequence[str] = PACKAGES) -> Path:
+def own_suite() -> str:
+    """This machine's release, by its code name."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", SUITE)
+
+
+def debian_archive(packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Path:
     """The archive, made with mmdebstrap if there is none for this list of packages.
 
     The mirror is KATAPOD_TEST_MIRROR, else that of the host's own Debian.
     """
-    key = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:12]
-    archive = CACHE / f"debian-{SUITE}-{key}.tar"
+    key = hashlib.sha256(" ".join([suite, *packages]).encode()).hexdigest()[:12]
+    archive = CACHE / f"debian-{suite}-{key}.tar"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "debian.lock").open("w") as lock:  # workers of one test run make it once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
-            _make(archive, packages)
+            _make(archive, packages, suite)
     return archive
 
 
-def _make(archive: Path, packages: Sequence[str]) -> None:
+def _make(archive: Path, packages: Sequence[str], suite: str) -> None:
     mmdebstrap = shutil.which("mmdebstrap")
     assert mmdebstrap, "mmdebstrap is not installed; packaging/debian-packages-test.txt names what the tests need"
     half = archive.with_suffix(f".{os.getpid()}.tar")
     mirror = os.environ.get("KATAPOD_TEST_MIRROR", "http://deb.debian.org/debian")
     done = subprocess.run(
-        [mmdebstrap, "--variant=minbase", f"--include={','.join(packages)}", "--quiet", SUITE, str(half), mirror],
+        [mmdebstrap, "--variant=minbase", f"--include={','.join(packages)}", "--quiet", suite, str(half), mirror],
         capture_output=True,
         text=True,
         timeout=280,
@@ -48,11 +54,20 @@ def _make(archive: Path, packages: Sequence[str]) -> None:
     os.replace(half, archive)
 
 
-def unpack_debian(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
+def unpack_debian(folder: Path, packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Path:
     """Unpack the archive into `folder`, owners and all; returns it."""
     folder.mkdir(parents=True)
     subprocess.run(
-        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", debian_archive(packages), "--directory", folder],
+        [
+            "tar",
+            "--extract",
+            "--numeric-owner",
+            "--xattrs",
+            "--file",
+            debian_archive(packages, suite),
+            "--directory",
+            folder,
+        ],
         check=True,
         timeout=120,
     )
