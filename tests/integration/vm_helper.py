@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from katapod.host.state import StateStore
+from katapod.model.config import find_virtiofsd
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
@@ -23,7 +24,7 @@ from katapod.sandbox.recovery import find_leftovers
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
 INITRD = Path("/var/cache/kata-containers/kata-containers-initrd.img")
 QEMU = "/usr/bin/qemu-system-x86_64"
-VIRTIOFSD = shutil.which("virtiofsd") or "/usr/lib/qemu/virtiofsd"
+VIRTIOFSD = shutil.which("virtiofsd") or os.path.realpath(find_virtiofsd("") or "virtiofsd")  # QEMU 8's is a link
 DIALECT = VirtiofsdDialect.C if "qemu" in VIRTIOFSD else VirtiofsdDialect.RUST
 
 needs_vm = [
