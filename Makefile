@@ -1,8 +1,9 @@
-# Katapod. `make run` and `make test` do everything on a fresh Debian 12, as root.
+# Katapod. `make run` and `make test` do everything on a fresh Debian 12 or 13, as root.
 
 PYTHON ?= /usr/bin/python3
 PREFIX ?= /usr/local
 DESTDIR ?=
+OTHER_RELEASE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -10,7 +11,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help run setup image bytecode test unit integration e2e check format messages install clean
-.PHONY: bench bench-compare bench-baseline deb rpm
+.PHONY: test-debian bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +46,10 @@ bytecode: $(BIN)/.installed
 	@$(BIN)/python -m compileall -q src
 
 test: setup build/.packages-test ## Set up, then all checks and tests, with a summary at the end
-	@MAKE='$(MAKE)' tools/run-tests
+	@MAKE='$(MAKE)' OTHER_RELEASE='$(OTHER_RELEASE)' tools/run-tests
+
+test-debian: build/.packages-test ## All checks and tests in a root of another release: RELEASE=bookworm or trixie
+	@tools/release-root $(or $(RELEASE),other) all
 
 unit: $(BIN)/.installed ## The unit tests: seconds, no root, no VM
 	$(PYTEST) tests/unit -q

@@ -10,6 +10,7 @@ SLEEP = ("sleep", "100000")
 READY, NOT_READY = 0, 1
 
 
+@pytest.mark.smoke
 @pytest.mark.reference
 def test_pod_with_two_workloads(cri: Cri) -> None:
     pod = cri.run_pod(labels={"app": "two"})
@@ -39,7 +40,7 @@ def test_pod_with_two_workloads(cri: Cri) -> None:
 def test_the_runtime_says_it_is_ready(cri: Cri) -> None:
     assert cri("Version").runtime_name == "containerd"
     conditions = {one.type: one.status for one in cri("Status").status.conditions}
-    assert conditions == {"RuntimeReady": True, "NetworkReady": True}
+    assert conditions.items() >= {"RuntimeReady": True, "NetworkReady": True}.items()  # containerd 1.7 has one more
     assert cri("ImageStatus", image={"image": BUSYBOX}).image.size > 0
 
 

@@ -12,6 +12,7 @@ from kit.oci_archive import BUSYBOX
 MIB = 1 << 20
 
 
+@pytest.mark.smoke
 @pytest.mark.reference
 def test_streams_stay_apart_and_status_comes_through(ctr: Containerd, runtime: str) -> None:
     command = ["sh", "-c", "echo to-out; echo to-err >&2; exit 7"]
@@ -59,6 +60,7 @@ def test_environment_and_directory(ctr: Containerd, runtime: str) -> None:
     )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("mode", ["rw", "ro"])
 def test_bind_mount(ctr: Containerd, runtime: str, tmp_path: Path, mode: str) -> None:
     (tmp_path / "from-host").write_text("seen\n")

@@ -16,6 +16,7 @@ def box(module_kata: Kata) -> str:
     return module_kata.start(*("-e", "FROM_RUN=1", "-w", "/srv", "--hostname", "boxhost", "busybox", "sleep", "1000"))
 
 
+@pytest.mark.smoke
 def test_guest_kernel(kata: Kata, guest_image: dict[str, Any]) -> None:
     assert kata.run("busybox", "uname", "-r") == (0, f"{guest_image['kernel_version']}\n", "")
     assert guest_image["kernel_version"] != os.uname().release
@@ -28,6 +29,7 @@ def test_names_of_the_container_itself(kata: Kata, box: str) -> None:
     assert "1 packets received" in kata.ok("exec", box, "ping", "-c", "1", "-q", "boxhost")
 
 
+@pytest.mark.smoke
 def test_streams_stay_apart_and_status_comes_through(kata: Kata) -> None:
     result = kata.run("busybox", "sh", "-c", "echo to-out; echo to-err >&2; exit 7")
     assert result == (7, "to-out\n", "to-err\n")
@@ -58,6 +60,7 @@ def test_killed_container_ends_with_137(kata: Kata) -> None:
         assert running.wait(15) == 137
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -96,6 +99,7 @@ def test_exec_as_unknown_user(kata: Kata, box: str) -> None:
     assert "nobody-here" in err
 
 
+@pytest.mark.smoke
 def test_exec_stdin(kata: Kata, box: str) -> None:
     """With -i it is passed on to its end; without, the command finds it empty."""
     assert kata("exec", "-i", box, "sh", "-c", "cat; echo end", input="a\0b\n") == (0, "a\0b\nend\n", "")

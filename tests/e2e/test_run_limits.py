@@ -23,6 +23,7 @@ def _total_mib(kata: Kata, name: str) -> int:
     return int(found[1]) >> 10
 
 
+@pytest.mark.smoke
 def test_cgroup_has_the_limits(kata: Kata, box: str) -> None:
     files = [f"/sys/fs/cgroup/{name}" for name in ("memory.max", "memory.swap.max", "cpu.max", "pids.max")]
     out = kata.ok("exec", box, "sh", "-c", f"cat {' '.join(files)} || true", timeout=20).splitlines()
@@ -30,6 +31,7 @@ def test_cgroup_has_the_limits(kata: Kata, box: str) -> None:
     assert out[-2:] == ["150000 100000", "40"]
 
 
+@pytest.mark.smoke
 def test_vm_has_the_size(kata: Kata, box: str) -> None:
     """Two CPUs for 1.5; the limit and what the guest itself needs, in blocks of 128 MiB."""
     assert kata.ok("exec", box, "nproc") == "2\n"

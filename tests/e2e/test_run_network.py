@@ -121,12 +121,14 @@ def test_a_container_on_the_bridge(name: str) -> None:
     assert "kata0" in host("ip", "link")
 
 
+@pytest.mark.smoke
 def test_it_reaches_the_host_and_another_container(name: str, kata: Kata) -> None:
     other = kata.name()
     with started(other, "--net", "bridge", "busybox", "sh", "-c", SERVER) as address:
-        script = f"ping -c 1 -w 20 10.186.0.1 && ping -c 1 -w 20 {address} && wget -q -O - http://{address}/x"
-        done = run("--name", name, "--net", "bridge", "busybox", "sh", "-c", script)
+        script = f"nproc; ping -c 1 -w 20 10.186.0.1 && ping -c 1 -w 20 {address} && wget -q -O - http://{address}/x"
+        done = run("--name", name, "--cpus", "2", "--net", "bridge", "busybox", "sh", "-c", script)
         assert (done.code, done.err) == (0, ""), done
+        assert done.out.startswith("2\n")
         assert done.out.endswith("hello\n")
 
 

@@ -120,6 +120,7 @@ def test_two_at_once_share_an_image_and_no_file(kata: Kata, config: str, image: 
             assert kata("delete", "--force", name).code == 0
 
 
+@pytest.mark.smoke
 def test_read_only(kata: Kata, config: str, image: str, tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     flags = ("--read-only", "--tmpfs", "/scratch", "-v", f"{tmp_path}/volume:/volume")

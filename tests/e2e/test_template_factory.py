@@ -39,6 +39,7 @@ def factory(config: Path, *words: str) -> str:
     return done.out
 
 
+@pytest.mark.smoke
 def test_a_life(config: Path, templates_here: TemplateDir) -> None:
     assert factory(config, "status") == f"{OFF}\n"
     assert factory(config, "init") == "vm factory initialized\n"
