@@ -1,7 +1,7 @@
 """The table of CPUs (MADT) that an emulated guest is given in place of QEMU's.
 
-QEMU marks CPUs that may be plugged in later as not enabled. Linux counts them only where it knows its hypervisor
-(arch/x86/kernel/acpi/boot.c, acpi_is_processor_usable: 6.12.58, 6.17.8 and later), and it does not know QEMU's
+QEMU marks CPUs that may be plugged in later as not enabled. New kernels, such as Debian 13's 6.12.117, count those only
+if they know their hypervisor (arch/x86/kernel/acpi/boot.c, acpi_is_processor_usable), and they do not know QEMU's
 software emulation. Here all CPUs are enabled; the kernel starts those that are there (`maxcpus=`), and the agent the
 others, once they have been plugged in.
 """
