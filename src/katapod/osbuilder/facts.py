@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from katapod.host.process import find_program, run
 from katapod.osbuilder.guest_python import Interpreter, OwnSources, trace_python
 from katapod.osbuilder.kernel import InstalledKernel, huge_pages_default
 from katapod.osbuilder.node_files import sources_of
+from katapod.osbuilder.shared_libraries import shared_libraries
 from katapod.osbuilder.stage import COMPRESSORS, DRACUT_BASE, in_thread
 from katapod.plan import guest_image, guest_systemd
 from katapod.plan.guest_image import (
@@ -83,7 +83,7 @@ async def image_key(
     foreign = _files_of(own.foreign)
     binaries = [Path(program.source) for program in programs]
     added = [Path(file.source) for file in extras.files if file.kind is FileKind.PROGRAM]
-    libraries = await _shared_libraries([*binaries, *added, *(path for path in foreign if ".so" in path.name)])
+    libraries = await shared_libraries([*binaries, *added, *(path for path in foreign if ".so" in path.name)])
     builder = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.rglob("*.sh"))]
     modules = [kernel.module_dir / module.source for module in plan_image_modules(index, extras).all]
     index_files = [kernel.module_dir / name for name in ("modules.dep", "modules.builtin", "modules.softdep")]
@@ -145,14 +145,3 @@ def _files_of(names: Iterable[str]) -> list[Path]:
         if spec is not None and spec.has_location and spec.origin:
             found.append(Path(spec.origin))
     return found
-
-
-async def _shared_libraries(binaries: Iterable[Path]) -> list[Path]:
-    """What ldd(1) resolves: a security update of libc renews the image too."""
-    done = await run(
-        [find_program("ldd", package="libc-bin"), *map(str, binaries)],
-        timeout_s=120,
-        check=False,  # it fails for static programs, which have none
-    )
-    paths = re.findall(r"(?:=> |^\s+)(/\S+)", done.stdout, re.MULTILINE)
-    return [Path(path).resolve() for path in sorted(set(paths))]

@@ -10,6 +10,7 @@ from katapod.model.flavour import Flavour
 from katapod.model.recipe import Recipe, RecipeError, guest_path
 from katapod.osbuilder.errors import OsbuilderError
 from katapod.osbuilder.packages import package_files
+from katapod.osbuilder.shared_libraries import loaded_later
 from katapod.plan.guest_image import FileKind, GuestExtras, GuestFile
 from katapod.plan.guest_systemd import SYSTEMD_FILES
 
@@ -42,6 +43,9 @@ async def collect_extras(flavour: Flavour, recipe: Recipe, recipe_name: str) -> 
             files += _tree(source, entry.target, mode)
         else:
             files.append(_describe(source.resolve(), entry.target, mode))
+    later = await loaded_later(Path(file.source) for file in files if file.kind is FileKind.PROGRAM)
+    for path in later:
+        files += _with_link(str(path), guest_path(str(path)))
     if recipe.hook and not os.access(recipe.hook, os.X_OK):
         problem = "is not executable" if os.path.exists(recipe.hook) else "does not exist"
         raise RecipeError(

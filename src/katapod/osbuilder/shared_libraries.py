@@ -1,0 +1,83 @@
+"""The shared libraries that programs load: at their start, and later, by dlopen(3), as their ELF notes tell."""
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from katapod.host.process import find_program, run
+
+__all__ = ["dlopen_notes", "loaded_later", "shared_libraries"]
+
+_SHT_NOTE = 7
+_NOTE_DLOPEN = 0x407C0C0A
+"""Source: ELF_DLOPEN_METADATA, a specification of the UAPI group."""
+_TAKEN = ("required", "recommended")  # priorities; what is only suggested a guest does without
+
+
+async def shared_libraries(binaries: Iterable[Path]) -> list[Path]:
+    """What ldd(1) resolves, by their real paths."""
+    done = await run(
+        [find_program("ldd", package="libc-bin"), *map(str, binaries)],
+        timeout_s=120,
+        check=False,  # it fails for static programs, which have none
+    )
+    paths = re.findall(r"(?:=> |^\s+)(/\S+)", done.stdout, re.MULTILINE)
+    return [Path(path).resolve() for path in sorted(set(paths))]
+
+
+async def loaded_later(programs: Iterable[Path]) -> list[Path]:
+    """The libraries that `programs` and theirs need by dlopen(3) and have not loaded before, as far as they are here.
+
+    systemd 257 has libkmod so: without it no kernel module is loaded. The paths are those of links, by soname.
+    """
+    found: list[Path] = []
+    asked = list(programs)
+    while asked:
+        loaded = await shared_libraries(asked)
+        folders = sorted({path.parent for path in loaded})
+        wanted = [names for path in (*asked, *loaded) for names in dlopen_notes(path.read_bytes())]
+        asked = []
+        for names in wanted:
+            here = [folder / name for name in names for folder in folders if (folder / name).exists()]
+            if here and here[0].resolve() not in loaded and here[0] not in (*found, *asked):
+                asked.append(here[0])
+        found += asked
+    return found
+
+
+def dlopen_notes(elf: bytes) -> list[tuple[str, ...]]:
+    """The sonames, by preference, of each library that an ELF file says it may load; () if it is no such file."""
+    found = []
+    for note in _notes(elf):
+        try:
+            entries = json.loads(note.rstrip(b"\0"))
+        except ValueError:
+            continue
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and entry.get("priority", "recommended") in _TAKEN:
+                found.append(
+                    tuple(name for name in entry.get("soname", ()) if isinstance(name, str) and "/" not in name)
+                )
+    return found
+
+
+def _notes(elf: bytes) -> Iterator[bytes]:
+    """Descriptions of the notes of that kind. Source: elf(5), 64-bit little-endian files."""
+    if elf[:6] != b"\x7fELF\x02\x01":
+        return
+    try:
+        (table,) = struct.unpack_from("<Q", elf, 0x28)
+        size, count = struct.unpack_from("<HH", elf, 0x3A)
+        for number in range(count):
+            _, kind, _, _, offset, length = struct.unpack_from("<IIQQQQ", elf, table + number * size)
+            end = offset + length
+            while kind == _SHT_NOTE and offset + 12 <= end:
+                name_size, text_size, note = struct.unpack_from("<III", elf, offset)
+                text = offset + 12 + (name_size + 3 & ~3)
+                if note == _NOTE_DLOPEN and elf[offset + 12 : offset + 16] == b"FDO\0":
+                    yield elf[text : text + text_size]
+                offset = text + (text_size + 3 & ~3)
+    except struct.error:
+        return  # cut off: what was found counts
