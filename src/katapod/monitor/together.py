@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 __all__ = ["GRACE_S", "ask_together"]
 
-GRACE_S = 1.0
+GRACE_S = 1.5  # more than an owner waits for its guest
 
 _Answer = TypeVar("_Answer")
 
