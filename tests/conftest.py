@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from kit.accel import ACCEL
 from kit.containerd import Containerd
 from kit.debian import unpack_debian
 from kit.evidence import save_evidence
@@ -48,13 +49,13 @@ def _is_below(path: Path, *folders: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def guest_image() -> dict[str, Any]:
-    """The guest image is built and the accelerator is chosen; returns the image's manifest."""
+    """The guest image is built, and guests run under the accelerator of this test run; returns the manifest."""
     assert Path(KATA).exists(), f"{KATA} does not exist: run make setup"
     kata = Kata("guest-image")
     built = kata("image", "build", timeout=240)
     assert built.code == 0, f"cannot build the guest image:\n{built.stderr}"
-    first = kata.run("busybox", "true", timeout=180)  # proves the accelerator, which takes a boot
-    assert first.code == 0, f"cannot run a first container:\n{first.stderr}"
+    first = kata.run("--accel", ACCEL, "busybox", "true", timeout=180)  # proves KVM, which takes a boot
+    assert first.code == 0, f"cannot run a first container under {ACCEL}:\n{first.stderr}"
     manifest = IMAGE_LINKS.joinpath("kata-containers-initrd.img").resolve().with_name("manifest.json")
     found: dict[str, Any] = json.loads(manifest.read_text())
     return found
@@ -65,6 +66,8 @@ def _module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Around all of a module of tests/e2e: its module-wide containers have to go as well."""
     if _is_below(request.path, *NEED_ROOT) and os.geteuid() != 0:
         pytest.fail("the tests in tests/integration and tests/e2e need root: they start VMs and mount", pytrace=False)
+    if _is_below(request.path, *NEED_ROOT):
+        os.environ["KATAPOD_ACCELERATOR"] = ACCEL
     if not _is_below(request.path, TESTS / "e2e"):
         yield
         return

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.accel import ACCEL
 from kit.kata import KATA, RUN_PREFIX
 from kit.templates import kata_command, templates_are_on
 
@@ -123,7 +124,7 @@ def _popen(argv: list[str]) -> subprocess.Popen[str]:
 def start(*args: str, name: str, config: Path | None = None, prefix: tuple[str, ...] = ()) -> Iterator[Started]:
     """`kata-runtime run --name NAME ARGS` beside us. At the end nothing of it stays, whatever the test did."""
     before = ["--config", str(config)] if config else []
-    process = _popen([*prefix, *kata_command(*before), "run", "--name", name, "--accel", "tcg", *args])
+    process = _popen([*prefix, *kata_command(*before), "run", "--name", name, "--accel", ACCEL, *args])
     try:
         yield Started(process, name)
     finally:

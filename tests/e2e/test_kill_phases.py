@@ -27,6 +27,8 @@ from faults import (
     wait_until,
 )
 
+from kit.accel import ACCEL
+
 ERROR_LIMIT_S = 5.0
 WRITER = "i=0; while true; do dd if=/dev/zero of=/v/data bs=64k count=16 2>/dev/null; sync; echo x >> /v/mark; done"
 
@@ -79,17 +81,17 @@ def test_next_run_removes_what_a_killed_owner_left(name: str) -> None:
         at("running", running)
         die_hard(running.pid)
         running.end()
-        kata("run", "--rm", "--accel", "tcg", "no-such-image", "true")
+        kata("run", "--rm", "--accel", ACCEL, "no-such-image", "true")
         assert leftovers(name) == []
 
 
 def test_killed_background_owner(name: str) -> None:
-    assert kata("run", "-d", "--name", name, "--accel", "tcg", "busybox", "sleep", "1000").out == f"{name}\n"
+    assert kata("run", "-d", "--name", name, "--accel", ACCEL, "busybox", "sleep", "1000").out == f"{name}\n"
     owner = int(str(record_of(name)["owner_pid"]))
     die_hard(owner)
     wait_until("QEMU and virtiofsd are gone", lambda: not processes_of(name), limit_s=1.0)
     other = fresh_name("kill")
-    assert kata("run", "--rm", "--name", other, "--accel", "tcg", "no-such-image", "true").code == 125
+    assert kata("run", "--rm", "--name", other, "--accel", ACCEL, "no-such-image", "true").code == 125
     # it had run and was to be kept: only its record and log stay, and say what became of it
     state = record_of(name)
     if state:

@@ -30,6 +30,8 @@ from faults import (
     wait_until,
 )
 
+from kit.accel import ACCEL
+
 pytestmark = pytest.mark.alone
 
 SEED = 4242
@@ -141,9 +143,9 @@ def test_two_starts_with_one_name(name: str) -> None:
 
 
 def test_name_is_taken_while_it_runs_and_after(name: str) -> None:
-    assert kata("run", "-d", "--name", name, "--accel", "tcg", "busybox", "sleep", "1000").code == 0
+    assert kata("run", "-d", "--name", name, "--accel", ACCEL, "busybox", "sleep", "1000").code == 0
     for _ in range(2):
-        taken = kata("run", "--name", name, "--accel", "tcg", "busybox", "true").assert_clean_error()
+        taken = kata("run", "--name", name, "--accel", ACCEL, "busybox", "true").assert_clean_error()
         assert f"the name is taken\n  hint: choose another, or remove it: kata-runtime delete {name}" in taken.err
         assert record_of(name)
         kata("kill", name)
@@ -193,7 +195,7 @@ def test_list_never_fails_while_sandboxes_come_and_go() -> None:
                     assert each.end().code == 0
             # the record's whole life without a VM is short: many of these
             for _ in range(8):
-                kata("run", "--rm", "--name", fresh_name("many"), "--accel", "tcg", "no-such-image")
+                kata("run", "--rm", "--name", fresh_name("many"), "--accel", ACCEL, "no-such-image")
         finally:
             over.set()
         results = seen.result()

@@ -215,7 +215,7 @@ async def test_a_share_that_nobody_serves(vm_started: QemuProcess, tmp_path: Pat
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from vm_helper import vm_spec
 from katapod.host.qemu import QemuLogs, running_qemu
 from katapod.plan.vmm import plan_qemu

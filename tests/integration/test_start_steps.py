@@ -43,6 +43,7 @@ from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.recovery import find_leftovers
 from katapod.sandbox.stdio import NullSink
+from kit.accel import ACCEL
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.usefixtures("guest_image")]
 
@@ -95,7 +96,7 @@ class Start:
         config = check_paths(load_config(self.config_file()), os.path.exists)
         request = PodRequest(
             ContainerId(self.sandbox_id), "guest", limits=LIMITS, netns=self.netns or str(self.wired.path),
-            cgroups_path=f"/{self.sandbox_id}/c1", shm_size_bytes=16 << 20, accelerator="tcg",
+            cgroups_path=f"/{self.sandbox_id}/c1", shm_size_bytes=16 << 20, accelerator=ACCEL,
         )  # fmt: skip
         opened = await open_pod(request, config, self.store)
         try:

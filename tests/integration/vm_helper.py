@@ -1,4 +1,4 @@
-"""Plans of small emulated VMs for tests, and a probe for what an attempt leaves behind."""
+"""Plans of small VMs for tests, and a probe for what an attempt leaves behind."""
 
 import asyncio
 import gc
@@ -16,9 +16,10 @@ from katapod.host.state import StateStore
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
-from katapod.plan.vmm import Accelerator, VmSpec
+from katapod.plan.vmm import VmSpec
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
+from kit.accel import ACCELERATOR, REMEDY
 
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
 INITRD = Path("/var/cache/kata-containers/kata-containers-initrd.img")
@@ -40,7 +41,8 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
         qemu=qemu,
         kernel=KERNEL,
         initrd=initrd,
-        accelerator=Accelerator.TCG,
+        accelerator=ACCELERATOR,
+        remedy=REMEDY,
         boot_mem_mib=256,
         max_mem_mib=1024,
         memory_slots=2,

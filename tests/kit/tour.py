@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kit.accel import ACCEL
 from kit.containerd import Containerd, containerd_running
 from kit.cri import Cri, Pod
 from kit.kata import KATA, wait_for
@@ -126,6 +127,7 @@ def node_command(node: Containerd, root: Path, text: str, variables: dict[str, s
         "COLUMNS": "120",
         "CONTAINERD_ADDRESS": str(node.socket),
         "KATAPOD_NETWORK": "none",
+        "KATAPOD_ACCELERATOR": ACCEL,
         **variables,
     }
     etc = f"lowerdir=/etc,upperdir={root}/etc,workdir={root}/work"

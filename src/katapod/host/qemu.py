@@ -18,7 +18,7 @@ from katapod.host.trace import span
 from katapod.model.errors import KatapodError
 from katapod.plan.vmm import FdSlot, QemuPlan, render_qemu
 
-__all__ = ["QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
+__all__ = ["QMP_LIMIT_S", "QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
 
 log = logging.getLogger(__name__)
 

@@ -88,6 +88,7 @@ class Verdict:
     said: str = ""  # QEMU's own words, of the boots that failed
     key: str = ""
     age_s: float | None = None  # of a verdict that was kept
+    console: str = ""  # the last lines of a guest that did not boot; not kept
 
     def describe(self) -> str:
         """One line for people."""
@@ -147,7 +148,7 @@ _SHORTAGES = re.compile(
     r"|resource temporarily unavailable|device or resource busy|interrupted system call|cannot set up guest memory",
     re.IGNORECASE,
 )
-_OF_KVM = re.compile(r"\bkvm|\bMSR\b|\bv?cpu|virtuali[sz]ation|-accel\b", re.IGNORECASE)
+_OF_KVM = re.compile(r"\bkvm|\bMSR\b|\bv?cpu|virtuali[sz]ation", re.IGNORECASE)
 _OF_A_NAME = re.compile(r"property '\S+' not found|unable to find CPU model|invalid parameter", re.IGNORECASE)
 _SIGABRT = -6
 _WISHED_FOR = (-9, -15)  # somebody, or the kernel for lack of memory, ended it

@@ -22,7 +22,7 @@ import msgspec
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.host.qemu import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
 from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
@@ -44,6 +44,7 @@ from katapod.plan.proof import (
 )
 from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.agent_link import claim_channel
+from katapod.sandbox.failures import guest_of
 from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
 
@@ -129,7 +130,8 @@ async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | No
             end = await _boot_once(spec, logs, limit_s)
         except (QemuFailed, QmpError, QmpLinkBroken) as exc:
             said = read_tail(logs.vmm, max_lines=10) or str(exc)
-            end = _End(exc.returncode if isinstance(exc, QemuFailed) else None, 0.0, said, cause=exc)
+            status = exc.returncode if isinstance(exc, QemuFailed) else None
+            end = _End(status, QMP_LIMIT_S if status is None else 0.0, said, cause=exc)  # None: it hung, or was slow
         console = read_tail(logs.console, max_bytes=16384, max_lines=25)
     if f"katapod-agent: proven {token}" in console:
         return
@@ -213,15 +215,15 @@ async def choose_accelerator(
     async with file.turn(0.0 if overdue is not None else TURN_LIMIT_S) as mine:
         newest = file.find(plan)
         if newest is not None and newest.at >= began:  # found by another as we waited: as good as our own
-            return _or_refuse(newest.verdict(plan.key), needed=forced)
+            return _or_refuse(newest.verdict(plan.key), plan, needed=forced)
         if not mine and overdue is not None:
             return overdue.verdict(plan.key)  # another asks again: until then what was so holds
         if not mine:
             text = f"another process has been trying it for {TURN_LIMIT_S:g} s"
-            return _or_refuse(Verdict(Accelerator.TCG, text, fresh=True), needed=forced)
+            return _or_refuse(Verdict(Accelerator.TCG, text, fresh=True), plan, needed=forced)
         verdict, finding = await _find_out(plan, file, facts, config, scratch_parent, forced=forced)
         file.keep(plan, verdict, finding)
-    return _or_refuse(verdict, needed=forced)
+    return _or_refuse(verdict, plan, needed=forced)
 
 
 def wanted_accelerator(config: Config, flag: str = "") -> str:
@@ -251,13 +253,15 @@ def _standing(file: ProofFile, plan: ProofPlan, *, forced: bool) -> Verdict | No
     return kept.verdict(plan.key)
 
 
-def _or_refuse(verdict: Verdict, *, needed: bool = True) -> Verdict:
+def _or_refuse(verdict: Verdict, plan: ProofPlan, *, needed: bool) -> Verdict:
     """Raises DeviceMissing where KVM is needed and the verdict is another."""
     if not needed or verdict.accelerator is Accelerator.KVM:
         return verdict
     emulate = "to emulate: --accel tcg"
+    console = f"\nlast lines of the guest's console:\n{verdict.console}" if verdict.console else ""
     raise DeviceMissing(
-        f"cannot use KVM: {verdict.reason}", hint=f"{verdict.advice}; {emulate}" if verdict.advice else emulate
+        f"cannot use KVM: {verdict.reason}\n{guest_of(plan.vm)}{console}",
+        hint=f"{verdict.advice}; {emulate}" if verdict.advice else emulate,
     )
 
 
@@ -292,7 +296,7 @@ def _failed(plan: ProofPlan, trials: list[Trial], hang_s: float) -> tuple[Verdic
     log.info("KVM is not used: %s", reason)
     advice = advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
     verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=words_of(trials), key=plan.key)
-    return verdict, worst
+    return replace(verdict, console=trials[-1].failure.console), worst
 
 
 async def try_kvm(

@@ -132,6 +132,7 @@ async def test_a_host_without_kvm_is_told_so_once_whatever_is_run(host: Host) ->
 
 
 def test_the_flag_the_environment_the_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KATAPOD_ACCELERATOR", raising=False)
     assert wanted_accelerator(host.config) == "auto"
     monkeypatch.setenv("KATAPOD_ACCELERATOR", "tcg")
     assert (wanted_accelerator(host.config), wanted_accelerator(host.config, "kvm")) == ("tcg", "kvm")
