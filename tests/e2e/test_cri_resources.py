@@ -102,3 +102,7 @@ def test_more_memory_is_of_use(cri: Cri) -> None:
     assert pod.exec(container, "sh", "-c", take).code != 0
     cri("UpdateContainerResources", container_id=container, linux={"memory_limit_in_bytes": 400 * MIB})
     assert pod.exec(container, "sh", "-c", take).code == 0
+    # more than any node has: the VM gets what there is, in steps that a small guest can take, and the limit is kept
+    cri("UpdateContainerResources", container_id=container, linux={"memory_limit_in_bytes": 100_000 << 30})
+    assert memory_limit(pod, container) == 100_000 << 30
+    assert pod.exec(container, "sh", "-c", take).code == 0

@@ -149,6 +149,8 @@ async def own_container(
         config = settings.load_config(annotations=bundle_spec.annotations if bundle_spec else None)
         facts, store = collect_host_facts(), settings.states()
     size = size_for(config, facts, (_limits(request.options, bundle_spec),))
+    for told in size.clamped:
+        print(f"kata-runtime: WARNING: {request.container_id}: {told}", file=sys.stderr)
     with span("look for dead owners"):
         await reap_dead(store)
     with contextlib.ExitStack() as held:

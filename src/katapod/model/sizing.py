@@ -10,7 +10,8 @@ Memory. With a limit on every container the VM has
 so that a container can use its whole limit before the guest runs out, and a container over its limit is
 killed alone by its own cgroup. A container without a limit may use what default_memory gives the VM;
 containers with limits come on top. So: no limits =
-default_memory, or what the host has if that is less.
+default_memory, or what the host has if that is less. Limits above what the host has are usual, in pods above all: the
+VM gets what there is, and the containers' cgroups keep the limits as they were asked for.
 
 vCPUs. With a quota on every container the sum of quotas, rounded up: `--cpus 2` shows two CPUs,
 `--cpus 0.5` one, of which the container's cgroup gives it a half. Containers without a quota share
@@ -104,6 +105,8 @@ class VmSize(Struct, frozen=True, kw_only=True):
     """Guest memory that containers cannot count on."""
     host_overhead_mib: int
     """Host memory beside the guest's: HOST_OVERHEAD_MIB and, under TCG, its translation cache."""
+    clamped: tuple[str, ...] = ()
+    """What the limits ask for and the VM cannot have: worth a warning."""
 
     @property
     def sandbox_cgroup_mib(self) -> int:
@@ -134,17 +137,31 @@ def size_sandbox(
     """Size a sandbox for the containers that are known at its start.
 
     `translation_cache_mib` is what QEMU may use for translated code: 0 under KVM, its tb-size under TCG.
-    Raises UsageError if the limits do not fit the host.
+    Raises UsageError if the host has not even the memory that any guest needs.
     """
     ceiling = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
     boot_mem_mib, guest_overhead_mib = _memory(settings, containers)
-    if all(container.memory_bytes is None for container in containers):
-        # Nobody asked for that much: a small host gets what it has instead of an error.
-        whole_blocks_mib = ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB
-        boot_mem_mib = min(boot_mem_mib, max(whole_blocks_mib, MIN_BOOT_MIB))
-    if boot_mem_mib > ceiling:
-        raise _too_much_memory(settings, host, containers, boot_mem_mib, ceiling)
-    vcpus, max_vcpus = _vcpus(settings, host, containers)
+    if ceiling < MIN_BOOT_MIB:
+        raise UsageError(
+            f"cannot give the sandbox {MIN_BOOT_MIB} MiB of memory: {_bound(ceiling, host)}",
+            hint=f"a sandbox needs {MIN_BOOT_MIB} MiB at least",
+        )
+    clamped: list[str] = []
+    whole_blocks_mib = max(ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB, MIN_BOOT_MIB)
+    if boot_mem_mib > whole_blocks_mib:
+        if any(container.memory_bytes is not None for container in containers):
+            clamped.append(
+                f"its memory limits ask for a VM of {boot_mem_mib} MiB and {_bound(ceiling, host)}: it gets "
+                f"{whole_blocks_mib} MiB, and the limits stay"
+            )
+        boot_mem_mib = whole_blocks_mib
+    ceiling_vcpus = _max_vcpus(settings, host)
+    for container in containers:
+        if container.cpus is not None and container.cpus > ceiling_vcpus:
+            clamped.append(
+                f"its CPU limit of {container.cpus:g} is more than the {ceiling_vcpus} vCPUs that it can have"
+            )
+    vcpus, max_vcpus = _vcpus(settings, host, tuple(_capped(container, ceiling_vcpus) for container in containers))
     return VmSize(
         boot_mem_mib=boot_mem_mib,
         max_mem_mib=max(boot_mem_mib, ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB),
@@ -152,6 +169,7 @@ def size_sandbox(
         max_vcpus=max_vcpus,
         guest_overhead_mib=guest_overhead_mib,
         host_overhead_mib=HOST_OVERHEAD_MIB + translation_cache_mib,
+        clamped=tuple(clamped),
     )
 
 
@@ -175,8 +193,7 @@ def size_pod(
     `static` (static_sandbox_resource_mgmt) sizes once, for what is announced, with no room to grow: the caller gives
     a single container's limits as `announced`.
 
-    A limit of more CPUs than there are is usual in a pod, and asks for all of them. Raises UsageError if the memory
-    limits do not fit the host.
+    A limit of more CPUs than there are is usual in a pod, and asks for all of them. Raises UsageError as size_sandbox.
     """
     ceiling = _max_vcpus(settings, host)
     if static:
@@ -231,13 +248,6 @@ def _vcpus(settings: SizeSettings, host: HostCapacity, containers: tuple[Contain
     """(vCPUs at boot, hot-plug ceiling)."""
     ceiling = _max_vcpus(settings, host)
     quotas = [c.cpus for c in containers if c.cpus is not None]
-    for quota in quotas:
-        if quota > ceiling:
-            raise UsageError(
-                f"cannot give a container {quota:g} CPUs: the range is from 0.01 to {ceiling}",
-                hint="lower --cpus"
-                + ("" if ceiling == host.cpus else " or raise default_maxvcpus in configuration.toml"),
-            )
     default = settings.default_vcpus or 1
     if default < 0:
         default = ceiling
@@ -248,19 +258,7 @@ def _vcpus(settings: SizeSettings, host: HostCapacity, containers: tuple[Contain
     return max(1, min(math.ceil(round(total, 6)), ceiling)), ceiling
 
 
-def _too_much_memory(
-    settings: SizeSettings,
-    host: HostCapacity,
-    containers: tuple[ContainerLimits, ...],
-    wanted_mib: int,
-    ceiling_mib: int,
-) -> UsageError:
+def _bound(ceiling_mib: int, host: HostCapacity) -> str:
     if ceiling_mib < host.memory_mib:
-        bound = f"default_maxmemory is {ceiling_mib} MiB"
-    else:
-        bound = f"this host has {host.memory_mib} MiB"
-    if any(c.memory_bytes is not None for c in containers):
-        hint = "lower the memory limit (-m; in a pod resources.limits.memory)"
-    else:
-        hint = f"a sandbox needs {MIN_BOOT_MIB} MiB at least"
-    return UsageError(f"cannot give the sandbox {wanted_mib} MiB of memory: {bound}", hint=hint)
+        return f"default_maxmemory is {ceiling_mib} MiB"
+    return f"this host has {host.memory_mib} MiB"

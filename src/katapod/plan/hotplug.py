@@ -19,6 +19,8 @@ __all__ = [
     "HotplugPlan",
     "QmpStep",
     "blocks_of",
+    "dimm_id",
+    "dimm_sizes",
     "more_bridge_slots",
     "on_bridge",
     "pci_path",
@@ -33,6 +35,7 @@ BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free
 SLOTS_PER_BRIDGE = 32  # slots are counted through: 33 is the first of the second bridge
 DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with "drive-"
 MEMORY_BLOCK_MIB = 128  # what an x86 guest can bring online at once
+DIMM_GROWTH = 8  # a DIMM of 8 times the guest's memory takes an eighth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +239,31 @@ def blocks_of(wanted_mib: int) -> int:
     return max(0, -(-wanted_mib // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB)
 
 
+def dimm_sizes(present_mib: int, more_mib: int) -> tuple[int, ...]:
+    """More memory as DIMMs that a guest with `present_mib` can take one after the other; none if nothing is wanted.
+
+    Its kernel keeps 64 bytes for each page that is plugged, and takes them from what it has already: a small guest that
+    is given one big DIMM runs out of memory and panics. Each is at most DIMM_GROWTH times of what is there by then.
+    Source: the kernel's admin-guide/mm/memory-hotplug.
+    """
+    sizes: list[int] = []
+    while more_mib > 0:
+        largest_mib = max(present_mib * DIMM_GROWTH // MEMORY_BLOCK_MIB, 1) * MEMORY_BLOCK_MIB
+        sizes.append(min(more_mib, largest_mib))
+        present_mib += sizes[-1]
+        more_mib -= sizes[-1]
+    return tuple(sizes)
+
+
+def dimm_id(slot: int) -> str:
+    return f"dimmmem{slot}"
+
+
 def plan_memory(slot: int, size_mib: int, *, hugepages: bool = False, preallocated: bool = False) -> HotplugPlan:
     """One more DIMM of `size_mib`, a multiple of the guest's memory block. DIMMs do not come out again."""
     if size_mib <= 0 or size_mib % MEMORY_BLOCK_MIB:
         raise ValueError(f"cannot plug {size_mib} MiB: it must be a multiple of {MEMORY_BLOCK_MIB}")
-    backend, device = f"mem{slot}", f"dimmmem{slot}"
+    backend, device = f"mem{slot}", dimm_id(slot)
     more = ({"hugetlb": True} if hugepages else {}) | ({"prealloc": True} if hugepages or preallocated else {})
     return HotplugPlan(
         what=f"{size_mib} MiB of memory",

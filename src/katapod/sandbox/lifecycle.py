@@ -32,6 +32,7 @@ from katapod.plan.hotplug import (
     BRIDGE_SLOTS,
     HotplugPlan,
     blocks_of,
+    dimm_sizes,
     more_bridge_slots,
     plan_disk,
     plan_layered_disk,
@@ -224,9 +225,10 @@ class Sandbox:
             self.guest_vcpus = vcpus
             await self.place_vcpus()
         if more_mib > 0:
-            await self.guard(self.vm.qmp.plug(plan_dimm(self.plan, self._dimms, more_mib)))
-            self._dimms += 1
-            self.guest_mem_mib += more_mib
+            for size_mib in dimm_sizes(self.guest_mem_mib, more_mib):
+                await self.guard(self.vm.qmp.plug(plan_dimm(self.plan, self._dimms, size_mib)))
+                self._dimms += 1
+                self.guest_mem_mib += size_mib
         if more_cpus > 0 or more_mib > 0:
             request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=max(0, more_cpus), cpu_only=more_mib <= 0)
             await self.guard(self.agent.call("OnlineCPUMem", request))

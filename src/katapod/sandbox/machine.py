@@ -30,6 +30,8 @@ from katapod.plan.hotplug import (
     BRIDGE_SLOTS,
     HotplugPlan,
     blocks_of,
+    dimm_id,
+    dimm_sizes,
     plan_layered_disk,
     plan_memory,
     plan_shared_directory,
@@ -144,7 +146,7 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note:
     networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
     processes, network = await together(_launch(plan, paths, own, spec, given), _attach_network(plan, note, networks))
     note(vmm_pid=processes.vm.pid)
-    await _plug_and_run(plan, paths, processes, network, more_mib=0)
+    await _plug_and_run(plan, paths, processes, network, dimms=())
     with span("boot until the agent answers"):
         agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=False)
     return Machine(
@@ -180,7 +182,8 @@ async def _clone(
         with span("load device state"):
             await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
         more_mib = blocks_of(plan.vm.boot_mem_mib - spec.boot_mem_mib)
-        grown = await _plug_and_run(plan, paths, processes, network, more_mib=more_mib)
+        dimms = dimm_sizes(spec.boot_mem_mib, more_mib)
+        grown = await _plug_and_run(plan, paths, processes, network, dimms=dimms)
         with span("wake the clone"):
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
@@ -197,7 +200,7 @@ async def _clone(
         processes.death,
         created,
         mem_mib=spec.boot_mem_mib + more_mib,
-        dimms=1 if more_mib else 0,
+        dimms=len(dimms),
         root_disk=_root_disk_plan(plan),
         template=template.key,
         network=network,
@@ -251,7 +254,7 @@ def _share_socket(paths: SandboxPaths) -> Path:
 
 
 async def _plug_and_run(
-    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, network: PodNetwork | None, *, more_mib: int
+    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, network: PodNetwork | None, *, dimms: tuple[int, ...]
 ) -> "asyncio.Future[Any]":
     """Plug the shared directory, the root disk and memory while the guest stands still; then let it run.
 
@@ -263,14 +266,14 @@ async def _plug_and_run(
     )
     with span("plug devices"):
         await guarded(vm.qmp.plug(shared), death, sandbox_id)
-        grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
-        await guarded(_plug_rest(plan, vm, network, more_mib=more_mib, dimms=0), death, sandbox_id)
+        grown = _expect_grown(vm, len(dimms) - 1)
+        await guarded(_plug_rest(plan, vm, network, dimms=dimms), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     return grown
 
 
 async def _plug_rest(
-    plan: SandboxPlan, vm: QemuProcess, network: PodNetwork | None, *, more_mib: int, dimms: int
+    plan: SandboxPlan, vm: QemuProcess, network: PodNetwork | None, *, dimms: tuple[int, ...], first: int = 0
 ) -> None:
     """Plug the root disk, NICs and memory: what differs between sandboxes."""
     disk = _root_disk_plan(plan)
@@ -280,8 +283,8 @@ async def _plug_rest(
         await vm.qmp.plug(disk)
     if network is not None:
         await network.plug(vm.qmp)
-    if more_mib > 0:
-        await vm.qmp.plug(plan_dimm(plan, dimms, more_mib))
+    for number, size_mib in enumerate(dimms, first):
+        await vm.qmp.plug(plan_dimm(plan, number, size_mib))
 
 
 def plan_dimm(plan: SandboxPlan, number: int, size_mib: int) -> HotplugPlan:
@@ -294,6 +297,16 @@ def _root_disk_plan(plan: SandboxPlan) -> HotplugPlan | None:
     if disk is None:
         return None
     return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1], settings=plan.disks)
+
+
+def _expect_grown(vm: QemuProcess, last: int) -> "asyncio.Future[Any]":
+    """The guest's word on the last DIMM, or that it refuses one before."""
+
+    def is_it(data: Any) -> bool:
+        info = data["info"]
+        return bool(info["slot-type"] == "DIMM" and (info["status"] != 0 or info.get("device") == dimm_id(last)))
+
+    return vm.qmp.expect("ACPI_DEVICE_OST", is_it)
 
 
 async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
@@ -442,17 +455,18 @@ async def adapt_machine(
     """
     vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
     more_mib = blocks_of(plan.vm.boot_mem_mib - machine.mem_mib)
+    dimms = dimm_sizes(machine.mem_mib, more_mib)
     network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
     with span("plug devices"):
-        grown = vm.qmp.expect("ACPI_DEVICE_OST", lambda data: data["info"]["slot-type"] == "DIMM")
-        await guarded(_plug_rest(plan, vm, network, more_mib=more_mib, dimms=machine.dimms), death, sandbox_id)
+        grown = _expect_grown(vm, machine.dimms + len(dimms) - 1)
+        await guarded(_plug_rest(plan, vm, network, dimms=dimms, first=machine.dimms), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     with span("wake the machine"):
         await guarded(_wake_as(machine.agent, made_for, plan, network), death, sandbox_id)
     return replace(
         machine,
         mem_mib=machine.mem_mib + max(0, more_mib),
-        dimms=machine.dimms + (1 if more_mib > 0 else 0),
+        dimms=machine.dimms + len(dimms),
         root_disk=_root_disk_plan(plan),
         network=network,
         growing=_send(_until_grown(grown, more_mib), stack) if more_mib > 0 else None,

@@ -80,6 +80,7 @@ class Pod:
         self._facts = facts
         self._limits: dict[str, ContainerLimits] = {}
         self._sizing = asyncio.Lock()
+        self.warned = False  # that the limits ask for more than the VM can have
         self._stack = stack
 
     def find(self, container_id: str) -> Container:
@@ -115,8 +116,15 @@ class Pod:
             wanted = {**self._limits, container_id: limits}
             if not self.config.runtime.static_sandbox_resource_mgmt:
                 size = _size(self._request, self.config, self._facts, tuple(wanted.values()))
+                self._warn_of(size)
                 await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.boot_mem_mib)
             self._limits = wanted
+
+    def _warn_of(self, size: VmSize) -> None:
+        """Once, however many containers come."""
+        if size.clamped and not self.warned:
+            self.warned = True
+            _warn(self._request.sandbox_id, size)
 
     async def remove_container(self, container_id: str) -> None:
         """Take out a container that does not run. Raises NotFound, InvalidState, AgentFailed."""
@@ -143,6 +151,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
     facts = collect_host_facts()
     first = (request.limits,) if request.limits is not None else ()
     size = _size(request, config, facts, first)
+    _warn(request.sandbox_id, size)
     beside_mib = config.katapod.translation_cache + size.host_overhead_mib
     cgroup = prepare_cgroup(
         request.sandbox_id,
@@ -195,6 +204,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
         stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
         stack.push_async_callback(_close_sandbox, sandbox)
         pod = Pod(sandbox, request, config, facts, contextlib.AsyncExitStack())
+        pod.warned = bool(size.clamped)
         await stack.enter_async_context(
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
         )
@@ -214,6 +224,11 @@ def _size(request: PodRequest, config: Config, facts: HostFacts, containers: tup
         cpus_asked=request.cpus_asked,
         static=static,
     )
+
+
+def _warn(sandbox_id: str, size: VmSize) -> None:
+    for told in size.clamped:
+        log.warning("sandbox %s: %s", sandbox_id, told)
 
 
 async def _close_sandbox(sandbox: Sandbox) -> None:

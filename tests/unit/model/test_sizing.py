@@ -1,6 +1,7 @@
 """The one formula for size."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from katapod.model.sizing import (
     HostCapacity,
     SizeSettings,
     VmSize,
+    size_pod,
     size_sandbox,
 )
 
@@ -69,14 +71,30 @@ def test_the_translation_cache_counts_for_the_host() -> None:
     assert found.boot_mem_mib == size(limit(GIB)).boot_mem_mib
 
 
-def test_too_much_memory_is_an_error_that_names_the_bound() -> None:
-    with pytest.raises(
-        UsageError, match=r"cannot give the sandbox \d+ MiB of memory: this host has 65536 MiB"
-    ) as caught:
-        size(limit(64 * GIB))
-    assert "-m" in caught.value.hint
-    with pytest.raises(UsageError, match="default_maxmemory is 1024 MiB"):
-        size(limit(GIB), settings=SizeSettings(default_maxmemory_mib=1024))
+def test_limits_above_the_hosts_memory_get_what_there_is() -> None:
+    found = size(limit(100 * GIB))
+    assert (found.boot_mem_mib, found.max_mem_mib) == (65536, 65536)
+    (told,) = found.clamped
+    assert re.fullmatch(
+        r"its memory limits ask for a VM of 10\d+ MiB and this host has 65536 MiB: it gets 65536 MiB, "
+        r"and the limits stay",
+        told,
+    )
+    assert size(limit(64 * GIB)).boot_mem_mib == 65536
+    assert size(limit(1 << 62)).boot_mem_mib == 65536
+    small = size(limit(GIB), settings=SizeSettings(default_maxmemory_mib=1100))
+    assert small.boot_mem_mib == 1024
+    assert "default_maxmemory is 1100 MiB" in small.clamped[0]
+    assert size(limit(GIB)).clamped == size().clamped == ()
+
+
+def test_so_do_those_of_a_pod() -> None:
+    for static in (False, True):
+        found = size_pod(SETTINGS, HOST, announced=limit(100 * GIB), static=static)
+        assert found.boot_mem_mib == 65536
+        assert len(found.clamped) == 1
+    grown = size_pod(SETTINGS, HOST, (limit(40 * GIB), limit(40 * GIB)))
+    assert (grown.boot_mem_mib, len(grown.clamped)) == (65536, 1)
 
 
 def test_a_small_host_gets_what_it_has_when_nobody_asked_for_more() -> None:
@@ -115,11 +133,9 @@ def test_default_vcpus(default: float, maximum: int, vcpus: int, max_vcpus: int)
 
 
 def test_more_cpus_than_the_host_has() -> None:
-    with pytest.raises(UsageError, match=r"cannot give a container 9 CPUs: the range is from 0\.01 to 8"):
-        size(cpus(9))
-    with pytest.raises(UsageError, match=r"to 4") as caught:
-        size(cpus(5), settings=SizeSettings(default_maxvcpus=4))
-    assert "default_maxvcpus" in caught.value.hint
+    found = size(cpus(9))
+    assert (found.vcpus, found.clamped) == (8, ("its CPU limit of 9 is more than the 8 vCPUs that it can have",))
+    assert size(cpus(5), settings=SizeSettings(default_maxvcpus=4)).vcpus == 4
 
 
 def test_settings_come_from_the_configuration() -> None:

@@ -7,6 +7,7 @@ import pytest
 from katapod.plan.hotplug import (
     HotplugPlan,
     QmpStep,
+    dimm_sizes,
     pci_path,
     plan_disk,
     plan_layered_disk,
@@ -131,3 +132,23 @@ def test_more_vcpus_than_there_are() -> None:
 def test_memory_comes_in_blocks(size: int) -> None:
     with pytest.raises(ValueError, match="multiple of 128"):
         plan_memory(0, size)
+
+
+@pytest.mark.parametrize(
+    ("present", "more", "sizes"),
+    [
+        (256, 0, ()),
+        (256, 1792, (1792,)),
+        (256, 2048, (2048,)),
+        (256, 24064 - 256, (2048, 18432, 3328)),
+        (2048, 16384, (16384,)),
+        (100, 768, (768,)),
+    ],
+)
+def test_a_small_guest_takes_much_memory_in_steps(present: int, more: int, sizes: tuple[int, ...]) -> None:
+    """Its kernel pays for the page structures of a DIMM with what it has already."""
+    assert dimm_sizes(present, more) == sizes
+
+
+def test_a_terabyte_takes_few_of_the_ten_slots() -> None:
+    assert len(dimm_sizes(256, 1 << 20)) == 4
