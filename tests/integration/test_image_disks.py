@@ -38,6 +38,15 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path / "a store")
 
 
+TIMES = {
+    'a quoted " name \udcfe': 1_600_000_000_123_456_789,
+    "<7>": 1_600_000_000_999_999_999,
+    "before 1970": -1_500_000_000,
+    "after 2038": 4_102_444_800_000_000_001,
+    "plain": 1_600_000_000_000_000_000,
+}
+
+
 async def add_image(store: ImageStore, tmp_path: Path, *content: bytes) -> ImageRecord:
     layout = Layout(tmp_path / "layout")
     layout.add("t", *content)
@@ -85,7 +94,7 @@ def described(root: Path) -> dict[str, object]:
             }
             links = 1 if stat.S_ISDIR(info.st_mode) else info.st_nlink
             found[os.fsdecode(os.path.relpath(path, os.fsencode(root)))] = (
-                *(info.st_mode, info.st_uid, info.st_gid, int(info.st_mtime), links),
+                *(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, links),
                 *(content, attributes),
             )
     return found
@@ -112,11 +121,15 @@ async def test_a_disk_holds_what_the_image_holds(store: ImageStore, tmp_path: Pa
     os.symlink("nowhere", root / "soft")
     os.symlink("x" * 300, root / "long")
     (root / "not\nUTF-8 \udcff").touch()
+    os.utime(root / "not\nUTF-8 \udcff", (MTIME, MTIME))  # a name with a line break has whole seconds
+    for number, (name, mtime_ns) in enumerate(TIMES.items()):
+        (root / name).mkdir() if number % 2 else (root / name).touch()
+        os.utime(root / name, ns=(mtime_ns, mtime_ns))
     os.truncate(os.open(root / "sparse", os.O_CREAT | os.O_WRONLY), 64 << 20)
     os.setxattr(root, "user.of the root", b"\0binary\xff")
     os.chmod(root, 0o1751)
     os.chown(root, 100001, 70001)
-    os.utime(root, (MTIME, MTIME))
+    os.utime(root, ns=(MTIME * 10**9 + 987654321, MTIME * 10**9 + 987654321))
 
     disk = await store.root_disk(record)
     check_file_system(disk)

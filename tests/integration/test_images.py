@@ -64,6 +64,7 @@ async def test_layers_are_applied_faithfully(store: ImageStore, layout: Layout) 
         file("ping", b"p", 0o755, xattrs={"security.capability": CAP_NET_BIND, "user.note": b"yes"}),
         file("große Datei", "ä".encode()),
         file("big", bytes(64 << 20)),
+        file("exact", pax_headers={"mtime": f"{MTIME}.123456789"}),
     )
     upper = layer(
         file("d/.wh.gone", b""),
@@ -81,6 +82,7 @@ async def test_layers_are_applied_faithfully(store: ImageStore, layout: Layout) 
     su = (root / "su").stat()
     assert (stat.S_IMODE(su.st_mode), su.st_uid, su.st_gid, su.st_mtime) == (0o4755, 5, 6, MTIME)
     assert (root / "hard").stat().st_ino == su.st_ino
+    assert (root / "exact").stat().st_mtime_ns == MTIME * 10**9 + 123_456_789
     assert os.readlink(root / "soft") == "/d/kept"
     assert os.lstat(root / "null").st_rdev == os.makedev(1, 3)
     assert stat.S_ISFIFO(os.lstat(root / "fifo").st_mode)

@@ -25,9 +25,11 @@ class Identity:
         self.home = home
 
 
-def _rows(text: str, columns: int) -> list[list[str]]:
-    rows = [line.split(":") for line in text.splitlines()]
-    return [row for row in rows if len(row) >= columns and row[0]]
+def _rows(text: str, needed: int, columns: int) -> list[list[str]]:
+    """Rows with a name and at least `needed` fields; those that are missing behind them are empty, as the engines
+    read them. Lines end at a newline only: a name may have any other character."""
+    rows = [line.strip().split(":") for line in text.split("\n")]
+    return [row + [""] * (columns - len(row)) for row in rows if len(row) >= needed and row[0]]
 
 
 def _number(text: str) -> int | None:
@@ -37,7 +39,7 @@ def _number(text: str) -> int | None:
 
 
 def _group_id(name: str, group: str) -> int:
-    for row in _rows(group, 3):
+    for row in _rows(group, 3, 4):
         gid = _number(row[2])
         if row[0] == name and gid is not None:
             return gid
@@ -56,8 +58,8 @@ def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, g
     """
     number = _number(user)
     name, uid, gid, home = "", number, 0, ""
-    for row in _rows(passwd, 6):
-        row_uid, row_gid = _number(row[2]), _number(row[3])
+    for row in _rows(passwd, 3, 7):
+        row_uid, row_gid = _number(row[2]), _number(row[3] or "0")
         if row_uid is None or row_gid is None:
             continue
         if row[0] == user or row_uid == number:
@@ -69,7 +71,7 @@ def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, g
     if group_name:
         gid = _group_id(group_name, group)
     elif name:
-        for row in _rows(group, 4):
+        for row in _rows(group, 3, 4):
             row_gid = _number(row[2])
             if row_gid is not None and name in row[3].split(","):
                 member_of.append(row_gid)
@@ -78,7 +80,7 @@ def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, g
 
 
 def find_home(uid: int, passwd: str) -> str:
-    for row in _rows(passwd, 6):
+    for row in _rows(passwd, 3, 7):
         if _number(row[2]) == uid and row[5]:
             return row[5]
     return "/"

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -214,6 +214,7 @@ def _with_network_files(
     etc = container_files(container.spec.hostname, request.network, network)
     directory = str(settings.layout.sandbox(request.container_id).etc(request.container_id))
     more = [name for name in etc if name == "resolv.conf"]  # the others are mounted already
+    more = _files_of_etc(container.rootfs.lower, more)
     return replace(container, etc=etc, spec=with_etc_files(container.spec, directory, more))
 
 
@@ -294,16 +295,16 @@ async def plan_container(
     user = effective_user(defaults, request.options)
     spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
     _check_sources(spec)
-    image_signal = parse_signal(defaults.stop_signal) if defaults.stop_signal else signal.SIGTERM
+    directory = str(settings.layout.sandbox(request.container_id).etc(request.container_id))
     return ContainerPlan(
         container_id=request.container_id,
         image=request.image or str(request.rootfs),
         image_digest=digest,
-        spec=with_etc_files(spec, str(settings.layout.sandbox(request.container_id).etc(request.container_id))),
+        spec=with_etc_files(spec, directory, _files_of_etc(rootfs.lower, ("hostname", "hosts"))),
         rootfs=rootfs,
         user=f"{user.user}:{user.group}" if user.group else user.user,
         groups=request.options.groups,
-        stop_signal=request.stop_signal or image_signal,
+        stop_signal=request.stop_signal or _image_signal(defaults.stop_signal),
         guest_seccomp=seccomp,
         create_timeout_s=timeout_s,
     )
@@ -325,6 +326,29 @@ def _guest_kernel(config: Config, options: ContainerOptions) -> GuestKernel | No
         with contextlib.suppress(OSError):
             release = kernel_release(Path(config.qemu.kernel))
     return GuestKernel(os.uname().machine, release)
+
+
+def _image_signal(name: str) -> int:
+    """What the image asks for; SIGTERM, as in Docker, where that is no signal."""
+    if not name:
+        return signal.SIGTERM
+    try:
+        return parse_signal(name)
+    except UsageError:
+        log.warning("the image's StopSignal %r is no signal: the container is stopped by SIGTERM", name[:64])
+        return signal.SIGTERM
+
+
+def _files_of_etc(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names in the image's /etc on which a file can be mounted: an image may have a directory there."""
+    found = []
+    for name in names:
+        place = root / "etc" / name
+        if not (root / "etc").is_symlink() and not place.is_symlink() and place.is_dir():
+            log.warning("the image's /etc/%s is a directory, and stays as it is", name)
+        else:
+            found.append(name)
+    return found
 
 
 async def _root_disk(store: ImageStore, image: ImageRecord) -> Path | None:

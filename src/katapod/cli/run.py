@@ -171,7 +171,8 @@ def run(
         cap_drop=tuple(parse_cap(item, "--cap-drop") for item in cap_drop or []),
         volumes=tuple(parse_volume(item, os.getcwd()) for item in volume or []),
         tmpfs=tuple(parse_tmpfs(item) for item in tmpfs or []),
-        shm_bytes=parse_size(shm_size) if shm_size else DEFAULT_SHM_BYTES,
+        # 0 is the default, as in Docker; a tmpfs would take it for no limit
+        shm_bytes=(parse_size(shm_size) if shm_size else 0) or DEFAULT_SHM_BYTES,
         ulimits=tuple(parse_ulimit(item) for item in ulimit or []),
         sysctls=dict(parse_sysctl(item) for item in sysctl or []),
         privileged=privileged,

@@ -14,7 +14,7 @@ from pathlib import Path
 from katapod.host.process import ProcessFailed, find_program, run
 from katapod.host.tasks import finish
 from katapod.images.errors import ImageError
-from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs
+from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs, render_times
 
 __all__ = ["make_root_disk"]
 
@@ -50,7 +50,8 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
         raise
     commands = scratch / "debugfs"
-    commands.write_text(render_debugfs(root))
+    times = await finish(asyncio.to_thread(_read_times, rootfs), name="read-times")
+    commands.write_bytes(os.fsencode(render_debugfs(root) + render_times(times)))  # names are in place by then
     argv = [debugfs, "-w", "-f", str(commands), str(target)]
     done = await run(argv, timeout_s=None)
     # its exit status says nothing of the commands; on standard error stands one line with its version
@@ -96,6 +97,21 @@ def _longest_path(root: Path) -> int:
                 if here <= PATH_MAX_BYTES and entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, here))
     return longest
+
+
+def _read_times(rootfs: Path) -> list[tuple[str, int]]:
+    """Of all files, by path from the root directory; nothing is followed."""
+    found = [("/", os.lstat(rootfs).st_mtime_ns)]
+    folders = [("", os.fspath(rootfs))]
+    while folders:
+        inside, folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = f"{inside}/{entry.name}"
+                found.append((path, entry.stat(follow_symlinks=False).st_mtime_ns))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((path, entry.path))
+    return found
 
 
 def _sync(path: Path) -> None:

@@ -319,13 +319,11 @@ def is_number(word: str) -> bool:
 
 
 def parse_user(text: str, flag: str = "-u") -> UserName:
-    """USER[:GROUP]. An empty user is the one with number 0, as in Docker."""
-    user, colon, group = text.partition(":")
+    """USER[:GROUP]. An empty user is the one with number 0, an empty group the user's own, as in Docker."""
+    user, _, group = text.partition(":")
     for word in (user, group):
         if word:
             _check_name_or_number(word, flag, text, "1000:1000")
-    if colon and not group:
-        _refuse(flag, text, "the group is empty", "1000:1000")
     return UserName(user=user or "0", group=group or None)
 
 

@@ -270,7 +270,7 @@ class _RawExec(msgspec.Struct, rename="pascal"):
     cmd: list[_Text] | None = None
     volumes: dict[str, msgspec.Raw] | None = None
     working_dir: _Text | None = None
-    labels: dict[str, str] | None = None
+    labels: dict[str, str | None] | None = None
     stop_signal: _Text | None = None
 
 
@@ -313,7 +313,7 @@ def parse_image_config(data: bytes) -> ImageConfig:
         stop_signal=given.stop_signal or "",
         exposed_ports=tuple(given.exposed_ports or ()),
         volumes=tuple(given.volumes or ()),
-        labels=given.labels or {},
+        labels={key: value or "" for key, value in (given.labels or {}).items()},
         diff_ids=tuple(raw.rootfs.diff_ids or ()),
         created=_parse_time(raw.created),
     )

@@ -212,7 +212,8 @@ def numeric_user(name: UserName) -> oci.User:
 
 
 def _process(image: ProcessDefaults, options: ContainerOptions) -> oci.Process:
-    cwd = options.cwd or image.cwd or "/"
+    # some builders leave a relative one in the image: they mean the root directory, in which they have made it
+    cwd = options.cwd or f"/{image.cwd.lstrip('/')}"
     if not cwd.startswith("/"):
         raise UsageError(f"cannot use {cwd!r} as the working directory: it is not an absolute path")
     user = numeric_user(effective_user(image, options))

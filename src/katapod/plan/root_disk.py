@@ -6,6 +6,7 @@ a crash of guest or host, and so neither waits for the other (docs/adr/0009-root
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ __all__ = [
     "plan_disk_bytes",
     "render_debugfs",
     "render_mke2fs",
+    "render_times",
     "root_disk_id",
 ]
 
-ROOT_DISK_FORMAT = 1
+ROOT_DISK_FORMAT = 2
 """Raised when a disk made by an older version shall not be used any more."""
 
 ROOT_DISK_FSTYPE = "ext4"
@@ -96,6 +98,28 @@ def render_debugfs(root: RootDirectory) -> str:
         f"set_inode_field / mtime @{root.mtime_s}",
     ]
     return "".join(f"{command}\n" for command in commands)
+
+
+def render_times(times: Iterable[tuple[str, int]]) -> str:
+    """Return debugfs' commands for what mke2fs leaves out of the times of change: the part below a second, and what 32
+    bits of seconds cannot hold. `times`: path from the root directory, nanoseconds since the epoch.
+
+    A path with a line break cannot be named in debugfs' commands, and its file keeps whole seconds. Source: the
+    kernel's filesystems/ext4/inodes (i_mtime_extra: two bits of the epoch below the nanoseconds); debugfs(8).
+    """
+    commands = []
+    for path, mtime_ns in times:
+        seconds, below_ns = divmod(mtime_ns, 1_000_000_000)
+        epoch = ((seconds - _as_signed_32(seconds)) >> 32) & 3
+        extra = below_ns << 2 | epoch
+        if extra and not any(char in path for char in "\n\r\0"):
+            quoted = path.replace('"', '""')
+            commands.append(f'set_inode_field "{quoted}" mtime_extra {extra:#x}\n')
+    return "".join(commands)
+
+
+def _as_signed_32(number: int) -> int:
+    return (number + 0x8000_0000) % 0x1_0000_0000 - 0x8000_0000
 
 
 def root_disk_id(container_id: str) -> str:

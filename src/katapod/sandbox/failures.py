@@ -40,8 +40,8 @@ def refuse_second_try(plan: SandboxPlan, exc: BaseException | None) -> None:
     if isinstance(exc, TemplateHangs):
         what, newline, console = str(exc).partition("\n")
         raise GuestHangs(
-            f"cannot start sandbox {plan.record.sandbox_id}: the guest does not boot: as a template of its kind, "
-            f"{what} (dial_timeout)\n{guest_of(plan.vm)}{newline}{console}",
+            f"cannot start sandbox {plan.record.sandbox_id}: the guest does not boot: {what} "
+            f"(dial_timeout)\n{guest_of(plan.vm)}{newline}{console}",
             hint=hint_for(plan.vm),
         ) from exc
 

@@ -112,7 +112,10 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
             fresh.close()
         elif plan.vm.accelerator is Accelerator.KVM and time.monotonic() - began > plan.limits.boot_s:
             # under KVM a boot takes a second or hangs: not each of those who waited has to see that again
-            raise TemplateHangs(f"nobody has got its guest to boot within {plan.limits.boot_s:g} s")
+            limit = f"{plan.limits.boot_s:g} s"
+            raise TemplateHangs(
+                f"cannot make a template in {plan.root}: its guest did not boot for others within {limit}"
+            )
         try:
             await build_template(plan)
         except KatapodError as exc:
@@ -142,8 +145,10 @@ async def build_template(plan: TemplatePlan) -> None:
         with span("build template"):
             await _save_guest(plan, scratch)
         await finish(asyncio.to_thread(put_in_place, scratch, plan))  # never half of it, and then the scratch goes
-    except (NoSpace, TemplateHangs):
+    except NoSpace:
         raise
+    except TemplateHangs as exc:
+        raise TemplateHangs(f"cannot make a template in {plan.root}: {exc}") from exc
     except (KatapodError, RpcError, OSError) as exc:
         raise TemplateBroken(f"cannot make a template in {plan.root}: {exc}") from exc
     finally:

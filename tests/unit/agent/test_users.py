@@ -11,7 +11,8 @@ from katapod.agent.rootfs import Root, describe_format
 from katapod.agent.users import UnknownUser, find_home, resolve_user
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\n# no entry\nann:x:1000:1001::/home/ann:/bin/sh\nbad:x:x:1::/:\n"
-GROUP = "root:x:0:\nann:x:1001:\nwheel:x:10:bob,ann\nvideo:x:44:ann\nother:x:50:annie\n"
+PASSWD += "four:x:7:8\nthree:x:9\ntwo:x\n  spaced:x:11:11::/home/s \r\n\nodd\x0cname:x:12:12::/home/o:\n"
+GROUP = "root:x:0:\nann:x:1001:\nwheel:x:10:bob,ann\nvideo:x:44:ann\nother:x:50:annie\nshort:x:60\n"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,10 @@ GROUP = "root:x:0:\nann:x:1001:\nwheel:x:10:bob,ann\nvideo:x:44:ann\nother:x:50:
         ("ann", "7", (), (1000, 7, [7], "/home/ann")),
         ("root", "", ("wheel", "99", "wheel"), (0, 0, [0, 10, 99], "/root")),
         ("ann", "", ("ann", "other"), (1000, 1001, [1001, 10, 44, 50], "/home/ann")),
+        ("four", "", (), (7, 8, [8], "/")),
+        ("three", "", (), (9, 0, [0], "/")),
+        ("spaced", "short", (), (11, 60, [60], "/home/s")),
+        ("odd\x0cname", "", (), (12, 12, [12], "/home/o")),
     ],
 )
 def test_resolve(user: str, group: str, more: tuple[str, ...], expected: tuple[int, int, list[int], str]) -> None:
@@ -38,6 +43,7 @@ def test_resolve(user: str, group: str, more: tuple[str, ...], expected: tuple[i
         ("bad", "", "no user bad in the image's /etc/passwd"),
         ("99999999999", "", "no user 99999999999"),
         ("-1", "", "no user -1"),
+        ("two", "", "no user two"),
         ("ann", "ghosts", "no group ghosts in the image's /etc/group"),
     ],
 )

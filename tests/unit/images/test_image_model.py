@@ -212,6 +212,10 @@ def test_absent_parts_are_empty(asked: object) -> None:
     assert (config.entrypoint, config.cmd, config.env, config.labels, config.created) == ((), (), (), {}, None)
 
 
+def test_a_label_without_a_value_is_empty() -> None:
+    assert parse_image_config(_config(config={"Labels": {"k": None}})).labels == {"k": ""}
+
+
 @pytest.mark.parametrize(
     ("data", "cause"),
     [

@@ -1,10 +1,8 @@
 """The size of a pod's VM as its containers come."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.model.errors import UsageError
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_pod, size_sandbox
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -81,12 +79,6 @@ def test_cpus_asked_for_are_there_and_do_not_add_to_the_default() -> None:
     assert size_pod(SETTINGS, HOST, (limits(),), announced=limits(), cpus_asked=1).vcpus == 1
     assert size_pod(SETTINGS, HOST, (limits(),), announced=limits(), cpus_asked=4).vcpus == 4
     assert size_pod(SETTINGS, HOST, (limits(),), announced=limits(), cpus_asked=40).vcpus == 8
-
-
-@pytest.mark.parametrize("static", [False, True])
-def test_more_memory_than_there_is_is_refused(static: bool) -> None:
-    with pytest.raises(UsageError, match="this host has 65536 MiB"):
-        size(announced=limits(65 * GIB), static=static)
 
 
 def test_static_sizing_leaves_no_room_and_does_not_change_with_the_containers() -> None:

@@ -88,8 +88,9 @@ def test_working_directory() -> None:
     assert plan().process.cwd == "/"
     assert plan(ProcessDefaults(cmd=("sh",), cwd="/srv")).process.cwd == "/srv"
     assert plan(ProcessDefaults(cmd=("sh",), cwd="/srv"), cwd="/tmp").process.cwd == "/tmp"
+    assert plan(ProcessDefaults(cmd=("sh",), cwd="srv")).process.cwd == "/srv"
     with pytest.raises(UsageError, match="'srv' as the working directory: it is not an absolute path"):
-        plan(ProcessDefaults(cmd=("sh",), cwd="srv"))
+        plan(ProcessDefaults(cmd=("sh",)), cwd="srv")
 
 
 def test_user_of_the_caller_then_of_the_image_then_root() -> None:

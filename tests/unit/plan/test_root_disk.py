@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from katapod.plan.qcow2 import CLUSTER_BYTES, Qcow2Plan, plan_empty_layer
-from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs
+from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs, render_times
 
 GIB = 1 << 30
 
@@ -38,6 +38,21 @@ def test_the_root_directory_is_made_like_the_image_s() -> None:
     )
     own = RootDirectory(0o040755, 0, 0, 0, has_lost_found=True)
     assert "lost+found" not in render_debugfs(own)
+
+
+@pytest.mark.parametrize(
+    ("path", "mtime_ns", "command"),
+    [
+        ("/a", 10**18, ""),
+        ("/a b", 10**18 + 5, 'set_inode_field "/a b" mtime_extra 0x14\n'),
+        ('/q"', 10**18 + 1, 'set_inode_field "/q""" mtime_extra 0x4\n'),
+        ("/old", -1, f'set_inode_field "/old" mtime_extra {999_999_999 << 2:#x}\n'),
+        ("/late", (1 << 31) * 10**9, 'set_inode_field "/late" mtime_extra 0x1\n'),
+        ("/a\nquit", 10**18 + 5, ""),
+    ],
+)
+def test_times_keep_what_mke2fs_leaves_out(path: str, mtime_ns: int, command: str) -> None:
+    assert render_times([(path, mtime_ns)]) == command
 
 
 def write(plan: Qcow2Plan, path: Path) -> None:

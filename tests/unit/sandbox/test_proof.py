@@ -325,8 +325,10 @@ async def test_a_verdict_goes_when_a_machine_dies_of_kvm(host: Host) -> None:
 
 
 def test_a_guest_that_hangs_under_kvm_gets_no_second_limit() -> None:
-    with pytest.raises(GuestHangs, match=r"does not boot: as a template .* within 45 s \(dial_timeout\)"):
-        refuse_second_try(plan_with("k"), TemplateHangs("its guest did not boot within 45 s"))
+    with pytest.raises(GuestHangs, match=r"does not boot: cannot make .* within 45 s \(dial_timeout\)"):
+        refuse_second_try(
+            plan_with("k"), TemplateHangs("cannot make a template in /t: its guest did not boot within 45 s")
+        )
     with pytest.raises(GuestHangs, match="does not wake"):
         refuse_second_try(plan_with("k"), GuestHangs("does not wake"))
     refuse_second_try(plan_with("k", Accelerator.TCG), GuestHangs("slow"))
