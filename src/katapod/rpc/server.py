@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[str, str, bytes], Awaitable[bytes]]
 """(service, method, payload) to payload; raises RpcError to answer with a status."""
 
-CALLS_PER_CONNECTION_MAX = 256
+CALLS_PER_CONNECTION_MAX = 2048
+"""An engine has one connection, and on it two calls for each process that runs: its end, and what is done to it."""
+BACKLOG = 4096  # clients that come while it is full are refused; the kernel caps it at net.core.somaxconn
 
 
 async def serve_ttrpc(
@@ -29,7 +31,9 @@ async def serve_ttrpc(
     that is made, by 1, and of each that ends, by -1."""
     listener.setblocking(False)
     loop = asyncio.get_running_loop()
-    return await loop.create_unix_server(lambda: _Connection(handler, count or (lambda change: None)), sock=listener)
+    return await loop.create_unix_server(
+        lambda: _Connection(handler, count or (lambda change: None)), sock=listener, backlog=BACKLOG
+    )
 
 
 class _Connection(asyncio.Protocol):

@@ -29,8 +29,6 @@ from katapod.sandbox.lifecycle import Sandbox
 
 __all__ = ["control_socket"]
 
-BACKLOG = 4096  # whoever comes when it is full is refused; the kernel caps it at net.core.somaxconn
-
 # Methods a client may use in the guest, and the request's class, to see which process it is about:
 # the container's own streams and end belong to the owner.
 _PASSED: dict[str, Any] = {
@@ -159,7 +157,6 @@ async def control_socket(
     try:
         listener.bind(str(paths.control_socket))
         os.chmod(paths.control_socket, 0o600)
-        listener.listen(BACKLOG)
         server = await serve_ttrpc(listener, _Control(containers, shut_down).handle)
     except BaseException:
         listener.close()
