@@ -30,7 +30,8 @@ async def serve_ttrpc(
     """Serve `handler` on a listening unix socket, which the returned server owns. `count` is told of each connection
     that is made, by 1, and of each that ends, by -1."""
     listener.setblocking(False)
-    return await asyncio.get_running_loop().create_unix_server(
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(
         lambda: _Connection(handler, count or (lambda change: None)), sock=listener, backlog=BACKLOG
     )
 
