@@ -22,6 +22,7 @@ __all__ = ["Root", "describe_format", "enter_root", "find_command"]
 
 FILE_MAX = 1024 * 1024  # bytes read of one file
 HEAD_MAX = 256  # bytes that say what kind of program a file is: Linux looks at as many
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # what execvp(3) takes for "not found"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
 ELF_NAMES = {3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86_64"} | {
     183: "aarch64", 243: "riscv", 258: "loongarch",
@@ -144,7 +145,9 @@ def find_command(command: str, path: str, cwd: str, uid: int, gid: int, groups: 
         except PermissionError:
             seen = "denied"
             continue
-        except OSError:
+        except OSError as exc:
+            if exc.errno not in MISSING:
+                return "found"  # as above: a guest that is short of something is no lack of the command
             continue
         if stat.S_ISREG(mode) and os.access(name, os.X_OK):
             return "found"

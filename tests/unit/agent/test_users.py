@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from katapod.agent.rootfs import Root, describe_format
+from katapod.agent.rootfs import Root, describe_format, find_command
 from katapod.agent.users import UnknownUser, find_home, resolve_user
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\n# no entry\nann:x:1000:1001::/home/ann:/bin/sh\nbad:x:x:1::/:\n"
@@ -120,3 +121,19 @@ def elf(machine: int, order: int = 1) -> bytes:
 )
 def test_format(head: bytes, cause: str) -> None:
     assert describe_format(head, "x86_64") == cause
+
+
+@pytest.mark.parametrize(
+    ("error", "found"), [(errno.ENOENT, "not in PATH"), (errno.ENOTDIR, "not in PATH"), (errno.ENOMEM, "found")]
+)
+def test_a_guest_that_is_short_of_something_lacks_no_command(
+    error: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(name: str) -> os.stat_result:
+        raise OSError(error, os.strerror(error), name)
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda given: None)
+    monkeypatch.setattr("katapod.agent.rootfs.os.stat", stat)
+    assert find_command("sh", "/bin", str(tmp_path), 0, 0, []) == found
