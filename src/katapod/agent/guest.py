@@ -25,6 +25,8 @@ RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 SEED_MAX = 4096  # bytes
 MACHINE_ID = "/etc/machine-id"
 CLOCK_REALTIME = 0
+CLOCK_SOURCE = "/sys/devices/system/clocksource/clocksource0"
+CLOCK_SOURCES = ("kvm-clock", "hpet", "acpi_pm")  # the best first
 
 
 async def check(agent: Agent, request: health_pb2.CheckRequest) -> health_pb2.HealthCheckResponse:
@@ -167,6 +169,8 @@ async def clock(agent: Agent, request: katapod_pb2.ClockRequest) -> katapod_pb2.
 
     from katapod.rpc.pb import katapod_pb2
 
+    if request.other_source:
+        _leave_clock_source()
     if request.step_ns:
         time.clock_settime_ns(CLOCK_REALTIME, time.time_ns() + request.step_ns)
     if request.slew_ns:
@@ -174,6 +178,19 @@ async def clock(agent: Agent, request: katapod_pb2.ClockRequest) -> katapod_pb2.
 
         slew_clock(request.slew_ns // 1000)
     return katapod_pb2.ClockResponse(time_ns=time.time_ns())
+
+
+def _leave_clock_source() -> None:
+    """A TSC whose frequency the kernel measured while the host was busy runs at a wrong rate for good: `tsc=reliable`
+    keeps the kernel from noticing. The others have a frequency that is known."""
+    with open(f"{CLOCK_SOURCE}/available_clocksource") as handle:
+        found = handle.read().split()
+    for name in CLOCK_SOURCES:
+        if name in found:
+            with open(f"{CLOCK_SOURCE}/current_clocksource", "w") as handle:
+                handle.write(name)
+            log.warning(f"the clock source is {name} now: the former one had a wrong rate")
+            return
 
 
 async def add_swap_path(agent: Agent, request: agent_pb2.AddSwapPathRequest) -> None:

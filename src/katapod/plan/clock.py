@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["GOOD_ERROR_NS", "Correction", "Reading", "plan_correction"]
+__all__ = ["GOOD_ERROR_NS", "Correction", "Reading", "has_wrong_rate", "plan_correction"]
 
 MS = 1_000_000
 STEP_FROM_NS = 50 * MS
@@ -13,6 +13,9 @@ SLEW_FROM_NS = 2 * MS
 
 GOOD_ERROR_NS = 5 * MS
 """A reading with this error needs no second one."""
+
+
+RATE_PART = 100  # a hundredth: adjtimex(2) could make good a twentieth of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,12 @@ class Reading:
     @property
     def ahead_ns(self) -> int:
         return self.guest_ns - (self.before_ns + self.after_ns) // 2
+
+
+def has_wrong_rate(elapsed_ns: int, guest_elapsed_ns: int, error_ns: int) -> bool:
+    """Whether a guest's clock runs at a rate that nobody could correct. `error_ns`: of the readings at both ends."""
+    off_ns = abs(guest_elapsed_ns - elapsed_ns)
+    return elapsed_ns > 0 and off_ns > error_ns + elapsed_ns // RATE_PART + SLEW_FROM_NS
 
 
 @dataclass(frozen=True, slots=True)

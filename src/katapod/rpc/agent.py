@@ -132,10 +132,10 @@ class AgentClient:
         request = katapod_pb2.DisconnectRequest(connection_id=connection_id, reset=reset)
         await self.connection.call(GUEST_SERVICE, "Disconnect", request, katapod_pb2.DisconnectResponse, timeout_s)
 
-    async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, timeout_s: float) -> int:
+    async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, other_source: bool = False, timeout_s: float) -> int:
         """Change the guest's clock, if by anything, and return it: nanoseconds since the epoch. Raises RpcError:
         UNIMPLEMENTED by an agent of upstream."""
-        request = katapod_pb2.ClockRequest(step_ns=step_ns, slew_ns=slew_ns)
+        request = katapod_pb2.ClockRequest(step_ns=step_ns, slew_ns=slew_ns, other_source=other_source)
         answer = await self.connection.call(GUEST_SERVICE, "Clock", request, katapod_pb2.ClockResponse, timeout_s)
         return int(answer.time_ns)
 

@@ -23,6 +23,7 @@ from katapod.plan.template import FORMAT, TemplatePlan
 from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.template_store import (
     Template,
@@ -212,9 +213,12 @@ async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
             agent = await connect_agent(vm, spec, "agent of a template")
             try:
                 await agent.check(timeout_s=None)
+                clock = ClockKeeper(agent, "a template")
+                await clock.look()
                 step, limit_s = "settle", SETTLE_LIMIT_S
                 limit.reschedule(asyncio.get_running_loop().time() + limit_s)
                 await agent.settle(zero_free_memory=True)
+                await clock.look()  # all clones would have its rate
             finally:
                 agent.connection.close()
     except TimeoutError as exc:

@@ -41,24 +41,34 @@ class World:
     def __init__(self) -> None:
         self.host = 1_000_000 * SECOND
         self.guest = self.host
+        self.monotonic = 0
         self.delays = [MS]
         self.calls: list[tuple[int, int]] = []
         self.refusal: RpcError | None = None
+        self.rate_is_wrong = False
 
     def now_ns(self) -> int:
         return self.host
 
+    def monotonic_ns(self) -> int:
+        return self.monotonic
+
+    def source_is_wrong(self) -> bool:
+        return self.rate_is_wrong
+
     def pass_time(self, ns: int) -> None:
         self.host += ns
+        self.monotonic += ns
         self.guest += ns
 
-    async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, timeout_s: float) -> int:
+    async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, other_source: bool = False, timeout_s: float) -> int:
         if self.refusal is not None:
             raise self.refusal
         delay = self.delays.pop(0) if len(self.delays) > 1 else self.delays[0]
         self.pass_time(delay // 2)
         self.guest += step_ns + slew_ns
         self.calls.append((step_ns, slew_ns))
+        self.rate_is_wrong &= not other_source
         told = self.guest
         self.pass_time(delay // 2)
         return told
@@ -92,7 +102,7 @@ async def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[C
     monkeypatch.setattr(clock, "FIRST_S", 0.0)
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "add_reader", lambda fd, callback: bells.append(callback))
-    task = asyncio.create_task(ClockKeeper(world, "s1", world.now_ns).run())
+    task = asyncio.create_task(ClockKeeper(world, "s1", world.now_ns, world.monotonic_ns).run())
     try:
         await asyncio.sleep(0.05)
         yield lambda: bells[0]
@@ -109,7 +119,25 @@ async def test_a_step_of_the_hosts_clock_reaches_the_guest_at_once(monkeypatch: 
         bell()()
         await asyncio.sleep(0.05)
         assert abs(world.ahead) <= 2 * MS
-        assert world.calls[1:] == [(0, 0), (-7200 * SECOND, 0)]
+        assert [call for call in world.calls if call != (0, 0)] == [(-7200 * SECOND, 0)]
+
+
+@pytest.mark.parametrize("ran_ns", [40 * SECOND, 2 * SECOND, 10 * SECOND + 200 * MS])
+async def test_a_guest_whose_clock_runs_at_a_wrong_rate_takes_another_source(ran_ns: int) -> None:
+    """As a TSC does whose frequency was measured on a busy host."""
+    world = World()
+    world.rate_is_wrong = True
+    keeper = ClockKeeper(world, "s1", world.now_ns, world.now_ns)
+    assert await keeper.look()
+    world.host += 10 * SECOND
+    world.guest += 10 * SECOND + 20 * MS  # drift of a healthy clock under load
+    assert await keeper.look()
+    assert world.source_is_wrong(), "that is slewed"
+    world.host += 10 * SECOND
+    world.guest += ran_ns
+    assert await keeper.look()
+    assert not world.source_is_wrong()
+    assert abs(world.ahead) <= 2 * MS
 
 
 async def test_an_agent_without_the_call_is_left_alone() -> None:

@@ -123,12 +123,14 @@ class ProcessesResponse(_message.Message):
     def __init__(self, processes: _Optional[_Iterable[_Union[ContainerProcess, _Mapping]]] = ...) -> None: ...
 
 class ClockRequest(_message.Message):
-    __slots__ = ("step_ns", "slew_ns")
+    __slots__ = ("step_ns", "slew_ns", "other_source")
     STEP_NS_FIELD_NUMBER: _ClassVar[int]
     SLEW_NS_FIELD_NUMBER: _ClassVar[int]
+    OTHER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     step_ns: int
     slew_ns: int
-    def __init__(self, step_ns: _Optional[int] = ..., slew_ns: _Optional[int] = ...) -> None: ...
+    other_source: bool
+    def __init__(self, step_ns: _Optional[int] = ..., slew_ns: _Optional[int] = ..., other_source: _Optional[bool] = ...) -> None: ...
 
 class ClockResponse(_message.Message):
     __slots__ = ("time_ns",)
