@@ -155,7 +155,6 @@ class GuestSandbox:
         self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), owner_pid=0, boot_id="")
         self.death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
         self.rescans = 0
-        self.clock = SimpleNamespace(look_soon=lambda: None)
 
     def save(self, **changes: Any) -> None:
         self.record = msgspec.structs.replace(self.record, **changes)
