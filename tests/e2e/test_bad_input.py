@@ -13,6 +13,7 @@ from faults import KATA, Finished, fresh_name, kata, leftovers, write_config
 
 from katapod.cli.main import VERBS
 from kit.accel import ACCEL
+from kit.kata import AS_OTHER_USER
 from kit.templates import kata_command
 
 IMAGES = Path("/var/cache/kata-containers")
@@ -139,7 +140,7 @@ def test_what_else_is_not_there(words: tuple[str, ...], told: str) -> None:
 def test_needs_root(verb: str) -> None:
     words = {"run": ["busybox", "true"], "exec": ["x1", "true"], "list": []}.get(verb, ["x1"])
     done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", KATA, verb, *words],
+        [*AS_OTHER_USER, KATA, verb, *words],
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,7 @@ import pytest
 from faults import container_state, fresh_name, kata, leftovers, record_of, start, start_exec, wait_until, write_config
 
 from kit.accel import ACCEL
-from kit.kata import KATA
+from kit.kata import AS_OTHER_USER, KATA
 from kit.template_dirs import TemplateDir
 from kit.templates import with_templates
 from kit.terminal import open_terminal
@@ -171,7 +171,7 @@ def test_wrong_usage(config: Path) -> None:
 @pytest.mark.parametrize("verb", ["init", "status", "destroy"])
 def test_needs_root(verb: str) -> None:
     done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", KATA, "factory", verb],
+        [*AS_OTHER_USER, KATA, "factory", verb],
         capture_output=True,
         text=True,
         check=False,

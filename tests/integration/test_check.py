@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from kit.kata import KATA, Kata, Result
+from kit.kata import AS_OTHER_USER, KATA, Kata, Result
 
 SCRIPT = Path(__file__).parents[2] / "packaging/kata-collect-data.sh"
-USER = 65534
 
 
 @pytest.fixture
@@ -134,10 +133,10 @@ def test_engines_that_are_configured(tmp_path: Path) -> None:
     assert (verdict["outcome"], verdict["found"].rpartition(", ")[2]) == ("ok", "handler kata")
 
 
-def script(*arguments: str, path: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+def script(*arguments: str, path: str = "", before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
-    argv = ["sh", str(SCRIPT), *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment, **options)
+    argv = [*before, "sh", str(SCRIPT), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def test_collected_data(
@@ -183,6 +182,6 @@ def test_options_of_the_script() -> None:
     assert script("-v").stdout.startswith("kata-collect-data.sh version ")
     wrong = script("--wrong")
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    unprivileged = script(user=USER)
+    unprivileged = script(before=AS_OTHER_USER)
     assert unprivileged.returncode == 1
     assert "needs root" in unprivileged.stderr

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kit.templates import KATA, kata_command
 
-__all__ = ["KATA", "RUN_PREFIX", "SHARED_HOST", "Kata", "Result", "wait_for"]
+__all__ = ["AS_OTHER_USER", "KATA", "RUN_PREFIX", "SHARED_HOST", "Kata", "Result", "wait_for"]
 
 RUN_PREFIX = f"t{os.getpid()}-"
 """All container names of this test run begin so: what is left of them can be told from others'."""
@@ -24,6 +24,11 @@ SHARED_HOST = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST") or os.environ.get
 OTHERS = re.compile(rb"kata-runtime: (WARNING: (?!%b)\S+ was left behind: |using (tcg|kvm): )" % RUN_PREFIX.encode())
 STREAM_SHOWN = 4000  # characters of a stream in the transcript of a failed test
 _numbers = itertools.count(1)
+
+
+AS_OTHER_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+AS_OTHER_USER += ("--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search")
+"""Put before a command: another user than root, who may read everything, since the sources may lie in /root."""
 
 
 class Result(NamedTuple):
