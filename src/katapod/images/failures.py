@@ -97,7 +97,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
     ),
     (
         (
-            r"unexpected EOF|invalid tar header|invalid header|manifest\.json: file does not exist"
+            r'unexpected EOF|invalid tar header|invalid header|manifest\.json"?: file does not exist'
             r"|(index\.json|oci-layout|manifest\.json): no such file|digest mismatch|diffid mismatch"
             r"|did not match|does not match|invalid image detected|corrupt input|invalid checksum|unmarshal"
             r"|invalid character"

@@ -50,6 +50,7 @@ SAID = [
     ("loading tar component manifest.json: unexpected EOF", BrokenImage),
     ("loading tar component manifest.json: archive/tar: invalid tar header", BrokenImage),
     ("loading tar component manifest.json: file does not exist", BrokenImage),
+    ('loading tar component \\"manifest.json\\": file does not exist', BrokenImage),  # skopeo 1.18, Debian 13
     ("open /var/tmp/oci4088676864/index.json: no such file or directory", BrokenImage),
     ("happened during read: Digest did not match, expected sha256:22, got sha256:9d", BrokenImage),
     ("committing the finished image: write small/o/oci-layout: no space left on device", StoreFull),
