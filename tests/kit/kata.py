@@ -26,8 +26,10 @@ STREAM_SHOWN = 4000  # characters of a stream in the transcript of a failed test
 _numbers = itertools.count(1)
 
 
-AS_OTHER_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-AS_OTHER_USER += ("--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search")
+AS_OTHER_USER = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
 """Put before a command: another user than root, who may read everything, since the sources may lie in /root."""
 
 
