@@ -171,7 +171,7 @@ def test_an_ordinary_user_is_sent_to_root() -> None:
     assert {call[0].split()[0] for call in calls} | {name.split()[0] for name in ANYBODYS} >= set(VERBS)
     for verb, *words in calls:
         done = subprocess.run(
-            ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", KATA, *verb.split(), *words],
+            [*AS_OTHER_USER, KATA, *verb.split(), *words],
             capture_output=True,
             text=True,
             check=False,
