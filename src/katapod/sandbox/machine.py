@@ -30,7 +30,6 @@ from katapod.plan.hotplug import (
     BRIDGE_SLOTS,
     HotplugPlan,
     blocks_of,
-    dimm_id,
     dimm_sizes,
     plan_layered_disk,
     plan_memory,
@@ -43,6 +42,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.agent_link import claim_channel, connect_agent
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
+from katapod.sandbox.growth import expect_grown, until_grown
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.planning import SandboxPlan
@@ -56,7 +56,6 @@ __all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
 log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
-GROW_LIMIT_S = 20.0
 QEMU_END_S = 1.0  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
@@ -187,7 +186,7 @@ async def _clone(
         with span("wake the clone"):
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
-            await guarded(_until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
+            await guarded(until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
     except (QmpError, QmpLinkBroken, QemuFailed, AgentFailed) as exc:
         if isinstance(exc, QemuFailed) and exc.returncode in KILLED:
             raise  # no fault of the template
@@ -266,7 +265,7 @@ async def _plug_and_run(
     )
     with span("plug devices"):
         await guarded(vm.qmp.plug(shared), death, sandbox_id)
-        grown = _expect_grown(vm, len(dimms) - 1)
+        grown = expect_grown(vm, len(dimms) - 1)
         await guarded(_plug_rest(plan, vm, network, dimms=dimms), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     return grown
@@ -297,29 +296,6 @@ def _root_disk_plan(plan: SandboxPlan) -> HotplugPlan | None:
     if disk is None:
         return None
     return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1], settings=plan.disks)
-
-
-def _expect_grown(vm: QemuProcess, last: int) -> "asyncio.Future[Any]":
-    """The guest's word on the last DIMM, or that it refuses one before."""
-
-    def is_it(data: Any) -> bool:
-        info = data["info"]
-        return bool(info["slot-type"] == "DIMM" and (info["status"] != 0 or info.get("device") == dimm_id(last)))
-
-    return vm.qmp.expect("ACPI_DEVICE_OST", is_it)
-
-
-async def _until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
-    """Raises QmpError if the guest does not take the memory."""
-    if more_mib <= 0:
-        return
-    try:
-        async with asyncio.timeout(GROW_LIMIT_S):
-            status = (await grown)["info"]["status"]
-    except TimeoutError as exc:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
-    if status != 0:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest refused with ACPI status {status:#x}")
 
 
 @contextlib.asynccontextmanager
@@ -458,7 +434,7 @@ async def adapt_machine(
     dimms = dimm_sizes(machine.mem_mib, more_mib)
     network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
     with span("plug devices"):
-        grown = _expect_grown(vm, machine.dimms + len(dimms) - 1)
+        grown = expect_grown(vm, machine.dimms + len(dimms) - 1)
         await guarded(_plug_rest(plan, vm, network, dimms=dimms, first=machine.dimms), death, sandbox_id)
         await guarded(vm.resume(), death, sandbox_id)
     with span("wake the machine"):
@@ -469,7 +445,7 @@ async def adapt_machine(
         dimms=machine.dimms + len(dimms),
         root_disk=_root_disk_plan(plan),
         network=network,
-        growing=_send(_until_grown(grown, more_mib), stack) if more_mib > 0 else None,
+        growing=_send(until_grown(grown, more_mib), stack) if more_mib > 0 else None,
     )
 
 
