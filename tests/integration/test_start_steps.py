@@ -304,7 +304,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "wake": (machine, "_wake"),
     "clock": (machine, "_set_clock"),
     "CreateSandbox": (machine, "_create_sandbox"),
-    "plugged memory": (machine, "_until_grown"),
+    "plugged memory": (machine, "until_grown"),
     "control socket": (pod_module, "control_socket"),
     "management socket": (pod_module, "management_door"),
     "loopback": (pod_module, "loopback_door"),
