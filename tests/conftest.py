@@ -20,7 +20,7 @@ from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
-pytest_plugins = ["kit.runtime_fixtures", "kit.whole_run"]
+pytest_plugins = ["kit.library", "kit.runtime_fixtures", "kit.whole_run"]
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.cgroup import (
     host_cgroup_version,
@@ -30,6 +30,7 @@ from katapod.plan.cgroup import CgroupPlan, Hierarchy, plan_cgroup
 from katapod.sandbox.lifecycle import open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import remove_sandbox
+from kit.library import layout_below
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -208,7 +209,8 @@ import asyncio, os, sys
 from pathlib import Path
 from katapod.host.state import StateStore
 from test_cgroup import with_cgroup, prepared
-from vm_helper import layout_below, sandbox_plan
+from kit.library import layout_below
+from vm_helper import sandbox_plan
 from katapod.sandbox.lifecycle import open_sandbox
 
 async def main() -> None:

@@ -5,19 +5,17 @@ import asyncio
 import os
 import shutil
 import signal
-import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, resources, sandbox_plan, settled
+from vm_helper import Owned, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
 from katapod.host.mounts import mounts_below
 from katapod.host.qmp import QmpError
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, MissingProgram, NotFound
 from katapod.model.record import State
@@ -31,13 +29,6 @@ from katapod.sandbox.stdio import NullSink, carry
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(root))
-    remove_tree(root)
 
 
 @pytest.fixture(scope="module")

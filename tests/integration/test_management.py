@@ -9,13 +9,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.mounts import bind
 from katapod.host.state import StateStore
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
+from kit.library import layout_below
 
 pytestmark = [*needs_vm, needs_guest_image]
 

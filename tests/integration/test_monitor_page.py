@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from vm_helper import Owned, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.state import StateStore
 from katapod.model.layout import Layout
@@ -31,6 +31,7 @@ from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
 from kit.browser import Browser, running_browser
 from kit.fleet import record_of, silent, vmless
+from kit.library import layout_below
 
 pytestmark = [*needs_vm, needs_guest_image]
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from netns_helper import Pod, inside, ip, links, pod, qdiscs, redirected_bytes
-from vm_helper import Owned, busybox_rootfs, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, busybox_rootfs, needs_guest_image, needs_vm, sandbox_plan
 
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.pb import agent_pb2, types_pb2
@@ -28,13 +26,6 @@ from katapod.sandbox.recovery import find_leftovers, remove_sandbox
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
 MAC = "02:97:00:00:00:02"
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(root))
-    remove_tree(root)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +194,8 @@ OWNER = """
 import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
-from vm_helper import Owned, busybox_rootfs, layout_below, sandbox_plan
+from kit.library import layout_below
+from vm_helper import Owned, busybox_rootfs, sandbox_plan
 from katapod.host.state import StateStore
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import open_sandbox
@@ -224,7 +216,7 @@ async def test_after_a_killed_owner_the_record_undoes_it(store: StateStore) -> N
         doomed.plug("eth0", 7)
         owner = await asyncio.create_subprocess_exec(
             sys.executable, "-c", OWNER, str(store.layout.state_root.parent), str(doomed.path),
-            cwd=Path(__file__).parent, stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert owner.stdout is not None
         assert (await owner.stdout.readline()).strip() == b"ready"

@@ -3,20 +3,17 @@
 import asyncio
 import logging
 import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from netns_helper import Pod, inside, ip, pod
-from vm_helper import Owned, busybox_rootfs, layout_below, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, busybox_rootfs, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.agent.network import list_interfaces, list_routes
 from katapod.host.netns import in_netns
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.pb import agent_pb2
@@ -173,13 +170,6 @@ CASES = {
 
 
 LOST = "the guest does not get {} of its network namespace: it cannot be carried"
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(root))
-    remove_tree(root)
 
 
 @pytest.fixture(scope="module")

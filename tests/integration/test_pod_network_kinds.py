@@ -18,14 +18,12 @@ from vm_helper import (
     QEMU,
     Owned,
     busybox_rootfs,
-    layout_below,
     needs_guest_image,
     needs_vm,
     sandbox_plan,
 )
 
 from katapod.host.facts import file_identity
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.network import Interworking
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
@@ -40,13 +38,6 @@ from katapod.sandbox.pool import ready_machine
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
 LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(root))
-    remove_tree(root)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vm_helper import INITRD, layout_below, needs_vm, resources, settled, vm_spec
+from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 
 from katapod.host import qemu
 from katapod.host.logs import read_tail
@@ -21,6 +21,7 @@ from katapod.model.errors import MissingProgram
 from katapod.plan.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
 from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.recovery import find_leftovers
+from kit.library import layout_below
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
 

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,11 +24,10 @@ from typing import Any
 import pytest
 from netns_helper import Pod as Wired
 from netns_helper import inside, links, pod, qdiscs
-from vm_helper import layout_below, needs_guest_image, needs_vm, resources, settled
+from vm_helper import needs_guest_image, needs_vm, resources, settled
 
 from katapod.host.qemu import QemuProcess
 from katapod.host.qmp import QmpClient
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.config import check_paths, load_config
 from katapod.model.errors import KatapodError, MissingProgram
@@ -44,6 +42,7 @@ from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.recovery import find_leftovers
 from katapod.sandbox.stdio import NullSink
 from kit.accel import ACCEL
+from kit.library import layout_below
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.usefixtures("guest_image")]
 
@@ -124,13 +123,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sh", "true"):
         (found / "bin" / name).symlink_to("busybox")
     return found
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    folder = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(folder))
-    remove_tree(folder)
 
 
 @pytest.fixture(scope="module")

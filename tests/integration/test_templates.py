@@ -20,7 +20,6 @@ from vm_helper import (
     KERNEL,
     QEMU,
     Owned,
-    layout_below,
     needs_guest_image,
     needs_vm,
     resources,
@@ -30,7 +29,6 @@ from vm_helper import (
 from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
 from katapod.host.qemu import QemuLogs, running_qemu
-from katapod.host.removal import remove_tree
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
 from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
@@ -43,13 +41,6 @@ from katapod.sandbox.template_store import find_template, list_templates, put_in
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
 LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[StateStore]:
-    root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))  # short: socket paths have 107 bytes
-    yield StateStore(layout_below(root))
-    remove_tree(root)
 
 
 @pytest.fixture

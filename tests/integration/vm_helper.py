@@ -53,17 +53,6 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
     )
 
 
-def layout_below(root: Path) -> Layout:
-    """All roots below one directory, whose path must be short: it holds sockets."""
-    return Layout(
-        state_root=root / "sbs",
-        vm_root=root / "vm",
-        share_root=root / "share",
-        data_root=root / "data",
-        image_root=root / "images",
-    )
-
-
 def sandbox_plan(
     layout: Layout,
     sandbox_id: str,
