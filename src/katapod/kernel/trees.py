@@ -40,7 +40,10 @@ def remove_tree(path: str, *, deadline: float | None = None) -> None:
     except OSError as exc:
         if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
-        folder = os.open(os.path.dirname(path) or ".", _DIRECTORY)
+        try:
+            folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except NotADirectoryError:
+            return  # below what is no directory there is nothing
         try:
             _insist(lambda: os.unlink(path), folder, os.path.basename(path))
         finally:

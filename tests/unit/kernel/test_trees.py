@@ -215,3 +215,13 @@ def test_a_walk_does_not_leave_the_tree_by_a_directory_that_is_moved(tree: Path)
             visited.append(name)
             (tree / "a" / "b").rename(elsewhere / "b")
     assert visited == ["file"]
+
+
+def test_below_a_file_there_is_nothing_to_remove(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    remove_tree(str(tmp_path / "file" / "name"))
+    remove_tree(str(tmp_path / "file" / "name" / "deeper"))
+    assert (tmp_path / "file").exists()
+    (tmp_path / "link").symlink_to(tmp_path)
+    remove_tree(str(tmp_path / "link" / "file"))
+    assert not (tmp_path / "file").exists()
