@@ -115,13 +115,12 @@ def test_configuration_that_is_not_there(ctr: Containerd, container: str) -> Non
     [
         (["--net-host"], ["cannot use the host's network", "--net-host"]),
         (["--with-ns", "network:/run/netns/no-such"], ["/run/netns/no-such"]),
-        (["--memory-limit", str(1 << 46)], ["memory"]),
         (["--mount", "type=bind,src=/no/such/dir,dst=/mnt,options=rbind:rw"], ["/no/such/dir"]),
         (["--log-uri", "binary:///no/such/logger"], ["/no/such/logger"]),
         (["--log-uri", "fifo:///no/such/fifo"], ["cannot open the stream", "/no/such/fifo", "No such file"]),
         (["--cwd", "relative"], ["cwd"]),
     ],
-    ids=["host-network", "netns", "memory", "mount", "logger", "fifo", "cwd"],
+    ids=["host-network", "netns", "mount", "logger", "fifo", "cwd"],
 )
 def test_what_cannot_be_had(ctr: Containerd, container: str, flags: list[str], words: list[str]) -> None:
     expect_failure(ctr, container, flags, *words)
