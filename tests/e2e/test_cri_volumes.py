@@ -42,6 +42,16 @@ def mounted_tmpfs(folder: Path, options: str = "rw") -> Iterator[None]:
 
 
 @pytest.fixture
+def host_folder(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose mounts are shared, as systemd makes all of a host: an unmount reaches who has a copy."""
+    folder = tmp_path / "host"
+    folder.mkdir()
+    with mounted_tmpfs(folder):
+        subprocess.run(["mount", "--make-shared", folder], check=True)
+        yield folder
+
+
+@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[str]:
     """A block device with an ext4 file system of 64 MiB."""
     backing = tmp_path / "backing"
@@ -178,9 +188,9 @@ def test_shared_by_two_containers(cri: Cri, tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_locks_hold_within_a_pod(cri: Cri, disk: str, tmp_path: Path) -> None:
+def test_locks_hold_within_a_pod(cri: Cri, disk: str, host_folder: Path) -> None:
     """Of two containers with one volume at different places: it is one file system to them, until both have gone."""
-    folder = tmp_path / "volume"
+    folder = host_folder / "volume"
     folder.mkdir()
     subprocess.run(["mount", disk, folder], check=True)
     try:
