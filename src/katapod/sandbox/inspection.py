@@ -39,6 +39,7 @@ from katapod.plan.explain import explain_command_line, explain_kernel_parameters
 from katapod.plan.root_disk import root_disk_id
 from katapod.rpc.http import HttpError, get_http
 from katapod.sandbox.lookup import container_name
+from katapod.sandbox.shared_volumes import VOLUME_PREFIX
 
 __all__ = ["collect_facts"]
 
@@ -203,17 +204,18 @@ def _share(
     wanted = _wanted_mounts(record, paths)
     mounts = []
     for name, mount in list(dict(found).items())[:MOUNTS_MAX]:
-        container, host, destination = _origin(name, record, wanted)
-        shown = SharedMount(
-            name=name,
-            host=host or mount.fstype,
-            fstype=mount.fstype,
-            read_only=mount.read_only,
-            guest=f"{GUEST_SHARE}/{name}",
-            container=container,
-            destination=destination,
-        )
-        mounts.append(shown)
+        mounts += [
+            SharedMount(
+                name=name,
+                host=host or mount.fstype,
+                fstype=mount.fstype,
+                read_only=mount.read_only,
+                guest=f"{GUEST_SHARE}/{name}",
+                container=container,
+                destination=destination,
+            )
+            for container, host, destination in _origins(name, wanted)
+        ]
     daemons = [process for process in processes if process.role == "virtiofsd"]
     serving = max(daemons, key=lambda process: process.cpu_seconds, default=None)
     facts = ShareFacts(
@@ -241,21 +243,28 @@ def _wanted_mounts(record: SandboxRecord, paths: SandboxPaths) -> dict[str, list
     return wanted
 
 
-def _origin(name: str, record: SandboxRecord, wanted: dict[str, list[tuple[str, str]]]) -> tuple[str, str, str]:
-    """(container, path on the host, destination) of an entry of the shared directory."""
-    for item in record.containers:
-        container_id = item.container_id
-        if name == f"{container_id}/rootfs":
-            return container_id, next((source for source, where in wanted[container_id] if where == "/"), ""), "/"
-        if name.startswith(f"{container_id}-"):
-            base = name[len(container_id) + 18 :]  # after the dash: 16 hexadecimal digits and a dash
-            for mount in wanted[container_id]:
-                source, destination = mount
-                if os.path.basename(destination.rstrip("/")) == base and source.startswith("/"):
-                    wanted[container_id].remove(mount)  # the next of that name is another
-                    return container_id, source, destination
-            return container_id, "", ""
-    return "", "", ""
+def _origins(name: str, wanted: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str, str]]:
+    """(container, path on the host, destination) of an entry of the shared directory, for each of its users: containers
+    that have one source have it by one entry, which is called after the first one's destination."""
+    container_id, slash, rest = name.partition("/")
+    if slash and rest == "rootfs":
+        mounts = wanted.get(container_id, [])
+        return [(container_id, next((source for source, where in mounts if where == "/"), ""), "/")]
+    base = name[len(VOLUME_PREFIX) + 17 :]  # after 16 hexadecimal digits and a dash
+    sources = [
+        source
+        for mounts in wanted.values()
+        for source, destination in mounts
+        if name.startswith(VOLUME_PREFIX)
+        and source.startswith("/")
+        and os.path.basename(destination.rstrip("/")) == base
+    ]
+    users = []
+    for container_id, mounts in wanted.items():
+        for mount in [mount for mount in mounts if mount[0] in sources[:1]]:
+            mounts.remove(mount)  # the next entry of that name is another's
+            users.append((container_id, *mount))
+    return users or [("", "", "")]
 
 
 def _with_origins(live: LiveFacts, facts: SandboxFacts, words: tuple[str, ...]) -> Hypervisor | None:

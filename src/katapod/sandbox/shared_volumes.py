@@ -20,9 +20,10 @@ from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SHARE
 from katapod.model.mount_options import Access, is_recursive, parse_access
 
-__all__ = ["SharedVolumes"]
+__all__ = ["VOLUME_PREFIX", "SharedVolumes"]
 
 AUTOMOUNTS_MAX = 200  # below one source, as below a host's /; the others are as read-only as the top
+VOLUME_PREFIX = "volume-"  # of names in the share; 16 hexadecimal digits, a dash and the destination's name follow
 NAME_BYTES = 100  # of the destination's; 255 are a name's limit
 
 
@@ -123,7 +124,7 @@ class SharedVolumes:
     def _new_path(self, mount: oci.Mount) -> Path:
         name = os.path.basename(mount.destination.rstrip("/")) or "root"
         base = os.fsencode(name)[-NAME_BYTES:].decode(errors="ignore")  # the guest is told of it, in UTF-8
-        return self._mounts / f"volume-{secrets.token_hex(8)}-{base}"
+        return self._mounts / f"{VOLUME_PREFIX}{secrets.token_hex(8)}-{base}"
 
     def _add(self, share: _Share) -> _Share:
         self._shares.append(share)
