@@ -23,7 +23,8 @@ def save_evidence(test: str, katas: Sequence[Kata], nodes: Sequence[Containerd] 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "transcript.txt").write_text(
-        "\n".join([*(kata.transcript for kata in katas), *(node.transcript for node in nodes)])
+        "\n".join([*(kata.transcript for kata in katas), *(node.transcript for node in nodes)]),
+        errors="surrogateescape",  # of file names
     )
     for node in nodes:
         if node.log.exists():
