@@ -301,8 +301,7 @@ async def _give_back(path: Path, record: NetworkRecord) -> None:
     for nic in record.nics:
         if nic.mac:
             lines.append(f"link set dev {nic.interface} address {nic.mac}")
-            for address in nic.addresses:
-                lines.append(f"addr replace {address} dev {nic.interface}" + (" nodad" if ":" in address else ""))
+            lines += [f"addr replace dev {nic.interface} {address}" for address in nic.addresses]
     if lines:
         program = find_program("ip", package="iproute2")
         text = "\n".join(lines).encode()

@@ -150,7 +150,7 @@ class NicRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tap: str
     model: str
     mac: str = ""  # of the interface, where the model takes it away for a while
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()  # likewise, as ip-address(8) takes them
     shaped: bool = False
 
 

@@ -5,7 +5,16 @@ Source: tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 
 from dataclasses import dataclass
 
-from katapod.model.network import Interface, InterfaceKind, Interworking, NetworkError, NicRecord
+from katapod.model.network import (
+    IFA_F_DEPRECATED,
+    IFA_F_NOPREFIXROUTE,
+    Address,
+    Interface,
+    InterfaceKind,
+    Interworking,
+    NetworkError,
+    NicRecord,
+)
 from katapod.plan.frames import bytecode, plan_held_frames
 from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, pci_path
 
@@ -20,6 +29,7 @@ __all__ = [
     "plan_nic_device",
     "plan_redirect",
     "plan_undo",
+    "render_address",
     "tap_name",
     "vhost_fd_names",
 ]
@@ -76,7 +86,7 @@ class NicPlan:
             "" if self.direct else self.tap,
             self.model.value,
             mac=self.interface.mac if taken else "",
-            addresses=tuple(str(address) for address in self.interface.addresses) if taken else (),
+            addresses=tuple(render_address(address) for address in self.interface.addresses) if taken else (),
             shaped=any(step.endswith(" root") for step in self.tc.undo),
         )
 
@@ -92,6 +102,18 @@ class NicPlan:
             *(f"  tc {step}" for step in (*self.tc.steps, *self.hold)),
         ]
         return "\n".join([*lines, *(f"  {line}" for line in self.device.describe().splitlines())])
+
+
+def render_address(address: Address) -> str:
+    """What `ip address replace` is told of an address, but for the interface. Source: ip-address(8)."""
+    words = [f"{address.address} peer {address.peer}/{address.prefix}" if address.peer else str(address)]
+    for name, value in (("broadcast", address.broadcast), ("label", address.label), ("scope", address.scope)):
+        words += [f"{name} {value}"] if value else []
+    words += [f"metric {address.metric}"] if address.metric else []
+    words += ["noprefixroute"] if address.flags & IFA_F_NOPREFIXROUTE else []
+    words += ["nodad"] if address.is_v6 else []  # it was there before, and the host has looked already
+    words += ["preferred_lft 0"] if address.flags & IFA_F_DEPRECATED else []
+    return " ".join(words)
 
 
 def tap_name(number: int) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from katapod.model.network import Address, Interface, InterfaceKind, Interworking, NetworkError, NicRecord
-from katapod.plan.network import NetworkSettings, plan_nic, plan_redirect, plan_undo
+from katapod.plan.network import NetworkSettings, plan_nic, plan_redirect, plan_undo, render_address
 
 ETH0 = Interface(3, "eth0", InterfaceKind.VETH, "02:00:00:00:00:02", 1500, addresses=(Address("10.0.0.2", 24),))
 VMTAP = replace(ETH0, name="vmtap", kind=InterfaceKind.TAP)
@@ -110,3 +110,16 @@ def test_a_tap_of_the_pods_own_cannot_be_held() -> None:
 def test_a_redirect_to_itself_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="to itself"):
         plan_redirect("eth0", "eth0")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (Address("10.9.0.2", 24, broadcast="10.9.0.255"), "10.9.0.2/24 broadcast 10.9.0.255"),
+        (Address("10.9.0.2", 32, peer="10.9.5.5"), "10.9.0.2 peer 10.9.5.5/32"),
+        (Address("10.9.0.2", 24, scope=253, label="eth0:1", metric=7), "10.9.0.2/24 label eth0:1 scope 253 metric 7"),
+        (Address("fd00::2", 64, flags=0x220), "fd00::2/64 noprefixroute nodad preferred_lft 0"),
+    ],
+)
+def test_an_address_is_given_back_as_it_was(address: Address, words: str) -> None:
+    assert render_address(address) == words
