@@ -45,6 +45,7 @@ from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
 from katapod.sandbox.growth import expect_grown, until_grown
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
+from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
@@ -328,7 +329,7 @@ async def _meet_agent(
     request = _create_request(plan)
     started = time.monotonic()
     try:
-        async with asyncio.timeout(plan.agent_timeout_s):
+        async with patient_timeout(plan.agent_timeout_s, vm.pid):
             agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
             own.callback(agent.connection.close)
             await guarded(_wake(agent) if cloned else agent.check(timeout_s=None), death, sandbox_id)
