@@ -122,7 +122,7 @@ async def test_a_step_of_the_hosts_clock_reaches_the_guest_at_once(monkeypatch: 
         assert [call for call in world.calls if call != (0, 0)] == [(-7200 * SECOND, 0)]
 
 
-@pytest.mark.parametrize("ran_ns", [40 * SECOND, 2 * SECOND, 10 * SECOND + 200 * MS])
+@pytest.mark.parametrize("ran_ns", [40 * SECOND, 2 * SECOND, 12 * SECOND])
 async def test_a_guest_whose_clock_runs_at_a_wrong_rate_takes_another_source(ran_ns: int) -> None:
     """As a TSC does whose frequency was measured on a busy host."""
     world = World()
@@ -130,9 +130,9 @@ async def test_a_guest_whose_clock_runs_at_a_wrong_rate_takes_another_source(ran
     keeper = ClockKeeper(world, "s1", world.now_ns, world.now_ns)
     assert await keeper.look()
     world.host += 10 * SECOND
-    world.guest += 10 * SECOND + 20 * MS  # drift of a healthy clock under load
+    world.guest += 10 * SECOND - 390 * MS  # seen of a healthy clock, one of forty guests on two CPUs
     assert await keeper.look()
-    assert world.source_is_wrong(), "that is slewed"
+    assert world.source_is_wrong(), "that is set right, and the source is left alone"
     world.host += 10 * SECOND
     world.guest += ran_ns
     assert await keeper.look()
