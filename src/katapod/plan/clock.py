@@ -15,7 +15,7 @@ GOOD_ERROR_NS = 5 * MS
 """A reading with this error needs no second one."""
 
 
-RATE_PART = 8  # an eighth: less was seen of a guest that got hardly any CPU, and is set right at each look
+RATE_PART = 8  # an eighth: less was seen of a guest that got hardly any CPU; it is set right
 
 
 @dataclass(frozen=True, slots=True)

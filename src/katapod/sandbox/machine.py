@@ -384,8 +384,8 @@ async def answer_of(call: "asyncio.Task[Any]") -> Any:
 
 
 async def _insist(first: Coroutine[Any, Any, Any], agent: AgentClient) -> None:
-    """Await the agent's first answer, and ask something else meanwhile: of many clones that were woken at once on a busy
-    host, one in forty was seen to stand still, with nothing left to read on either side of its serial port."""
+    """Await the agent's first answer, and ask something else meanwhile: of many clones that a busy host woke at once,
+    one in forty was seen to stand still, with nothing left to read on either side of its serial port."""
     call = asyncio.create_task(first, name="first-call")
     nudges = set[asyncio.Task[Any]]()
     try:
