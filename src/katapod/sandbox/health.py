@@ -6,10 +6,10 @@ host, is busy, and is left alone. One with time to spare hangs: its agent comes 
 
 import asyncio
 import logging
-import os
 import time
 from typing import TYPE_CHECKING
 
+from katapod.host.thread_times import thread_times
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
@@ -64,21 +64,10 @@ def busy_s(pid: int) -> float:
     """Seconds that the virtual CPU with the most time to spare has run or waited for a CPU; 0 for a VMM that has ended.
 
     QEMU calls their threads "CPU 0/KVM", "CPU 0/TCG" and so on (debug-threads); without such names all threads count.
-    Source: schedstat of proc(5) and Documentation/scheduler/sched-stats.rst: nanoseconds of both.
     """
-    vcpus, others = [], 0
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/schedstat") as handle:
-                run, waited, _ = map(int, handle.read().split())
-            with open(f"/proc/{pid}/task/{thread}/comm") as handle:
-                if handle.read().startswith("CPU "):
-                    vcpus.append(run + waited)
-                else:
-                    others += run + waited
-    except (OSError, ValueError):
-        pass  # it ends meanwhile
-    return min(vcpus, default=others) / 1e9
+    threads = thread_times(pid)
+    vcpus = [each.run_ns + each.waited_ns for each in threads if each.name.startswith("CPU ")]
+    return min(vcpus, default=sum(each.run_ns + each.waited_ns for each in threads)) / 1e9
 
 
 def declare_dead(sandbox: "Sandbox", cause: KatapodError) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
+
+from katapod.host.thread_times import thread_times
 
 __all__ = ["patient_timeout", "waited_s"]
 
@@ -34,15 +35,5 @@ async def patient_timeout(limit_s: float, pid: int) -> AsyncIterator[None]:
 
 
 def waited_s(pid: int) -> float:
-    """Seconds that the thread of `pid` with the longest wait has stood in line for a CPU; 0 if the process has ended.
-
-    Source: schedstat of proc(5) and Documentation/scheduler/sched-stats.rst.
-    """
-    longest = 0
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/schedstat") as handle:
-                longest = max(longest, int(handle.read().split()[1]))
-    except (OSError, ValueError, IndexError):
-        pass  # it ends meanwhile
-    return longest / 1e9
+    """Seconds that the thread of `pid` with the longest wait has stood in line for a CPU; 0 if that has ended."""
+    return max((each.waited_ns for each in thread_times(pid)), default=0) / 1e9
