@@ -11,6 +11,7 @@ which test it was first seen.
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ class WholeRun:
         self.names.update(names)
         for line, test in seen.items():
             self.seen_after.setdefault(line, []).append(f"{test} ({worker})")
+
+    def first_seen(self, line: str) -> str:
+        return ", ".join(self.seen_after.get(line, [])) or "the last test that was looked at"
 
 
 SEEN = pytest.StashKey[WholeRun]()
@@ -100,6 +104,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         return None
     run.learn("alone", sorted(claimed_names()), strangers())
     run.left = settle(run.before, run.names if OTHERS_HERE else None)
+    if run.left and (report := session.config.getoption("xmlpath")):
+        lines = "\n".join(f"{line} (first seen after {run.first_seen(line)})" for line in run.left)
+        Path(report).with_suffix(".left").write_text(f"{lines}\n")  # for the summary of tools/run-tests
     if run.left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return None
@@ -115,5 +122,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section(f"left behind {scope}", red=True)
     for line in run.left:
-        first = ", ".join(run.seen_after.get(line, [])) or "the last test that was looked at"
-        terminalreporter.write_line(f"{line}\n    first seen after {first}")
+        terminalreporter.write_line(f"{line}\n    first seen after {run.first_seen(line)}")
