@@ -207,7 +207,7 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def wait_until(what: str, seen: Callable[[], object], limit_s: float = 60.0, period_s: float = 0.005) -> float:
+def wait_until(what: str, seen: Callable[[], object], limit_s: float = 60.0, period_s: float = 0.02) -> float:
     """Wait for something to be seen; returns the seconds. Fails with `what` when the time runs out."""
     began = time.monotonic()
     while not seen():

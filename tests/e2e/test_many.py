@@ -32,8 +32,6 @@ from faults import (
 
 from kit.accel import ACCEL
 
-pytestmark = pytest.mark.alone
-
 SEED = 4242
 
 
@@ -53,6 +51,7 @@ def several(count: int, *command: str) -> Iterator[list[Started]]:
         ]
 
 
+@pytest.mark.alone
 def test_eight_sandboxes_at_the_same_time(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         all_of_them = []
@@ -80,6 +79,7 @@ def victims(running: Started, what: str) -> list[int]:
     return [running.pid if what == "owner" else qemu_of(running.name)]
 
 
+@pytest.mark.alone
 def test_a_killed_one_does_not_disturb_the_others() -> None:
     chosen = random.Random(SEED)
     for turn in range(3):
@@ -104,6 +104,7 @@ def test_a_killed_one_does_not_disturb_the_others() -> None:
                 assert leftovers(each.name) == []
 
 
+@pytest.mark.alone
 def test_random_kills_during_the_start_leave_nothing() -> None:
     """The gaps between the phases: a fixed seed, two at a time."""
     chosen = random.Random(SEED)

@@ -23,6 +23,7 @@ SHARED_HOST = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST") or os.environ.get
 
 OTHERS = re.compile(rb"kata-runtime: (WARNING: (?!%b)\S+ was left behind: |using (tcg|kvm): )" % RUN_PREFIX.encode())
 STREAM_SHOWN = 4000  # characters of a stream in the transcript of a failed test
+REST = 2.0  # of waiting between two looks, in times of what a look takes
 _numbers = itertools.count(1)
 
 
@@ -133,12 +134,16 @@ class Kata:
 
 
 def wait_for(condition: Any, what: str, limit_s: float = 10.0, period_s: float = 0.05) -> Any:
-    """Poll `condition` until it is true, and return its value; fail with `what` after `limit_s`."""
+    """Poll `condition` until it is true, and return its value; fail with `what` after `limit_s`.
+
+    One that runs a program is asked less often: what is waited for needs the CPU as well.
+    """
     deadline = time.monotonic() + limit_s
     while True:
+        began = time.monotonic()
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of what is not there yet, or no more
             if value := condition():
                 return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {limit_s:g} s: {what}")
-        time.sleep(period_s)
+        time.sleep(max(period_s, REST * (time.monotonic() - began)))
