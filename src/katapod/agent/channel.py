@@ -72,6 +72,13 @@ class Stream:
             self._loop.close_fd(self._fd)
             self._fd = -1
 
+    def host_is_gone(self) -> bool:
+        """Whether a virtio-serial port has no host, as far as the kernel knows: it learns of a host from a work queue,
+        and of a host's data from an interrupt, so that what a host sends first may be here before it is."""
+        port = select.poll()
+        port.register(self._fd, 0)
+        return any(mask & select.POLLHUP for _, mask in port.poll(0))
+
     async def host_present(self) -> None:
         """Wait until a host is connected to a virtio-serial port."""
         self._loop.forget(self._fd)

@@ -63,15 +63,18 @@ class Server:
         self._classes: dict[tuple[str, str], Any] = {}
         self.first_answer = Future()
         self.reset_ids = False  # set for a port: an id that is not greater means a new host
+        self._early: tuple[FrameDecoder, _Connection] | None = None  # of a host that the port has yet to tell of
 
     async def serve(self, stream: Stream) -> bool:
         """Serve until the host goes (True) or sends what is no ttrpc (False)."""
-        decoder = FrameDecoder()
-        call = _Connection(self, stream)
+        decoder, call = self._early or (FrameDecoder(), _Connection(self, stream))
+        self._early, call.early = None, False
         try:
             while True:
                 data = await stream.read()
                 if not data:
+                    if call.early:  # this is the end of the host before it
+                        self._early = decoder, call
                     return True
                 for frame in decoder.feed(data):
                     if self.reset_ids and frame.stream_id <= call.last_id:
@@ -79,6 +82,8 @@ class Server:
                         # too quick for the port to show it.
                         call.tasks.cancel()
                         call = _Connection(self, stream)
+                    if self.reset_ids and (call.early or not call.last_id):
+                        call.early = stream.host_is_gone()
                     call.begin(frame)
                 await self._loop.turn()
         except FrameError as exc:
@@ -88,7 +93,8 @@ class Server:
             log.debug(f"the host's connection broke: {exc}")
             return True
         finally:
-            call.tasks.cancel()
+            if self._early is None:
+                call.tasks.cancel()
 
     def request_class(self, service: str, method: str) -> Any:
         """The class of the method's request. Raises RpcError (UNIMPLEMENTED)."""
@@ -126,6 +132,7 @@ class _Connection:
         self._loop = server._loop
         self._request_bytes = 0
         self.last_id = 0
+        self.early = False  # the port says that there is no host, though this one has sent something
         self.tasks = Tasks(server._loop, "rpc")
 
     def begin(self, frame: Frame) -> None:
