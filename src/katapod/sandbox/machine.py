@@ -58,7 +58,6 @@ log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 CLOCK_TRIES, CLOCK_GOOD_S = 2, 0.05
-NUDGE_S = 10.0  # without an answer to the first request, until another one is sent
 QEMU_END_S = 1.0  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
 KILLED = (-9, -15)  # ends of QEMU that somebody wished for
 
@@ -334,7 +333,7 @@ async def _meet_agent(
             agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
             own.callback(agent.connection.close)
             first = _wake(agent) if cloned else agent.check(timeout_s=None)
-            await guarded(_insist(first, agent), death, sandbox_id)
+            await guarded(first, death, sandbox_id)
             # sent at once and answered in this order; not with the first call, or the clock would be late by its time
             clock = _send(_set_clock(agent), own)
             created = _send(_create_sandbox(agent, request, network), own)
@@ -381,24 +380,6 @@ def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[An
 async def answer_of(call: "asyncio.Task[Any]") -> Any:
     """A coroutine to guard: what the call under way is answered."""
     return await call
-
-
-async def _insist(first: Coroutine[Any, Any, Any], agent: AgentClient) -> None:
-    """Await the agent's first answer, and ask something else meanwhile: of many clones that a busy host woke at once,
-    one in forty was seen to stand still, with nothing left to read on either side of its serial port."""
-    call = asyncio.create_task(first, name="first-call")
-    nudges = set[asyncio.Task[Any]]()
-    try:
-        while not (await asyncio.wait({call}, timeout=NUDGE_S))[0]:
-            log.debug("the agent has not answered for %g s: it is asked once more", NUDGE_S)
-            nudges.add(asyncio.create_task(agent.check(timeout_s=None), name="nudge"))
-        await call
-    finally:
-        for task in (call, *nudges):
-            task.cancel()
-        await asyncio.wait({call, *nudges})
-        for task in nudges:
-            task.cancelled() or task.exception()
 
 
 async def _wake(agent: AgentClient) -> None:
