@@ -45,6 +45,7 @@ from katapod.plan.proof import (
 from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.agent_link import claim_channel
 from katapod.sandbox.failures import guest_of
+from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
 
@@ -162,7 +163,7 @@ async def _boot_once(spec: VmSpec, logs: QemuLogs, limit_s: float) -> _End:
             stopped = vm.qmp.expect("STOP")
             timed_out = 0.0
             try:
-                async with asyncio.timeout(limit_s):
+                async with patient_timeout(limit_s, vm.pid):
                     with contextlib.suppress(QmpLinkBroken):  # QEMU's own end is the cause, and seen next
                         await vm.resume()
                     await _end_or_stop(vm, stopped)
