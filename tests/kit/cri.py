@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_tools import protoc
 
 from kit.containerd import CGROUP_PARENT, CGROUPS, Containerd
@@ -49,8 +48,19 @@ class LogLine(NamedTuple):
     text: str
 
 
+class _Method(NamedTuple):
+    path: str
+    request: Any  # classes of messages
+    response: Any
+
+
 @functools.cache
-def _services() -> tuple[ServiceDescriptor, ...]:
+def _methods() -> dict[str, _Method]:
+    """The CRI's methods by name.
+
+    The classes are made once and kept: protobuf holds those that are made on demand weakly, and a thread that asks for
+    one while another collects it as garbage brings the process down.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "descriptors"
         code = protoc.main(["protoc", f"-I{PROTO.parent}", f"--descriptor_set_out={out}", PROTO.name])
@@ -59,7 +69,17 @@ def _services() -> tuple[ServiceDescriptor, ...]:
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.AddSerializedFile(file.SerializeToString())
-    return tuple(pool.FindServiceByName(name) for name in SERVICES)
+    _classes.update(message_factory.GetMessageClassesForFiles([file.name for file in files.file], pool))
+    return {
+        method.name: _Method(
+            f"/{service}/{method.name}", _classes[method.input_type.full_name], _classes[method.output_type.full_name]
+        )
+        for service in SERVICES
+        for method in pool.FindServiceByName(service).methods
+    }
+
+
+_classes: dict[str, Any] = {}
 
 
 class Cri:
@@ -87,14 +107,12 @@ class Cri:
 
     def __call__(self, method: str, *, limit_s: float = 180, **fields: Any) -> Any:
         """Call `method` with a request of these fields; returns the response. Raises CriError."""
-        service, call = next(
-            (service, service.methods_by_name[method]) for service in _services() if method in service.methods_by_name
-        )
-        request = message_factory.GetMessageClass(call.input_type)(**fields)
+        called = _methods()[method]
+        request = called.request(**fields)
         stub: Any = self._channel.unary_unary(
-            f"/{service.full_name}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=message_factory.GetMessageClass(call.output_type).FromString,
+            called.path,
+            request_serializer=called.request.SerializeToString,
+            response_deserializer=called.response.FromString,
         )
         self.node.note(f"CRI {method} {' '.join(str(request).split())}")
         try:
