@@ -3,24 +3,18 @@
 from typing import Any
 
 from katapod.model.config import BUILT_IN, ParsedConfig
+from katapod.model.config_keys import TABLES
 from katapod.model.toml_text import toml_value
 
 __all__ = ["config_table", "render_config", "toml_value"]
 
 DEFAULT = "default"
-_FIELDS = {
-    "hypervisor.qemu": "qemu",
-    "agent.kata": "agent",
-    "runtime": "runtime",
-    "factory": "factory",
-    "katapod": "katapod",
-}
 
 
 def config_table(parsed: ParsedConfig) -> dict[str, dict[str, dict[str, Any]]]:
     """Table to key to {"value", "origin"}; the origin is a file's name or "default"."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for table, field in _FIELDS.items():
+    for table, field in TABLES.items():
         section = getattr(parsed.config, field)
         found[table] = {
             key: {
