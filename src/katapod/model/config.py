@@ -442,7 +442,7 @@ def _from_environment(environ: Mapping[str, str]) -> Path | None:
         return None
     if os.path.realpath(value) not in {os.path.realpath(path) for path in CONFIG_PATHS}:
         raise ConfigError(
-            f"cannot use KATA_CONF_FILE={value}: it is none of {' and '.join(CONFIG_PATHS)}",
+            f"cannot use KATA_CONF_FILE={value}: it is neither {' nor '.join(CONFIG_PATHS)}",
             hint="use kata-runtime --config FILE",
         )
     return Path(value)

@@ -163,7 +163,7 @@ def _apply(
         raise ValueError("there is no such annotation" + _nearest(name))
     base = name.removeprefix(f"{PREFIX}hypervisor.")
     if base != name and not any(re.search(pattern, base) for pattern in config.qemu.enable_annotations):
-        raise ValueError(f"it is not enabled; enable_annotations in [hypervisor.qemu] would have to match {base!r}")
+        raise ValueError(f"it is not enabled: no pattern of enable_annotations in [hypervisor.qemu] matches {base!r}")
     if known.why:
         raise ValueError(f"not supported: {known.why}")
     if known.is_hash:
@@ -191,11 +191,11 @@ def _check(known: Annotation, value: Any, section: Any, host_cpus: int, expand: 
     if rule.allowed_by:
         patterns = getattr(section, rule.allowed_by)
         if not any(value in expand(pattern) or (value == "" and pattern == "") for pattern in patterns):
-            raise ValueError(f"{value!r} is none of the files that {rule.allowed_by} allows")
+            raise ValueError(f"{value!r} is not one of the files that {rule.allowed_by} allows")
     if rule.absolute and not value.startswith("/"):
         raise ValueError(f"{value!r} is not an absolute path")
     if rule.positive and value == 0:
-        raise ValueError("0 is not more than 0")
+        raise ValueError("it must be greater than 0")
     if rule.at_most_host_cpus and value > host_cpus:
         raise ValueError(f"{value:g} is more than the {host_cpus} CPUs of this host")
     if known.declared.minimum and value < known.declared.minimum:
@@ -224,7 +224,7 @@ def _value(text: str, known: Annotation) -> Any:
         try:
             return msgspec.json.decode(text, type=list[str])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise ValueError(f"{text!r} is not a JSON list of texts: {error}") from error
+            raise ValueError(f"{text!r} is not a JSON array of strings: {error}") from error
     return text
 
 

@@ -59,7 +59,7 @@ def _named_paths(value: tuple[str, ...]) -> str:
     if bad := [path for path in value if not path.startswith("/") or not os.path.basename(path)]:
         return f"{bad[0]!r} is not an absolute path with a name at its end"
     if len(set(names)) < len(names):
-        return "two paths end in the same name, which is all that the guest sees of them"
+        return "two paths end in the same name, the only part of them that the guest sees"
     return ""
 
 

@@ -65,14 +65,14 @@ _NO_VFIO = "devices of the host are not passed through (VFIO)"
 _NO_SPDK = "vhost-user block devices (SPDK) are not supported"
 _NO_NUMA = "the guest has one NUMA node"
 _NO_TEE = "confidential guests (SEV, SNP, TDX) are not supported"
-_NO_SELINUX = "nothing is labelled for SELinux"
+_NO_SELINUX = "SELinux labels are not applied"
 _NO_TRACE = "there is no OpenTelemetry exporter; KATAPOD_TRACE writes a trace to a file"
 _NO_GUEST_PULL = "images are pulled by the host"
-_NO_DUMP = "the memory of a guest that panicked is not kept; its console is"
+_NO_DUMP = "the memory of a guest that panics is not dumped; its console is logged"
 _NO_SWAP = "a guest has no swap of its own"
-_VIRTIO_BLK = "disks are virtio-blk; virtio-scsi, upstream's default, is read as it"
+_VIRTIO_BLK = "disks are virtio-blk; virtio-scsi, upstream's default, is taken to mean it"
 _LOG_LEVEL = "QEMU has no log level; enable_debug makes guest and monitor say more"
-_OTHERS_KEY = "it belongs to another hypervisor"
+_OTHERS_KEY = "it is a key of another hypervisor"
 _REMOTE = f"{_OTHERS_KEY} (remote)"
 _NO_CDH = "the agent has no confidential data hub"
 _NO_REGO = "policies (Rego) are not supported"
@@ -156,21 +156,21 @@ _QEMU: Final = (
     _text("vm_rootfs_driver", _NO_IMAGE, "virtio-pmem", "virtio-blk-pci"),
     _number("queue_size", "disks have QEMU's own queues", 128),
     _number("num_queues", "disks have QEMU's own queues", 1),
-    _number("network_queues", "a NIC has as many queues as the sandbox has vCPUs at its start", 1),
-    RefusedKey("overhead_vcpus", float, (0.0, 0.2), "one formula makes all sizes: docs/how-to/memory.md"),
-    _number("overhead_memory", "see [katapod] guest_base_memory", 32),
+    _number("network_queues", "a NIC has as many queues as the sandbox has vCPUs when it starts", 1),
+    RefusedKey("overhead_vcpus", float, (0.0, 0.2), "all sizes follow from one formula: docs/how-to/memory.md"),
+    _number("overhead_memory", "guest_base_memory in [katapod] takes its place", 32),
     _text("ctlpath", _OTHERS_KEY),
     _names("valid_ctlpaths", _OTHERS_KEY),
-    _text("prefetch_list_path", "there is no nydus"),
+    _text("prefetch_list_path", "there are no nydus images to prefetch"),
     _text("hugepage_type", "huge pages are the host's default ones", "hugetlbfs"),
     _flag("virtio_fs_is_dax", "neither QEMU's nor Rust's virtiofsd has DAX"),
     _text("guest_swap_path", _NO_SWAP, "/run/kata-containers/swap"),
     _number("guest_swap_size_percent", _NO_SWAP, 100),
     _number("guest_swap_create_threshold_secs", _NO_SWAP, 60),
-    _flag("boot_to_be_template", "templates are made by themselves: [factory] enable_template"),
-    _flag("boot_from_template", "templates are made by themselves: [factory] enable_template"),
-    _text("memory_path", "templates are made by themselves: [factory] template_path"),
-    _text("device_state_path", "templates are made by themselves: [factory] template_path"),
+    _flag("boot_to_be_template", "templates are made automatically: enable_template in [factory]"),
+    _flag("boot_from_template", "templates are made automatically: enable_template in [factory]"),
+    _text("memory_path", "templates are made automatically: template_path in [factory]"),
+    _text("device_state_path", "templates are made automatically: template_path in [factory]"),
 )
 
 _AGENT: Final = (
@@ -180,14 +180,14 @@ _AGENT: Final = (
     _number("launch_process_timeout", _NO_CDH, 6),
     _flag("visible_cdi_devices", _NO_CDI),
     # the Rust dialect's
-    _text("log_level", "see enable_debug", "info", "warn", "error", "critical"),
-    _number("dial_timeout_ms", "of one attempt; all of them have dial_timeout seconds", 10),
-    _number("reconnect_timeout_ms", "dial_timeout says how long the agent is waited for, in seconds", 3000),
+    _text("log_level", "enable_debug sets the level", "info", "warn", "error", "critical"),
+    _number("dial_timeout_ms", "it limits one attempt; dial_timeout, in seconds, limits all of them", 10),
+    _number("reconnect_timeout_ms", "dial_timeout, in seconds, says how long to wait for the agent", 3000),
     _number("server_port", "the agent's port is fixed by the protocol", 1024),
     _number("log_port", "the agent's log is on the guest's console", 1025),
     _number("passfd_listener_port", "streams travel through the agent", 1027),
-    _number("health_check_request_timeout_ms", "a sandbox is checked each 5 s", 90_000),
-    _number("container_pipe_size", "pipes have the kernel's size", pod=_POD),
+    _number("health_check_request_timeout_ms", "the agent's health is checked every 5 seconds", 90_000),
+    _number("container_pipe_size", "pipes have the kernel's default size", pod=_POD),
     _text("policy", _NO_REGO),
     RefusedKey("mem_agent", dict[str, object], ({}, {"mem_agent_enable": False}), "there is no memory agent"),
 )
@@ -214,11 +214,11 @@ _RUNTIME: Final = (
     _any("kubelet_root_dir", str, "volumes are shared wherever they lie"),
     _text("pod_resource_api_sock", _NO_CDI),
     # the Rust dialect's
-    _text("log_level", "see enable_debug", "info", "warn", "error", "critical"),
+    _text("log_level", "enable_debug sets the level", "info", "warn", "error", "critical"),
     _text("name", "there is one runtime", "virt_container"),
     _text("hypervisor_name", "there is one hypervisor", "qemu"),
     _text("agent_name", "there is one agent", "kata"),
-    _flag("keep_abnormal", "what fails leaves nothing behind"),
+    _flag("keep_abnormal", "a sandbox that fails leaves nothing behind"),
     RefusedKey("shared_mounts", list[dict[str, object]], ([],), "mounts are not shared between containers"),
     _flag("use_passfd_io", "streams travel through the agent"),
     _number("passfd_listener_port", "streams travel through the agent", 1027),

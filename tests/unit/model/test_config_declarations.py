@@ -89,7 +89,7 @@ def test_an_annotation_is_honoured_as_declared(table: str, name: str) -> None:
         with pytest.raises(ConfigError, match="there is no such annotation"):
             applied()
     elif rule.positive:
-        with pytest.raises(ConfigError, match="0 is not more than 0"):
+        with pytest.raises(ConfigError, match="must be greater than 0"):
             applied()
     elif rule.absolute and default == "":
         with pytest.raises(ConfigError, match="is not an absolute path"):
