@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run setup image bytecode test unit integration e2e check format messages install clean
+.PHONY: help run setup image bytecode test unit integration e2e check format messages configuration install clean
 .PHONY: test-debian bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
@@ -66,6 +66,7 @@ check: $(BIN)/.installed ## Format, lint, types, import contracts, generated fil
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_messages.py --check
+	$(BIN)/python tools/generate_configuration.py --check
 
 format: $(BIN)/.installed ## Format the sources
 	$(BIN)/ruff check --fix .
@@ -73,6 +74,9 @@ format: $(BIN)/.installed ## Format the sources
 
 messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
 	$(BIN)/python tools/generate_messages.py
+
+configuration: $(BIN)/.installed ## Rebuild what is generated from the declarations of the configuration's keys
+	$(BIN)/python tools/generate_configuration.py
 
 bench: setup build/.packages-test ## Measure beside raw QEMU, crun, runc, runsc; BENCH='--rounds N --only PATTERN --full'
 	$(BIN)/python -m bench.run $(BENCH)

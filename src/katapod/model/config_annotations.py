@@ -8,97 +8,81 @@ Source: Kata Containers, docs/how-to/how-to-set-sandbox-config-kata.md.
 import glob
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Final, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
-from katapod.model.config import MIN_MEMORY_MIB, SECTIONS, ParsedConfig, Problem, Setting, take_setting
-from katapod.model.config_keys import Config
-from katapod.model.config_refused import REFUSED_KEYS
+from katapod.model.config import ParsedConfig, Setting, below_minimum, take_setting
+from katapod.model.config_declaration import AnnotationRule, Key
+from katapod.model.config_keys import SECTIONS, TABLES, Config, bare, declaration
 from katapod.model.errors import ConfigError
 
-__all__ = ["ANNOTATIONS", "AnnotatedConfig", "Annotation", "annotated", "apply_annotations", "check_hashes"]
+__all__ = ["AnnotatedConfig", "Annotation", "annotated", "apply_annotations", "check_hashes", "known_annotations"]
 
-PREFIX: Final = "io.katacontainers.config."
-_TABLES: Final = {"hypervisor": "hypervisor.qemu", "runtime": "runtime", "agent": "agent.kata"}
-_FIELDS: Final = {"hypervisor.qemu": "qemu", "runtime": "runtime", "agent.kata": "agent"}
+KATA: Final = "io.katacontainers."
+PREFIX: Final = f"{KATA}config."
+_TABLE_OF: Final = {table.partition(".")[0]: table for table in TABLES}
 _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 
 
-class Annotation(Struct, frozen=True):
-    """`key` of `table` in the file; empty: the annotation has none, and `why` refuses it."""
+class Annotation(Struct, frozen=True, kw_only=True):
+    """What an annotation sets: `key` of `table`, whose type is `kind`."""
 
-    table: str
-    key: str
-    why: str = ""
-    globs: str = ""  # the key whose globs must match
-    asset: bool = False  # a file of the guest: it is absolute
-    positive: bool = False
-    joined: str = ""  # of a list: what separates its items; empty: JSON
-    added: bool = False  # to the file's, not instead of them
-    quietly_empty: bool = False  # empty or 0 changes nothing
+    table: str = ""
+    key: str = ""
+    kind: Any = str
+    rule: AnnotationRule = AnnotationRule()
+    declared: Key = Key()  # of a key that is acted upon
+    is_hash: bool = False  # of the key's file; the key stays as it is
+    why: str = ""  # it sets nothing, and this refuses it
 
 
-def _hypervisor() -> dict[str, Annotation]:
-    table = "hypervisor.qemu"
-    same = (
-        *("kernel_verity_params", "enable_virtio_mem", "enable_mem_prealloc", "reclaim_guest_freed_memory"),
-        *("enable_hugepages", "enable_iommu", "enable_iommu_platform", "enable_guest_swap", "rootless"),
-        *("block_device_driver", "block_device_aio", "disable_block_device_use", "enable_iothreads"),
-        *("block_device_cache_set", "block_device_cache_direct", "block_device_cache_noflush"),
-        *("default_vcpus", "default_memory", "kernel_params", "shared_fs", "virtio_fs_cache"),
-        *("virtio_fs_cache_size", "msize_9p", "disable_vhost_net", "rx_rate_limiter_max_rate"),
-        *("tx_rate_limiter_max_rate", "enable_vhost_user_store", "vhost_user_store_path"),
-        *("vhost_user_reconnect_timeout_sec", "guest_hook_path", "disable_image_nvdimm", "use_legacy_serial"),
-        *("hot_plug_vfio", "cold_plug_vfio", "jailer_path", "firmware_volume"),
-    )
-    found = {name: Annotation(table, name) for name in same}
-    for name in ("machine_type", "machine_accelerators", "cpu_features", "memory_slots", "memory_offset"):
-        found[name] = Annotation(table, name, quietly_empty=True)
-    for name in ("kernel", "initrd", "image", "firmware"):
-        found[name] = Annotation(table, name, asset=True)
-    for name in ("pcie_root_port", "pcie_switch_port", "indep_iothreads"):
-        found[name] = Annotation(table, name, positive=True)
-    found["default_max_vcpus"] = Annotation(table, "default_maxvcpus")
-    found["blk_logical_sector_size"] = Annotation(table, "block_device_logical_sector_size")
-    found["blk_physical_sector_size"] = Annotation(table, "block_device_physical_sector_size")
-    found["numa_mapping"] = Annotation(table, "numa_mapping", joined=" ")
-    found["virtio_fs_extra_args"] = Annotation(table, "virtio_fs_extra_args", added=True)
-    found["path"] = Annotation(table, "path", globs="valid_hypervisor_paths")
-    found["virtio_fs_daemon"] = Annotation(table, "virtio_fs_daemon", globs="valid_virtio_fs_daemon_paths")
-    found["entropy_source"] = Annotation(table, "entropy_source", globs="valid_entropy_sources")
-    for asset in _HASHED:
-        found[f"{asset}_hash"] = Annotation(table, "")
-    for asset in ("image", "jailer", "firmware_volume"):
-        found[f"{asset}_hash"] = Annotation(table, "", why=f"there is no {asset}")
-    found["cc_init_data"] = Annotation(table, "", why="confidential guests (SEV, SNP, TDX) are not supported")
-    for name in ("default_gpus", "default_gpu_model"):
-        found[name] = Annotation(table, "", why="it belongs to another hypervisor (remote)")
+@cache
+def known_annotations() -> dict[str, Annotation]:
+    """By name, from what is declared with each key."""
+    from katapod.model.config_refused import REFUSED_ANNOTATIONS
+
+    found = {name: Annotation(why=why) for name, why in REFUSED_ANNOTATIONS.items()}
+    for annotation in _of_keys():
+        rule = annotation.rule
+        prefix = PREFIX + annotation.table.partition(".")[0]
+        name = rule.name or annotation.key
+        found[name if name.startswith(KATA) else f"{prefix}.{name}"] = annotation
+        if rule.hash_name:
+            found[f"{prefix}.{rule.hash_name}"] = msgspec.structs.replace(annotation, is_hash=True)
     return found
 
 
-_HASHED: Final = {"hypervisor": "path", "kernel": "kernel", "initrd": "initrd", "firmware": "firmware"}
-"""X of X_hash to the key whose file has it."""
+def _of_keys() -> Iterator[Annotation]:
+    from katapod.model.config_refused import REFUSED_KEYS
 
-_RUNTIME: Final = (
-    *("disable_guest_seccomp", "sandbox_cgroup_only", "create_container_timeout", "experimental_force_guest_pull"),
-    *("disable_new_netns", "internetworking_model", "vfio_mode", "enable_pprof", "guest_selinux_label"),
-)
+    for table, section in SECTIONS.items():
+        for name in section.__struct_fields__:
+            if (annotation := _of_key(table, name)) is not None:
+                yield annotation
+    for table, keys in REFUSED_KEYS.items():
+        for refused in keys.values():
+            if refused.annotation is not None:
+                yield Annotation(table=table, key=refused.name, kind=refused.kind, rule=refused.annotation)
 
-ANNOTATIONS: Final[dict[str, Annotation]] = {
-    **{f"{PREFIX}hypervisor.{name}": found for name, found in _hypervisor().items()},
-    **{f"{PREFIX}runtime.{name}": Annotation("runtime", name) for name in _RUNTIME},
-    f"{PREFIX}runtime.experimental": Annotation("runtime", "experimental", joined=" "),
-    "io.katacontainers.enable_vcpus_pinning": Annotation("runtime", "enable_vcpus_pinning"),
-    f"{PREFIX}agent.kernel_modules": Annotation("agent.kata", "kernel_modules", joined=";"),
-    f"{PREFIX}agent.enable_tracing": Annotation("agent.kata", "enable_tracing"),
-    f"{PREFIX}agent.container_pipe_size": Annotation("agent.kata", "container_pipe_size"),
-    f"{PREFIX}agent.policy": Annotation("agent.kata", "", why="policies (Rego) are not supported"),
-    "io.katacontainers.container.resource.swappiness": Annotation("", "", why="a guest has no swap of its own"),
-    "io.katacontainers.container.resource.swap_in_bytes": Annotation("", "", why="a guest has no swap of its own"),
-}
+
+def _of_key(table: str, name: str) -> Annotation | None:
+    """The annotation of a key that is acted upon."""
+    if (found := declaration(table, name)) is None:
+        return None
+    kind, key = found
+    rule = key.annotation
+    return Annotation(table=table, key=name, kind=bare(kind), rule=rule, declared=key) if rule is not None else None
+
+
+def _find(name: str) -> Annotation | None:
+    """known_annotations, but what is usual, a key's own name, is found without the declarations of all others."""
+    prefix, _, key = name.removeprefix(PREFIX).partition(".")
+    found = _of_key(_TABLE_OF.get(prefix, ""), key)
+    return found if found is not None and not found.rule.name else known_annotations().get(name)
 
 
 class AnnotatedConfig(Struct, frozen=True):
@@ -110,7 +94,7 @@ class AnnotatedConfig(Struct, frozen=True):
 
 def annotated(parsed: ParsedConfig, annotations: Mapping[str, str], host_cpus: int) -> ParsedConfig:
     """apply_annotations, and the hashes checked. Raises ConfigError."""
-    if not any(name.startswith("io.katacontainers.") for name in annotations):
+    if not any(name.startswith(KATA) for name in annotations):
         return parsed
     found = apply_annotations(parsed.config, annotations, host_cpus=host_cpus)
     check_hashes(found.hashes)
@@ -132,7 +116,7 @@ def apply_annotations(
     errors: list[str] = []
     hashes: dict[str, str] = {}
     for name in sorted(annotations):
-        if name not in ANNOTATIONS and not name.startswith(PREFIX):
+        if not name.startswith(KATA) or not (name.startswith(PREFIX) or name in known_annotations()):
             continue
         try:
             _apply(name, annotations[name], config, values, hashes, host_cpus, expand)
@@ -142,7 +126,7 @@ def apply_annotations(
         raise ConfigError("\n".join(errors), hint="correct the pod's annotations, or allow them in configuration.toml")
     changed = {
         field: msgspec.structs.replace(getattr(config, field), **values[table])
-        for table, field in _FIELDS.items()
+        for table, field in TABLES.items()
         if values[table]
     }
     config = msgspec.structs.replace(config, **changed) if changed else config
@@ -174,57 +158,53 @@ def _apply(
     expand: Callable[[str], list[str]],
 ) -> None:
     """Raises ValueError with the reason."""
-    known = ANNOTATIONS.get(name)
+    known = _find(name)
     if known is None:
         raise ValueError("there is no such annotation" + _nearest(name))
     base = name.removeprefix(f"{PREFIX}hypervisor.")
     if base != name and not any(re.search(pattern, base) for pattern in config.qemu.enable_annotations):
-        raise ValueError(f"it is not enabled; enable_annotations in [hypervisor.qemu] would have to match {base!r}")
+        raise ValueError(f"it is not enabled: no pattern of enable_annotations in [hypervisor.qemu] matches {base!r}")
     if known.why:
         raise ValueError(f"not supported: {known.why}")
-    if not known.key:
+    if known.is_hash:
         if not re.fullmatch(r"[0-9a-fA-F]{128}", text):
             raise ValueError("a SHA-512 has 128 hexadecimal digits")
-        hashes[_HASHED[base.removesuffix("_hash")]] = text
+        hashes[known.key] = text
         return
-    section = getattr(config, _FIELDS[known.table])
+    section = getattr(config, TABLES[known.table])
     value = _value(text, known)
-    if known.quietly_empty and value in ("", 0):
+    if known.rule.ignore_empty and value in ("", 0):
         return
     _check(known, value, section, host_cpus, expand)
-    if known.key == "kernel_params":
-        value = _merged_params(section.kernel_params, value)
-    elif known.added:
+    if known.rule.combine == "merge":
+        value = _merged_params(getattr(section, known.key), value)
+    elif known.rule.combine == "append":
         value = [*getattr(section, known.key), *value]
-    problem: Problem | None = take_setting(Setting(name, known.table, known.key, value), values)
+    problem = take_setting(Setting(name, known.table, known.key, value), values)
     if problem is not None:
         raise ValueError(problem.message)
 
 
 def _check(known: Annotation, value: Any, section: Any, host_cpus: int, expand: Callable[[str], list[str]]) -> None:
     """What holds for an annotation and not for the key in a file. Raises ValueError."""
-    if known.globs:
-        globs = getattr(section, known.globs)
-        if not any(value in expand(pattern) or (value == "" and pattern == "") for pattern in globs):
-            raise ValueError(f"{value!r} is none of the files that {known.globs} allows")
-    if known.asset and not value.startswith("/"):
+    rule = known.rule
+    if rule.allowed_by:
+        patterns = getattr(section, rule.allowed_by)
+        if not any(value in expand(pattern) or (value == "" and pattern == "") for pattern in patterns):
+            raise ValueError(f"{value!r} is not one of the files that {rule.allowed_by} allows")
+    if rule.absolute and not value.startswith("/"):
         raise ValueError(f"{value!r} is not an absolute path")
-    if known.positive and value == 0:
-        raise ValueError("0 is not more than 0")
-    if known.key in ("default_vcpus", "default_maxvcpus") and value > host_cpus:
+    if rule.positive and value == 0:
+        raise ValueError("it must be greater than 0")
+    if rule.at_most_host_cpus and value > host_cpus:
         raise ValueError(f"{value:g} is more than the {host_cpus} CPUs of this host")
-    if known.key == "default_memory" and value < MIN_MEMORY_MIB:
-        raise ValueError(f"{value} MiB is less than a guest needs ({MIN_MEMORY_MIB} MiB)")
+    if known.declared.minimum and value < known.declared.minimum:
+        raise ValueError(below_minimum(known.declared, value))
 
 
 def _value(text: str, known: Annotation) -> Any:
     """The text as the key's type. Raises ValueError."""
-    section = SECTIONS[known.table]
-    kind: Any = section.__annotations__.get(known.key)
-    if kind is None:
-        kind = REFUSED_KEYS[known.table][known.key].kind
-    while get_origin(kind) not in (None, tuple, list) and hasattr(kind, "__metadata__"):
-        kind = get_args(kind)[0]
+    kind = known.kind
     origin = get_origin(kind) or kind
     if kind is bool:
         if text not in _TRUE + _FALSE:
@@ -239,12 +219,12 @@ def _value(text: str, known: Annotation) -> Any:
             raise ValueError(f"{text!r} is not a whole number")
         return int(text)
     if origin in (tuple, list):
-        if known.joined:
-            return [part.strip() for part in text.split(known.joined) if part.strip()]
+        if separator := known.rule.separator:
+            return [part.strip() for part in text.split(separator) if part.strip()]
         try:
             return msgspec.json.decode(text, type=list[str])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise ValueError(f"{text!r} is not a JSON list of texts: {error}") from error
+            raise ValueError(f"{text!r} is not a JSON array of strings: {error}") from error
     return text
 
 
@@ -258,5 +238,5 @@ def _merged_params(before: str, more: str) -> str:
 def _nearest(name: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, ANNOTATIONS, n=1)
+    close = difflib.get_close_matches(name, known_annotations(), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,26 +1,20 @@
 """The effective configuration as text: TOML that can be read again, each key with where its value comes from."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from katapod.model.config import BUILT_IN, ParsedConfig
+from katapod.model.config_keys import TABLES
+from katapod.model.toml_text import toml_value
 
 __all__ = ["config_table", "render_config", "toml_value"]
 
 DEFAULT = "default"
-_FIELDS = {
-    "hypervisor.qemu": "qemu",
-    "agent.kata": "agent",
-    "runtime": "runtime",
-    "factory": "factory",
-    "katapod": "katapod",
-}
 
 
 def config_table(parsed: ParsedConfig) -> dict[str, dict[str, dict[str, Any]]]:
     """Table to key to {"value", "origin"}; the origin is a file's name or "default"."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for table, field in _FIELDS.items():
+    for table, field in TABLES.items():
         section = getattr(parsed.config, field)
         found[table] = {
             key: {
@@ -40,24 +34,3 @@ def render_config(parsed: ParsedConfig) -> str:
         lines += ["", f"[{table}]"]
         lines += [f"{key} = {toml_value(one['value'])}  # {one['origin']}" for key, one in keys.items()]
     return "\n".join(lines) + "\n"
-
-
-def toml_value(value: object) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return _toml_text(value)
-        case list() | tuple():
-            return f"[{', '.join(toml_value(item) for item in value)}]"
-        case Mapping():
-            return "{" + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + "}"
-        case _:
-            return str(value)
-
-
-def _toml_text(text: str) -> str:
-    short = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return (
-        '"' + "".join(short.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c) for c in text) + '"'
-    )

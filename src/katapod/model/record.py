@@ -51,7 +51,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accelerator: str = ""
     kernel: str = ""
     vcpus: int = 0
-    mem_mib: int = 0
+    mem_mib: int = 0  # memory size of the guest now: boot memory and plugged DIMMs
     vmm_pid: int = 0
     machine_id: str = ""  # names the machine's directories if it came from the pool; empty: sandbox_id does
     pod: bool = False  # made by a container engine for several containers; its own id is that of the pause container

@@ -3,15 +3,25 @@
 Upstream computes them apart (VM = default_memory + limits, cgroup = overhead + limits), so that a VM can
 be bigger than the cgroup that it lives in and gets killed. Here all come from `size_sandbox`.
 
+Terms of memory, in MiB unless a name says otherwise; QEMU's and Linux's where they have one:
+
+    memory size      what the guest has: boot memory and plugged DIMMs
+    boot memory      QEMU's -m size; a clone's is its template's, and DIMMs make up its memory size
+    maximum memory   the ceiling of hot-plug: QEMU's maxmem without memory_offset
+    memory block     what the guest's kernel takes a DIMM online by
+    guest overhead   the part of the memory size that the containers' limits leave to kernel and agent
+    host overhead    memory of the host that is not the guest's: of QEMU, virtiofsd and Katapod
+    memory limit     of a container, in bytes: memory.max of its cgroup
+
 Memory. With a limit on every container the VM has
 
     guest overhead + sum of the limits, rounded up to 128 MiB
 
 so that a container can use its whole limit before the guest runs out, and a container over its limit is
-killed alone by its own cgroup. A container without a limit may use what default_memory gives the VM;
-containers with limits come on top. So: no limits =
-default_memory, or what the host has if that is less. Limits above what the host has are usual, in pods above all: the
-VM gets what there is, and the containers' cgroups keep the limits as they were asked for.
+killed alone by its own cgroup. A container without a limit may use what default_memory gives the VM; containers
+with limits come on top. So without limits the VM has default_memory, or what the host has if that is less. Limits
+above what the host has are usual, in pods above all: the VM gets what there is, and the containers' cgroups keep
+the limits as they were asked for.
 
 vCPUs. With a quota on every container the sum of quotas, rounded up: `--cpus 2` shows two CPUs,
 `--cpus 0.5` one, of which the container's cgroup gives it a half. Containers without a quota share
@@ -82,27 +92,32 @@ class SizeSettings(Struct, frozen=True, kw_only=True):
 
 
 class HostCapacity(Struct, frozen=True, kw_only=True):
-    """Facts about the host: online CPUs, MemTotal."""
+    """Facts about the host."""
 
     cpus: int
+    """Those that are online."""
     memory_mib: int
+    """MemTotal of proc_meminfo(5)."""
 
 
 class ContainerLimits(Struct, frozen=True, kw_only=True):
-    """Of one container; None = no limit. `cpus` = quota divided by period."""
+    """Of one container. None: no limit."""
 
     memory_bytes: int | None = None
     cpus: float | None = None
+    """CFS quota divided by its period."""
 
 
 class VmSize(Struct, frozen=True, kw_only=True):
     boot_mem_mib: int
+    """Memory size for the containers that are known. A guest that boots has it as its boot memory; a clone has it once
+    its DIMMs are plugged, which is before its first container."""
     max_mem_mib: int
-    """Ceiling for memory hot-plug; at least boot_mem_mib."""
+    """Maximum memory; at least boot_mem_mib."""
     vcpus: int
     max_vcpus: int
     guest_overhead_mib: int
-    """Guest memory that containers cannot count on."""
+    """Part of the memory size that containers cannot count on."""
     host_overhead_mib: int
     """Host memory beside the guest's: HOST_OVERHEAD_MIB and, under TCG, its translation cache."""
     clamped: tuple[str, ...] = ()
@@ -139,32 +154,30 @@ def size_sandbox(
     `translation_cache_mib` is what QEMU may use for translated code: 0 under KVM, its tb-size under TCG.
     Raises UsageError if the host has not even the memory that any guest needs.
     """
-    ceiling = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
+    bound_mib = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
     boot_mem_mib, guest_overhead_mib = _memory(settings, containers)
-    if ceiling < MIN_BOOT_MIB:
+    if bound_mib < MIN_BOOT_MIB:
         raise UsageError(
-            f"cannot give the sandbox {MIN_BOOT_MIB} MiB of memory: {_bound(ceiling, host)}",
+            f"cannot give the sandbox {MIN_BOOT_MIB} MiB of memory: {_bound(bound_mib, host)}",
             hint=f"a sandbox needs {MIN_BOOT_MIB} MiB at least",
         )
     clamped: list[str] = []
-    whole_blocks_mib = max(ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB, MIN_BOOT_MIB)
-    if boot_mem_mib > whole_blocks_mib:
+    max_mem_mib = max(bound_mib // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB, MIN_BOOT_MIB)
+    if boot_mem_mib > max_mem_mib:
         if any(container.memory_bytes is not None for container in containers):
             clamped.append(
-                f"its memory limits ask for a VM of {boot_mem_mib} MiB and {_bound(ceiling, host)}: it gets "
-                f"{whole_blocks_mib} MiB, and the limits stay"
+                f"its memory limits ask for a VM of {boot_mem_mib} MiB and {_bound(bound_mib, host)}: it gets "
+                f"{max_mem_mib} MiB, and the limits stay"
             )
-        boot_mem_mib = whole_blocks_mib
-    ceiling_vcpus = _max_vcpus(settings, host)
+        boot_mem_mib = max_mem_mib
+    max_vcpus = _max_vcpus(settings, host)
     for container in containers:
-        if container.cpus is not None and container.cpus > ceiling_vcpus:
-            clamped.append(
-                f"its CPU limit of {container.cpus:g} is more than the {ceiling_vcpus} vCPUs that it can have"
-            )
-    vcpus, max_vcpus = _vcpus(settings, host, tuple(_capped(container, ceiling_vcpus) for container in containers))
+        if container.cpus is not None and container.cpus > max_vcpus:
+            clamped.append(f"its CPU limit of {container.cpus:g} is more than the {max_vcpus} vCPUs that it can have")
+    vcpus = _vcpus(settings, max_vcpus, tuple(_capped(container, max_vcpus) for container in containers))
     return VmSize(
         boot_mem_mib=boot_mem_mib,
-        max_mem_mib=max(boot_mem_mib, ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB),
+        max_mem_mib=max_mem_mib,
         vcpus=vcpus,
         max_vcpus=max_vcpus,
         guest_overhead_mib=guest_overhead_mib,
@@ -195,16 +208,16 @@ def size_pod(
 
     A limit of more CPUs than there are is usual in a pod, and asks for all of them. Raises UsageError as size_sandbox.
     """
-    ceiling = _max_vcpus(settings, host)
+    max_vcpus = _max_vcpus(settings, host)
     if static:
         containers = (announced or ContainerLimits(),)
     elif announced is not None:
         containers = (*containers, _remainder(announced, containers))
-    known = tuple(_capped(container, ceiling) for container in containers)
+    known = tuple(_capped(container, max_vcpus) for container in containers)
     size = size_sandbox(settings, host, known, translation_cache_mib=translation_cache_mib)
     if not known:
         return msgspec.structs.replace(size, boot_mem_mib=MIN_BOOT_MIB, vcpus=1)
-    vcpus = max(size.vcpus, min(cpus_asked, ceiling))
+    vcpus = max(size.vcpus, min(cpus_asked, max_vcpus))
     if static:
         return msgspec.structs.replace(size, max_mem_mib=size.boot_mem_mib, vcpus=vcpus, max_vcpus=vcpus)
     return msgspec.structs.replace(size, vcpus=vcpus)
@@ -219,10 +232,10 @@ def _remainder(announced: ContainerLimits, containers: tuple[ContainerLimits, ..
     return ContainerLimits(memory_bytes=memory_bytes, cpus=cpus)
 
 
-def _capped(container: ContainerLimits, ceiling: int) -> ContainerLimits:
-    if container.cpus is None or container.cpus <= ceiling:
+def _capped(container: ContainerLimits, max_vcpus: int) -> ContainerLimits:
+    if container.cpus is None or container.cpus <= max_vcpus:
         return container
-    return msgspec.structs.replace(container, cpus=float(ceiling))
+    return msgspec.structs.replace(container, cpus=float(max_vcpus))
 
 
 def _max_vcpus(settings: SizeSettings, host: HostCapacity) -> int:
@@ -230,7 +243,7 @@ def _max_vcpus(settings: SizeSettings, host: HostCapacity) -> int:
 
 
 def _memory(settings: SizeSettings, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
-    """(memory of the VM, part of it that is the guest's own), both in MiB."""
+    """(memory size, guest overhead), both in MiB, without regard to what there is."""
     limits = [c.memory_bytes for c in containers if c.memory_bytes is not None]
     limits_mib = math.ceil(sum(limits) / 2**20)
     pages_mib = max(0, math.ceil((limits_mib - PAGE_STRUCTS_COVERED_MIB) / 64))
@@ -244,21 +257,19 @@ def _memory(settings: SizeSettings, containers: tuple[ContainerLimits, ...]) -> 
     return max(blocks * MEMORY_BLOCK_MIB, MIN_BOOT_MIB), overhead_mib
 
 
-def _vcpus(settings: SizeSettings, host: HostCapacity, containers: tuple[ContainerLimits, ...]) -> tuple[int, int]:
-    """(vCPUs at boot, hot-plug ceiling)."""
-    ceiling = _max_vcpus(settings, host)
+def _vcpus(settings: SizeSettings, max_vcpus: int, containers: tuple[ContainerLimits, ...]) -> int:
     quotas = [c.cpus for c in containers if c.cpus is not None]
     default = settings.default_vcpus or 1
     if default < 0:
-        default = ceiling
+        default = max_vcpus
     total = sum(quotas)
     if not containers or len(quotas) < len(containers):
         total += default
     # A quota of 0.1 three times is 0.30000000000000004; the seventh decimal is no reason for a vCPU.
-    return max(1, min(math.ceil(round(total, 6)), ceiling)), ceiling
+    return max(1, min(math.ceil(round(total, 6)), max_vcpus))
 
 
-def _bound(ceiling_mib: int, host: HostCapacity) -> str:
-    if ceiling_mib < host.memory_mib:
-        return f"default_maxmemory is {ceiling_mib} MiB"
+def _bound(bound_mib: int, host: HostCapacity) -> str:
+    if bound_mib < host.memory_mib:
+        return f"default_maxmemory is {bound_mib} MiB"
     return f"this host has {host.memory_mib} MiB"

@@ -76,7 +76,7 @@ def read_annotations(path: str) -> dict[str, str]:
     except ValueError as exc:
         raise StartError(f"cannot read {os.path.abspath(path)}: it is not JSON: {exc}") from exc
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
-        raise StartError(f"cannot read {os.path.abspath(path)}: annotations are not texts by name")
+        raise StartError(f"cannot read {os.path.abspath(path)}: annotations must be an object whose values are strings")
     return annotations
 
 
@@ -92,9 +92,11 @@ def pod_of(annotations: dict[str, str], where: str) -> str | None:
         if kind == sandbox:
             return None
         if kind != CONTAINER:
-            raise StartError(f"cannot start: {where} has the annotation {key}={kind!r}; {sandbox}, {CONTAINER} exist")
+            raise StartError(
+                f"cannot start: {where} has the annotation {key}={kind!r}: it must be {sandbox} or {CONTAINER}"
+            )
         if not annotations.get(id_key):
-            raise StartError(f"cannot start: {where} says that it is a container of a pod, but not of which: {id_key}")
+            raise StartError(f"cannot start: {where} is of a container in a pod, but lacks {id_key}, the pod's id")
         return annotations[id_key]
     return None
 

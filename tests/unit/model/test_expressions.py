@@ -20,6 +20,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "host/memory_use.py": "smaps(5) of our own processes",
     "model/cni.py": "the administrator's network configuration",
     "model/config.py": "configuration.toml",
+    "model/config_keys.py": "configuration.toml",
     "model/config_annotations.py": "annotations, which have a length limit, against the administrator's patterns",
     "model/direct_volume.py": "mountInfo.json of root",
     "model/flags.py": "flags",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katapod.model.config import parse_config
+from katapod.model.config_keys import declaration
 from katapod.model.errors import UsageError
 from katapod.model.sizing import (
     HOST_OVERHEAD_MIB,
@@ -179,3 +180,9 @@ def test_every_container_fits_and_the_cgroup_holds_the_vm(containers: list[Conta
     assert 1 <= found.vcpus <= found.max_vcpus == 8
     if containers and all(c.memory_bytes for c in containers):
         assert found.sandbox_cgroup_mib * MIB <= wanted + found.pod_overhead_mib * MIB
+
+
+def test_the_least_memory_is_that_of_the_configuration() -> None:
+    found = declaration("hypervisor.qemu", "default_memory")
+    assert found is not None
+    assert found[1].minimum == MIN_BOOT_MIB

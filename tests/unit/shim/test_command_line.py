@@ -82,7 +82,11 @@ def test_a_pod_that_makes_no_sense(annotations: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{", "it is not JSON"), (b'{"annotations": {"a": 1}}', "not texts by name"), (b'{"annotations": []}', None)],
+    [
+        (b"{", "it is not JSON"),
+        (b'{"annotations": {"a": 1}}', "must be an object whose values are strings"),
+        (b'{"annotations": []}', None),
+    ],
 )
 def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes, said: str | None) -> None:
     path = tmp_path / "config.json"
