@@ -22,6 +22,7 @@ __all__ = ["VSOCK_CID_ANY", "Listener", "Stream", "find_port", "listen", "serve_
 
 READ_STEP, READ_STEPS = 4096, 32
 WRITE_STEP, WRITE_STEPS = 32768, 16
+HOST_POLL_S = 0.01  # of what is to be written to a host that the port has yet to tell of
 VSOCK_CID_ANY, VSOCK_CID_HOST = 0xFFFFFFFF, 2
 PRIVILEGED_PORT_MAX = 1023
 PORTS_PATH = "/sys/class/virtio-ports"
@@ -35,6 +36,7 @@ class Stream:
         self._fd = fd
         self._lock = Lock()
         self._space = [bytearray(READ_STEP) for _ in range(READ_STEPS)]
+        self._awaits_host = False
         self.unsent_bytes = 0
 
     async def read(self) -> bytes:
@@ -62,7 +64,10 @@ class Stream:
                     try:
                         view = view[os.writev(self._fd, pieces) :]
                     except BlockingIOError:
-                        await self._loop.writable(self._fd)
+                        if self._awaits_host:  # and watches the descriptor for that
+                            await self._loop.sleep(HOST_POLL_S)
+                        else:
+                            await self._loop.writable(self._fd)
         finally:
             self.unsent_bytes -= len(data)
 
@@ -81,11 +86,13 @@ class Stream:
 
     async def host_present(self) -> None:
         """Wait until a host is connected to a virtio-serial port."""
+        self._awaits_host = True
         self._loop.forget(self._fd)
         try:
             while await self._loop.next_edge(self._fd) & select.EPOLLHUP:
                 pass
         finally:
+            self._awaits_host = False
             self._loop.forget(self._fd)
 
 
