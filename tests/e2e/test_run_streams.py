@@ -13,14 +13,14 @@ import pytest
 from kit.kata import Kata, wait_for
 from kit.templates import kata_command
 
-BULK_BYTES = 200 << 20
+BULK_BYTES = 80 << 20
 PIECE = 1 << 20
 PIPE = 1 << 16  # bytes that a pipe holds
 
 
 @pytest.fixture(scope="module")
 def bulk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """200 MiB that cannot be guessed, as a file and as its sum."""
+    """80 MiB that cannot be guessed, as a file and as its sum."""
     path, sha256 = tmp_path_factory.mktemp("bulk") / "random", hashlib.sha256()
     with path.open("wb") as handle:
         for _ in range(BULK_BYTES // PIECE):
@@ -35,7 +35,7 @@ def box(module_kata: Kata, bulk: tuple[Path, str]) -> str:
     return module_kata.start("-v", f"{bulk[0].parent}:/bulk:ro", "busybox", "sleep", "1000")
 
 
-def test_200_mib_through_pipes_and_back(kata: Kata, bulk: tuple[Path, str]) -> None:
+def test_80_mib_through_pipes_and_back(kata: Kata, bulk: tuple[Path, str]) -> None:
     """In at one end, out at the other, at the same time, through pipes."""
     path, sha256 = bulk
     command = ["run", "--rm", "-i", "--name", kata.name(), "busybox", "cat"]
@@ -76,7 +76,7 @@ def test_from_file_to_file(kata: Kata, box: str, tmp_path: Path) -> None:
 
 
 def test_writer_whom_nobody_reads_stalls_and_loses_nothing(kata: Kata, box: str, bulk: tuple[Path, str]) -> None:
-    total = 100 << 20
+    total = 64 << 20
     script = f"echo $$ >&2; exec head -c {total} /bulk/{bulk[0].name}"
     free_before = _free_guest_kib(kata, box)
     with kata.spawn("exec", box, "sh", "-c", script, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
