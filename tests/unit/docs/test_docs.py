@@ -247,7 +247,7 @@ OF_OTHERS = re.compile(r"Kata\s+Containers|containerd|CRI-O|OCI|[Ss]pecification
 
 def test_sources_cite_files_that_exist() -> None:
     """A comment that cites a document names one of this repository, or says whose it is."""
-    for path in sorted(SOURCES.rglob("*.py")):
+    for path in sorted([*SOURCES.rglob("*.py"), *SOURCES.rglob("*.proto")]):
         text = path.read_text()
         for found in re.finditer(r"[\w./-]+\.md\b", text):
             here = any((base / found[0]).exists() for base in (ROOT, HOW_TO))
