@@ -19,7 +19,8 @@ from katapod.model.config import Config, parse_config
 from katapod.model.errors import KatapodError
 
 ROOT = Path(__file__).parents[3]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+TOP_PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
+PAGES = sorted([*TOP_PAGES, *(ROOT / "docs").rglob("*.md")])
 HOW_TO = ROOT / "docs" / "how-to"
 CONFIGURATION = HOW_TO / "configuration.md"
 SAMPLE = ROOT / "packaging" / "configuration.toml"
@@ -240,6 +241,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_documents_name_modules_that_exist() -> None:
+    """Decisions and the changelog tell of their time; all other pages tell of now."""
+    for page in PAGES:
+        if page.parent.name != "adr" and page.name != "CHANGELOG.md":
+            for path in re.findall(r"`([\w./-]+/[\w-]+\.py)`", page.read_text()):
+                found = any((base / path).exists() for base in (ROOT, ROOT / "tests", SOURCES))
+                assert found, f"{name_of(page)} names {path}"
 
 
 OF_OTHERS = re.compile(r"Kata\s+Containers|containerd|CRI-O|OCI|[Ss]pecification|opencontainers")
