@@ -40,7 +40,7 @@ PROBLEM_MAX = 200  # characters of what h11 says is wrong: it quotes the line
 
 
 class HttpError(Exception):
-    """An answer that is no success; the text is its body."""
+    """An error response; the text is its body."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -51,7 +51,7 @@ class HttpError(Exception):
 @dataclass(frozen=True, slots=True)
 class Request:
     method: str
-    path: str  # decoded, begins with a slash
+    path: str  # decoded; begins with a slash
     query: dict[str, str]  # the first value of each name
     headers: dict[str, str]  # names in lower case
     body: bytes = b""
@@ -113,7 +113,7 @@ def _split_target(target: str) -> tuple[str, dict[str, str]]:
 
 
 class HttpServer:
-    """Answers on a listening socket, which it owns, until it is closed."""
+    """Serves on a listening socket, which it owns, until it is closed."""
 
     def __init__(self, handler: Handler, read_limit_s: float) -> None:
         self._handler = handler
@@ -127,7 +127,7 @@ class HttpServer:
         self._server = await start(self._accept, sock=listener, limit=HEAD_MAX)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed:  # it was on its way
+        if self._closed:  # accepted while closing
             writer.transport.abort()
             return
         if len(self._tasks) >= CONNECTIONS_MAX:
@@ -175,7 +175,7 @@ class HttpServer:
             return _error(500, repr(exc))
 
     async def close(self) -> None:
-        """Answer nobody any more, whoever is connected. Idempotent."""
+        """Stop serving and drop all connections. Idempotent."""
         self._closed = True
         if self._server is not None:
             self._server.close()
@@ -187,7 +187,7 @@ class HttpServer:
 
 
 async def serve_http(listener: socket.socket, handler: Handler, *, read_limit_s: float = READ_LIMIT_S) -> HttpServer:
-    """Serve on a listening socket; `handler` raises HttpError for what is no success."""
+    """Serve on a listening socket; `handler` raises HttpError for an error response."""
     server = HttpServer(handler, read_limit_s)
     await server.listen(listener)
     return server
@@ -245,7 +245,7 @@ async def _read_body(connection: h11.Connection, reader: asyncio.StreamReader, b
 async def _next_event(
     connection: h11.Connection, reader: asyncio.StreamReader
 ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-    """What the peer sends next, as far as it makes an event. Raises h11.RemoteProtocolError, also at an early end."""
+    """The next event that the peer sends. Raises h11.RemoteProtocolError, also at a premature end."""
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(BLOCK))
     return event

@@ -28,12 +28,12 @@ __all__ = ["run_server"]
 log = logging.getLogger(__name__)
 
 LAST_EVENTS_S = 3.0
-ANSWER_S = 0.1  # for the answer to Shutdown to be on its way
+ANSWER_S = 0.1  # for the response to Shutdown to be sent
 
 
 def run_server(arguments: Arguments, listener: socket.socket) -> None:
-    """Serve until Shutdown or a signal; nothing of the sandbox is left then, nor the socket."""
-    logging.raiseExceptions = False  # a log that nobody reads stops nothing
+    """Serve until Shutdown or a signal; then neither the sandbox nor the socket is left."""
+    logging.raiseExceptions = False  # a log without a reader must not block
     level = logging.DEBUG if arguments.debug else logging.INFO
     log_to(None, level, f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s")
     listener.set_inheritable(False)
@@ -67,7 +67,7 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
     path = listener.getsockname()
     server = await serve_ttrpc(listener, handle, connections.count)
     watching = asyncio.create_task(watch_use(tasks, connections, path, finished.set), name="watch-use")
-    log.info("serves sandbox %s, pid %d", arguments.id, os.getpid())
+    log.info("serving sandbox %s, pid %d", arguments.id, os.getpid())
     try:
         await finished.wait()
     finally:
@@ -82,7 +82,7 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
 
 
 def _load(path: str, annotations: Mapping[str, str]) -> Config:
-    """The configuration that the engine names, else the usual one, with the pod's annotations. Raises ConfigError."""
+    """The configuration that the engine names, else the default one, with the pod's annotations. Raises ConfigError."""
     parsed = load_config(Path(path) if path else None)
     for problem in parsed.problems:
         log.warning("%s", problem)

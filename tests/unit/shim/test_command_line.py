@@ -37,11 +37,11 @@ def test_alone(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["start"], "-id is needed"),
-        (["-id", "abc", "start"], "-namespace is needed"),
-        ([*USUAL, "stop"], "no action 'stop'"),
-        ([*USUAL, "start", "delete"], "one action is enough"),
-        ([*USUAL, "-no-such-flag", "start"], "no flag -no-such-flag"),
+        (["start"], "missing flag -id"),
+        (["-id", "abc", "start"], "missing flag -namespace"),
+        ([*USUAL, "stop"], "unknown action 'stop'"),
+        ([*USUAL, "start", "delete"], "more than one action"),
+        ([*USUAL, "-no-such-flag", "start"], "unknown flag -no-such-flag"),
         (["-id"], "-id needs a value"),
         ([*USUAL, "-debug=7", "start"], "-debug takes no value"),
     ],
@@ -82,7 +82,7 @@ def test_a_pod_that_makes_no_sense(annotations: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{", "it is not JSON"), (b'{"annotations": {"a": 1}}', "not texts by name"), (b'{"annotations": []}', None)],
+    [(b"{", "it is not JSON"), (b'{"annotations": {"a": 1}}', "not a map of strings"), (b'{"annotations": []}', None)],
 )
 def test_a_config_that_cannot_be_read(tmp_path: Path, content: bytes, said: str | None) -> None:
     path = tmp_path / "config.json"
