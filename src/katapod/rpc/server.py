@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from katapod.rpc.framing import REQUEST, Frame, FrameDecoder, FrameError, encode_response, parse_request
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["Handler", "serve_ttrpc"]
+__all__ = ["Handler", "TtrpcServer", "serve_ttrpc"]
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +26,45 @@ BACKLOG = 4096  # further clients are refused while it is full; the kernel caps 
 
 async def serve_ttrpc(
     listener: socket.socket, handler: Handler, count: Callable[[int], None] | None = None
-) -> asyncio.Server:
+) -> "TtrpcServer":
     """Serve `handler` on a listening unix socket, which the returned server owns. `count` is called
     with 1 for each new connection and with -1 for each that ends."""
-    listener.setblocking(False)
-    loop = asyncio.get_running_loop()
-    return await loop.create_unix_server(
-        lambda: _Connection(handler, count or (lambda change: None)), sock=listener, backlog=BACKLOG
-    )
+    server = TtrpcServer(handler, count or (lambda change: None))
+    await server.listen(listener)
+    return server
+
+
+class TtrpcServer:
+    """Owns a listening socket and the tasks of all calls."""
+
+    def __init__(self, handler: Handler, count: Callable[[int], None]) -> None:
+        self.handler = handler
+        self.count = count
+        self.connections: set[_Connection] = set()
+        self.calls: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=listener, backlog=BACKLOG)
+
+    def close(self) -> None:
+        """Stop listening. Connections stay. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+
+    async def wait_closed(self) -> None:
+        """After close: drop all connections and wait for the end of their calls, which are cancelled."""
+        for connection in list(self.connections):
+            connection.drop()
+        if self.calls:
+            await asyncio.wait(set(self.calls))
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, handler: Handler, count: Callable[[int], None]) -> None:
-        self._handler = handler
-        self._count = count
+    def __init__(self, server: TtrpcServer) -> None:
+        self._server = server
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -50,13 +75,20 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._count(1)
+        self._server.connections.add(self)
+        self._server.count(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._count(-1)
+        self._server.connections.discard(self)
+        self._server.count(-1)
         self._writable.set()
         for task in self._tasks:
             task.cancel()
+
+    def drop(self) -> None:
+        """Break the connection: connection_lost, which follows, cancels the calls."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         """A peer that does not read its responses is not read from: refusals would pile up without limit."""
@@ -82,8 +114,9 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(encode_response(frame.stream_id, code=refused.code, message=refused.message))
                 continue
             task = asyncio.get_running_loop().create_task(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            for owner in (self._tasks, self._server.calls):
+                owner.add(task)
+                task.add_done_callback(owner.discard)
 
     def _admit(self, frame: Frame) -> RpcError | None:
         """Why a frame is refused; None if it is not."""
@@ -116,14 +149,14 @@ class _Connection(asyncio.Protocol):
     async def _call(self, service: str, method: str, payload: bytes, timeout_nano: int) -> bytes:
         """Call the handler within the caller's timeout: nanoseconds, 0 for none; a negative one has expired already."""
         if not timeout_nano:
-            return await self._handler(service, method, payload)
+            return await self._server.handler(service, method, payload)
         over = RpcError(StatusCode.DEADLINE_EXCEEDED, f"{method} timed out after {timeout_nano / 1e9:g} s")
         if timeout_nano < 0:
             raise over
         limit = asyncio.timeout(timeout_nano / 1e9)
         try:
             async with limit:
-                return await self._handler(service, method, payload)
+                return await self._server.handler(service, method, payload)
         except TimeoutError as exc:
             if limit.expired():
                 raise over from exc

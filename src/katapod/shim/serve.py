@@ -17,6 +17,7 @@ from katapod.model.config import Config, check_paths, load_config
 from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
+from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
 from katapod.shim.idle import Connections, watch_use
 from katapod.shim.main import Arguments
@@ -66,19 +67,21 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
 
     path = listener.getsockname()
     server = await serve_ttrpc(listener, handle, connections.count)
-    watching = asyncio.create_task(watch_use(tasks, connections, path, finished.set), name="watch-use")
+    background = Background()
+    background.start(watch_use(tasks, connections, path, finished.set), name="watch-use")
     log.info("serving sandbox %s, pid %d", arguments.id, os.getpid())
     try:
         await finished.wait()
     finally:
-        watching.cancel()
         try:
+            await background.close()
             await tasks.end()
         finally:
             await events.drain(LAST_EVENTS_S)
             await events.close()
             await asyncio.sleep(ANSWER_S)
             server.close()
+            await server.wait_closed()
 
 
 def _load(path: str, annotations: Mapping[str, str]) -> Config:

@@ -35,6 +35,7 @@ from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.shim.background import Background, end_tasks
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
@@ -77,7 +78,8 @@ class Tasks:
         self._vmm_pid = 0
         self._pod_lock = asyncio.Lock()
         self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
-        self._watch: list[asyncio.Task[None]] = []
+        self._background = Background()
+        self._watch: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -217,10 +219,10 @@ class Tasks:
                 pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
-                self._watch = [
-                    asyncio.create_task(self._watch_death(pod), name="watch-death"),
-                    asyncio.create_task(self._watch_oom(pod), name="watch-oom"),
-                ]
+                self._watch = {
+                    self._background.start(self._watch_death(pod), name="watch-death"),
+                    self._background.start(self._watch_oom(pod), name="watch-oom"),
+                }
             elif sandbox_id != self._pod.sandbox.sandbox_id:
                 raise InvalidState(
                     f"cannot create {container_id}: it belongs to sandbox {sandbox_id}, and this is "
@@ -251,7 +253,7 @@ class Tasks:
             raise
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
-        task.following = asyncio.create_task(self._follow(task, stack), name=f"follow-{container_id}")
+        task.following = self._background.start(self._follow(task, stack), name=f"follow-{container_id}")
         await task.hooked.started(self.pid)
 
     async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
@@ -320,7 +322,7 @@ class Tasks:
             "/tasks/exec-started",
             events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=self.pid),
         )
-        process.following = asyncio.create_task(
+        process.following = self._background.start(
             self._follow_exec(task, process, process.guest, stack), name=f"follow-{exec_id}"
         )
 
@@ -363,7 +365,7 @@ class Tasks:
                 return
             await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
             if number == signal.SIGTERM and process.container.plan.holds_pid_namespace and process.insisting is None:
-                process.insisting = asyncio.create_task(self._insist(process), name=f"insist-{container_id}")
+                process.insisting = self._background.start(self._insist(process), name=f"insist-{container_id}")
             return
         if process.guest is None:
             raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
@@ -498,7 +500,7 @@ class Tasks:
     # end of the pod
 
     async def end(self) -> None:
-        """Cancel what is being created, then end the pod: with a guest that hangs a start takes long."""
+        """Cancel what is being created, then end the pod, and all tasks: with a guest that hangs a start takes long."""
         self._ending = True
         creating = set(self._creating.values())
         for task in creating:
@@ -506,6 +508,7 @@ class Tasks:
         if creating:
             await asyncio.wait(creating)
         await self._close_alone()
+        await self._background.close()
 
     @property
     def _is_closing(self) -> bool:
@@ -513,7 +516,7 @@ class Tasks:
 
     def _close_soon(self) -> None:
         if not self._is_closing:
-            self._closing = asyncio.create_task(self._close_alone(), name="close-pod")
+            self._closing = self._background.start(self._close_alone(), name="close-pod")
 
     async def _close_alone(self) -> None:
         """Like close_pod, where there is no caller to report errors to."""
@@ -532,10 +535,9 @@ class Tasks:
             pod = self._pod
             if pod is None:
                 return
-            for watch in self._watch:
-                watch.cancel()
-            # the end of the VM kills what still runs; the tasks that wait for it report the exits
             try:
+                await end_tasks(self._watch)
+                # the end of the VM kills what still runs; the tasks that wait for it report the exits
                 await pod.close()
             except BaseException:
                 self._unfinished = pod
