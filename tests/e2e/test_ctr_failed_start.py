@@ -180,7 +180,7 @@ def test_shim_is_asked_to_end_while_the_guest_hangs(ctr: Containerd, container: 
         os.kill(pid, signal.SIGTERM)
         wait_for(gone(pid), "the shim ends", 45)
         _, said = process.communicate(timeout=30)
-    assert b"its shim has been told to end" in said
+    assert b"its shim is shutting down" in said
     wait_nothing_left(container)
     assert not socket_of(ctr, container).exists()
 

@@ -365,7 +365,7 @@ async def test_missing_things_are_named(store: ImageStore, layout: Layout, tmp_p
     with pytest.raises(ImageNotFound, match="holds 2 images") as caught:
         await store.import_image(f"oci:{layout.path}")
     assert "second, t" in caught.value.hint
-    with pytest.raises(UsageError, match="does not say where from"):
+    with pytest.raises(UsageError, match="names no transport"):
         await store.import_image("debian:12")
     with pytest.raises(UsageError, match="names no registry"):
         await store.pull(layout.ref("t"))
@@ -473,7 +473,7 @@ async def test_busybox_is_always_there(store: ImageStore, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("program", "cause"),
-    [("/nowhere/busybox", "No such file"), ("/bin/ls", "dynamically linked"), ("/etc/passwd", "no ELF program")],
+    [("/nowhere/busybox", "No such file"), ("/bin/ls", "dynamically linked"), ("/etc/passwd", "not an ELF program")],
 )
 async def test_no_static_busybox(tmp_path: Path, program: str, cause: str) -> None:
     store = ImageStore(tmp_path / "store", busybox_program=Path(program))

@@ -116,7 +116,7 @@ async def test_what_is_not_there(store: ImageStore, layout: Layout, server: Regi
     for name in ("app:2", "nothing:1", "app@sha256:" + "0" * 64):
         with pytest.raises(ImageNotFound, match=f"cannot pull docker://{server.address}/{name}"):
             await store.pull(f"docker://{server.address}/{name}")
-    with pytest.raises(RegistryUnreachable, match="speaks plain HTTP") as caught:
+    with pytest.raises(RegistryUnreachable, match="uses plain HTTP") as caught:
         await store.pull(f"docker://{server.address}/app:1", access=Access(tls_verify=True))
     assert "--tls-verify=false" in caught.value.hint
     server.stop()

@@ -24,7 +24,7 @@ def own_suite() -> str:
 def debian_archive(packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Path:
     """The archive, made with mmdebstrap if there is none for this list of packages.
 
-    The mirror is KATAPOD_TEST_MIRROR, else that of the host's own Debian.
+    The mirror is KATAPOD_TEST_MIRROR, else deb.debian.org.
     """
     key = hashlib.sha256(" ".join([suite, *packages]).encode()).hexdigest()[:12]
     archive = CACHE / f"debian-{suite}-{key}.tar"

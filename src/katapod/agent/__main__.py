@@ -1,4 +1,4 @@
-"""`python -m katapod.agent`: the agent off the guest's init, for instance on a host for tests."""
+"""`python -m katapod.agent`: the agent as a program other than init, for example on a host in tests."""
 
 from katapod.agent.main import main
 

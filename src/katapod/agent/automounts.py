@@ -1,8 +1,8 @@
-"""Directories of the share where another file system begins: mounted here, once, before containers take them over.
+"""Directories of the share at which another file system begins: mounted here once, before containers get them.
 
-virtio-fs mounts them by itself, when a path is walked into; but each mount namespace that does so on its own gets a
-file system of its own, with locks and pages of its own, and the flags of the mount above. A copy of the mount that is
-here has neither trouble.
+virtio-fs mounts them automatically when a path is resolved; but each mount namespace that triggers this gets a file
+system of its own, with its own locks and pages, and with the flags of the parent mount. A copy of a mount made here has
+neither problem.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["Automounts"]
 
 
 class Automounts:
-    """Each is unmounted with its last user."""
+    """Each is unmounted when its last user has gone."""
 
     def __init__(self) -> None:
         self._users: dict[str, int] = {}
 
     def hold(self, paths: Iterable[str]) -> list[str]:
-        """Returns those that are there, which the caller releases later: another mount may hide one."""
+        """Returns those that exist, which the caller releases later; one may be hidden by another mount."""
         held = []
         for path in paths:
             try:
-                # stat(2) would not do
+                # stat(2) is not enough
                 os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
             except OSError as exc:
                 log.debug(f"cannot open {path}: {exc.strerror}")
@@ -49,5 +49,5 @@ class Automounts:
             try:
                 umount(path, MNT_DETACH)
             except OSError as exc:
-                if exc.errno not in (errno.EINVAL, errno.ENOENT):  # it is no mount, or has gone
+                if exc.errno not in (errno.EINVAL, errno.ENOENT):  # not a mount, or gone
                     log.warning(f"cannot unmount {path}: {exc.strerror}")

@@ -1,8 +1,8 @@
 """How the host reaches the agent: a virtio-serial port, vsock or a unix socket. Bytes only, no ttrpc.
 
-A virtio-serial port can be open once in the guest, gives end of file while no host is connected, hands
-out at most 4 KiB for each read and takes at most 32 KiB for each write. The kernel walks the vector of
-readv and writev with one such step for each element, so one system call moves many.
+A virtio-serial port can be open only once in the guest, reads end of file while no host is connected, returns at most 4
+KiB per read and takes at most 32 KiB per write. The kernel does one such step for each element of the vector of readv
+and writev, so one system call can transfer more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Stream:
         self.unsent_bytes = 0
 
     async def read(self) -> bytes:
-        """Return what has come, at most 128 KiB; empty at the end. Raises OSError."""
+        """Return what has arrived, at most 128 KiB; empty at the end. Raises OSError."""
         while True:
             try:
                 count = os.readv(self._fd, self._space)
@@ -53,7 +53,7 @@ class Stream:
             return b"".join(self._space[:full]) + bytes(memoryview(self._space[full])[:rest])
 
     async def write(self, data: bytes) -> None:
-        """Send all of `data`, in turn with other writers. Raises OSError."""
+        """Send all of `data`; writers take turns. Raises OSError."""
         self.unsent_bytes += len(data)
         try:
             async with self._lock:
@@ -72,7 +72,7 @@ class Stream:
             self.unsent_bytes -= len(data)
 
     def close(self) -> None:
-        """The descriptor is closed; idempotent."""
+        """Close the descriptor. Idempotent."""
         if self._fd >= 0:
             self._loop.close_fd(self._fd)
             self._fd = -1
@@ -97,7 +97,7 @@ class Stream:
 
 
 def find_port(name: str) -> str | None:
-    """Return the device node of the virtio-serial port `name`, if it is there."""
+    """Return the device node of the virtio-serial port `name`, if it exists."""
     try:
         nodes = os.listdir(PORTS_PATH)
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def find_port(name: str) -> str | None:
             with open(f"{PORTS_PATH}/{node}/name") as handle:
                 found = handle.read().strip()
         except OSError:
-            continue  # a port without a name, or one that is just going away
+            continue  # a port without a name, or one that is being removed
         if found == name and os.path.exists(f"/dev/{node}"):
             return f"/dev/{node}"
     return None
@@ -116,10 +116,10 @@ def find_port(name: str) -> str | None:
 async def serve_port(
     loop: Loop, path: str, serve: Callable[[Stream], Coroutine[object, None, bool]], on_open: Callable[[], None]
 ) -> None:
-    """Serve one host after another on the port `path`, for ever.
+    """Serve one host after another on the port `path`, forever.
 
-    `serve` returns when the host has gone, or False when it spoke nonsense: then the port is opened
-    anew, which throws away what was on its way. Raises OSError if the port cannot be opened.
+    `serve` returns when the host has gone, with False if what it sent was invalid: then the port is reopened, which
+    discards the pending input. Raises OSError if the port cannot be opened.
     """
     while True:
         stream = Stream(loop, os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -136,12 +136,12 @@ async def serve_port(
 class Listener:
     """A listening socket at `address`: unix:///PATH or vsock://CID:PORT (CID -1 is any).
 
-    By vsock only root of the host gets in: its CID, from a privileged port. The host's other users and the guest's own
-    processes can connect as well, and who commands the agent commands all containers. Source: vsock(7).
+    On vsock only root of the host is accepted: its CID, from a privileged port. Other users of the host and processes
+    of the guest can connect as well, and whoever controls the agent controls all containers. Source: vsock(7).
     """
 
     def __init__(self, loop: Loop, address: str) -> None:
-        """Raises OSError, or ValueError for an address of another form."""
+        """Raises OSError, or ValueError for any other address."""
         import _socket
 
         self._loop = loop
@@ -163,7 +163,7 @@ class Listener:
         self._accept: Any = self._socket._accept  # type: ignore[attr-defined]
 
     async def accept(self) -> int:
-        """Return the descriptor of the next connection, which is the caller's. Raises OSError."""
+        """Return the descriptor of the next connection; the caller owns it. Raises OSError."""
         while True:
             try:
                 fd, peer = self._accept()
@@ -173,14 +173,14 @@ class Listener:
             if self._is_vsock and not _is_host(peer):
                 os.close(fd)
                 self._refuse(peer)
-                await self._loop.turn()  # whoever connects again and again must not keep others from their turn
+                await self._loop.turn()  # a client that keeps connecting must not starve other tasks
                 continue
             os.set_blocking(fd, False)
             return int(fd)
 
     def _refuse(self, peer: tuple[int, int]) -> None:
         self._refused += 1
-        if self._refused == 1:  # the next million would only fill the console
+        if self._refused == 1:  # further ones would only fill the console
             log.warning(f"refused a vsock connection of CID {peer[0]}, port {peer[1]}: it is not root of the host")
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ def _is_host(peer: tuple[int, int]) -> bool:
 
 
 async def listen(loop: Loop, listener: Listener, serve: Callable[[Stream], Coroutine[object, None, bool]]) -> None:
-    """Serve every connection in a task of its own, for ever."""
+    """Serve every connection in its own task, forever."""
     from katapod.agent.loop import Tasks
 
     connections = Tasks(loop, "channel")

@@ -1,7 +1,7 @@
-"""Connections to the guest's loopback, made for the host: how `kubectl port-forward` gets in.
+"""Connections to the guest's loopback on behalf of the host: the guest's part of port-forward.
 
-Nothing is read from a connection before the host asks, and a write is answered when all of it has been taken, so the
-flow control of both ends reaches through.
+Nothing is read from a connection before the host asks, and a write is answered when all of it has been accepted, so
+that flow control works end to end.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["CONNECTIONS_MAX", "Connections", "connect", "disconnect", "receive", "send"]
 
 CONNECTIONS_MAX = 128
-CONNECT_LIMIT_S = 10.0  # for a listener whose queue is full
-RECEIVE_MAX = 256 * 1024  # bytes for one Receive, whatever is asked for
+CONNECT_LIMIT_S = 10.0  # for a listener with a full queue
+RECEIVE_MAX = 256 * 1024  # bytes of one Receive, however many are asked for
 LOOPBACK6 = bytes(15) + b"\1"
 _RESET = struct.pack("ii", 1, 0)  # struct linger
 
 
 class Connection:
-    """`socket` is closed by Connections.close, and only there; whoever waits for it is woken then."""
+    """Only Connections.close closes `socket`; it also wakes tasks that wait for it."""
 
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket
@@ -39,7 +39,7 @@ class Connection:
 
 
 class Connections:
-    """All of them, by the host's ids."""
+    """All connections, by the ids that the host has chosen."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -55,15 +55,15 @@ class Connections:
         """Raises RpcError (NOT_FOUND)."""
         found = self._open.get(connection_id)
         if found is None:
-            raise RpcError(StatusCode.NOT_FOUND, f"there is no connection {connection_id}")
+            raise RpcError(StatusCode.NOT_FOUND, f"no such connection: {connection_id}")
         return found
 
     def check_free(self, connection_id: int) -> None:
-        """Raises RpcError if there cannot be another of this id."""
+        """Raises RpcError if the id is in use, or there are too many connections."""
         if connection_id in self._open:
-            raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a connection {connection_id} already")
+            raise RpcError(StatusCode.ALREADY_EXISTS, f"connection {connection_id} already exists")
         if len(self._open) >= CONNECTIONS_MAX:
-            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"there are {CONNECTIONS_MAX} connections already")
+            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"too many connections ({CONNECTIONS_MAX})")
 
     def close(self, connection_id: int, *, reset: bool = False) -> None:
         """Idempotent."""
@@ -80,13 +80,13 @@ class Connections:
 async def connect(agent: Agent, request: katapod_pb2.ConnectRequest) -> katapod_pb2.ConnectResponse:
     address, port = _parse_address(request.address), request.port
     if not 0 < port < 65536:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot connect: there is no port {port}")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot connect: invalid port {port}")
     connections, connection_id = agent.connections, request.connection_id
     connections.check_free(connection_id)
     family = _socket.AF_INET6 if len(request.address) == 16 else _socket.AF_INET
     try:
         socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
-    except OSError as exc:  # a guest without that family: nothing can listen there
+    except OSError as exc:  # the guest lacks that address family: nothing can listen there
         raise RpcError(StatusCode.NOT_FOUND, f"cannot connect to {address} port {port}: {exc.strerror}") from exc
     connection = Connection(socket)
     connections.add(connection_id, connection)
@@ -109,20 +109,20 @@ async def connect(agent: Agent, request: katapod_pb2.ConnectRequest) -> katapod_
 
 
 def _parse_address(packed: bytes) -> str:
-    """Text of an address of the loopback. Raises RpcError."""
+    """A loopback address as text. Raises RpcError."""
     if packed == LOOPBACK6:
         return "::1"
     if len(packed) == 4 and packed[0] == 127:
         return _socket.inet_ntop(_socket.AF_INET, packed)
-    raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot connect to {packed[:32].hex()}: it is not of the loopback")
+    raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot connect to {packed[:32].hex()}: not a loopback address")
 
 
 def _gone(connection_id: int) -> RpcError:
-    return RpcError(StatusCode.NOT_FOUND, f"the connection {connection_id} has been closed")
+    return RpcError(StatusCode.NOT_FOUND, f"connection {connection_id} has been closed")
 
 
 async def receive(agent: Agent, request: katapod_pb2.ReceiveRequest) -> katapod_pb2.ReceiveResponse:
-    """Blocks; empty at the end. ABORTED when the other end broke the stream."""
+    """Blocks; empty at the end. ABORTED if the peer has reset the connection."""
     connection = agent.connections.find(request.connection_id)
     size = max(1, min(request.len, RECEIVE_MAX))
     while not connection.closed:

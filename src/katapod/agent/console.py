@@ -1,8 +1,8 @@
-"""The debug console: shells in the guest for root of the host, only with agent.debug_console.
+"""The debug console: shells in the guest for root of the host, if agent.debug_console is set.
 
-It is a process of its own, a fork of the agent: it goes on when the agent hangs. On its virtio-serial port, or on a
-vsock port of Katapod's own, it speaks the exec part of the agent protocol about the container VM_ID; on the vsock port
-that agent.debug_console_vport names each connection is a raw shell in a terminal, as upstream's.
+It is a separate process, forked from the agent, so that it works while the agent hangs. On its virtio-serial port, or a
+vsock port that is not in upstream, it serves the exec calls of the agent protocol for the container VM_ID; on the vsock
+port agent.debug_console_vport each connection is a raw shell in a terminal, as in upstream.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DESCRIPTORS_MAX = 4096
 
 
 class Shells:
-    """The processes of the console, and the calls about them."""
+    """The processes of the console, and the calls that concern them."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -69,12 +69,12 @@ class Shells:
 
     async def _start(self, request: agent_pb2.ExecProcessRequest) -> None:
         if request.container_id != VM_ID:
-            raise RpcError(StatusCode.INVALID_ARGUMENT, "the debug console runs nothing in containers")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "the debug console does not run processes in containers")
         exec_id = check_id(request.exec_id, "exec id")
         if exec_id in self._running:
-            raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} exists already")
+            raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} already exists")
         if len(self._running) >= SHELLS_MAX:
-            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"the debug console has {SHELLS_MAX} processes already")
+            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"the debug console has too many processes ({SHELLS_MAX})")
         spec = request.process
         rows, columns = spec.ConsoleSize.Height, spec.ConsoleSize.Width
         size = (rows, columns) if spec.Terminal and rows and columns else None
@@ -105,7 +105,7 @@ class Shells:
 
     async def _read_stderr(self, request: agent_pb2.ReadStreamRequest) -> agent_pb2.ReadStreamResponse:
         process = self._find(request)
-        if process.stdio.stderr is None:  # a terminal has one stream
+        if process.stdio.stderr is None:  # a terminal has a single stream
             return agent_pb2.ReadStreamResponse()
         data = await read_stdio(self._loop, process, process.stdio.stderr, request.len)
         self._drop_read_out(process)
@@ -117,7 +117,7 @@ class Shells:
     async def _close_stdin(self, request: agent_pb2.CloseStdinRequest) -> None:
         process = self._find(request)
         if not process.stdio.terminal:
-            await write_stdin(self._loop, process, b"")  # in turn: after what is still being written
+            await write_stdin(self._loop, process, b"")  # after what is still being written
 
     async def _resize(self, request: agent_pb2.TtyWinResizeRequest) -> None:
         process = self._find(request)
@@ -125,12 +125,12 @@ class Shells:
             process.stdio.resize(request.row, request.column)
 
     def _drop_read_out(self, process: Process) -> None:
-        """Forget a process whose end and whose output have been told."""
+        """Forget a process whose exit status and output have been delivered."""
         if process.waited and process.stdio.drained:
             self._forget(process)
 
     async def _forget_later(self, process: Process) -> None:
-        """Whoever hung up may still ask for the end."""
+        """A client that has hung up may still ask for the exit status."""
         await process.ended
         await self._loop.sleep(HUNG_UP_KEPT_S)
         self._forget(process)
@@ -141,11 +141,11 @@ class Shells:
 
 
 def _kill_group(process: Process, number: int) -> None:
-    """Raises RpcError for a number that is no signal."""
+    """Raises RpcError for an invalid signal number."""
     if process.ended.done:
         return
     if not 0 < number <= 64:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: there is no signal {number}")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: invalid signal {number}")
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
@@ -153,7 +153,8 @@ def _kill_group(process: Process, number: int) -> None:
 
 
 def hang_up(process: Process) -> None:
-    """What a terminal's loss means: SIGHUP, also to what is in front of a shell, and no streams any more."""
+    """As on the loss of a terminal: SIGHUP, also for the shell's foreground process group, and the end of its
+    streams."""
     _kill_group(process, signal.SIGHUP)
     process.stdio.close()
 
@@ -172,14 +173,14 @@ async def _serve_raw(loop: Loop, stream: channel.Stream) -> bool:
             while data := await read_stdio(loop, process, process.stdio.stdout, READ_MAX):
                 await stream.write(data)
         except OSError as exc:
-            log.debug(f"a host has left the debug console: {exc}")
+            log.debug(f"a client of the debug console has disconnected: {exc}")
 
     async def from_host() -> None:
         try:
             while data := await stream.read():
                 await write_stdin(loop, process, data)
         except (OSError, RpcError) as exc:
-            log.debug(f"the debug console reads no more: {exc}")
+            log.debug(f"the debug console has stopped reading: {exc}")
 
     try:
         out = tasks.spawn("out", to_host())
@@ -193,7 +194,7 @@ async def _serve_raw(loop: Loop, stream: channel.Stream) -> bool:
 
 
 async def serve_addresses(loop: Loop, raw: str, service: str) -> None:
-    """Serve raw shells at the address `raw` and calls at `service`, for ever. Raises OSError."""
+    """Serve raw shells at the address `raw` and calls at `service`, forever. Raises OSError."""
     server = Server(loop, Shells(loop).find_method)
     tasks = Tasks(loop, "console")
 
@@ -210,7 +211,7 @@ async def serve_addresses(loop: Loop, raw: str, service: str) -> None:
 
 
 async def _serve(loop: Loop, options: Options, has_vsock: Callable[[], bool]) -> None:
-    """On the port if there is one, else on vsock, for ever. Raises OSError if there is neither."""
+    """Serve on the port if there is one, else on vsock, forever. Raises OSError if there is neither."""
     for _ in range(int(WAIT_S / POLL_S)):
         path = channel.find_port(CONSOLE_PORT)
         if path is not None:
@@ -240,7 +241,7 @@ def fork_console(options: Options, has_vsock: Callable[[], bool]) -> int:
             signal.signal(number, signal.SIG_DFL)
         with open("/proc/self/comm", "w") as handle:
             handle.write("kata-console")
-        os.closerange(3, DESCRIPTORS_MAX)  # the agent's port above all: it can be open only once
+        os.closerange(3, DESCRIPTORS_MAX)  # above all the agent's port, which can be open only once
         loop = Loop()
         loop.run(_serve(loop, options, has_vsock))
     except BaseException as exc:

@@ -1,7 +1,7 @@
 """Containers and their processes: the calls from CreateContainer to RemoveContainer.
 
-crun makes and runs them; here are the bundle, the streams and the answers. Whatever a container has
-acquired is registered in its `undo` list at once, so that one function removes any half-made one.
+crun creates and runs them; this module has the bundle, the streams and the responses. Whatever a container acquires is
+registered in its `undo` list immediately, so that one function removes a container in any state.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "destroy"]
 
-PROCESSES_MAX = 512  # of one container known to the agent at a time, ended ones included
-ENDED_KEPT_MAX = 128  # processes whose end was told, whose output was not read to its end, and is not being read
+PROCESSES_MAX = 512  # per container, including those that have ended but are not forgotten
+ENDED_KEPT_MAX = 128  # processes whose exit status has been delivered, with output that is unread and not being read
 KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
-FORGET_AFTER_S = 2.0  # virtiofsd has the kernel believe for a second that a name is there
+FORGET_AFTER_S = 2.0  # virtiofsd lets the kernel cache names for a second
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
 
 
 class Container:
-    """A container that crun knows."""
+    """A container that crun has created."""
 
     def __init__(self, container_id: str, cgroup: str) -> None:
         self.id = container_id
@@ -70,7 +70,7 @@ class Container:
 
 
 def find_container(agent: Agent, container_id: str) -> Container:
-    """Raises RpcError (INVALID_ARGUMENT), as the protocol has it for an unknown container."""
+    """Raises RpcError: INVALID_ARGUMENT for an unknown container, as in the protocol."""
     container = agent.containers.get(container_id)
     if container is None:
         raise RpcError(StatusCode.INVALID_ARGUMENT, f"invalid container id: {container_id[:200]!r}")
@@ -78,8 +78,8 @@ def find_container(agent: Agent, container_id: str) -> Container:
 
 
 def find_process(agent: Agent, container_id: str, exec_id: str, *, waited: bool = False) -> Process:
-    """Raises RpcError: INVALID_ARGUMENT for the container, NOT_FOUND for the process. With `waited`, also
-    processes whose end has been told already."""
+    """Raises RpcError: INVALID_ARGUMENT for the container, NOT_FOUND for the process. `waited` includes processes whose
+    exit status has been delivered."""
     container = find_container(agent, container_id)
     process = container.processes.get(exec_id or container_id)
     if process is None or (process.waited and not waited):
@@ -90,7 +90,7 @@ def find_process(agent: Agent, container_id: str, exec_id: str, *, waited: bool 
 async def create_container(agent: Agent, request: agent_pb2.CreateContainerRequest) -> None:
     container_id = check_id(request.container_id, "container id")
     if container_id in agent.containers:
-        raise RpcError(StatusCode.ALREADY_EXISTS, f"container {container_id} exists already")
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"container {container_id} already exists")
     if not request.HasField("OCI") or not request.OCI.Process.Args:
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot create container: the OCI spec has no process")
     container = Container(container_id, cgroup_path(container_id, request.OCI.Linux.CgroupsPath))
@@ -169,11 +169,11 @@ def _init_ended(agent: Agent, container: Container) -> None:
 
 
 def _forget_in_crun(agent: Agent, container: Container) -> None:
-    """Remove crun's record if there is one; the processes are dead."""
+    """Remove crun's state, if any; the processes are dead."""
     crun.forget(container.id)
     folder = container.cgroup_folder
     try:
-        for parent, name in walk_tree(folder):  # a container may have made any number in each other
+        for parent, name in walk_tree(folder):  # a container may have nested any number of them
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=parent)
         os.rmdir(folder)
@@ -182,7 +182,7 @@ def _forget_in_crun(agent: Agent, container: Container) -> None:
 
 
 def kill_all(container: Container) -> None:
-    """SIGKILL to every process in the container's cgroup; cgroup.kill does it at one stroke."""
+    """SIGKILL to every process in the container's cgroup; cgroup.kill does so atomically."""
     try:
         with open(f"{container.cgroup_folder}/cgroup.kill", "w") as handle:
             handle.write("1")
@@ -192,12 +192,12 @@ def kill_all(container: Container) -> None:
 
 
 async def destroy(agent: Agent, container: Container) -> None:
-    """Kill and remove a container in whatever state. Every step is done even if one fails."""
+    """Kill and remove a container in any state. A failed step does not prevent the others."""
     try:
         kill_all(container)
         for process in list(container.processes.values()):
             if not await agent.loop.wait_any([process.ended], KILL_LIMIT_S):
-                log.warning(f"process {process.pid} of container {container.id} does not die")
+                log.warning(f"process {process.pid} of container {container.id} survives SIGKILL")
     except OSError as exc:
         log.warning(f"cannot kill container {container.id}: {exc.strerror}")
     for _ in range(100):
@@ -231,26 +231,26 @@ async def start_container(agent: Agent, request: agent_pb2.StartContainerRequest
             await crun.run(agent.loop, ["start", container.id])
     except ProgramError as exc:
         raise RpcError(StatusCode.INTERNAL, f"cannot start container {container.id}: {exc.tail or exc}") from exc
-    if container.state == "created":  # it may have ended by now
+    if container.state == "created":  # it may have ended already
         container.state = "running"
     log.info(f"container {container.id} started")
 
 
 async def remove_container(agent: Agent, request: agent_pb2.RemoveContainerRequest) -> None:
-    """With a timeout (seconds), the container is given that long to end by itself."""
+    """With a timeout (seconds), the container gets that long to end by itself."""
     container = find_container(agent, request.container_id)
     init = container.processes.get(container.id)
     if request.timeout and init is not None:
         await agent.loop.wait_any([init.ended], float(request.timeout))
-    # not in the call's own task: a host that goes away in the middle must not leave half a container
+    # in a task of its own: a host that disconnects meanwhile must not leave a half-removed container
     await agent.tasks.spawn(f"remove-{container.id}", destroy(agent, container))
     agent.tasks.spawn(f"forget-{container.id}", _forget_paths(agent, container.shared_paths))
     log.info(f"container {container.id} removed")
 
 
 async def _forget_paths(agent: Agent, paths: list[str]) -> None:
-    """Look for what the host removes now: the kernel keeps names of the share, and with them the host's file systems
-    are kept mounted, until it is told that they have gone."""
+    """Look up what the host is removing now: the kernel caches names of the share, which keeps the host's file systems
+    mounted, until it learns that they are gone."""
     await agent.loop.sleep(FORGET_AFTER_S)
     for path in paths:
         try:
@@ -264,11 +264,13 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
     exec_id = check_id(request.exec_id, "exec id")
     container.require("running", verb="run a process in")
     if exec_id in container.processes:
-        raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} exists already in container {container.id}")
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"process {exec_id} already exists in container {container.id}")
     if len(container.processes) >= PROCESSES_MAX:
         _drop_oldest_ended(container)
     if len(container.processes) >= PROCESSES_MAX:
-        raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"container {container.id} has {PROCESSES_MAX} processes")
+        raise RpcError(
+            StatusCode.RESOURCE_EXHAUSTED, f"container {container.id} has too many processes ({PROCESSES_MAX})"
+        )
     if not request.process.Args:
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot run a process: it has no arguments")
     async with agent.launches:
@@ -284,7 +286,7 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
 async def _launch_exec(
     agent: Agent, container: Container, exec_id: str, request: agent_pb2.ExecProcessRequest
 ) -> Process:
-    container.require("running", verb="run a process in")  # it may have ended since it was asked for
+    container.require("running", verb="run a process in")  # it may have ended since the request
     root = f"/proc/{container.init_pid}/root"
     folder = f"{container.bundle}/exec-{exec_id}"
     os.mkdir(folder)
@@ -298,7 +300,7 @@ async def _launch_exec(
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
         if not told and await _is_ending(agent, container):
-            # crun meets a pid namespace whose init is dead, and has strange words for it; so has its /proc/PID/root
+            # crun's error for a pid namespace whose init is dead is misleading, and so is that of /proc/PID/root
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
         raise
     finally:
@@ -306,7 +308,7 @@ async def _launch_exec(
 
 
 async def _is_ending(agent: Agent, container: Container) -> bool:
-    """Whether the container's init has ended, or does so in a moment: its death is seen after its effects."""
+    """Whether the container's init has ended, or is about to: its exit is seen after its effects."""
     init = container.processes.get(container.id)
     return init is None or bool(await agent.loop.wait_any([init.ended], ENDING_S))
 
@@ -330,7 +332,7 @@ async def wait_process(agent: Agent, request: agent_pb2.WaitProcessRequest) -> a
 
 
 def _drop_read_out(container: Container) -> None:
-    """Forget waited-for processes: those read to the end, and the oldest beyond ENDED_KEPT_MAX."""
+    """Forget processes that have been waited for: those read to the end, and the oldest beyond ENDED_KEPT_MAX."""
     ended = [p for p in container.processes.values() if p.waited]
     kept = [p for p in ended if not (p.stdio.drained or p.readers)]
     for process in ended:
@@ -340,7 +342,7 @@ def _drop_read_out(container: Container) -> None:
 
 
 def _drop_oldest_ended(container: Container) -> None:
-    """Make room: of what a process has left in the background, the output ends here."""
+    """Forget the process; output of its background processes is no longer forwarded."""
     process = next((p for p in container.processes.values() if p.waited), None)
     if process is not None:
         process.stdio.close()
@@ -350,7 +352,7 @@ def _drop_oldest_ended(container: Container) -> None:
 async def _read(agent: Agent, request: agent_pb2.ReadStreamRequest, stderr: bool) -> agent_pb2.ReadStreamResponse:
     process = find_process(agent, request.container_id, request.exec_id, waited=True)
     output = process.stdio.stderr if stderr else process.stdio.stdout
-    if output is None:  # a terminal has one stream
+    if output is None:  # a terminal has a single stream
         return agent_pb2.ReadStreamResponse()
     own = not request.exec_id or request.exec_id == request.container_id  # the container ends with it
     data = await read_stdio(agent.loop, process, output, request.len, *(() if own else (None,)))
@@ -375,7 +377,7 @@ async def write_stream(agent: Agent, request: agent_pb2.WriteStreamRequest) -> a
 async def close_stdin(agent: Agent, request: agent_pb2.CloseStdinRequest) -> None:
     process = find_process(agent, request.container_id, request.exec_id)
     if not process.stdio.terminal:
-        await write_stdin(agent.loop, process, b"")  # in turn: after what is still being written
+        await write_stdin(agent.loop, process, b"")  # after what is still being written
 
 
 async def resize_terminal(agent: Agent, request: agent_pb2.TtyWinResizeRequest) -> None:
@@ -385,7 +387,7 @@ async def resize_terminal(agent: Agent, request: agent_pb2.TtyWinResizeRequest) 
 
 
 async def _freeze(agent: Agent, container: Container, verb: str, frozen: bool) -> None:
-    """Freeze or thaw the cgroup, as crun would, and wait until the kernel says that it is done."""
+    """Freeze or thaw the cgroup, like crun, and wait until the kernel has done so."""
     folder = container.cgroup_folder
     with open(f"{folder}/cgroup.freeze", "w") as handle:
         handle.write("1" if frozen else "0")
@@ -397,7 +399,7 @@ async def _freeze(agent: Agent, container: Container, verb: str, frozen: bool) -
                 return
         await agent.loop.sleep(FREEZE_POLL_S)
     raise RpcError(
-        StatusCode.DEADLINE_EXCEEDED, f"cannot {verb} container {container.id}: not done in {FREEZE_LIMIT_S:g} s"
+        StatusCode.DEADLINE_EXCEEDED, f"cannot {verb} container {container.id}: not done within {FREEZE_LIMIT_S:g} s"
     )
 
 

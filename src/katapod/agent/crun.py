@@ -1,4 +1,4 @@
-"""crun in the guest: how it is called, and how its errors are read."""
+"""crun in the guest: running it, and parsing its errors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _sealed_fd = -1
 def sealed_binary() -> str:
     """The path of a sealed copy of crun in memory.
 
-    So that a container cannot overwrite crun through /proc/PID/exe, crun starts itself a second time from
-    a read-only mount, unless it finds itself in a sealed file: 0.06 s each time under emulation.
+    To keep a container from overwriting crun through /proc/PID/exe, crun re-executes itself from a read-only mount,
+    unless it already runs from a sealed file. That would take 0.06 s each time under emulation.
     """
     global _sealed_fd
     if _sealed_fd < 0:
@@ -63,9 +63,9 @@ def _last_error(path: str) -> str:
 
 
 async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None) -> None:
-    """Run crun with `arguments`; `stdio` are descriptors 0 to 2 for the container, which stay the caller's.
+    """Run crun with `arguments`; `stdio` are descriptors 0 to 2 for the container; the caller still owns them.
 
-    Raises ProgramError whose `tail` is crun's own last error.
+    Raises ProgramError with crun's last error as `tail`.
     """
     global _count
     _count += 1
@@ -82,10 +82,10 @@ async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | No
 
 
 def release(container_id: str) -> bool:
-    """Start a created container as `crun start` does: write to the fifo it waits at, and remove that,
-    which tells crun that the container runs. False if there is no fifo. Raises OSError.
+    """Start a created container like `crun start`: write to the FIFO on which it waits, and remove that, which marks
+    the container as running for crun. False if there is no FIFO. Raises OSError.
 
-    A crun of its own would take 0.1 s more under emulation.
+    Running crun for this would take 0.1 s under emulation.
     """
     path = f"{ROOT}/{container_id}/exec.fifo"
     try:
@@ -103,7 +103,7 @@ def release(container_id: str) -> bool:
 
 
 def forget(container_id: str) -> None:
-    """Drop crun's record of a container whose processes are dead. Raises OSError."""
+    """Remove crun's state of a container whose processes are dead. Raises OSError."""
     folder = f"{ROOT}/{container_id}"
     if os.path.isdir(folder):
         remove_tree(folder)

@@ -1,4 +1,4 @@
-"""Devices in the guest: found by PCI path, waited for when they have just been plugged in."""
+"""Devices in the guest: found by PCI path, and waited for after a hot-plug."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HANDLERS = ("blk", "mmioblk", "nvdimm")
 ROOT_BUS = "/sys/devices/pci0000:00"
 POLL_S = 0.01
 DEV = "/dev"
-NOT_DEVICES = ("pts", "shm", "mqueue", "fd", "console")  # of a container's /dev: mounts, or made for it by crun
-LOOP_MAJOR, LOOPS = 7, 8  # as many as the driver makes when it is loaded
+NOT_DEVICES = ("pts", "shm", "mqueue", "fd", "console")  # of a container's /dev: mounts, or made by crun
+LOOP_MAJOR, LOOPS = 7, 8  # as many as the driver creates when it is loaded
 
 
 def parse_pci_path(text: str) -> list[str]:
@@ -50,7 +50,7 @@ def parse_pci_path(text: str) -> list[str]:
 
 
 def pci_folder(slots: list[str], root: str) -> str | None:
-    """The sysfs folder of the device, if it is there."""
+    """The sysfs directory of the device, if it exists."""
     folder, bus = root, "0000:00"
     for depth, slot in enumerate(slots):
         if depth:
@@ -76,7 +76,7 @@ def _block_name(slots: list[str], root: str) -> str | None:
 
 
 async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
-    """The node of the disk at a PCI path, or at a path in /dev, as soon as it is there.
+    """The node of the disk at a PCI path, or at a path in /dev, once it exists.
 
     Raises RpcError: INVALID_ARGUMENT, or DEADLINE_EXCEEDED after `timeout_s`.
     """
@@ -91,12 +91,12 @@ async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
             return node
         await loop.sleep(POLL_S)
     raise RpcError(
-        StatusCode.DEADLINE_EXCEEDED, f"cannot find the disk at {source}: it did not appear in {timeout_s:g} s"
+        StatusCode.DEADLINE_EXCEEDED, f"cannot find the disk at {source}: it did not appear within {timeout_s:g} s"
     )
 
 
 async def apply_devices(loop: Loop, devices: Iterable[agent_pb2.Device], spec: oci_pb2.Spec, timeout_s: float) -> None:
-    """Wait for `devices` and give the spec's entries for them the guest's numbers. Raises RpcError."""
+    """Wait for `devices` and set the guest's device numbers in the spec's entries for them. Raises RpcError."""
     for device in devices:
         if device.type == "blk":
             node = await block_device(loop, device.id or device.vm_path, timeout_s)
@@ -123,7 +123,7 @@ async def apply_devices(loop: Loop, devices: Iterable[agent_pb2.Device], spec: o
 
 
 def opens_all(resources: oci_pb2.LinuxResources) -> bool:
-    """Whether the container may open every device: it is a privileged one."""
+    """Whether the container may open every device, as a privileged one may."""
     return any(
         rule.Allow and rule.Type in ("", "a") and not (rule.Major or rule.Minor) and set("rwm") <= set(rule.Access)
         for rule in resources.Devices
@@ -131,7 +131,7 @@ def opens_all(resources: oci_pb2.LinuxResources) -> bool:
 
 
 def add_guest_devices(spec: oci_pb2.Spec) -> None:
-    """Give the container every device of the guest, and those whose drivers the kernel loads when they are opened."""
+    """Add every device of the guest, and those whose drivers the kernel loads on open."""
     taken = {device.Path for device in spec.Linux.Devices}
     nodes = _nodes_below(DEV)
     for path, kind, major, minor in static_nodes(_text_of(f"/lib/modules/{os.uname().release}/modules.devname")):
@@ -146,7 +146,7 @@ def add_guest_devices(spec: oci_pb2.Spec) -> None:
 def static_nodes(devname: str) -> list[tuple[str, str, int, int]]:
     """Path below /dev, type, major and minor of what modules.devname lists: "tun net/tun c10:200". Source: depmod(8).
 
-    With the loop driver come its first devices, which appear only once it is loaded.
+    Includes the first loop devices, which appear only once the driver is loaded.
     """
     found = []
     for line in devname.splitlines():

@@ -1,7 +1,7 @@
-"""Files given by the host in chunks (CopyFile), and a file of a container read for it.
+"""Files that the host sends in chunks (CopyFile), and a file of a container read for it.
 
-Every folder on the way is opened without following links, so that nothing a container has put into the
-shared tree can lead the agent elsewhere.
+Every directory of a path is opened without following links, so that nothing that a container has put into the shared
+tree can lead the agent elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _invalid(text: str) -> RpcError:
 
 
 def split_path(path: str, root: str) -> list[str]:
-    """The parts of `path` below `root`. Raises RpcError (INVALID_ARGUMENT) unless it is there."""
+    """The parts of `path` below `root`. Raises RpcError (INVALID_ARGUMENT) unless it is below."""
     parts = path.removeprefix(f"{root}/").split("/")
     if not path.startswith(f"{root}/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
         raise _invalid(f"cannot copy to {path[:500]!r}: it must be a plain path below {root}")
@@ -41,7 +41,7 @@ def split_path(path: str, root: str) -> list[str]:
 
 
 def _open_folder(root: str, parts: list[str], mode: int) -> int:
-    """Open root/parts, making what is missing. The descriptor is the caller's. Raises OSError."""
+    """Open root/parts, creating what is missing. The caller owns the descriptor. Raises OSError."""
     os.makedirs(root, mode=0o755, exist_ok=True)
     fd = os.open(root, _FOLDER)
     for part in parts:
@@ -61,11 +61,11 @@ def _open_folder(root: str, parts: list[str], mode: int) -> int:
 def copy_into(root: str, request: agent_pb2.CopyFileRequest) -> None:
     """Carry out one CopyFile below `root`. Raises RpcError, OSError.
 
-    Regular files grow under a temporary name and appear when they are whole.
+    Regular files are written under a temporary name and renamed when they are complete.
     """
     *parents, name = split_path(request.path, root)
     if len(request.data) > CHUNK_MAX:
-        raise _invalid(f"cannot copy to {request.path}: a chunk has at most {CHUNK_MAX} bytes")
+        raise _invalid(f"cannot copy to {request.path}: the chunk exceeds {CHUNK_MAX} bytes")
     if request.file_size < 0 or not 0 <= request.offset <= request.file_size:
         raise _invalid(f"cannot copy to {request.path}: offset {request.offset} of size {request.file_size}")
     kind = stat.S_IFMT(request.file_mode)
@@ -147,14 +147,14 @@ async def copy_file(agent: Agent, request: agent_pb2.CopyFileRequest) -> None:
 async def get_diagnostic_data(
     agent: Agent, request: agent_pb2.GetDiagnosticDataRequest
 ) -> agent_pb2.GetDiagnosticDataResponse:
-    """The first 4096 bytes of the file in which a Kubernetes container says why it ended."""
+    """The first 4096 bytes of a Kubernetes container's termination message."""
     from katapod.agent.containers import find_container
     from katapod.agent.rootfs import Root
     from katapod.rpc.pb import agent_pb2
 
     container = find_container(agent, request.container_id)
     if request.log_type != "termination_log":
-        raise _invalid(f"cannot give diagnostic data: log type {request.log_type[:64]!r} is not known")
+        raise _invalid(f"cannot get diagnostic data: unknown log type {request.log_type[:64]!r}")
     path = next((container.annotations[key] for key in TERMINATION_PATHS if key in container.annotations), "")
     if not path.startswith("/"):
         raise RpcError(StatusCode.NOT_FOUND, f"container {container.id} has no termination message path")

@@ -54,14 +54,14 @@ async def get_guest_details(agent: Agent, request: agent_pb2.GuestDetailsRequest
             with open(f"{MEMORY_FOLDER}/block_size_bytes") as handle:
                 response.mem_block_size_bytes = int(handle.read(), 16)
         except FileNotFoundError:
-            response.mem_block_size_bytes = 0  # a kernel without memory hot-plug
+            response.mem_block_size_bytes = 0  # the kernel lacks memory hot-plug
     if request.mem_hotplug_probe:
         response.support_mem_hotplug_probe = os.path.exists(f"{MEMORY_FOLDER}/probe")
     return response
 
 
 def _set_online(folder: str, prefix: str, most: int | None = None) -> int:
-    """Put offline CPUs or memory blocks online, in their order, until `most` are; returns how many are online."""
+    """Bring offline CPUs or memory blocks online, in order, until `most` are; returns how many are online."""
     online = 0
     try:
         names = os.listdir(folder)
@@ -89,9 +89,9 @@ def _set_online(folder: str, prefix: str, most: int | None = None) -> int:
 
 
 async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
-    """Wait until `added` CPUs more than before are online, however they came to be.
+    """Wait until `added` CPUs more than before are online, whatever brought them online.
 
-    No more than that: the kernel may know of CPUs that have not been plugged in, and would wait for them.
+    No more than that: the kernel may list CPUs that have not been plugged in, and would wait for them.
     """
     wanted = agent.cpus + added
     for attempt in range(ONLINE_TRIES):
@@ -107,7 +107,7 @@ async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
 
 
 async def _follow_memory(agent: Agent, limits: Limits) -> None:
-    """Memory that is plugged in comes online by itself, a moment later."""
+    """Plugged memory comes online by itself, a moment later."""
     for _ in range(ONLINE_TRIES):
         if limits.follow():
             return
@@ -115,8 +115,8 @@ async def _follow_memory(agent: Agent, limits: Limits) -> None:
 
 
 async def online_cpu_mem(agent: Agent, request: agent_pb2.OnlineCPUMemRequest) -> None:
-    """A new CPU or memory block appears some time after it was plugged in, so it is waited for: by the
-    caller if it says so, else behind its back."""
+    """A new CPU or memory block appears some time after it was plugged in, so this waits for it: within the call if the
+    caller says so, else in the background."""
     if agent.limits is not None and not request.cpu_only:
         agent.tasks.spawn("limits", _follow_memory(agent, agent.limits))
     work = _put_online(agent, request.nb_cpus, request.cpu_only)
@@ -135,13 +135,13 @@ async def mem_hotplug_by_probe(agent: Agent, request: agent_pb2.MemHotplugByProb
 
 
 async def reseed_random_dev(agent: Agent, request: agent_pb2.ReseedRandomDevRequest) -> None:
-    """Credit the host's bytes to the kernel's pool and make it use them at once: a clone must not go on
-    with the random state of its template."""
+    """Credit the host's bytes to the kernel's entropy pool and reseed at once: a clone must not continue with the
+    random state of its template."""
     import fcntl
 
     data = bytes(request.data)
     if not 0 < len(data) <= SEED_MAX:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot reseed with {len(data)} bytes: give 1 to {SEED_MAX}")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot reseed with {len(data)} bytes: use 1 to {SEED_MAX}")
     trace.clear()
     with open("/dev/random", "wb", buffering=0) as device:
         fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
@@ -150,8 +150,8 @@ async def reseed_random_dev(agent: Agent, request: agent_pb2.ReseedRandomDevRequ
 
 
 def _renew_machine_id() -> None:
-    """A clone must not go by its template's name. Only systemd's guests have one, see machine-id(5); and the
-    agent may be a program on some host, whose id is not ours to change."""
+    """Replace the machine id, which a clone has from its template. Only guests with systemd have one, see
+    machine-id(5); where the agent is a program on a host, that host's id must not be changed."""
     if os.environ.get("KATAPOD_GUEST") == "systemd":
         with open(MACHINE_ID, "w") as handle:
             handle.write(os.urandom(16).hex() + "\n")
@@ -164,7 +164,7 @@ async def set_guest_date_time(agent: Agent, request: agent_pb2.SetGuestDateTimeR
 
 
 async def clock(agent: Agent, request: katapod_pb2.ClockRequest) -> katapod_pb2.ClockResponse:
-    """The host has compared our clock with its own, and says what is to be changed. Raises OSError."""
+    """Adjust the clock as the host asks, which has compared it with its own. Raises OSError."""
     import time
 
     from katapod.rpc.pb import katapod_pb2
@@ -181,15 +181,15 @@ async def clock(agent: Agent, request: katapod_pb2.ClockRequest) -> katapod_pb2.
 
 
 def _leave_clock_source() -> None:
-    """A TSC whose frequency the kernel measured while the host was busy runs at a wrong rate for good: `tsc=reliable`
-    keeps the kernel from noticing. The others have a frequency that is known."""
+    """If the kernel measured the TSC's frequency while the host was busy, the clock runs at a wrong rate permanently:
+    `tsc=reliable` keeps the kernel from noticing. The other clock sources have a known frequency."""
     with open(f"{CLOCK_SOURCE}/available_clocksource") as handle:
         found = handle.read().split()
     for name in CLOCK_SOURCES:
         if name in found:
             with open(f"{CLOCK_SOURCE}/current_clocksource", "w") as handle:
                 handle.write(name)
-            log.warning(f"the clock source is {name} now: the former one had a wrong rate")
+            log.warning(f"switched to clock source {name}: the previous one had a wrong rate")
             return
 
 

@@ -1,6 +1,6 @@
-"""Programs of the guest image that each container's start and end run: guest_hook_path of the sandbox.
+"""Guest hooks: programs of the guest image that run at each container's start and end (guest_hook_path).
 
-They are appended to the hooks of the OCI specification, which crun runs, in the order of their names.
+They are appended to the hooks of the OCI spec, which crun runs, in alphabetical order.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "add_hooks", "find_hooks"]
 
-KINDS = ("prestart", "poststart", "poststop")  # directories, and lists of the specification
+KINDS = ("prestart", "poststart", "poststop")  # names of directories, and of lists in the spec
 
 
 def find_hooks(directory: str) -> dict[str, list[str]]:
-    """Kind to the executable files of its directory; a directory that is missing has none."""
+    """The executable files of each directory, by kind; a missing directory has none."""
     found: dict[str, list[str]] = {}
     for kind in KINDS:
         folder = f"{directory}/{kind}"

@@ -1,5 +1,5 @@
-"""The duties of PID 1 in a guest that has no other init: mounts, modules, loopback, and a loud end; and
-what is left of them to the agent where systemd is the init."""
+"""The duties of PID 1 in a guest without another init: mounts, modules, loopback, and a visible error on exit; and
+those that remain with the agent if systemd is init."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def say(line: str) -> None:
 
 
 def die(reason: str) -> None:
-    """Say why on the console and switch the machine off: a PID 1 that ends makes the kernel panic."""
+    """Print the reason on the console and power off: the kernel panics if PID 1 exits."""
     try:
         say(f"kata-agent: fatal: {reason}")
         os.sync()
@@ -45,12 +45,12 @@ def _mount(source: str, target: str, fstype: str, flags: int = 0, data: str | No
     try:
         mount(source, target, fstype, flags, data)
     except OSError as exc:
-        if exc.errno != 16:  # EBUSY: the kernel or an earlier init has mounted it
+        if exc.errno != 16:  # EBUSY: mounted by the kernel or an earlier init
             raise
 
 
 def _leave_initramfs_root() -> None:
-    """Make the root a mount that has a parent: pivot_root(2), which crun uses, refuses the initramfs."""
+    """Give the root mount a parent: pivot_root(2), which crun uses, rejects the initramfs."""
     os.makedirs("/run/root", exist_ok=True)
     mount("/", "/run/root", None, MS_BIND)
     os.chdir("/run/root")
@@ -60,8 +60,7 @@ def _leave_initramfs_root() -> None:
 
 
 def attach_console() -> None:
-    """Standard streams: input from nowhere, output to the console. The kernel opens them only if the
-    initrd has a /dev/console."""
+    """Standard streams: no input, output to the console. The kernel opens them only if the initrd has /dev/console."""
     null = os.open("/dev/null", os.O_RDWR)
     console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
     for number, fd in enumerate((null, console, console)):
@@ -102,20 +101,20 @@ def late() -> None:
 
 
 def under_systemd() -> None:
-    """What systemd has not done by now: it has mounted, but our channel is not to wait for its modules."""
+    """What systemd has not done yet: it has mounted file systems, but our channel must not wait for its modules."""
     load_list(MODULES_EARLY)
     load_list(MODULES_LATE)
     _report_all_free_pages()
 
 
 def _report_all_free_pages() -> None:
-    """Give single free pages back to the host too, not only free blocks of 2 MiB: of the memory of many small files
-    hardly any is in such blocks. The balloon's driver sets the kernel's default when it is loaded."""
+    """Report single free pages to the host, not only free blocks of 2 MiB: hardly any memory of many small files is in
+    such blocks. Must be called after the balloon driver is loaded, which sets the default."""
     try:
         with open(PAGE_REPORTING_ORDER, "w") as handle:
             handle.write("0")
     except OSError as exc:
-        log.warning(f"the guest keeps more of what it frees: cannot set {PAGE_REPORTING_ORDER}: {exc.strerror}")
+        log.warning(f"cannot set {PAGE_REPORTING_ORDER}, so less free memory is returned to the host: {exc.strerror}")
 
 
 def _enable_controllers() -> None:
@@ -142,8 +141,8 @@ def _loopback_up() -> None:
 
 
 def load_list(path: str) -> list[str]:
-    """Load the module files that a list names, in its order; those there already are fine, and so is a
-    list that is not there. Returns what went wrong."""
+    """Load the module files in a list, in its order; modules that are already loaded and a missing list are not errors.
+    Returns the errors."""
     failures = []
     try:
         with open(path) as handle:

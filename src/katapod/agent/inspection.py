@@ -1,6 +1,6 @@
-"""What the guest looks like from inside, for who inspects the sandbox: read only, and bounded in all directions.
+"""The guest as seen from inside, for inspect: read-only, and bounded in every respect.
 
-Everything is read from /proc and by netlink; of systemd, where it runs, systemctl is asked.
+Everything comes from /proc and netlink, and from systemctl where systemd runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_guest", "parse_modules", "parse_mounts", "parse_stat", "parse_units"]
 
-ENTRIES_MAX, TEXT_MAX = 512, 512  # together less than a message may have
-TURN = 32  # processes that are read before others get their turn
+ENTRIES_MAX, TEXT_MAX = 512, 512  # all together below the maximum size of a message
+TURN = 32  # processes that are read before other tasks get their turn
 UNITS_LIMIT_S = 4.0
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Limits:
-    """Cuts lists and texts to their limits, and remembers that it did."""
+    """Truncates lists and strings to their limits, and records that it did."""
 
     def __init__(self, entries: int, text: int) -> None:
         self.entries = min(entries or ENTRIES_MAX, ENTRIES_MAX)
@@ -46,7 +46,7 @@ class Limits:
 
 
 def _read(path: str, size: int = 1 << 20) -> str:
-    """The beginning of a file; empty if it is not there. What is no UTF-8 becomes a sign that is."""
+    """The beginning of a file; empty if it does not exist. Invalid UTF-8 is replaced."""
     try:
         with open(path, "rb", buffering=0) as handle:
             parts = []
@@ -69,7 +69,7 @@ def parse_modules(text: str) -> list[tuple[str, int, int]]:
 
 
 def _unescaped(field: str) -> str:
-    """As the kernel's mangle(): a blank is \\040."""
+    """Undo the kernel's mangle(): a blank is \\040."""
     if "\\" not in field:
         return field
     for char in " \t\n#\\":

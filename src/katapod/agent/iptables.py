@@ -1,4 +1,4 @@
-"""GetIPTables and SetIPTables, where the guest image has the programs."""
+"""GetIPTables and SetIPTables, if the guest image has the programs."""
 
 from __future__ import annotations
 

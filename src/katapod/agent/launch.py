@@ -1,4 +1,4 @@
-"""Starting a process through crun: its user, its streams or terminal, and what a failure means."""
+"""Starting a process through crun: its user, its streams or terminal, and the causes of failures."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _FAILURES = {
     "cwd is no directory": (StatusCode.NOT_FOUND, 'cannot change to the working directory "{cwd}": not a directory'),
     "cwd denied": (StatusCode.PERMISSION_DENIED, 'cannot change to the working directory "{cwd}": permission denied'),
 }
-"""By what find_command says. Docker and Podman look for these words, to choose between the exit statuses 125, 126 and
-127."""
+"""By the results of find_command. Docker and Podman look for these phrases, to choose between the exit statuses 125,
+126 and 127."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -45,8 +45,8 @@ def _environment(process: oci_pb2.Process, key: str) -> str | None:
 async def resolve_process(
     loop: Loop, process: oci_pb2.Process, string_user: agent_pb2.StringUser, path: str, *, make_cwd: bool
 ) -> None:
-    """Complete `process` with what only the root file system at `path` knows: ids for a named user, and
-    HOME; make its working directory if it is missing; refuse a command of a format that cannot run.
+    """Complete `process` from the root file system at `path`: the ids of a named user, and HOME; create a missing
+    working directory; reject a command that has a format that cannot run.
 
     Raises RpcError (INVALID_ARGUMENT, PERMISSION_DENIED), OSError.
     """
@@ -96,7 +96,7 @@ def _resolve_user(process: oci_pb2.Process, string_user: agent_pb2.StringUser, r
 
 
 async def _make_folders(loop: Loop, root: str, folder: str) -> None:
-    """What cannot be made (a read-only root, a file in the way) crun will name."""
+    """If it cannot be created (a read-only root, a file in its place), crun reports that."""
 
     def make() -> str:
         rootfs.enter_root(root)
@@ -110,7 +110,7 @@ async def _make_folders(loop: Loop, root: str, folder: str) -> None:
 
 
 class Launch:
-    """One start of a process."""
+    """One launch of a process."""
 
     def __init__(self, loop: Loop, process: oci_pb2.Process, root: str, binds: Binds) -> None:
         """`root` and `binds` (source, destination) show the container's files, to explain a failure."""
@@ -163,14 +163,14 @@ class Launch:
         return stdio
 
     async def _with_terminal(self, arguments: list[str], folder: str) -> Stdio:
-        """crun sends the terminal's master over a socket of ours."""
+        """crun sends the terminal's master over our socket."""
         import _socket
 
         path = f"{folder}/console"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
         try:
-            # the path of a bundle may exceed the 107 bytes of a socket's address: go through the folder
+            # the path of a bundle may exceed the 107 bytes of a socket address: use a path through its directory
             fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 short = f"/proc/self/fd/{fd}/console"
@@ -188,9 +188,9 @@ class Launch:
                 connection.close()
             masters = [struct.unpack("i", data[:4])[0] for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS]
             if not masters:
-                raise ProgramError("crun did not hand over the terminal")
+                raise ProgramError("crun did not pass the terminal")
         except BlockingIOError as exc:
-            raise ProgramError("crun did not hand over the terminal") from exc
+            raise ProgramError("crun did not pass the terminal") from exc
         finally:
             listener.close()
             os.close(null)
@@ -203,7 +203,7 @@ class Launch:
         return stdio
 
     async def _explain(self) -> None:
-        """Raise RpcError if the cause is the command itself, or its directory: looked up as the container would."""
+        """Raise RpcError if the command or its directory is the cause: looked up as the container would."""
         process = self._process
         path = _environment(process, "PATH") or DEFAULT_PATH
         user = process.User
@@ -217,7 +217,7 @@ class Launch:
         try:
             found = await in_child(self._loop, look_up, CHILD_LIMIT_S)
         except ProgramError:
-            return  # then crun's own message is the better one
+            return  # then crun's message is better
         if found in _FAILURES:
             code, words = _FAILURES[found]
             raise RpcError(code, words.format(command=process.Args[0][:200], cwd=process.Cwd[:200]))

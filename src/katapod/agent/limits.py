@@ -1,8 +1,8 @@
-"""Limits that a kernel takes from its memory at boot, made those of the memory that the guest has now.
+"""Limits that the kernel derives from its memory at boot, adapted to the memory that the guest has now.
 
-A clone boots with its template's memory, and a pod grows as its containers come; the kernel itself changes few of
-these limits then. The formulas are the kernel's own (the names of files and functions below are Linux 6.1's; 6.12 has
-the same). What somebody else has set, by sysctl or on the kernel command line, stays.
+A clone boots with its template's memory, and a pod grows with its containers; the kernel itself then changes few of
+these limits. The formulas are the kernel's (names of files and functions below are those of Linux 6.1; 6.12 has the
+same). What has been set otherwise, by sysctl or on the kernel command line, is kept.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 THREAD_COST = 8 * (16 << 10)  # set_max_threads(): an eighth of memory for stacks of THREAD_SIZE
 EPOLL_COST = 184  # EP_ITEM_COST of a 64-bit kernel
 PEER_COST = 192  # struct inet_peer, rounded up to cache lines
-INODE_BYTES = 632  # struct inode, if sysfs does not tell
+INODE_BYTES = 632  # struct inode, unless sysfs has its size
 INOTIFY_MARK_BYTES = 80  # struct inotify_inode_mark
 PAGE_STRUCT = 64  # struct page: the kernel's list of memory costs 1/64
 FILES_MIN = 8192  # NR_FILE
 WATCHES_MIN, WATCHES_MAX = 8192, 1 << 20
-HUGE_PAGES_FROM = 512 << 20  # hugepage_init() switches huge pages off where there is less
+HUGE_PAGES_FROM = 512 << 20  # hugepage_init() disables huge pages below this
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 HUGE_PAGES_BUILT = "/etc/katapod/transparent-hugepages"
 HUGE_PAGE_DEFAULTS = (("defrag", "madvise"), ("khugepaged/defrag", "1"), ("use_zero_page", "1"))
-OPEN_FILES = 1 << 20  # what engines give a container: the kernel's own default of fs.nr_open
+OPEN_FILES = 1 << 20  # what engines set for containers: the kernel's default of fs.nr_open
 OPEN_FILES_MAX = 0x7FFFFFC0  # sysctl_nr_open_max of a 64-bit kernel, fs/file.c
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -62,9 +62,9 @@ KEYS = (
     "net/ipv4/tcp_max_orphans",
     "net/ipv4/tcp_max_tw_buckets",
     "net/ipv4/tcp_max_syn_backlog",
-)  # fs/inotify/max_user_watches and fs/fanotify/max_user_marks are other names of the two of user/
+)  # fs/inotify/max_user_watches and fs/fanotify/max_user_marks are aliases of the two in user/
 CONNTRACK = ("net/netfilter/nf_conntrack_buckets", "net/netfilter/nf_conntrack_max")
-TMPFS = ("/", "/dev", "/dev/shm", "/run", "/tmp")  # the guest's own, half of memory each
+TMPFS = ("/", "/dev", "/dev/shm", "/run", "/tmp")  # the guest's own; half of memory each
 
 
 def _power_of_two(number: int) -> int:
@@ -72,8 +72,8 @@ def _power_of_two(number: int) -> int:
 
 
 def _hash_bytes(memory: int) -> int:
-    """Of the hash tables of dentries and inodes (fs/dcache.c, fs/inode.c), which take their memory before it is
-    counted: a pointer for each 8 and each 16 KiB."""
+    """Memory of the hash tables of dentries and inodes (fs/dcache.c, fs/inode.c), allocated before memory is counted: a
+    pointer per 8 KiB and per 16 KiB."""
     return 8 * (_power_of_two(memory >> 13) + _power_of_two(memory >> 14))
 
 
@@ -82,23 +82,24 @@ def _clamp(number: int, low: int, high: int) -> int:
 
 
 def _memory_at_boot(boot: Values) -> int:
-    """What totalram_pages() was while the kernel derived its limits: eventpoll_init() keeps 1/25 of it."""
+    """totalram_pages() at the time when the kernel derived its limits, from eventpoll_init(), which takes 1/25 of
+    it."""
     if watches := boot.get("fs/epoll/max_user_watches"):
         return watches[0] * EPOLL_COST * 25
     return boot["kernel/threads-max"][0] * THREAD_COST
 
 
 def grown_memory(boot: Values, added: int) -> int:
-    """Bytes that the kernel would have counted, had it booted with `added` bytes more."""
+    """Bytes that the kernel would have counted if it had booted with `added` bytes more."""
     before = _memory_at_boot(boot)
     after = before + added - added * PAGE_STRUCT // PAGE
     return after - (_hash_bytes(after) - _hash_bytes(before))
 
 
 def derive_limits(boot: Values, added: int, *, high_pages: int, inode_bytes: int = INODE_BYTES) -> dict[str, str]:
-    """What a boot with `added` bytes more would have made of `boot`, the kernel's values for the keys of KEYS.
+    """The kernel's values for KEYS after a boot with `added` bytes more, from those of the actual boot.
 
-    `high_pages`: the zones' high watermarks as they are now, which buffers may not use. Pure.
+    `high_pages`: the zones' current high watermarks, which buffers may not use. Pure.
     """
     before, memory = _memory_at_boot(boot), grown_memory(boot, added)
     derived: dict[str, str] = {}
@@ -120,7 +121,7 @@ def derive_limits(boot: Values, added: int, *, high_pages: int, inode_bytes: int
 
 def _derive_network(boot: Values, memory: int, buffers: int) -> dict[str, str]:
     """`buffers`: nr_free_buffer_pages(). Sources: net/ipv4/tcp.c (tcp_init, tcp_init_mem), udp.c (udp_init),
-    tcp_ipv4.c (tcp_sk_init). The hash table itself stays as it is; the limits are what a larger one would have made."""
+    tcp_ipv4.c (tcp_sk_init). The hash table itself does not grow; the limits are those of a larger one."""
     derived = {}
     for key, part in (("net/ipv4/tcp_mem", 16), ("net/ipv4/udp_mem", 8)):
         limit = max(128, buffers // part)
@@ -151,7 +152,7 @@ def parse_high_pages(zoneinfo: str) -> int:
 
 
 def _read(path: str) -> str:
-    """Empty if it is not there: kernels are built without this or that."""
+    """Empty if it does not exist: that depends on the kernel configuration."""
     try:
         with open(path) as handle:
             return handle.read()
@@ -164,7 +165,7 @@ def _numbers(key: str) -> tuple[int, ...]:
 
 
 def _total_memory() -> int:
-    """Bytes that the kernel has for itself and others."""
+    """Total memory of the kernel, bytes."""
     with open("/proc/meminfo") as handle:
         return int(handle.readline().split()[1]) << 10
 
@@ -176,7 +177,7 @@ def _set_by_parameter() -> set[str]:
 
 
 class Limits:
-    """What the kernel said at boot, and what we have made of it. To be made before anything is changed."""
+    """The kernel's values at boot, and what we have set. Create it before anything is changed."""
 
     def __init__(self) -> None:
         self._memory_at_boot = self._memory = _total_memory()
@@ -186,10 +187,10 @@ class Limits:
         for key in _set_by_parameter():
             self._set.pop(key, None)
         self._huge_pages_off = _read(f"{HUGE_PAGES}/enabled").strip() == "always madvise [never]"
-        self._tmpfs_kib = 0  # that we have set
+        self._tmpfs_kib = 0  # values that we have set
 
     def follow(self) -> bool:
-        """Bring the limits to the memory that there is now; returns whether it has changed since the last time."""
+        """Adapt the limits to the current memory; returns whether that has changed since the last call."""
         memory = _total_memory()
         if memory == self._memory or "kernel/threads-max" not in self._boot:
             return False
@@ -198,7 +199,7 @@ class Limits:
         counted = grown_memory(self._boot, memory - self._memory_at_boot)
         if self._huge_pages_off and counted >= HUGE_PAGES_FROM:
             self._huge_pages_off = False
-            _enable_huge_pages()  # first: it changes the watermarks
+            _enable_huge_pages()  # first, since it changes the watermarks
         derived = derive_limits(
             self._boot,
             memory - self._memory_at_boot,
@@ -215,22 +216,22 @@ class Limits:
         if threads:
             _raise_process_limits(threads // 2, int(self._set["kernel/threads-max"]) // 2)
         self._resize_tmpfs(counted)
-        log.info(f"limits are those of {memory >> 20} MiB")
+        log.info(f"limits adapted to {memory >> 20} MiB")
         return True
 
     def _change(self, key: str, value: str) -> None:
-        """Only what is as the kernel or we have left it."""
+        """Only values that the kernel or we have set last."""
         now = " ".join(map(str, _numbers(key)))
         if now == self._set.get(key) != value and _write(f"{PROC_SYS}/{key}", value):
             self._set[key] = value
 
     def _resize_tmpfs(self, memory: int) -> None:
-        """The guest's own tmpfs may take half of memory: mm/shmem.c, shmem_default_max_blocks()."""
+        """The guest's own tmpfs mounts may take half of memory: mm/shmem.c, shmem_default_max_blocks()."""
         half = memory >> 11
         for target, flags, size_kib in _tmpfs_mounts():
             if target in TMPFS and (not self._tmpfs_kib or size_kib == self._tmpfs_kib):
                 _remount(target, flags, f"size={half}k,{_inodes(half)}")
-            elif target.startswith(f"{SANDBOX}/"):  # has a size of its own
+            elif target.startswith(f"{SANDBOX}/"):  # has an explicit size
                 _remount(target, flags, _inodes(half))
         self._tmpfs_kib = half
 
@@ -246,7 +247,7 @@ def _write(path: str, value: str) -> bool:
 
 
 def _enable_huge_pages() -> None:
-    """As the kernel would have had them with more memory; the image says what this kernel was built with."""
+    """As the kernel would have set them with more memory; the image has the configuration of this kernel."""
     mode = _read(HUGE_PAGES_BUILT).strip()
     if mode and "transparent_hugepage=" not in _read("/proc/cmdline"):
         for name, value in (*HUGE_PAGE_DEFAULTS, ("enabled", mode)):
@@ -254,7 +255,8 @@ def _enable_huge_pages() -> None:
 
 
 def _raise_process_limits(old: int, new: int) -> None:
-    """RLIMIT_NPROC and RLIMIT_SIGPENDING of all who have inherited what fork_init() had set: half of threads-max."""
+    """RLIMIT_NPROC and RLIMIT_SIGPENDING of all processes that have inherited the values of fork_init(): half of
+    threads-max."""
     import resource
 
     for number in (resource.RLIMIT_NPROC, resource.RLIMIT_SIGPENDING):
@@ -283,7 +285,7 @@ def _tmpfs_mounts() -> Iterator[tuple[str, int, int]]:
 
 
 def _inodes(half_kib: int) -> str:
-    """As many as half of memory has pages: shmem_default_max_inodes()."""
+    """One per page of half of memory: shmem_default_max_inodes()."""
     return f"nr_inodes={(half_kib << 10) // PAGE}"
 
 
@@ -297,14 +299,14 @@ def _remount(target: str, flags: int, options: str) -> None:
 
 
 def open_files_limit() -> None:
-    """Give all whom we start the number of open files that engines give. Raises OSError."""
+    """Set the limit of open files for all our children to what engines use. Raises OSError."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 
 
 def allow_open_files(wanted: int) -> None:
-    """Let processes have a limit of `wanted` open files: the guest's kernel has a ceiling of its own, fs.nr_open.
+    """Raise fs.nr_open, the kernel's ceiling, so that processes can have a limit of `wanted` open files.
 
     Raises RpcError (INVALID_ARGUMENT).
     """

@@ -1,6 +1,6 @@
 """The agent's log: short lines on standard error, which is the guest console when it is PID 1.
 
-The console is slow, so the default level tells only of the life cycle.
+The console is slow, so the default level only reports the life cycle.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _level = 1
 
 
 def set_level(name: str) -> None:
-    """Unknown names leave the level as it is, as unknown agent.* parameters do."""
+    """Unknown names do not change the level, as with unknown agent.* parameters."""
     global _level
     _level = LEVELS.get(name, _level)
 
 
 def _write(text: str) -> None:
-    text = text[:LINE_MAX].replace("\n", "\\n")  # one line each, whatever a program or a peer has said
+    text = text[:LINE_MAX].replace("\n", "\\n")  # one line each, whatever a program or a peer has written
     line = f"kata-agent: {text}\n".encode(errors="replace")
     try:
         os.write(2, line)
     except OSError:
-        return  # a log nobody can take must not stop the agent
+        return  # a failure to log must not stop the agent
 
 
 def debug(text: str) -> None:

@@ -1,8 +1,8 @@
 """A small event loop for `async def` coroutines, on epoll, SIGCHLD and a heap of timers.
 
-Why not asyncio: importing it costs 0.55 s of a boot under software emulation. What is here is what the
-agent needs: futures, tasks with an owner and a name, waiting for descriptors, time and children.
-One thread; nothing here knows the agent.
+It replaces asyncio, whose import takes 0.55 s of a boot under software emulation. It has what the agent needs: futures,
+tasks with an owner and a name, and waiting for descriptors, time and children. Single-threaded; independent of the
+agent.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Cancelled", "Event", "Future", "Lock", "Loop", "Task", "Tasks", "Turns"]
 
-EXITS_KEPT_MAX = 4096  # exits of processes nobody asked for yet, kept while a launch is under way
+EXITS_KEPT_MAX = 4096  # exits of unknown processes, kept while a launch is in progress
 MAIN = "main"
 _IN, _OUT, _PRI = select.EPOLLIN, select.EPOLLOUT, select.EPOLLPRI
 _BROKEN = select.EPOLLHUP | select.EPOLLERR
 
 
 class Cancelled(BaseException):
-    """Thrown into a coroutine whose task is cancelled. Let it pass."""
+    """Raised in a coroutine whose task is cancelled. Do not catch it."""
 
 
 class Future:
-    """A value that comes later; any number of tasks may await it."""
+    """A value that is set later; any number of tasks may await it."""
 
     __slots__ = ("_callbacks", "_error", "_value", "done")
 
@@ -59,7 +59,7 @@ class Future:
             callback()
 
     def on_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once this is done; at once if it is already."""
+        """Call `callback` when this is done; immediately if it already is."""
         if self.done:
             callback()
         else:
@@ -100,7 +100,7 @@ class Task(Future):
         self._loop._ready.append(self)
 
     def cancel(self) -> None:
-        """Throw Cancelled where the coroutine waits (or at its next wait). Idempotent."""
+        """Raise Cancelled where the coroutine waits, or at its next wait. Idempotent."""
         if self.done or self._cancelled:
             return
         self._cancelled = True
@@ -127,7 +127,7 @@ class Task(Future):
             self.fail(exc)
             self._loop._task_failed(self, exc)
             return
-        if self._cancelled:  # cancelled by itself while it ran
+        if self._cancelled:  # it cancelled itself while running
             self._wake()
         else:
             self._awaited = awaited
@@ -156,7 +156,7 @@ class Event:
 
 
 class Turns:
-    """As many at a time as `limit` says when one comes or goes, in order of arrival: `async with turns:`."""
+    """A semaphore in order of arrival, whose `limit` is evaluated at each entry and exit: `async with turns:`."""
 
     def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
@@ -172,7 +172,7 @@ class Turns:
         try:
             await turn
         except Cancelled:
-            if turn.done:  # it was handed over in the same moment: pass it on
+            if turn.done:  # the turn was granted at the same moment: pass it on
                 self._release()
             else:
                 self._waiting.remove(turn)
@@ -196,7 +196,7 @@ class Lock(Turns):
 
 
 class Tasks:
-    """The tasks of one owner, which are cancelled together."""
+    """The tasks of one owner, cancelled together."""
 
     def __init__(self, loop: Loop, owner: str) -> None:
         self._loop = loop
@@ -218,7 +218,7 @@ class Tasks:
 
 
 class _Watch:
-    """Who waits for which readiness of one descriptor."""
+    """Waiters for the readiness of one descriptor."""
 
     __slots__ = ("armed", "edge", "edge_mask", "waiters")
 
@@ -230,7 +230,7 @@ class _Watch:
 
 
 class Loop:
-    """Runs tasks until stopped. Takes SIGCHLD over; make one per process at a time."""
+    """Runs tasks until stopped. Handles SIGCHLD; there can be one per process at a time."""
 
     def __init__(self) -> None:
         self._ready: collections.deque[Task] = collections.deque()
@@ -249,7 +249,7 @@ class Loop:
         self._old_handler = signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def close(self) -> None:
-        """Give back signals and descriptors. Tasks left over are dropped."""
+        """Restore signals and close descriptors. Remaining tasks are dropped."""
         signal.set_wakeup_fd(self._old_wakeup)
         signal.signal(signal.SIGCHLD, self._old_handler)
         self._epoll.close()
@@ -277,7 +277,7 @@ class Loop:
             self._failure = error
 
     async def turn(self) -> None:
-        """Let every other ready task run once."""
+        """Let all other ready tasks run once."""
         future = Future()
         self._timer_count += 1
         heapq.heappush(self._timers, (0.0, self._timer_count, future))
@@ -323,7 +323,7 @@ class Loop:
         await self._ready_for(fd, _PRI, None)
 
     def watch_readable(self, fd: int, future: Future) -> Callable[[], None]:
-        """Set `future` once `fd` can be read; returns what ends the watch."""
+        """Set `future` once `fd` is readable; returns a function that ends the watch."""
         return self._watch(fd, _IN, future)
 
     async def _ready_for(self, fd: int, mask: int, seconds: float | None) -> bool:
@@ -352,7 +352,7 @@ class Loop:
         return end
 
     def _arm(self, fd: int, watch: _Watch) -> None:
-        # One shot: a descriptor nobody waits for stays registered, silent, and costs no system call.
+        # One-shot: a descriptor without waiters stays registered but disabled, which saves system calls.
         mask = select.EPOLLONESHOT
         for wanted, _ in watch.waiters:
             mask |= wanted
@@ -381,7 +381,7 @@ class Loop:
         return mask
 
     def forget(self, fd: int) -> None:
-        """Stop watching `fd`; who still waits for it is woken. Call it before closing."""
+        """Stop watching `fd`; tasks that wait for it are woken. Call this before closing it."""
         watch = self._watches.pop(fd, None)
         if watch is None:
             return
@@ -396,13 +396,13 @@ class Loop:
     # children
 
     def child_exit(self, pid: int) -> Future:
-        """A future of the wait status of a child that this process has just started."""
+        """A future for the wait status of a child that this process has just started."""
         if pid not in self._children:
             self._children[pid] = Future()
         return self._children[pid]
 
     def launch_begins(self) -> None:
-        """Until `launch_ends`, remember the exits of unknown children: one of them may be asked for."""
+        """Until `launch_ends`, record the exits of unknown children: one of them may be asked for."""
         self._launches += 1
 
     def launch_ends(self) -> None:
@@ -411,7 +411,7 @@ class Loop:
             self._exits.clear()
 
     def adopted_exit(self, pid: int) -> Future:
-        """As child_exit, for a process that became our child since `launch_begins`."""
+        """Like child_exit, for a process that became our child since `launch_begins`."""
         future = self.child_exit(pid)
         if pid in self._exits:
             del self._children[pid]
@@ -434,10 +434,10 @@ class Loop:
                     self._exits.pop(next(iter(self._exits)))
                 self._exits[pid] = status
 
-    # one round
+    # one iteration
 
     def _wait(self) -> None:
-        """Wait for what makes a task ready."""
+        """Wait until a task becomes ready."""
         timeout = -1.0
         if self._ready:
             timeout = 0

@@ -10,9 +10,9 @@ WELL_KNOWN_TYPES = "google.protobuf.internal.well_known_types"
 
 
 def _spare_well_known_types() -> None:
-    """Keep protobuf's C core from importing the module of helpers for Timestamp, Struct and the like: it
-    takes 0.13 s under emulation (calendar, locale, threading) and our messages have no such types. The
-    core reads one name of it, a table of base classes by message."""
+    """Keep protobuf's C core from importing the helpers for Timestamp, Struct and so on: that takes 0.13 s under
+    emulation (calendar, locale, threading), and our messages have no such types. The core reads one name of that
+    module, a table of base classes by message."""
     if WELL_KNOWN_TYPES not in sys.modules:
         stand_in = type(sys)(WELL_KNOWN_TYPES)
         stand_in.WKTBASES = {}  # type: ignore[attr-defined]
@@ -20,7 +20,7 @@ def _spare_well_known_types() -> None:
 
 
 def main() -> None:
-    """Run the agent; as PID 1 the machine is off when it ends."""
+    """Run the agent; as PID 1, power off at its end."""
     _spare_well_known_types()
     from katapod.agent.start import run
 

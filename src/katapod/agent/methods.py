@@ -1,5 +1,5 @@
-"""Which function answers which call. Modules are imported at the first call that needs them, so that
-Health.Check can be answered while most of the agent is not even loaded."""
+"""The functions that implement the calls. Modules are imported at the first call that needs them, so that Health.Check
+can be answered before most of the agent is loaded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ METHODS = {
     "katapod.Guest/Clock": "guest.clock",
     "katapod.Inspection/Inspect": "inspection.inspect_guest",
 }
-MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when there is nothing better to do
+MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when idle
 
 
 def load_module(name: str) -> Any:

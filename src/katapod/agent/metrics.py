@@ -1,6 +1,6 @@
-"""What GetMetrics answers: /proc of the guest and of the agent as Prometheus text.
+"""GetMetrics: /proc of the guest and of the agent as Prometheus text.
 
-Names, items and units: Kata Containers, docs/design/kata-2-0-metrics.md. Rendering is apart from reading.
+Names, items and units: Kata Containers, docs/design/kata-2-0-metrics.md. Rendering is separate from reading.
 """
 
 from __future__ import annotations
@@ -153,18 +153,18 @@ def disk_rows(text: str) -> list[Row]:
 
 
 def filesystems(mounts: str) -> list[tuple[str, str]]:
-    """(mount, device) of what lies on a disk and can be written, one for each device; from /proc/mounts."""
+    """(mount, device) of writable file systems on disks, one per device; from /proc/mounts."""
     found: dict[str, tuple[str, str]] = {}
     for line in mounts.splitlines():
         device, where, kind, options = line.split()[:4]
         if kind in DISK_FILESYSTEMS and "rw" in options.split(","):
-            # all overlays have the same word in place of a device
+            # all overlays have the same name in place of a device
             found.setdefault(where if kind == "overlay" else device, (_unescaped(where), _unescaped(device)))
     return list(found.values())[:FILESYSTEMS_MAX]
 
 
 def _unescaped(text: str) -> str:
-    """Blanks and such are octal in /proc/mounts."""
+    """Undo the octal escapes of /proc/mounts."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text

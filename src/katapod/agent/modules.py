@@ -1,5 +1,5 @@
-"""Kernel modules that have to be asked for. Most others the kernel loads by itself, when a container wants what they
-bring and may have it."""
+"""Kernel modules that must be loaded explicitly. The kernel loads most others on demand, when a container with
+sufficient rights needs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKET_FILTERS = ("ip_tables", "ip6_tables", "ebtables", "arp_tables")
 async def load_module(loop: Loop, name: str, parameters: list[str]) -> None:
     """Raises RpcError (INVALID_ARGUMENT, INTERNAL)."""
     if not name or name.startswith("-"):
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot load the kernel module {name[:64]!r}: no such name")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot load the kernel module {name[:64]!r}: invalid name")
     try:
         await program.run(loop, ["modprobe", "--", name, *parameters], MODPROBE_LIMIT_S)
     except program.ProgramError as exc:
@@ -31,12 +31,12 @@ async def load_module(loop: Loop, name: str, parameters: list[str]) -> None:
 
 
 async def load_packet_filters(agent: Agent) -> None:
-    """For who may change packet filters. The tools of the older kind (iptables-legacy, ebtables-legacy) begin with a
-    socket option that no kernel loads a module for; they call modprobe, which a container has no modules for."""
+    """For containers that may change packet filters. The legacy tools (iptables-legacy, ebtables-legacy) begin with a
+    socket option for which the kernel loads no module; they call modprobe, for which a container has no modules."""
     missing = [name for name in PACKET_FILTERS if not os.path.isdir(f"{LOADED}/{name}")]
-    if agent.limits is None or not missing:  # no guest, where modules are not ours to load
+    if agent.limits is None or not missing:  # not in a guest: modules must not be loaded
         return
     try:
         await program.run(agent.loop, ["modprobe", "-a", *missing], MODPROBE_LIMIT_S)
     except program.ProgramError as exc:
-        log.debug(f"cannot load {' '.join(missing)}: {exc}")  # a kernel, or an image, without them
+        log.debug(f"cannot load {' '.join(missing)}: {exc}")  # the kernel or the image lacks them

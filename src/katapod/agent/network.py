@@ -1,7 +1,7 @@
-"""The guest's network: interfaces, routes and neighbours as the host says them.
+"""The guest's network: interfaces, routes and neighbours as the host requests them.
 
-All containers live in the guest's own network namespace. What the host sends is checked here, once, so that bad
-input is an INVALID_ARGUMENT and never half of a change.
+All containers live in the guest's own network namespace. Requests are validated here first, so that
+bad input is an INVALID_ARGUMENT and never a partial change.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _check_name(name: str) -> str:
 
 
 async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceRequest) -> types_pb2.Interface:
-    """Give the NIC its name, addresses, MTU and flags, and put it up or down; addresses that are not named go."""
+    """Set name, addresses, MTU and flags of a NIC, and bring it up or down; other addresses are removed."""
     if not request.HasField("interface"):
         raise _bad("the request has no interface")
     wanted = request.interface
@@ -108,7 +108,7 @@ async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceReque
     if not mac and not wanted.devicePath:
         raise _bad(f"cannot find the interface {name}: neither hwAddr nor devicePath is given")
     if wanted.mtu and wanted.mtu not in MTU_RANGE:
-        raise _bad(f"cannot give {name} an MTU of {wanted.mtu}")
+        raise _bad(f"cannot set the MTU of {name} to {wanted.mtu}")
     addresses = [_wanted_address(entry, exact=wanted.exact) for entry in wanted.IPAddresses]
     slots = parse_pci_path(wanted.devicePath) if wanted.devicePath else []
     present = await _device_at(agent, slots, wanted.devicePath) if slots else ""
@@ -121,7 +121,7 @@ async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceReque
         try:
             _rename(netlink, link, name, links)
             netlink.change_link(link.index, mtu=wanted.mtu, flags=flags, mask=mask, tx_queue_len=wanted.tx_queue_len)
-            _set_ipv6(name, "accept_dad", 0)  # the host's interface has looked already whether another has the address
+            _set_ipv6(name, "accept_dad", 0)  # duplicate address detection has been done by the host's interface
             _set_ipv6(name, "addr_gen_mode", int(wanted.no_link_local))
             _set_addresses(netlink, link.index, name, addresses, keep_link_local=not wanted.no_link_local)
             netlink.change_link(link.index, up=not wanted.exact or bool(flags & IFF_UP))
@@ -131,7 +131,7 @@ async def update_interface(agent: Agent, request: agent_pb2.UpdateInterfaceReque
 
 
 def _wanted_address(entry: types_pb2.IPAddress, *, exact: bool) -> Address:
-    """Its interface is told later. Raises RpcError (INVALID_ARGUMENT)."""
+    """The interface is set later. Raises RpcError (INVALID_ARGUMENT)."""
     address = parse_address(entry.address)
     prefix = parse_prefix(entry.mask, address)
     if not exact:
@@ -156,7 +156,7 @@ def _wanted_address(entry: types_pb2.IPAddress, *, exact: bool) -> Address:
 
 
 async def _device_at(agent: Agent, slots: list[str], path: str) -> str:
-    """The name of the NIC at a PCI path, as soon as it is there. Raises RpcError (DEADLINE_EXCEEDED)."""
+    """The name of the NIC at a PCI path, once it exists. Raises RpcError (DEADLINE_EXCEEDED)."""
     limit_s = agent.options.hotplug_timeout_s
     for _ in range(max(1, int(limit_s / POLL_S))):
         folder = pci_folder(slots, ROOT_BUS)
@@ -165,15 +165,15 @@ async def _device_at(agent: Agent, slots: list[str], path: str) -> str:
                 if entry.startswith("virtio"):
                     return os.listdir(f"{folder}/{entry}/net")[0]
         except (OSError, IndexError):
-            pass  # its driver is not done with it
+            pass  # its driver has not finished
         await agent.loop.sleep(POLL_S)
     raise RpcError(
-        StatusCode.DEADLINE_EXCEEDED, f"cannot find the interface at {path}: it did not appear in {limit_s:g} s"
+        StatusCode.DEADLINE_EXCEEDED, f"cannot find the interface at {path}: it did not appear within {limit_s:g} s"
     )
 
 
 def _find_link(links: list[Link], name: str, mac: bytes) -> Link | None:
-    """By name if that is known: interfaces of one parent (ipvlan) share their MAC address."""
+    """By name if that exists: interfaces with the same parent (ipvlan) share a MAC address."""
     for link in links:
         if link.name == name if name else link.mac == mac and not link.flags & IFF_LOOPBACK:
             return link
@@ -181,7 +181,7 @@ def _find_link(links: list[Link], name: str, mac: bytes) -> Link | None:
 
 
 def _rename(netlink: Netlink, link: Link, name: str, links: list[Link]) -> None:
-    """Who has the name already takes the old one in exchange. Raises OSError."""
+    """An interface that has the name already gets the old one in exchange. Raises OSError."""
     if link.name == name:
         return
     other = next((other for other in links if other.name == name), None)
@@ -214,9 +214,9 @@ def _set_addresses(netlink: Netlink, index: int, name: str, wanted: list[Address
             try:
                 netlink.delete_address(present)
             except OSError as exc:
-                if exc.errno != errno.EADDRNOTAVAIL:  # with the one that it was secondary to
+                if exc.errno != errno.EADDRNOTAVAIL:  # removed with the address to which it was secondary
                     raise
-    # the kernel lists the newest IPv6 address first, and so does who read them off another
+    # the kernel lists the newest IPv6 address first, and so does the host, which has read such a list
     for each in [one for one in wanted if len(one.address) == 4] + [
         one for one in wanted[::-1] if len(one.address) == 16
     ]:
@@ -225,23 +225,23 @@ def _set_addresses(netlink: Netlink, index: int, name: str, wanted: list[Address
 
 
 def _same_address(present: Address, wanted: Address, name: str) -> bool:
-    """Whether one can be made of the other while it is there."""
+    """Whether an existing address can be changed to the wanted one."""
     label = "" if present.label == name else present.label
     return (present.address, present.prefix) == (wanted.address, wanted.prefix) and (
-        wanted.broadcast is None  # of a host that says no more
+        wanted.broadcast is None  # from a host that sends no more
         or (present.peer, present.scope, label, present.broadcast, present.flags & IFA_F_NOPREFIXROUTE)
         == (wanted.peer, wanted.scope, wanted.label, wanted.broadcast, wanted.flags & IFA_F_NOPREFIXROUTE)
     )
 
 
 async def update_routes(agent: Agent, request: agent_pb2.UpdateRoutesRequest) -> agent_pb2.Routes:
-    """Replace the routes that the kernel has not made by itself."""
+    """Replace the routes that the kernel has not added itself."""
     if not request.HasField("routes"):
         raise _bad("the request has no routes")
     with Netlink() as netlink:
         indexes = {link.name: link.index for link in netlink.links()}
         wanted = [(_parse_route(entry, indexes), entry) for entry in request.routes.Routes]
-        # a gateway is reached over a route without one
+        # a gateway is reached by a route without one
         wanted.sort(key=lambda pair: bool(pair[0].gateway or pair[0].nexthops))
         for old in netlink.routes():
             if old.protocol != RTPROT_KERNEL:
@@ -250,13 +250,13 @@ async def update_routes(agent: Agent, request: agent_pb2.UpdateRoutesRequest) ->
         for route, entry in wanted:
             key = (route.family, route.dest, route.prefix)
             if not entry.exact:
-                # upstream's protocol knows no metric: of several routes to one destination the earlier wins
+                # upstream's protocol has no metric: of several routes to a destination the first one wins
                 route.priority = seen.get(key, 0) + (METRIC6 if route.family == V6 else 0)
                 seen[key] = seen.get(key, 0) + 1
             try:
                 netlink.add_route(route, append=entry.exact)
             except FileExistsError:
-                log.debug(f"the kernel has made the route to {entry.dest or 'default'} by itself")
+                log.debug(f"the kernel has added the route to {entry.dest or 'default'} itself")
             except OSError as exc:
                 raise RpcError(
                     StatusCode.INTERNAL,
@@ -270,7 +270,7 @@ def _delete_route(netlink: Netlink, route: Route) -> None:
     try:
         netlink.delete_route(route)
     except ProcessLookupError:
-        log.debug("a route went with another")
+        log.debug("a route was removed with another")
 
 
 def _parse_route(entry: types_pb2.Route, indexes: dict[str, int]) -> Route:
@@ -282,7 +282,7 @@ def _parse_route(entry: types_pb2.Route, indexes: dict[str, int]) -> Route:
     source = parse_address(entry.source) if entry.source else b""
     family = V6 if entry.family == types_pb2.v6 or len(source) == 16 else V4
     if not entry.exact and len(gateway) == 16:
-        family = V6  # upstream's runtime leaves it out
+        family = V6  # upstream's runtime omits it
     family, dest, prefix = parse_destination(entry.dest, family)
     length = 16 if family == V6 else 4
     gateways = [part for part in (gateway, *(hop.gateway for hop in nexthops)) if part]
@@ -291,7 +291,7 @@ def _parse_route(entry: types_pb2.Route, indexes: dict[str, int]) -> Route:
     if not fits or len(source) not in (0, length) or max(numbers) > 255 or kind not in CARRIED_TYPES:
         raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: its parts do not fit together")
     if any(number > METRICS_MAX for number in entry.metrics) or "\0" in entry.congestion:
-        raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: it has a metric that is not known")
+        raise _bad(f"cannot add the route to {entry.dest[:64] or 'default'}: unknown metric")
     more = _more_of_route(entry) if entry.exact else {}
     return Route(
         family,
@@ -401,7 +401,7 @@ def show_address(address: bytes) -> str:
 
 
 async def add_arp_neighbors(agent: Agent, request: agent_pb2.AddARPNeighborsRequest) -> None:
-    """Fill the neighbour table with what does not change."""
+    """Add permanent entries to the neighbour table."""
     if not request.HasField("neighbors"):
         raise _bad("the request has no neighbors")
     with Netlink() as netlink:

@@ -1,4 +1,4 @@
-"""Out-of-memory kills: each container's memory.events is watched, the host asks by a long poll.
+"""Out-of-memory kills: each container's memory.events is watched; the host learns of them by a long poll.
 
 cgroup v2 wakes pollers of memory.events with EPOLLPRI when it changes.
 """
@@ -14,7 +14,7 @@ from katapod.agent.paths import CGROUP_ROOT
 
 __all__ = ["OomWatch", "parse_oom_kills"]
 
-EVENTS_MAX = 256  # kept for a host that does not ask; the oldest are dropped
+EVENTS_MAX = 256  # kept until the host asks; the oldest are dropped
 
 
 def parse_oom_kills(text: str) -> int:
@@ -43,7 +43,7 @@ class OomWatch:
         self._tasks.spawn(container_id, self._follow(container_id, fd))
 
     def check(self, container_id: str) -> None:
-        """Look now: the end of a container must not be told before the reason for it."""
+        """Check now: a container's exit must not be reported before its cause."""
         fd = self._files.get(container_id)
         if fd is None:
             return
@@ -54,7 +54,7 @@ class OomWatch:
         if kills > self._kills[container_id]:
             self._kills[container_id] = kills
             log.info(f"container {container_id}: the kernel killed a process that exceeded the memory limit")
-            if container_id not in self._events:  # one says all, and those of other containers have room
+            if container_id not in self._events:  # one per container is enough, and leaves room for others
                 self._events.append(container_id)
             self._arrived.set()
 

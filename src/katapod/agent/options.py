@@ -1,4 +1,4 @@
-"""The agent's settings: kernel command line (agent.*, katapod.*), or program arguments off the guest."""
+"""The agent's settings: kernel command line (agent.*, katapod.*), or program arguments outside a guest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Options", "UsageError", "parse_arguments", "parse_cmdline"]
 
 
 class UsageError(Exception):
-    """The program was called with arguments it does not know."""
+    """Unknown program arguments."""
 
 
 class Options:
@@ -43,7 +43,7 @@ def _flag(text: str) -> bool:
 
 
 def parse_cmdline(cmdline: str) -> Options:
-    """Parse /proc/cmdline. Unknown keys and values that make no sense leave the defaults."""
+    """Parse /proc/cmdline. Unknown keys and invalid values are ignored."""
     options = Options()
     for word in cmdline.split():
         key, _, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""Where things are in the guest, and the names that may become part of a path."""
+"""Paths in the guest, and the validation of names that become part of a path."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SHARED = f"{BASE}/shared/containers"
 RESOLV_CONF = f"{SANDBOX}/resolv.conf"
 SANDBOX_NS = "/var/run/sandbox-ns"
 CGROUP_ROOT = "/sys/fs/cgroup"
-ID_MAX = 200  # bytes; a file name has 255, and some of ours have a suffix
-RESERVED = ("shared", "sandbox", "image", "virtual-volumes")  # names that BASE has for other things
+ID_MAX = 200  # bytes; a file name may have 255, and some of ours have a suffix
+RESERVED = ("shared", "sandbox", "image", "virtual-volumes")  # names in BASE with another meaning
 
 
 def check_id(text: str, what: str) -> str:

@@ -1,7 +1,7 @@
-"""One process of a container: its stdio, its terminal, its end.
+"""One process of a container: its stdio, terminal and exit.
 
-Nothing is read from a process before the host asks, so a writer whom nobody reads stalls in its pipe
-and loses nothing; a write is answered when all of it is in the pipe.
+Nothing is read from a process before the host asks, so without a reader the process blocks on its pipe and no output is
+lost; a write is answered when all of it is in the pipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from katapod.rpc.status import RpcError, StatusCode
 
 __all__ = ["DRAIN_S", "READ_MAX", "Process", "Stdio", "open_streams", "read_stdio", "write_stdin"]
 
-READ_MAX = 256 * 1024  # bytes for one ReadStdout, whatever is asked for
-DRAIN_S = 0.5  # the output of a container or a shell, if others hold it open, ends so long after the process
+READ_MAX = 256 * 1024  # bytes of one ReadStdout, however many are asked for
+DRAIN_S = 0.5  # how long after the exit of a process its output is read if other processes keep it open
 
 
 class Output:
@@ -31,7 +31,7 @@ class Output:
 
 
 class Stdio:
-    """The agent's ends of a process's streams; owns the descriptors."""
+    """The agent's ends of a process's streams. Owns the descriptors."""
 
     def __init__(self, loop: Loop, stdin: int, stdout: int, stderr: int, terminal: bool) -> None:
         """With a terminal, stdin and stdout are both the master's descriptor and stderr is -1."""
@@ -45,7 +45,7 @@ class Stdio:
             os.set_blocking(fd, False)
 
     def close_stdin(self) -> None:
-        """Idempotent. A terminal stays: its end is typed, not closed."""
+        """Idempotent. A terminal stays open: its end of input is typed."""
         if not self.terminal and self.stdin >= 0:
             self._loop.close_fd(self.stdin)
             self.stdin = -1
@@ -72,7 +72,7 @@ class Stdio:
 
 
 def open_streams(loop: Loop, pipe_size_bytes: int) -> tuple[Stdio, tuple[int, int, int]]:
-    """Three pipes: our ends, and the container's as descriptors 0 to 2, which the caller closes."""
+    """Three pipes: our ends, and descriptors 0 to 2 for the container, which the caller closes."""
     theirs_in, ours_in = os.pipe2(os.O_CLOEXEC)
     ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
     ours_err, theirs_err = os.pipe2(os.O_CLOEXEC)
@@ -89,9 +89,9 @@ class Process:
         self.exec_id = exec_id
         self.pid = pid
         self.stdio = stdio
-        self.waited = False  # WaitProcess has told its end: only what it wrote may still be read
-        self.readers = 0  # calls that wait for its output
-        self.ended = Future()  # of the exit code, or 128 + signal
+        self.waited = False  # WaitProcess has delivered its exit status: only its output may still be read
+        self.readers = 0  # calls that wait for output
+        self.ended = Future()  # the exit status, or 128 + signal
         self._wait_status = wait_status
         wait_status.on_done(self._on_exit)
 
@@ -101,11 +101,11 @@ class Process:
         self.ended.set(code if code >= 0 else 128 - code)
 
     def kill(self, number: int) -> None:
-        """Send a signal; a process that has ended is no error. Raises OSError, RpcError."""
+        """Send a signal; it is not an error if the process has ended. Raises OSError, RpcError."""
         if self.ended.done:
             return
         if not 0 < number <= 64:
-            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: there is no signal {number}")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot signal: invalid signal {number}")
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
@@ -113,8 +113,8 @@ class Process:
 
 
 async def read_stdio(loop: Loop, process: Process, output: Output, size: int, drain_s: float | None = DRAIN_S) -> bytes:
-    """Up to `size` bytes; blocks; empty at the end of the stream, which comes when all have closed it, and at most
-    `drain_s` after the process has ended and nothing more is written; None: not before."""
+    """Up to `size` bytes; blocks; empty at the end of the stream, which is when all writers have closed it, or
+    `drain_s` after the exit of the process if nothing more is written (None: never)."""
     process.readers += 1
     try:
         return await _read(loop, process, output, size, drain_s)
@@ -134,7 +134,7 @@ async def _read(loop: Loop, process: Process, output: Output, size: int, drain_s
                 else:
                     continue
             except OSError as exc:
-                if exc.errno != errno.EIO:  # EIO: nobody has the terminal open any more
+                if exc.errno != errno.EIO:  # EIO: the terminal has been closed by all
                     raise
                 data = b""
             if data:
@@ -148,7 +148,7 @@ async def _more_may_come(loop: Loop, process: Process, fd: int, drain_s: float |
         return await loop.readable(fd, drain_s)
     readable = Future()
 
-    # Whichever comes first: output, or the end of the process, after which there is drain_s left.
+    # Output, or the exit of the process, after which drain_s remains.
     waiter = loop.watch_readable(fd, readable)
     try:
         await loop.wait_any([readable, process.ended])

@@ -1,7 +1,7 @@
-"""Other programs, and forked children of our own: the one place that starts processes.
+"""Running programs, and forked children: the only place that starts processes.
 
-Children get default signals (Python ignores SIGPIPE, and an ignored signal would reach the container),
-a small environment, and no descriptor but those given.
+Children get default signal dispositions (Python ignores SIGPIPE, which a container would inherit), a small environment,
+and only the given descriptors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAIL_MAX = 4096
 
 
 class ProgramError(Exception):
-    """A program could not be started, ran too long or failed. `tail` is the end of what it wrote."""
+    """A program could not be started, timed out or failed. `tail` is the end of its output."""
 
     def __init__(self, what: str, tail: str = "") -> None:
         super().__init__(f"{what}: {tail}" if tail else what)
@@ -45,8 +45,8 @@ async def run(
     stdio: tuple[int, int, int] | None = None,
     path: str = "",
 ) -> str:
-    """Run a program (at `path`, else found by its name) to its end and return the first 64 KiB of its
-    output (with errors), unless `stdio` is given as its descriptors 0 to 2, which stay the caller's.
+    """Run a program (at `path`, else found by its name) to its end and return the first 64 KiB of its output and
+    errors, unless `stdio` is given as its descriptors 0 to 2, which the caller still owns.
 
     Raises ProgramError, also if it does not exit with 0.
     """
@@ -82,7 +82,7 @@ async def run(
         if not await loop.wait_any([exit_status], limit_s):
             os.kill(pid, signal.SIGKILL)
             await exit_status
-            raise ProgramError(f"cannot finish {' '.join(arguments[:2])}: it ran longer than {limit_s:g} s")
+            raise ProgramError(f"{' '.join(arguments[:2])} timed out after {limit_s:g} s")
         text = _read_available(output) if output >= 0 else ""
     except Cancelled:
         if not exit_status.done:
@@ -93,12 +93,12 @@ async def run(
             loop.close_fd(output)
     code = os.waitstatus_to_exitcode(exit_status.result())
     if code:
-        raise ProgramError(f"{' '.join(arguments[:2])} ended with {code}", text[-TAIL_MAX:].strip())
+        raise ProgramError(f"{' '.join(arguments[:2])} exited with {code}", text[-TAIL_MAX:].strip())
     return text
 
 
 def _read_available(fd: int) -> str:
-    """What is in the pipe of a program that has ended. A chattier one would have stalled: its limit ends it."""
+    """The output in the pipe of a program that has ended. One with more output blocks, until its timeout."""
     try:
         return os.read(fd, OUTPUT_MAX).decode(errors="replace")
     except BlockingIOError:
@@ -108,7 +108,7 @@ def _read_available(fd: int) -> str:
 async def in_child(loop: Loop, action: Callable[[], str], limit_s: float) -> str:
     """Fork, run `action` in the child (which may change root, user, namespaces) and return its text.
 
-    The child must not import anything it has not yet got. Raises ProgramError with the text of an
+    The child must not import anything that is not loaded. Raises ProgramError with the text of an
     OSError or ValueError of the action.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)

@@ -1,5 +1,5 @@
-"""A guest image proves itself: booted with katapod.prove=TOKEN it checks its own parts and says so in
-one line on the console. Everything else a guest can do needs these."""
+"""The self-test of a guest image: booted with katapod.prove=TOKEN, it checks the parts that everything else needs and
+reports in one line on the console."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _check(is_init: bool) -> None:
         enabled = handle.read().split()
     for name in ("cpu", "memory", "pids"):
         if name not in enabled:
-            raise NotProven(f"the cgroup v2 controller {name} is not there")
+            raise NotProven(f"the cgroup v2 controller {name} is missing")
     with open("/proc/filesystems") as handle:
         known = handle.read().split()
     for name in ("virtiofs", "overlay", "tmpfs"):
         if name not in known:
-            raise NotProven(f"the kernel has no file system {name}")
+            raise NotProven(f"the kernel lacks the file system {name}")
     for entry in methods.METHODS:
         methods.load_method(*entry.split("/"))
     loop = Loop()
@@ -44,7 +44,7 @@ def _check(is_init: bool) -> None:
 
 
 def prove(token: str, is_init: bool = True) -> None:
-    """Print the one line. The caller switches the machine off."""
+    """Print the line. The caller powers off."""
     try:
         _check(is_init)
     except (OSError, NotProven, ProgramError, ImportError) as exc:

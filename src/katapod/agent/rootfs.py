@@ -1,7 +1,7 @@
-"""Looking into a container's root file system without being led out of it, and without trusting it.
+"""Access to a container's root file system, which is not trusted, without being led out of it.
 
-What is opened is bounded and must be a regular file. `enter_root` and `find_command` are for a forked
-child, which takes the container's root and user; the others walk with openat2(2).
+Files must be regular, and reads are bounded. `enter_root` and `find_command` are for a forked child, which takes the
+container's root and user; the others resolve paths with openat2(2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Root", "describe_format", "enter_root", "find_command"]
 
 FILE_MAX = 1024 * 1024  # bytes read of one file
-HEAD_MAX = 256  # bytes that say what kind of program a file is: Linux looks at as many
+HEAD_MAX = 256  # bytes that tell the format of a program: as many as Linux reads
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # what execvp(3) takes for "not found"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21, "s390x": 22}
 ELF_NAMES = {3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86_64"} | {
@@ -40,7 +40,7 @@ class Root:
         os.close(self._fd)
 
     def read(self, path: str, size_max: int = FILE_MAX, mode: int = 0) -> bytes | None:
-        """The start of a regular file; None if there is no such file, or it lacks all bits of `mode`."""
+        """The beginning of a regular file; None if there is no such file, or it lacks all bits of `mode`."""
         try:
             fd = open_in_root(self._fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:
@@ -62,11 +62,11 @@ class Root:
             os.close(fd)
 
     def read_text(self, path: str) -> str:
-        """As `read`; empty if there is no such file."""
+        """Like `read`; empty if there is no such file."""
         return (self.read(path) or b"").decode(errors="surrogateescape")
 
     def lacks_folder(self, path: str) -> bool:
-        """Whether nothing is at `path`."""
+        """Whether there is nothing at `path`."""
         try:
             os.close(open_in_root(self._fd, path, os.O_PATH))
         except OSError as exc:
@@ -74,7 +74,7 @@ class Root:
         return False
 
     def program_head(self, command: str, path: str, cwd: str) -> bytes | None:
-        """The first bytes of the file that `command` names, looked up in `path`; None if there is none that may be
+        """The first bytes of the file for `command`, looked up in `path`; None if there is none that may be
         executed."""
         for name in candidates(command, path):
             head = self.read(name if name.startswith("/") else f"{cwd}/{name}", HEAD_MAX, 0o111)
@@ -89,9 +89,9 @@ def candidates(command: str, path: str) -> list[str]:
 
 
 def describe_format(head: bytes, machine: str) -> str:
-    """Why Linux on `machine` (as uname -m) cannot execute a file that begins like this; empty if it can.
+    """Why Linux on `machine` (uname -m) cannot execute a file that begins so; empty if it can.
 
-    Linux says only "exec format error", and crun says it when nobody listens any more. Source: elf(5).
+    Linux only says "exec format error", and crun reports it when nothing listens any more. Source: elf(5).
     """
     if head.startswith(b"#!"):
         return ""
@@ -115,7 +115,7 @@ def enter_root(root: str, binds: Sequence[tuple[str, str]] = ()) -> None:
             try:
                 mount(source, root + destination, None, MS_BIND | MS_REC)
             except OSError:
-                continue  # made by crun, or wrong: then crun is the one who says so
+                continue  # made by crun, or wrong: then crun reports it
     os.chroot(root)
     os.chdir("/")
 
@@ -132,7 +132,7 @@ def find_command(command: str, path: str, cwd: str, uid: int, gid: int, groups: 
     except PermissionError:
         return "cwd denied"
     except OSError:
-        return "found"  # then another has to explain it
+        return "found"  # leave the explanation to crun
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
@@ -147,7 +147,7 @@ def find_command(command: str, path: str, cwd: str, uid: int, gid: int, groups: 
             continue
         except OSError as exc:
             if exc.errno not in MISSING:
-                return "found"  # as above: a guest that is short of something is no lack of the command
+                return "found"  # as above: a guest without resources does not mean that the command is missing
             continue
         if stat.S_ISREG(mode) and os.access(name, os.X_OK):
             return "found"

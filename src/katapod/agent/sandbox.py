@@ -24,33 +24,33 @@ __all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "upda
 
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
 LAUNCHES_PER_CPU = 2
-"""Processes that are being started at a time: one while another waits for the disk. More would end no sooner, and
-take the CPU from the agent."""
+"""Concurrent launches: one can run while another waits for the disk. More would not finish sooner, and would take CPU
+from the agent."""
 GUEST_NAMESPACES = ("ipc", "uts")
 ETC_RESOLV_CONF = "/etc/resolv.conf"
-GUEST_FOLDER = "/etc/katapod"  # only a guest image has it
+GUEST_FOLDER = "/etc/katapod"  # exists only in a guest image
 
 
 class Agent:
-    """All that the calls share. `containers`, by id, hold their own resources."""
+    """The state that the calls share. `containers`, by id, hold their own resources."""
 
     def __init__(self, loop: Loop, options: Options, is_init: bool) -> None:
         self.loop = loop
         self.options = options
         self.is_init = is_init
         self.tasks = Tasks(loop, "agent")
-        self.finished = Future()  # set when the sandbox is destroyed: main ends
+        self.finished = Future()  # set when the sandbox is destroyed: main exits
         self.containers: dict[str, Container] = {}
         self.create_lock = Lock()
         self.launches = Turns(lambda: LAUNCHES_PER_CPU * self.cpus)
         self.sandbox_id = ""
         self.automounts = Automounts()
-        self.shared_namespaces: dict[str, str] = {}  # namespace type to the path that keeps it
+        self.shared_namespaces: dict[str, str] = {}  # namespace type to the bind mount that keeps it
         self.sandbox_pidns = False
         self.hooks: dict[str, list[str]] = {}  # of every container, from the guest image
         self.scrapes = 0
-        self.cpus = os.cpu_count() or 1  # that were online when we last looked
-        self.limits: Limits | None = None  # in a guest: the kernel's, which follow its memory
+        self.cpus = os.cpu_count() or 1  # online at the last check
+        self.limits: Limits | None = None  # in a guest: the kernel's, adapted to its memory
         self._storages: Storages | None = None
         self._oom: OomWatch | None = None
         self._connections: Connections | None = None
@@ -82,7 +82,7 @@ class Agent:
 
 async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:
     if agent.sandbox_id:
-        raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox exists already: {agent.sandbox_id}")
+        raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox already exists: {agent.sandbox_id}")
     if request.kernel_modules:
         from katapod.agent.modules import load_module
 
@@ -105,24 +105,24 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
 
         agent.hooks = find_hooks(request.guest_hook_path)
         if not agent.hooks:
-            log.warning(f"there are no guest hooks at {request.guest_hook_path}")
+            log.warning(f"no guest hooks in {request.guest_hook_path}")
     agent.sandbox_pidns = request.sandbox_pidns
     agent.sandbox_id = request.sandbox_id or "sandbox"
     log.info(f"sandbox {agent.sandbox_id} created")
 
 
 async def rename_sandbox(agent: Agent, request: katapod_pb2.RenameRequest) -> katapod_pb2.RenameResponse:
-    """Give a sandbox that was created in advance, by its host's pool, the names of who takes it."""
+    """Set the names of a sandbox that the host's pool has created in advance."""
     import _socket
 
     from katapod.rpc.pb import katapod_pb2
 
     if not agent.sandbox_id or agent.containers:
-        raise RpcError(StatusCode.FAILED_PRECONDITION, "cannot rename: there is no sandbox without containers")
+        raise RpcError(StatusCode.FAILED_PRECONDITION, "cannot rename: there is no sandbox, or it has containers")
     if request.hostname:
-        _socket.sethostname(_fit_hostname(request.hostname))  # we live in the sandbox's own uts namespace
+        _socket.sethostname(_fit_hostname(request.hostname))  # we are in the sandbox's uts namespace
     agent.sandbox_id = request.sandbox_id or agent.sandbox_id
-    log.info(f"sandbox {agent.sandbox_id} has its names")
+    log.info(f"sandbox renamed to {agent.sandbox_id}")
     return katapod_pb2.RenameResponse()
 
 
@@ -133,7 +133,7 @@ def _fit_hostname(name: str) -> str:
 def _share_namespaces(agent: Agent, hostname: str) -> None:
     """Make the sandbox's ipc and uts namespaces, kept as bind mounts. Raises OSError.
 
-    The agent itself moves into them: a child that makes them would cost 0.06 s under emulation.
+    The agent itself moves into them: a child for this would take 0.06 s under emulation.
     """
     import _socket
 
@@ -163,13 +163,13 @@ def share_pid_namespace(agent: Agent, pid: int) -> None:
 
 
 def _write_dns(lines: list[str]) -> None:
-    """For the guest's own use, where programs look for it. Raises OSError."""
+    """For the guest itself, where programs look for it. Raises OSError."""
     from katapod.kernel.mount import MS_BIND, mount
 
     with open(RESOLV_CONF, "w") as handle:
         handle.write("\n".join(lines) + "\n")
     if not os.path.isdir(GUEST_FOLDER):
-        return  # an agent that is tried out on a host
+        return  # an agent under test on a host
     os.close(os.open(ETC_RESOLV_CONF, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     mount(RESOLV_CONF, ETC_RESOLV_CONF, None, MS_BIND)
 
@@ -187,7 +187,7 @@ def _drop_namespaces(agent: Agent) -> None:
 
 
 async def destroy_sandbox(agent: Agent, request: agent_pb2.DestroySandboxRequest) -> None:
-    """Kill and unmount everything. `main` ends when this answer is on its way."""
+    """Kill and unmount everything. `main` exits when the response has been sent."""
     from katapod.agent.containers import destroy
 
     for container in list(agent.containers.values()):

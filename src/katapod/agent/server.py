@@ -1,7 +1,7 @@
-"""ttrpc served on a Stream: many calls in flight, answers in any order, all sizes bounded.
+"""A ttrpc server on a Stream: many calls in flight, responses in any order, all sizes bounded.
 
-Methods come from a table of `service/method` to a handler; messages are parsed by the classes that the
-.proto files name. Errors become ttrpc status codes here and nowhere else.
+A table maps `service/method` to handlers; messages are parsed by the classes of the .proto files. Errors become ttrpc
+status codes here and nowhere else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CALLS_MAX", "Server", "status_of"]
 
-CALLS_MAX = 4096  # in flight on one connection: each process of a container holds three, for its end and its streams
-REQUEST_BYTES_MAX = 4 * DATA_SIZE_MAX  # of all requests in flight together
-ANSWER_BYTES_MAX = 2 * DATA_SIZE_MAX  # answers made while more than this is unsent wait
+CALLS_MAX = 4096  # in flight on one connection: each process of a container holds three, for its exit and its streams
+REQUEST_BYTES_MAX = 4 * DATA_SIZE_MAX  # total of all requests in flight
+ANSWER_BYTES_MAX = 2 * DATA_SIZE_MAX  # further responses wait while more than this is unsent
 
 _SERVICES = {
     "grpc.AgentService": (agent_pb2, "AgentService"),
@@ -36,7 +36,7 @@ _SERVICES = {
 
 def _service(name: str) -> tuple[Any, str]:
     """The module of a service's messages, and its name there; (None, "") if there is no such service."""
-    if name == "katapod.Inspection":  # rarely asked for: its messages are loaded then
+    if name == "katapod.Inspection":  # rarely needed: its messages are loaded here
         from katapod.rpc.pb import inspection_pb2
 
         return inspection_pb2, "Inspection"
@@ -44,7 +44,7 @@ def _service(name: str) -> tuple[Any, str]:
 
 
 def status_of(error: Exception, method: str) -> tuple[int, str]:
-    """The ttrpc status that an exception of a handler is answered with."""
+    """The ttrpc status for an exception of a handler."""
     if isinstance(error, RpcError):
         return error.code, error.message
     if isinstance(error, OSError):
@@ -55,7 +55,7 @@ def status_of(error: Exception, method: str) -> tuple[int, str]:
 
 
 class Server:
-    """Answers calls with `find(method)`, which gives the handler of an AgentService or Health method."""
+    """Answers calls by `find(method)`, which returns the handler of a method."""
 
     def __init__(self, loop: Loop, find: Callable[[str, str], Handler | None]) -> None:
         self._loop = loop
@@ -66,7 +66,7 @@ class Server:
         self._early: tuple[FrameDecoder, _Connection] | None = None  # of a host that the port has yet to tell of
 
     async def serve(self, stream: Stream) -> bool:
-        """Serve until the host goes (True) or sends what is no ttrpc (False)."""
+        """Serve until the host disconnects (True) or sends something other than ttrpc (False)."""
         decoder, call = self._early or (FrameDecoder(), _Connection(self, stream))
         self._early, call.early = None, False
         try:
@@ -78,7 +78,7 @@ class Server:
                     return True
                 for frame in decoder.feed(data):
                     if self.reset_ids and frame.stream_id <= call.last_id:
-                        # A client's ids only grow, so this is another client: the change of hosts was
+                        # A client's ids always increase, so this is a new client: the change of hosts was
                         # too quick for the port to show it.
                         call.tasks.cancel()
                         call = _Connection(self, stream)
@@ -117,7 +117,7 @@ class Server:
             raise RpcError(StatusCode.UNIMPLEMENTED, f"method {method}")
         try:
             request = request_class.FromString(payload)
-        except Exception as exc:  # protobuf's DecodeError; importing its name costs a module
+        except Exception as exc:  # protobuf's DecodeError; naming it would import another module
             raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot parse the request of {method}: {exc}") from exc
         result = await handler(request)
         return b"" if result is None else result.SerializeToString()
@@ -144,7 +144,7 @@ class _Connection:
         elif self._request_bytes and self._request_bytes + size > REQUEST_BYTES_MAX:
             refusal = f"the calls in flight hold more than {REQUEST_BYTES_MAX} bytes"
         if refusal and len(self.tasks) >= 2 * CALLS_MAX:
-            return  # a host that does not even read its refusals gets no more of them
+            return  # a host that does not read refusals gets no more of them
         if refusal:
             frame.data = b""
             self.tasks.spawn("refusal", self._refuse(frame.stream_id, refusal))
@@ -182,4 +182,4 @@ class _Connection:
             await self._stream.write(response)
             self._server.first_answer.set()
         except OSError as exc:
-            log.debug(f"cannot answer: {exc}")  # the reader sees the broken connection and ends it
+            log.debug(f"cannot answer: {exc}")  # the reader sees the broken connection and closes it

@@ -1,4 +1,4 @@
-"""A process in the guest that belongs to no container: a shell or command of the debug console."""
+"""A process in the guest outside of containers: a shell or command of the debug console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["shell_command", "start_process"]
 
 SHELLS = (("/bin/bash", "bash"), ("/bin/sh", "sh"), ("/bin/busybox", "sh"))
-PROMPT = "[vm] \\w \\$ "  # not to be taken for that of a container
+PROMPT = "[vm] \\w \\$ "  # distinct from a container's prompt
 DEFAULTS = {"HOME": "/root", "TERM": "vt100", "USER": "root", "PS1": PROMPT}
 DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
@@ -43,9 +43,9 @@ def start_process(
     terminal: bool,
     size: tuple[int, int] | None = None,
 ) -> Process:
-    """Start `arguments`, or a shell if there are none, in a session of its own and in the sandbox's namespaces.
+    """Start `arguments`, or a shell if there are none, in its own session and in the sandbox's namespaces.
 
-    `size`: rows and columns of its terminal, which it finds from its first instruction on.
+    `size`: rows and columns of its terminal, set before it starts.
     Raises RpcError: NOT_FOUND or PERMISSION_DENIED about the command, else INTERNAL; OSError.
     """
     environment = ENVIRONMENT | DEFAULTS | dict(entry.partition("=")[::2] for entry in env)
@@ -69,7 +69,7 @@ def start_process(
         ended = loop.child_exit(pid)
         os.close(report_write)
         report_write = -1
-        failure = os.read(report, 8)  # the child's exec closes it, at once
+        failure = os.read(report, 8)  # the child's exec closes it
     except BaseException:
         stdio.close()
         raise
@@ -109,7 +109,7 @@ def _become(
     *,
     terminal: bool,
 ) -> None:
-    """The child: never returns. `report` takes errno, and whether it is the working directory's."""
+    """Runs in the child; never returns. `report` receives errno, and whether the working directory caused it."""
     number, in_cwd = errno.EINVAL, 0
     try:
         signal.set_wakeup_fd(-1)
@@ -142,7 +142,7 @@ def _become(
 
 
 def _leave_our_score() -> None:
-    """What is run here is no agent: it may be what the OOM killer ends."""
+    """Undo the agent's OOM protection for what runs here."""
     try:
         with open("/proc/self/oom_score_adj", "w") as handle:
             handle.write("0")
@@ -151,7 +151,7 @@ def _leave_our_score() -> None:
 
 
 def _join_sandbox() -> None:
-    """Host name and IPC are the sandbox's, once it is created."""
+    """Host name and IPC are those of the sandbox, once it exists."""
     from katapod.kernel.process import CLONE_NEWIPC, CLONE_NEWUTS, setns
 
     for kind, flag in (("uts", CLONE_NEWUTS), ("ipc", CLONE_NEWIPC)):

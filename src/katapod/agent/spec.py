@@ -1,6 +1,6 @@
 """The OCI specification: from the protocol's messages to crun's config.json. Pure.
 
-In proto3 an absent number is 0 and an absent text is empty; both are left out where OCI has optional
+In proto3 an absent number is 0 and an absent string is empty; both are omitted where OCI has optional
 fields. Source: OCI runtime-spec 1.0, config.md and config-linux.md.
 """
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["cgroup_path", "process_json", "resources_json", "spec_json"]
 
-NAMESPACES_NOT_TAKEN = ("network", "time")  # the guest's own, whatever the host's had been
+NAMESPACES_NOT_TAKEN = ("network", "time")  # the guest's own, regardless of the host's
 
 
 def _present(**values: Any) -> Json:
-    """Only the values that say something."""
+    """Only the values that are set."""
     return {key: value for key, value in values.items() if value not in (0, "", None, [], {}, False)}
 
 
@@ -120,7 +120,7 @@ def resources_json(resources: oci_pb2.LinuxResources) -> Json:
     devices = []
     for rule in resources.Devices:
         entry: Json = {"allow": rule.Allow} | _present(type=rule.Type, access=rule.Access)
-        if rule.Major or rule.Minor:  # both 0 can only mean "any": no device has the number 0:0
+        if rule.Major or rule.Minor:  # 0:0 can only mean "any": it is not a device number
             entry |= {"major": rule.Major, "minor": rule.Minor}
         devices.append(entry)
     return _present(
@@ -143,16 +143,16 @@ def resources_json(resources: oci_pb2.LinuxResources) -> Json:
 
 
 def cgroup_path(container_id: str, asked: str) -> str:
-    """The container's path below the cgroup root: as asked, or /CONTAINER_ID if the host's is none that
-    can be used here (empty, of systemd's slice:prefix:name form, or climbing)."""
+    """The container's path below the cgroup root: as requested, or /CONTAINER_ID if that is not usable here (empty, in
+    systemd's form slice:prefix:name, or with "..")."""
     if not asked.startswith("/") or ":" in asked or ".." in asked.split("/") or not asked.strip("/"):
         return f"/{container_id}"
     return "/" + "/".join(part for part in asked.split("/") if part and part != ".")
 
 
 def _namespaces(linux: oci_pb2.Linux, shared: Mapping[str, str]) -> list[Json]:
-    """The host's kinds with the sandbox's paths. Always of their own: mount, pid, and the cgroup view, so
-    that a container sees its own limits in /sys/fs/cgroup."""
+    """The host's namespace types with the sandbox's paths. Mount, pid and cgroup are always the container's own; the
+    last so that it sees its own limits in /sys/fs/cgroup."""
     kinds = [n.Type for n in linux.Namespaces if n.Type not in NAMESPACES_NOT_TAKEN]
     for needed in ("mount", "pid", "cgroup"):
         if needed not in kinds:
@@ -166,7 +166,7 @@ def _linux(linux: oci_pb2.Linux, cgroups_path: str, shared: Mapping[str, str]) -
     for device in linux.Devices:
         entry: Json = {"path": device.Path, "type": device.Type, "major": device.Major, "minor": device.Minor}
         devices.append(entry | {"uid": device.UID, "gid": device.GID} | _present(fileMode=device.FileMode & 0o7777))
-    if "devices" not in resources:  # the host strips its own rules: crun's default list, and what was given
+    if "devices" not in resources:  # the host omits its own rules: crun's defaults, and what was requested
         resources["devices"] = [{"allow": False, "access": "rwm"}] + [
             {"allow": True, "type": d["type"], "major": d["major"], "minor": d["minor"], "access": "rwm"}
             for d in devices

@@ -1,4 +1,4 @@
-"""The run of the agent: start, channels, end. As PID 1 it is the guest's init as well."""
+"""The life of the agent: start, channels, end. As PID 1 it is the guest's init as well."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ AGENT_VSOCK = "vsock://-1:1024"
 PORT_WAIT_S, PORT_POLL_S = 10.0, 0.005
 FIRST_ANSWER_S = 0.2
 CONSOLE_PAUSE_S = 1.0
-VSOCK_DEVICE = "0x0013"  # virtio device id of a vsock
+VSOCK_DEVICE = "0x0013"  # virtio device id of vsock
 OOM_SCORE = "-997"
 NICE = -15
-GUEST_VARIABLE = "KATAPOD_GUEST"  # set by kata-agent.service: this is a guest, and not a program on some host
+GUEST_VARIABLE = "KATAPOD_GUEST"  # set by kata-agent.service: runs in a guest, not on a host
 
 
 class Program:
-    """The agent's parts put together for one run."""
+    """The agent's parts, assembled for one run."""
 
     def __init__(self, loop: Loop, options: Options, is_init: bool) -> None:
         self.loop = loop
@@ -49,7 +49,7 @@ class Program:
         return lambda request: function(self.agent, request)
 
     def finish_start(self) -> None:
-        """The part of the start that Health.Check need not wait for."""
+        """The part of the start that need not precede Health.Check."""
         if self.late_done:
             return
         self.late_done = True
@@ -59,14 +59,14 @@ class Program:
         init.late()
 
     def keep_limits(self) -> None:
-        """In a guest: note the kernel's limits while they are those of its boot, and set our own."""
+        """In a guest: record the kernel's limits at boot, and set our own."""
         from katapod.agent.limits import Limits, open_files_limit
 
         self.agent.limits = Limits()
         open_files_limit()
 
     async def finish_start_in_turn(self) -> None:
-        """The same in the background, and the modules that the first container needs."""
+        """The same in the background, then load the modules that the first container needs."""
         await self.loop.wait_any([self.server.first_answer], FIRST_ANSWER_S)
         self.finish_start()
         for name in methods.MODULES:
@@ -75,7 +75,7 @@ class Program:
         log.info(f"ready, {_uptime()} s after the kernel's start, {_resident_kib()} KiB resident")
 
     async def open_channels(self) -> None:
-        """Serve where the command line says, else on what there is. Raises OSError, ValueError."""
+        """Serve on the configured address, else on the available channel. Raises OSError, ValueError."""
         address = self.options.server_addr
         if not address and channel.find_port(AGENT_PORT) is None and _has_vsock():
             self.finish_start()  # loads the vsock modules
@@ -107,12 +107,12 @@ class Program:
         log.info(f"version {_version()} serves on {where}, {_uptime()} s after the kernel's start")
 
     async def keep_console(self) -> None:
-        """The debug console's process, again if it ends: the OOM killer may choose it."""
+        """Keep the debug console's process running: the OOM killer may end it."""
         from katapod.agent.console import fork_console
 
         while True:
             await self.loop.child_exit(fork_console(self.options, _has_vsock))
-            log.warning("the debug console has ended; it starts again")
+            log.warning("the debug console has ended; restarting it")
             await self.loop.sleep(CONSOLE_PAUSE_S)
 
     async def run(self) -> None:
@@ -129,7 +129,7 @@ class Program:
         if self.agent.is_init:
             self.agent.tasks.spawn("start", self.finish_start_in_turn())
         await self.agent.finished
-        # the answer to DestroySandbox is written in the same turn; give the host a moment to take it
+        # the response to DestroySandbox is written in the same turn; give the host a moment to read it
         await self.loop.sleep(0.05)
         self.agent.tasks.cancel()
 
@@ -171,7 +171,7 @@ def _cmdline() -> str:
 
 
 def _prepare_service() -> None:
-    """Not PID 1: what an init would have given us."""
+    """Not PID 1: set up what init would have set up."""
     from katapod.kernel.process import become_subreaper
 
     become_subreaper()
@@ -183,7 +183,7 @@ def _prepare_service() -> None:
 
 
 def _come_first() -> None:
-    """The agent before all that it starts, which gets the usual priority again. Source: sched(7)."""
+    """A higher priority for the agent than for what it starts, which gets the default one. Source: sched(7)."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
@@ -196,7 +196,7 @@ def _serve(options: Options, is_init: bool) -> None:
     _come_first()
     loop = Loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: None)  # the loop hears of them through its wakeup pipe
+        signal.signal(number, lambda number, frame: None)  # the loop learns of them through its wakeup pipe
     program = Program(loop, options, is_init)
     try:
         loop.run(program.run())
@@ -232,7 +232,7 @@ def _run_as_init() -> None:
 
 
 def _run_under_systemd() -> None:
-    """In the systemd flavour of the guest image: kata-agent.service powers the machine off when we end."""
+    """In the systemd flavour of the guest image, kata-agent.service powers off when we exit."""
     from katapod.agent import init
 
     options = parse_arguments(sys.argv[1:], _cmdline())
@@ -255,7 +255,7 @@ def _show_traceback(exc: BaseException) -> None:
 
 
 def run() -> None:
-    """As PID 1, power the machine off in the end, whatever happens."""
+    """As PID 1, always power off at the end."""
     if os.getpid() == 1:
         _run_as_init()
         return

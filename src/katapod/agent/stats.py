@@ -1,5 +1,5 @@
-"""Use of resources: cgroup v2 files into the protocol's message, which has cgroup v1's shape; file
-system sizes. Parsing is apart from reading."""
+"""Resource usage: cgroup v2 files as the protocol's message, which has the format of cgroup v1; file system sizes.
+Parsing is separate from reading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 def read_text(path: str) -> str:
-    """The file's text; empty if the kernel has no such file (a controller that is off)."""
+    """The file's content; empty if there is no such file (a controller is disabled)."""
     try:
         with open(path, errors="replace") as handle:
             return handle.read()
@@ -90,7 +90,7 @@ def _fill_io(stats: agent_pb2.BlkioStats, folder: str) -> None:
 
 
 def _fill_network(response: agent_pb2.StatsContainerResponse) -> None:
-    """The guest's interfaces: containers share its network namespace."""
+    """Those of the guest: containers share its network namespace."""
     for name, values in interfaces().items():
         response.network_stats.add(
             name=name,
@@ -136,7 +136,7 @@ def _entries(folder: str) -> list[str]:
 
 
 async def list_processes(agent: Agent, request: katapod_pb2.ProcessesRequest) -> katapod_pb2.ProcessesResponse:
-    """All in the cgroup of a container and below it. Source: cgroups(7), cgroup.procs."""
+    """All processes in the cgroup of a container and below. Source: cgroups(7), cgroup.procs."""
     from katapod.rpc.pb import katapod_pb2
 
     container = find_container(agent, request.container_id)
@@ -152,7 +152,7 @@ async def list_processes(agent: Agent, request: katapod_pb2.ProcessesRequest) ->
 
 
 async def get_volume_stats(agent: Agent, request: agent_pb2.VolumeStatsRequest) -> csi_pb2.VolumeStatsResponse:
-    """Raises OSError for a path that is not there."""
+    """Raises OSError if the path does not exist."""
     data = os.statvfs(request.volume_guest_path)
     response = csi_pb2.VolumeStatsResponse()
     response.usage.add(

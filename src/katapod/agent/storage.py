@@ -1,6 +1,6 @@
 """Storages of the agent protocol: file systems mounted for a container or for the whole sandbox.
 
-Each mount point has a count of users; it is unmounted with the last one. Source: Kata Containers,
+Each mount point has a user count and is unmounted when that drops to 0. Source: Kata Containers,
 docs/design/architecture/storage.md and the comments of agent.proto.
 """
 
@@ -44,7 +44,7 @@ _PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED
 
 
 def bind(source: str, target: str, flags: int = 0) -> None:
-    """Bind-mount recursively; read-only and the like take a second step in Linux. Raises OSError."""
+    """Bind-mount recursively; flags such as read-only need a second step. Raises OSError."""
     mount(source, target, None, MS_BIND | MS_REC)
     extra = flags & ~(MS_BIND | MS_REC | _PROPAGATION)
     try:
@@ -72,17 +72,17 @@ def _value(options: Iterable[str], key: str) -> str:
 
 
 class Storages:
-    """What is mounted, and for how many users."""
+    """Mount points with their user counts."""
 
     def __init__(self, loop: Loop, hotplug_timeout_s: float) -> None:
         self._loop = loop
         self._timeout_s = hotplug_timeout_s
         self._lock = Lock()
         self._users: dict[str, int] = {}
-        self._mounted: set[str] = set()  # of those, the ones that must be unmounted
+        self._mounted: set[str] = set()  # those that must be unmounted
 
     async def add(self, storages: Iterable[agent_pb2.Storage], container_id: str) -> list[str]:
-        """Mount in order; returns the mount points that the caller holds now and releases later.
+        """Mount in order; returns the mount points that the caller now holds and must release.
 
         Storages of the sandbox (shared, or no container id) are held by the sandbox itself. Raises
         RpcError, OSError; then nothing of this call is held.
@@ -106,7 +106,7 @@ class Storages:
         return held
 
     def release(self, points: list[str]) -> None:
-        """Give up holds, last first; the last user unmounts."""
+        """Release in reverse order; the last user unmounts."""
         for point in reversed(points):
             left = self._users.get(point, 0) - 1
             if left > 0:
@@ -173,8 +173,8 @@ class Storages:
                 mount(source, point, fstype, flags, data)
                 return
             except OSError as exc:
-                # It may have been plugged in just now. EINVAL: no device has this virtio-fs tag yet. ENXIO: the
-                # disk's node is there, but the kernel has not made the disk known behind it yet.
+                # It may have just been plugged in. EINVAL: no device has this virtio-fs tag yet. ENXIO: the disk's
+                # node exists, but the kernel has not attached the disk to it yet.
                 if (driver, exc.errno) not in (("virtio-fs", errno.EINVAL), ("blk", errno.ENXIO)):
                     raise
         what = "the disk does not appear" if driver == "blk" else f"no virtio-fs device has the tag {source!r}"
@@ -244,7 +244,7 @@ def _reserve_huge_pages(pagesize: str, size: str) -> None:
         handle.write(str(wanted))
     with open(path) as handle:
         if int(handle.read()) < wanted:
-            raise OSError(errno.ENOMEM, "the guest has not enough memory for huge pages", path)
+            raise OSError(errno.ENOMEM, "the guest does not have enough memory for huge pages", path)
 
 
 def _mount_overlay(storage: agent_pb2.Storage, point: str, options: list[str], container_id: str) -> None:
@@ -269,7 +269,7 @@ def _set_group(root: str, gid: int, only_if_root_differs: bool) -> None:
         return
     for folder, name in walk_tree(root):
         _give_entry_to_group(name, folder, gid)
-    _give_entry_to_group(root, None, gid)  # last: it says that the rest is done
+    _give_entry_to_group(root, None, gid)  # last: it marks the rest as done
 
 
 def _give_entry_to_group(name: str, folder: int | None, gid: int) -> None:

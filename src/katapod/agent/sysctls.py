@@ -1,4 +1,4 @@
-"""Sysctls of the network: all containers live in the guest's own network namespace, for which crun refuses them."""
+"""Network sysctls: containers share the guest's network namespace, for which crun rejects them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PROC_SYS = "/proc/sys"
 
 
 def apply_network_sysctls(spec: oci_pb2.Spec, root: str = PROC_SYS) -> None:
-    """Write those of the spec that are the network's, and take them out of it. Raises RpcError (INVALID_ARGUMENT)."""
+    """Set the network sysctls of the spec and remove them from it. Raises RpcError (INVALID_ARGUMENT)."""
     for key in [key for key in spec.Linux.Sysctl if key.replace("/", ".").startswith("net.")]:
         value = spec.Linux.Sysctl[key]
-        # with a slash it is a path already: names of interfaces may have dots
+        # with a slash it is a path already, since names of interfaces may have dots
         path = key if "/" in key else key.replace(".", "/")
         if ".." in path.split("/") or "\0" in path:
-            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot set the sysctl {key[:64]!r}: there is none")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot set the sysctl {key[:64]!r}: it does not exist")
         try:
             with open(f"{root}/{path}", "w") as handle:
                 handle.write(value)

@@ -1,4 +1,4 @@
-"""Getting the guest ready to be saved as a template, of which clones are made."""
+"""Preparing the guest for being saved as a template."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.sandbox import Agent
 
-MARGIN_BYTES = 16 << 20  # stay free beside what the kernel keeps back: to take the last page would bring the OOM killer
-PAGE_TABLE_SHARE = 512  # a page table entry of 8 bytes for each page of 4096
+MARGIN_BYTES = 16 << 20  # kept free beyond the kernel's reserve: taking the last page would invoke the OOM killer
+PAGE_TABLE_SHARE = 512  # a page table entry of 8 bytes per page of 4096
 CHUNK_BYTES = 4 << 20
 USED_SOON = ("_socket", "fcntl", "time", "katapod.agent.program", "katapod.kernel.mount", "katapod.kernel.process")
 
 
 async def settle(agent: Agent, request: katapod_pb2.SettleRequest) -> katapod_pb2.SettleResponse:
-    """Load every module that a first container would wait for, then tidy up the memory."""
+    """Load every module that a first container needs, then clean up memory."""
     for name in methods.MODULES:
         methods.load_module(name)
     for name in USED_SOON:
@@ -29,7 +29,7 @@ async def settle(agent: Agent, request: katapod_pb2.SettleRequest) -> katapod_pb
     _ = agent.storages, agent.oom
     crun.sealed_binary()
     gc.collect()
-    gc.freeze()  # what is here stays: no clone need look through it
+    gc.freeze()  # these objects stay: clones need not collect them
     zeroed = _zero_free_memory() if request.zero_free_memory else 0
     return katapod_pb2.SettleResponse(zeroed_bytes=zeroed)
 
@@ -43,7 +43,7 @@ async def read_trace(agent: Agent, request: katapod_pb2.TraceRequest) -> katapod
 
 
 def _zero_free_memory() -> int:
-    """Take nearly all free memory, which the kernel hands out filled with zeros, and let it go again."""
+    """Allocate nearly all free memory, which the kernel zeroes, and free it again."""
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as handle:
         handle.write("3")

@@ -1,4 +1,4 @@
-"""What the agent did and when: a bounded list of spans, which the host may ask for (katapod.Guest/Trace)."""
+"""A bounded list of timed spans, which the host can read (katapod.Guest/Trace)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _spans: list[tuple[str, int, int]] = []
 
 
 class Span:
-    """Measures the block it is entered for. Clock: monotonic nanoseconds; the newest SPANS_MAX are kept."""
+    """Measures a `with` block by the monotonic clock, in nanoseconds; the newest SPANS_MAX are kept."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -33,12 +33,12 @@ class Span:
 
 
 def clear() -> None:
-    """Forget what was: a clone's story begins when it wakes, not when its template was built."""
+    """Clear the list: a clone's trace begins when it resumes, not when its template was built."""
     _spans.clear()
 
 
 def spans() -> list[tuple[str, int, int]]:
-    """(name, start, duration) in nanoseconds, the start since the epoch by the clock as it is now: one
-    that was set meanwhile does not tear the time line."""
+    """(name, start, duration) in nanoseconds, the start since the epoch, by the current clock: a clock that was set
+    meanwhile does not disrupt the time line."""
     offset = time.time_ns() - time.monotonic_ns()
     return [(name, start + offset, end - start) for name, start, end in _spans]

@@ -1,4 +1,4 @@
-"""Removal of the agent's own small folders, in which a container may have written."""
+"""Removal of the agent's own small directories, which a container may have written to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["remove_bundle"]
 
 
 def remove_bundle(folder: str) -> None:
-    """Remove a bundle. Its rootfs goes first and must be empty: if it were still mounted, going on would
-    delete the image. Raises OSError."""
+    """Remove a bundle. Its rootfs goes first and must be empty: if it were still mounted, this would delete the image.
+    Raises OSError."""
     rootfs = f"{folder}/rootfs"
     if os.path.lexists(rootfs):
         os.rmdir(rootfs)

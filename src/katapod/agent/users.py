@@ -12,7 +12,7 @@ ID_MAX = 0xFFFFFFFE
 
 
 class UnknownUser(ValueError):
-    """The image does not know the user or group. The text says which and where it was looked up."""
+    """The image does not have the user or group; the message names it and the file."""
 
 
 class Identity:
@@ -26,8 +26,8 @@ class Identity:
 
 
 def _rows(text: str, needed: int, columns: int) -> list[list[str]]:
-    """Rows with a name and at least `needed` fields; those that are missing behind them are empty, as the engines
-    read them. Lines end at a newline only: a name may have any other character."""
+    """Rows with a name and at least `needed` fields; missing further fields are empty, as engines read them. Only a
+    newline ends a line: a name may have any other character."""
     rows = [line.strip().split(":") for line in text.split("\n")]
     return [row + [""] * (columns - len(row)) for row in rows if len(row) >= needed and row[0]]
 
@@ -52,9 +52,9 @@ def _group_id(name: str, group: str) -> int:
 def resolve_user(user: str, group_name: str, more: Sequence[str], passwd: str, group: str) -> Identity:
     """Resolve a name or number as `docker run -u` does.
 
-    A number without an entry is taken as it is, with group 0. A given group replaces the user's groups. The primary
-    group is among the supplementary ones, first, as login programs put it: otherwise a set-group-ID program gives it
-    up, and with it what a file's mode denies to that group (CVE-2022-36109). Raises UnknownUser.
+    A number without an entry is used as it is, with group 0. A given group replaces the user's groups. The primary
+    group is the first supplementary one, as login programs do it: otherwise a set-group-ID program would drop it, and
+    with it what a file's mode denies to that group (CVE-2022-36109). Raises UnknownUser.
     """
     number = _number(user)
     name, uid, gid, home = "", number, 0, ""

@@ -1,5 +1,4 @@
-"""Volumes that grow while they are mounted: ext4, whose kernel code does it on a request. Source: ext4's ioctls,
-linux/Documentation/filesystems/ext4."""
+"""Online growth of mounted volumes: ext4, by an ioctl. Source: linux/Documentation/filesystems/ext4."""
 
 from __future__ import annotations
 
@@ -24,12 +23,12 @@ DEVICE_LIMIT_S, PAUSE_S = 3.0, 0.02
 
 
 async def resize_volume(agent: Agent, request: agent_pb2.ResizeVolumeRequest) -> None:
-    """Raises OSError for a path that is not there, RpcError."""
+    """Raises OSError if the path does not exist, RpcError."""
     path, size = request.volume_guest_path, request.size
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         device = os.fstat(fd).st_dev
-        for _ in range(int(DEVICE_LIMIT_S / PAUSE_S)):  # the driver learns a moment later that its disk has grown
+        for _ in range(int(DEVICE_LIMIT_S / PAUSE_S)):  # the driver learns of the new size a moment later
             have = int(read_text(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size") or 0) * SECTOR
             if have >= size or not have:
                 break
@@ -41,7 +40,7 @@ async def resize_volume(agent: Agent, request: agent_pb2.ResizeVolumeRequest) ->
         fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, struct.pack("Q", size // os.fstatvfs(fd).f_bsize))
     except OSError as exc:
         if exc.errno == errno.ENOTTY:
-            raise RpcError(StatusCode.UNIMPLEMENTED, f"cannot resize {path}: only ext4 grows") from exc
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"cannot resize {path}: only ext4 can grow") from exc
         if exc.errno == errno.EINVAL:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT, f"cannot resize {path} to {size} bytes: it cannot shrink"

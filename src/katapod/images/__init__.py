@@ -1,8 +1,8 @@
 """images: the store of container images, unpacked and shared by all containers that use them.
 
-It brings images in (skopeo, umoci, the host's busybox), gives them names, and keeps each for as long as a
-name or a container needs it. It mounts nothing and knows nothing of sandboxes: those use `root_disk()`, or
-`rootfs_path()` as the lower layer of an overlay, between `hold()` and `release()`.
+It imports images (skopeo, umoci, the host's busybox), names them, and keeps each for as long as a name or a container
+refers to it. It mounts nothing and knows nothing about sandboxes: these use `root_disk()`, or `rootfs_path()` as the
+lower layer of an overlay, between `hold()` and `release()`.
 """
 
 from katapod.images.errors import (

@@ -1,7 +1,7 @@
-"""The image that is always there: a root file system around the host's static busybox.
+"""The built-in image: a root file system around the host's static busybox.
 
-No registry is needed for the first container. The image's identity is a hash over the binary and the version
-of the recipe below, so that it is made anew when either changes.
+So the first container needs no registry. The image's identity is a hash over the binary and the version of the recipe
+below: when either changes, it is made again.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ __all__ = [
 
 BUSYBOX_NAME = "busybox:latest"
 BUSYBOX_SOURCE = "host:busybox"
-RECIPE = "1"  # raised when make_rootfs() makes something else
+RECIPE = "1"  # incremented when the output of make_rootfs() changes
 INSTALL_HINT = "install the package busybox-static: apt-get install busybox-static"
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -46,7 +46,7 @@ PT_INTERP, ELF_HEAD_MAX = 3, 64 * 1024
 
 
 def busybox_stamp(binary: Path) -> str:
-    """One stat: the same stamp, the same binary. Raises ImageError if there is none."""
+    """A stamp of the binary, by one stat(2): it changes when the binary does. Raises ImageError if there is none."""
     try:
         info = binary.stat()
     except OSError as exc:
@@ -55,7 +55,7 @@ def busybox_stamp(binary: Path) -> str:
 
 
 def busybox_config(data: bytes, *, architecture: str) -> bytes:
-    """The OCI config for a rootfs around the binary `data`. There are no layers: the label is its identity."""
+    """The OCI config for a rootfs around the binary `data`. There are no layers: a label is its identity."""
     return msgspec.json.encode(
         {
             "architecture": architecture,
@@ -77,7 +77,7 @@ def check_static(data: bytes, binary: Path) -> None:
     """Raises ImageError unless `data` is an ELF program that asks for no dynamic linker (elf(5): PT_INTERP)."""
     try:
         if data[:4] != b"\x7fELF":
-            raise ImageError(f"cannot make the busybox image: {binary} is no ELF program", hint=INSTALL_HINT)
+            raise ImageError(f"cannot make the busybox image: {binary} is not an ELF program", hint=INSTALL_HINT)
         wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
         (start,) = struct.unpack_from(order + ("Q" if wide else "I"), data, 32 if wide else 28)
         size, count = struct.unpack_from(order + "HH", data, 54 if wide else 42)
@@ -86,13 +86,13 @@ def check_static(data: bytes, binary: Path) -> None:
         raise ImageError(f"cannot make the busybox image: {binary} is truncated", hint=INSTALL_HINT) from exc
     if PT_INTERP in kinds:
         raise ImageError(
-            f"cannot make the busybox image: {binary} is dynamically linked and would not run alone",
+            f"cannot make the busybox image: {binary} is dynamically linked",
             hint=INSTALL_HINT,
         )
 
 
 async def list_applets(binary: Path) -> list[str]:
-    """Where each applet belongs: bin/sh, usr/bin/awk, ..."""
+    """The paths of the applets: bin/sh, usr/bin/awk, ..."""
     try:
         output = (await run([str(binary), "--list-full"], timeout_s=10)).stdout
     except ProcessFailed as exc:
@@ -101,7 +101,7 @@ async def list_applets(binary: Path) -> list[str]:
 
 
 def make_rootfs(rootfs: Path, data: bytes, applets: list[str]) -> None:
-    """Fill `rootfs`, which must not exist. Modes are set, not left to our umask."""
+    """Fill `rootfs`, which must not exist. Modes do not depend on the umask."""
     rootfs.mkdir()
     rootfs.chmod(0o755)
     for name, mode in DIRECTORIES.items():

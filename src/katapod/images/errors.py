@@ -1,11 +1,11 @@
-"""What can go wrong with an image. Classes are what a caller can act on:
+"""Errors about images, by what a caller can do about them:
 
     ImageError
     |-- ImageNotFound         no such name, file, tag or repository        (also model.errors.NotFound)
     |-- AmbiguousName         a short name fits several images
-    |-- BrokenImage           the archive, a layer or the config is damaged, or is no container image
+    |-- BrokenImage           the archive, a layer or the config is damaged, or not a container image
     |-- WrongPlatform         built for another machine
-    |-- RegistryUnreachable   nobody answers, or not in TLS
+    |-- RegistryUnreachable   no connection, or not by TLS
     |-- RegistryDenied        credentials are missing or wrong
     |-- StoreFull             no space left                                (also model.errors.NoSpace)
     `-- StoreDamaged          a file of the store itself cannot be read
@@ -42,7 +42,7 @@ class AmbiguousName(ImageError):
 
 
 class BrokenImage(ImageError):
-    """The bytes of the image are damaged, or are no container image."""
+    """The image is damaged, or not a container image."""
 
 
 class WrongPlatform(ImageError):
@@ -54,7 +54,7 @@ class RegistryUnreachable(ImageError):
 
 
 class RegistryDenied(ImageError):
-    """The registry wants (other) credentials."""
+    """The registry requires (other) credentials."""
 
 
 class StoreFull(ImageError, NoSpace):
@@ -62,4 +62,4 @@ class StoreFull(ImageError, NoSpace):
 
 
 class StoreDamaged(ImageError):
-    """A file of the store is not what we wrote."""
+    """A file of the store is not as it was written."""

@@ -1,8 +1,8 @@
-"""From what skopeo and umoci say when they fail to our error tree. Pure.
+"""Maps the error output of skopeo and umoci to our errors. Pure.
 
-Both programs report every failure with exit status 1 and a sentence, so their text is all there is to tell
-a missing tag from a full disk. The phrases are those of Go's standard library, of containers/image and of the
-registry protocol; a sentence that matches none becomes a plain ImageError which shows it whole.
+Both programs report every failure with exit status 1 and a message, so only the text tells a missing tag from a full
+disk. The phrases are those of Go's standard library, of containers/image and of the registry protocol; a message that
+matches none becomes a plain ImageError that shows it in full.
 """
 
 import re
@@ -20,11 +20,11 @@ from katapod.images.errors import (
 __all__ = ["explain_failure", "last_words"]
 
 TAIL_CHARS = 2000
-OUTPUT_CHARS = 64 * 1024  # of the end, which is looked at; a registry has a part in what they say
+OUTPUT_CHARS = 64 * 1024  # of the end of the output, which is searched; registries can influence it
 _LEVEL = re.compile(r"level=(?:fatal|error) msg=")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
 
-# In this order: a copy that breaks off on a full disk also speaks of an unexpected EOF.
+# The order matters: a copy that fails on a full disk also reports an unexpected EOF.
 _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
     (
         r"no space left on device|disk quota exceeded",
@@ -35,7 +35,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
     (
         r"server gave HTTP response to HTTPS client",
         RegistryUnreachable,
-        "the registry speaks plain HTTP",
+        "the registry uses plain HTTP",
         "use --tls-verify=false if you trust the network to that registry",
     ),
     (
@@ -77,7 +77,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
     (
         r"no image found in",
         WrongPlatform,
-        "none of its variants is built for this machine",
+        "it has no variant for this machine",
         "",
     ),
     (
@@ -111,7 +111,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
 
 
 def last_words(output: str) -> str:
-    """The sentence that a failed skopeo or umoci ended with, without time stamps and marks."""
+    """The final message of a failed skopeo or umoci, without time stamps and markers."""
     lines = [line.strip() for line in output[-OUTPUT_CHARS:].strip().splitlines() if line.strip()]
     for line in reversed(lines):
         level = _LEVEL.search(line)
@@ -123,7 +123,7 @@ def last_words(output: str) -> str:
 
 
 def explain_failure(doing: str, output: str, status: str) -> ImageError:
-    """Make the error for `cannot <doing>: ...` out of a program's `output` and, if it is silent, its status."""
+    """The error "cannot <doing>: ..." from a program's `output` or, if there is none, its status."""
     words = last_words(output)
     for pattern, kind, cause, hint in _CAUSES:
         if re.search(pattern, words):

@@ -1,16 +1,16 @@
-"""The store on disk: its layout, the lock of its writers, staging, and the removal of what nobody needs.
+"""The store on disk: layout, writer lock, staging, and removal of what is no longer needed.
 
-    ROOT/lock                        flock(2), held by a writer for moments only
+    ROOT/lock                        flock(2), held by a writer for a moment only
     ROOT/names.json                  name -> digest and source; replaced by rename
     ROOT/images/HEX/                 image.json, config.json (verbatim), rootfs/; moved here whole by rename.
-                                     A flock(2) on the directory is held by who makes the next one
-    ROOT/images/HEX/root-N.ext4      the files as a disk, once a container has asked for it; N: its format
+                                     A flock(2) on the directory is held while the next one is made
+    ROOT/images/HEX/root-N.ext4      the files as a disk, once a container has needed it; N: its format
     ROOT/refs/HEX/CONTAINER-ID       empty file: this container uses the image
     ROOT/tmp/RANDOM/                 staging of one writer, with a flock(2) of its own; or trash, without
 
-A process may die between any two of its steps. Then an image is there whole or not at all, the kernel has
-dropped its locks, and the next writer sees from an unlocked staging directory that it can go. HEX instead of
-`sha256:HEX`, since a colon separates the layers in overlayfs's lowerdir option.
+A process may die between any two steps. An image then exists completely or not at all, the kernel has released the
+locks, and the next writer removes unlocked staging directories. HEX instead of `sha256:HEX`, since a colon separates
+the layers in overlayfs's lowerdir option.
 """
 
 import asyncio
@@ -44,15 +44,15 @@ LOCK_TIMEOUT_S = 60.0
 
 
 class NameEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a name stands for."""
+    """What a name refers to."""
 
     digest: str
     source: str
-    """The reference that it was imported from, paths made absolute."""
+    """The reference that it was imported from, with absolute paths."""
     source_digest: str = ""
     """Digest of the manifest (or index) at the source, where the source has one."""
     stamp: str = ""
-    """Identity of a local source when it was read; another stamp means that it may have changed."""
+    """Identity of a local source when it was read; if it differs, the source may have changed."""
 
 
 class _NamesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class _NamesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """image.json: what the OCI config does not say."""
+    """image.json: what is not in the OCI config."""
 
     size_bytes: int
     created: datetime
@@ -77,7 +77,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """A directory of one writer. Whatever is still in it at the end is removed."""
+    """The directory of one writer. What is left in it at the end is removed."""
 
     path: Path
 
@@ -105,7 +105,7 @@ class Staging:
 
 
 class StoreFiles:
-    """Methods that say so need `locked()` to be held by the caller."""
+    """Methods that say so must be called with `locked()` held."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -114,7 +114,7 @@ class StoreFiles:
         self._refs = root / "refs"
         self._tmp = root / "tmp"
 
-    # -- reading: no lock, because every file appears whole
+    # -- reading: needs no lock, because files appear complete
 
     def image_dir(self, digest: str) -> Path:
         return self._images / parse_digest(digest)
@@ -141,7 +141,7 @@ class StoreFiles:
         return []
 
     def read_record(self, digest: str, names: Mapping[str, NameEntry]) -> ImageRecord | None:
-        """The image of that digest, or None if it is not there (any more)."""
+        """The image of that digest; None if it does not exist (any more)."""
         place = self.image_dir(digest)
         try:
             info = msgspec.json.decode((place / "image.json").read_bytes(), type=_ImageFile)
@@ -167,9 +167,9 @@ class StoreFiles:
 
     @contextlib.asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """Be the only writer. Polls, since a thread that waits in flock(2) cannot be cancelled.
+        """Be the only writer. Polls, since a thread that blocks in flock(2) cannot be cancelled.
 
-        What the file system refuses within leaves as ImageError, a full disk as StoreFull.
+        Errors of the file system within the block become ImageError, a full disk StoreFull.
         """
         try:
             async with self._locked():
@@ -198,7 +198,7 @@ class StoreFiles:
         if ":" in str(self.root):
             raise ImageError(f"cannot use the image store {self.root}: a colon in its path separates overlay layers")
         try:
-            # Nobody but root may reach the set-user-id programs in the images.
+            # Only root may reach the set-user-ID programs in the images.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self._images, self._refs, self._tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
@@ -209,8 +209,8 @@ class StoreFiles:
 
     @contextlib.asynccontextmanager
     async def making_disk(self, digest: str) -> AsyncIterator[None]:
-        """Be the only one who makes the disk of an image that is held. Waits as long as another one lives and
-        makes it. Raises ImageNotFound."""
+        """Be the only one to make the disk of an image that is held. Waits while another process is making it. Raises
+        ImageNotFound."""
         try:
             fd = os.open(self.image_dir(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as exc:
@@ -224,9 +224,9 @@ class StoreFiles:
 
     @contextlib.asynccontextmanager
     async def staging(self) -> AsyncIterator[Staging]:
-        """Open a directory for new things; first take away those of writers that have died.
+        """Open a staging directory; removes those of dead writers first.
 
-        A full disk, in whatever step within, leaves as StoreFull.
+        A full disk, at any step within the block, becomes StoreFull.
         """
         try:
             async with self.locked():
@@ -252,9 +252,9 @@ class StoreFiles:
             raise _store_error(self.root, exc) from exc
 
     def _claim_dead(self) -> list[tuple[Path, int]]:
-        """Lock the staging directories whose owner is gone, so that no other writer removes them too.
+        """Lock the staging directories of dead writers, so that no other writer removes them too.
 
-        Needs the lock. What has no lock file is trash, or a file that was not renamed in time: it can go.
+        Needs the lock. What has no lock file is trash, or a file that was not renamed in time: it can be removed.
         """
         dead = []
         for place in self._tmp.iterdir():
@@ -271,7 +271,7 @@ class StoreFiles:
         return dead
 
     def write_names(self, names: Mapping[str, NameEntry]) -> None:
-        """Needs the lock. Others see the old names or the new ones, after a crash as well."""
+        """Needs the lock. Readers see either the old names or the new ones, also after a crash."""
         temporary = self._tmp / f"names.{secrets.token_hex(8)}"
         try:
             data = msgspec.json.encode(_NamesFile(names=dict(sorted(names.items()))))
@@ -281,7 +281,7 @@ class StoreFiles:
             temporary.unlink(missing_ok=True)
 
     def adopt(self, digest: str, staging: Staging) -> None:
-        """Needs the lock. Move a finished image in `staging` to its place, if nobody was faster."""
+        """Needs the lock. Move the finished image in `staging` to its place, unless another writer was faster."""
         place = self.image_dir(digest)
         if (staging.image / "image.json").exists() and not place.exists():
             os.rename(staging.image, place)
@@ -293,9 +293,10 @@ class StoreFiles:
         os.rename(made, self.disk_path(digest))
 
     def collect(self, names: Mapping[str, NameEntry]) -> list[Path]:
-        """Needs the lock. Put images without a name and a user aside, for remove_trees() after the lock.
+        """Needs the lock. Set aside images without a name or a container, for remove_trees() after the lock is
+        released.
 
-        A rename, which works on a full disk too.
+        This is a rename, which works on a full disk too.
         """
         wanted = {entry.digest for entry in names.values()}
         trash = []
@@ -321,7 +322,7 @@ class StoreFiles:
         (refs / container_id).touch(mode=0o600)
 
     def drop_user(self, container_id: str) -> bool:
-        """Needs the lock. Forget a container; tells whether an image is left without a user."""
+        """Needs the lock. Forget a container; returns whether that leaves an image unused."""
         freed = False
         for refs in self._refs.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -341,16 +342,16 @@ def _try_lock(fd: int) -> bool:
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:
-    """Remove what may hold hostile trees: rm(1) copes with any depth and follows no symbolic link.
+    """Remove trees that may be hostile: rm(1) handles any depth and follows no symbolic link.
 
-    Two may remove the same one; what is still there then goes with the next writer.
+    Two processes may remove the same one; the next writer removes what is left then.
     """
     if not paths:
         return
     argv = ["rm", "-rf", "--one-file-system", "--", *map(str, paths)]
     done = await run(argv, timeout_s=None, check=False)
     if done.returncode != 0:
-        log.warning("cannot remove all of %s yet: %s", ", ".join(map(str, paths)), done.stderr.strip())
+        log.warning("cannot remove %s completely yet: %s", ", ".join(map(str, paths)), done.stderr.strip())
 
 
 def is_full(exc: OSError) -> bool:

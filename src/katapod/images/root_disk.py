@@ -1,7 +1,7 @@
 """An image of the store as a read-only disk, beside its unpacked files.
 
-Made with e2fsprogs when a container asks for it first. No file system is mounted here: what lies in an image
-is not for the host's kernel to interpret.
+Made with e2fsprogs when a container first needs it. No file system is mounted here: the host's kernel must not
+interpret the content of images.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ __all__ = ["make_root_disk"]
 
 PACKAGE = "e2fsprogs"
 PATH_MAX_BYTES = 1000
-"""Of a path in an image. mke2fs 1.47.0 writes one byte past its buffer for a path of 1020, 2040 or 4080 bytes, as root
-and on the host; what has no such paths never meets that."""
+"""Of a path in an image. mke2fs 1.47.0, which runs as root on the host, writes one byte past its buffer for a path of
+1020, 2040 or 4080 bytes; this limit avoids that."""
 
 
 async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scratch: Path) -> None:
-    """Make `target`, a disk with the files of `rootfs`, and bring it to the host's disk.
+    """Make `target`, a disk with the files of `rootfs`, and sync it.
 
-    `scratch` is a directory for what is needed meanwhile. Raises MissingProgram, ProcessFailed, OSError; ImageError for
-    an image that mke2fs is not to see.
+    `scratch` is a directory for temporary files. Raises MissingProgram, ProcessFailed, OSError; ImageError for an image
+    that mke2fs must not be given.
     """
     mke2fs = find_program("mke2fs", package=PACKAGE)
     debugfs = find_program("debugfs", package=PACKAGE)
@@ -38,7 +38,7 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
     if (longest := await finish(asyncio.to_thread(_longest_path, rootfs))) > PATH_MAX_BYTES:
         raise ImageError(
             f"cannot make a disk of the image: it has a path of {longest} bytes, more than {PATH_MAX_BYTES}",
-            hint="nothing is wrong with it: it is shared in place of a disk",
+            hint="the image is fine: it is shared by virtio-fs instead",
         )
     root = _read_root_directory(rootfs)
     source = await _with_stand_in(rootfs, root.stand_in, scratch) if root.stand_in else rootfs
@@ -46,15 +46,15 @@ async def make_root_disk(rootfs: Path, target: Path, *, content_bytes: int, scra
     try:
         await run([mke2fs, *arguments], timeout_s=None)
     except ProcessFailed as exc:
-        if os.strerror(errno.ENOSPC) in exc.stderr:  # what it exits with says nothing
+        if os.strerror(errno.ENOSPC) in exc.stderr:  # its exit status means nothing
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from exc
         raise
     commands = scratch / "debugfs"
     times = await finish(asyncio.to_thread(_read_times, rootfs), name="read-times")
-    commands.write_bytes(os.fsencode(render_debugfs(root) + render_times(times)))  # names are in place by then
+    commands.write_bytes(os.fsencode(render_debugfs(root) + render_times(times)))  # names are in place now
     argv = [debugfs, "-w", "-f", str(commands), str(target)]
     done = await run(argv, timeout_s=None)
-    # its exit status says nothing of the commands; on standard error stands one line with its version
+    # its exit status does not reflect the commands; on standard error there is one line with its version
     if complaints := done.stderr.splitlines()[1:]:
         raise ProcessFailed(argv, "a command failed", "\n".join(complaints))
     await finish(asyncio.to_thread(_sync, target))
@@ -78,7 +78,7 @@ def _read_root_directory(rootfs: Path) -> RootDirectory:
 
 
 async def _with_stand_in(rootfs: Path, stand_in: str, scratch: Path) -> Path:
-    """A second tree of the same files, with another name for lost+found. Raises ProcessFailed, OSError."""
+    """A copy of the tree with hard links, in which lost+found has another name. Raises ProcessFailed, OSError."""
     view = scratch / "view"
     await run(["cp", "-al", "--", str(rootfs), str(view)], timeout_s=None)
     os.rename(view / "lost+found", view / stand_in)
@@ -86,7 +86,7 @@ async def _with_stand_in(rootfs: Path, stand_in: str, scratch: Path) -> Path:
 
 
 def _longest_path(root: Path) -> int:
-    """Bytes, beginning with the slash that stands for `root`. Raises OSError."""
+    """In bytes, counting the leading slash that stands for `root`. Raises OSError."""
     longest, pending = 1, [(os.fsencode(root), 0)]
     while pending:
         folder, length = pending.pop()
@@ -100,7 +100,7 @@ def _longest_path(root: Path) -> int:
 
 
 def _read_times(rootfs: Path) -> list[tuple[str, int]]:
-    """Of all files, by path from the root directory; nothing is followed."""
+    """All files by path from the root directory, without following links."""
     found = [("/", os.lstat(rootfs).st_mtime_ns)]
     folders = [("", os.fspath(rootfs))]
     while folders:

@@ -1,4 +1,4 @@
-"""What an image at its source looks like before it is copied: identity, manifest, sizes, platform.
+"""An image at its source, before it is copied: identity, manifest, sizes, platform.
 
 Reads manifests of the `oci:` and `dir:` transports from disk and those of registries through skopeo.
 """
@@ -41,9 +41,9 @@ __all__ = [
     "wrong_platform",
 ]
 
-ARCHIVE_TIMEOUT_S = 600.0  # skopeo reads a whole archive for its index
+ARCHIVE_TIMEOUT_S = 600.0  # to read the index skopeo reads the whole archive
 ARCHIVES = (Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE)
-# What skopeo needs to know beside the usual environment: proxies, certificates, credentials.
+# Variables for skopeo beyond the usual environment: proxies, certificates, credentials.
 PASSED_ON = (
     *(f"{name}_PROXY" for name in ("HTTP", "HTTPS", "NO", "ALL")),
     *(f"{name}_proxy" for name in ("http", "https", "no", "all")),
@@ -57,10 +57,10 @@ PASSED_ON = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How registries are spoken to."""
+    """How to access registries."""
 
     tls_verify: bool | None = None
-    """None: verify, except on loopback, where registries for tests speak plain HTTP (as in docker)."""
+    """None: verify, except on loopback, where test registries use plain HTTP (as in Docker)."""
     authfile: Path | None = None
     """Credentials in the format of containers-auth.json(5); None: where `skopeo login` puts them."""
 
@@ -109,20 +109,20 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is known of a source before the copy."""
+    """What is known about a source before the copy."""
 
     reference: SkopeoReference
-    """For a registry pinned to the digest of one platform's manifest, so that a moving tag does no harm."""
+    """For a registry: pinned to the digest of one platform's manifest, in case the tag moves."""
     source_digest: str = ""
     total_bytes: int | None = None
-    """What the copy will write, layers and temporary files together."""
+    """Bytes that the copy will write, layers and temporary files together."""
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Parse a manifest or index of a stranger. Raises BrokenImage."""
+    """Parse an untrusted manifest or index. Raises BrokenImage."""
     try:
         if len(data) > CONFIG_MAX_BYTES:
-            raise BrokenImage(f"cannot read the image manifest: {len(data)} bytes are too many")
+            raise BrokenImage(f"cannot read the image manifest: it is too large ({len(data)} bytes)")
         manifest = msgspec.json.decode(data, type=Manifest)
         for item in (*manifest.layers, *(manifest.manifests or ()), *filter(None, [manifest.config])):
             parse_digest(item.digest)
@@ -132,23 +132,25 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def absolute(reference: SkopeoReference, *, cwd: Path) -> SkopeoReference:
-    """The same with an absolute path, as it is recorded. Raises ImageNotFound if there is no such file."""
+    """The reference with an absolute path, as it is recorded. Raises ImageNotFound if there is no such file."""
     if reference.transport is Transport.DOCKER:
         return reference
     path = os.path.normpath(cwd / reference.location)
     if ":" in path:
-        raise ImageError(f"cannot import {path}: skopeo takes no path with a colon", hint="give the file another name")
+        raise ImageError(f"cannot import {path}: skopeo does not accept a path with a colon", hint="rename the file")
     if not os.path.exists(path):
         raise ImageNotFound(f"cannot import {reference}: there is no {path}")
     if reference.transport in ARCHIVES and not os.path.isfile(path):
-        raise BrokenImage(f"cannot import {reference}: {path} is no file", hint="for a directory write oci:PATH")
+        raise BrokenImage(
+            f"cannot import {reference}: {path} is not a regular file", hint="for a directory use oci:PATH"
+        )
     return SkopeoReference(reference.transport, path, reference.selector)
 
 
 def read_stamp(reference: SkopeoReference) -> str:
-    """Identity of a local source: if it is the same as before, so is the image. "" for a registry.
+    """Identity of a local source: unchanged if the image is. Empty for a registry.
 
-    `oci:` is content addressed, so the tag's digest will do; archives are known by inode, size and times.
+    `oci:` is content-addressed, so the tag's digest suffices; archives are identified by inode, size and times.
     """
     path = Path(reference.location)
     try:
@@ -185,14 +187,14 @@ def _find_in_layout(reference: SkopeoReference) -> Descriptor:
 
 
 async def survey(reference: SkopeoReference, access: Access, platform: Platform, *, timeout_s: float) -> Survey:
-    """Look at the source. Raises WrongPlatform when an index has nothing for `platform`."""
+    """Inspect the source. Raises WrongPlatform if an index has nothing for `platform`."""
     if reference.transport in ARCHIVES:
         size_bytes = os.stat(reference.location).st_size
         with open(reference.location, "rb") as file:
             file.seek(257)
             plain = file.read(5) == b"ustar"
         if not plain:
-            return Survey(reference)  # compressed: the size says nothing
+            return Survey(reference)  # compressed: the size is of no use
         # skopeo unpacks an oci-archive to its temporary directory before it copies.
         return Survey(reference, total_bytes=size_bytes * (2 if reference.transport is Transport.OCI_ARCHIVE else 1))
     data = await _read_manifest(reference, access, timeout_s)
@@ -224,7 +226,7 @@ def _choose(reference: SkopeoReference, entries: Sequence[Descriptor], platform:
 
 
 def wrong_platform(source: str, found: Sequence[_PlatformField | Platform], platform: Platform) -> WrongPlatform:
-    """The error for an image, or for all images of an index, that are not for this machine."""
+    """The error for an image, or an index, that is for other machines only."""
     names = sorted({str(Platform(item.os, item.architecture, item.variant)) for item in found} - {"unknown/unknown"})
     return WrongPlatform(
         f"cannot use image {source}: it is built for {', '.join(names) or 'nothing'}, this machine is {platform}",
@@ -235,7 +237,7 @@ def wrong_platform(source: str, found: Sequence[_PlatformField | Platform], plat
 async def explain_archive_platform(
     reference: SkopeoReference, source: str, platform: Platform, *, scratch: Path
 ) -> WrongPlatform:
-    """The same error for an archive, where only skopeo has seen the index."""
+    """The same error for an archive, whose index only skopeo has read."""
     argv = [f"--tmpdir={scratch}", "inspect", "--raw", str(reference)]
     output = await _skopeo(f"read image {reference}", argv, ARCHIVE_TIMEOUT_S)
     entries = parse_manifest(output.encode()).manifests or []
@@ -296,7 +298,7 @@ async def _skopeo(doing: str, arguments: Sequence[str], timeout_s: float) -> str
 
 
 def skopeo_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of our environment skopeo gets beside what every program gets."""
+    """The variables of our environment that skopeo gets, beyond what every program gets."""
     return {key: environ[key] for key in PASSED_ON if key in environ}
 
 

@@ -1,6 +1,6 @@
-"""The image store: names, images, and who uses them.
+"""The image store: names, images, and the containers that use them.
 
-Every method may be called by many processes at once; files.py says what makes that safe.
+Methods may be called by several processes at once; files.py explains why that is safe.
 """
 
 import asyncio
@@ -50,11 +50,11 @@ log = logging.getLogger(__name__)
 DEFAULT_ROOT = Path("/var/lib/katapod/images")
 STALL_TIMEOUT_S = 120.0
 BUSYBOX_PROGRAM = Path("/bin/busybox")
-ACQUIRE_ATTEMPTS = 20  # each lost to somebody who removes the image in the moment after we have found it
+ACQUIRE_ATTEMPTS = 20  # each fails only if the image is removed right after it was found
 
 
 class ImageStore:
-    """Images below `root`. `stall_timeout_s` is how long a transfer may stand still."""
+    """Images below `root`. `stall_timeout_s` is how long a transfer may make no progress."""
 
     def __init__(
         self,
@@ -69,14 +69,14 @@ class ImageStore:
         self._stall_timeout_s = stall_timeout_s
         self._busybox_program = busybox_program
 
-    # -- looking
+    # -- lookup
 
     def rootfs_path(self, digest: str) -> Path:
-        """The unpacked files, to be used read-only (lowerdir of an overlay); hold() the image before."""
+        """The unpacked files, for read-only use (lowerdir of an overlay); call hold() first."""
         return self._files.image_dir(digest) / "rootfs"
 
     async def list_images(self) -> tuple[ImageRecord, ...]:
-        """All images by name; last those that only a container keeps."""
+        """All images by name; those that only a container keeps come last."""
         names = self._files.read_names()
         found = (self._files.read_record(digest, names) for digest in self._files.digests())
         return tuple(sorted(filter(None, found), key=lambda item: (not item.names, item.names, item.digest)))
@@ -91,7 +91,7 @@ class ImageStore:
     ) -> ImageRecord:
         """The image that a user means: a stored one, or a reference, which is imported if need be.
 
-        What is brought in is held for `holder` from its first moment on; a stored one is not.
+        An imported image is held for `holder` from the start; a stored one is not.
 
         A registry is asked only when nothing is stored under that name; `oci:` and archives are
         imported again when they have changed. Raises ImageError or ImageParseError.
@@ -118,7 +118,7 @@ class ImageStore:
         if record is None:
             raise ImageNotFound(
                 f"cannot find image {wanted.text}: it is not in the store",
-                hint=f"see `kata-runtime image ls`, or fetch it: kata-runtime image pull docker://{wanted.text}",
+                hint=f"see kata-runtime image ls, or pull it: kata-runtime image pull docker://{wanted.text}",
             )
         return record
 
@@ -127,7 +127,7 @@ class ImageStore:
         entry = names.get(name)
         return self._files.read_record(entry.digest, names) if entry else None
 
-    # -- bringing in
+    # -- import
 
     async def import_image(
         self,
@@ -138,15 +138,15 @@ class ImageStore:
         progress: Progress | None = None,
         holder: ContainerId | None = None,
     ) -> ImageRecord:
-        """Copy and unpack an image, and give it `name`, or one made from the reference.
+        """Copy and unpack an image, and name it `name`, or by the reference.
 
-        The same image under a second name costs nothing more. Raises ImageError or ImageParseError.
+        A second name for the same image costs nothing. Raises ImageError or ImageParseError.
         """
         reference = parse_image_ref(source)
         if isinstance(reference, StoredName):
             raise UsageError(
-                f"cannot import {source}: it does not say where from",
-                hint=f"write for example oci-archive:FILE, docker-archive:FILE or docker://{reference.text}",
+                f"cannot import {source}: it names no transport",
+                hint=f"use for example oci-archive:FILE, docker-archive:FILE or docker://{reference.text}",
             )
         chosen = parse_image_name(name).text if name is not None else None
         return await self._import(absolute(reference, cwd=Path.cwd()), chosen, access, progress, holder)
@@ -163,9 +163,7 @@ class ImageStore:
         """import_image() for `docker://` references."""
         reference = parse_image_ref(source)
         if isinstance(reference, StoredName) or reference.transport is not Transport.DOCKER:
-            raise UsageError(
-                f"cannot pull {source}: it names no registry", hint=f"write docker://HOST/NAME:TAG, not {source}"
-            )
+            raise UsageError(f"cannot pull {source}: it names no registry", hint="use docker://HOST/NAME:TAG")
         return await self.import_image(source, name, access=access, progress=progress, holder=holder)
 
     async def _import(
@@ -226,7 +224,7 @@ class ImageStore:
         progress: Progress | None,
         holder: ContainerId | None,
     ) -> ImageRecord:
-        """Unpack, unless somebody has, and give the name."""
+        """Unpack, unless that has been done, and set the name."""
         while True:
             if not self._files.image_dir(image.digest).exists():
                 await unpack(image, staging, what=entry.source, progress=progress)
@@ -235,7 +233,7 @@ class ImageStore:
             record = await self._commit(name, entry, staging, holder)
             if record is not None:
                 return record
-            # It was removed between our look and our lock. Then we unpack it ourselves.
+            # It was removed between the lookup and the lock: unpack it ourselves.
 
     async def _seal(self, staging: Staging, config: bytes, source: str) -> None:
         size_bytes = await finish(asyncio.to_thread(scan_disk_bytes, staging.rootfs))
@@ -244,8 +242,8 @@ class ImageStore:
     async def _commit(
         self, name: str, entry: NameEntry, staging: Staging | None, holder: ContainerId | None
     ) -> ImageRecord | None:
-        """Put the image of `staging`, if any, in place, name it, and hold it for `holder`, in one moment. None if it
-        is not there."""
+        """Move the image of `staging`, if any, to its place, name it, and hold it for `holder`, atomically. None if it
+        does not exist."""
         async with self._files.locked():
             if staging is not None:
                 self._files.adopt(entry.digest, staging)
@@ -261,7 +259,7 @@ class ImageStore:
         return record
 
     async def ensure_busybox(self, holder: ContainerId | None = None) -> ImageRecord:
-        """The image around the host's busybox; made when it is not there or the program has changed.
+        """The image around the host's busybox; made if it is missing or the program has changed.
 
         Quick otherwise: one stat and three small files. Raises ImageError without a static busybox.
         """
@@ -269,7 +267,7 @@ class ImageStore:
         stored = self._files.read_names().get(name)
         record = self._lookup(name)
         if stored is not None and record is not None and not program.exists():
-            log.warning("%s is gone; its image is used as it is", program)
+            log.warning("%s is missing; the existing image is used", program)
             return record
         stamp = busybox.busybox_stamp(program)
         if stored is not None and record is not None and stored.stamp == stamp:
@@ -287,20 +285,20 @@ class ImageStore:
         assert made is not None
         return made
 
-    # -- using and removing
+    # -- use and removal
 
     async def hold(self, digest: str, container_id: ContainerId) -> None:
-        """Say that a container uses the image, so that nothing removes it until release().
+        """Record that a container uses the image, so that it is kept until release().
 
-        Kept on disk: it outlives this process. Idempotent. Raises ImageNotFound if the image is gone.
+        This is on disk and outlives the process. Idempotent. Raises ImageNotFound if the image is gone.
         """
         async with self._files.locked():
             self._files.add_user(digest, container_id)
 
     async def root_disk(self, record: ImageRecord) -> Path:
-        """The image's files as a disk (plan/root_disk.py), to be used read-only; hold() the image before.
+        """The image's files as a disk (plan/root_disk.py), for read-only use; call hold() first.
 
-        Made for the first who asks; it goes with the image. Raises MissingProgram, ProcessFailed, ImageError.
+        Made at the first call; removed with the image. Raises MissingProgram, ProcessFailed, ImageError.
         """
         place = self._files.disk_path(record.digest)
         if place.exists():
@@ -318,7 +316,7 @@ class ImageStore:
         return place
 
     async def release(self, container_id: ContainerId) -> None:
-        """Forget a container; an image that nobody names or uses any more is removed. Idempotent."""
+        """Forget a container; an image without a name or another container is removed. Idempotent."""
         if not self.root.exists():
             return
         async with self._files.locked():
@@ -334,7 +332,7 @@ class ImageStore:
         access: Access = DEFAULT_ACCESS,
         progress: Progress | None = None,
     ) -> ImageRecord:
-        """resolve() and hold(): also when somebody removes a stored image in between."""
+        """resolve() and hold(), repeated if a stored image is removed in between."""
         for _ in range(ACQUIRE_ATTEMPTS - 1):
             record = await self.resolve(text, access=access, progress=progress, holder=container_id)
             try:
@@ -348,7 +346,7 @@ class ImageStore:
         return record
 
     async def remove(self, text: str) -> str:
-        """Remove a name, and the image with its last name once no container uses it. Returns the full name.
+        """Remove a name, and with its last name the image, once no container uses it. Returns the full name.
 
         Works on a full disk. Raises ImageNotFound or AmbiguousName.
         """
@@ -369,7 +367,7 @@ class ImageStore:
                 )
             if name is None or name not in names:
                 raise ImageNotFound(
-                    f"cannot remove image {text}: it is not in the store", hint="see `kata-runtime image ls`"
+                    f"cannot remove image {text}: it is not in the store", hint="see kata-runtime image ls"
                 )
             left = {key: entry for key, entry in names.items() if key != name}
             try:
@@ -378,7 +376,7 @@ class ImageStore:
             except OSError as exc:
                 if not is_full(exc):
                     raise
-                # No room for the new names: make some. A name without an image is as good as none.
+                # No space for the new file of names: free some. A name without an image counts as absent.
                 await finish(remove_trees(self._files.collect(left)))
                 self._files.write_names(left)
                 trash = []
@@ -387,7 +385,7 @@ class ImageStore:
 
 
 async def _default_name(reference: SkopeoReference, opened: SkopeoReference, staging: Staging) -> str:
-    """The one that a docker-archive brings along, or one made from the reference."""
+    """The name in a docker-archive, or one made from the reference."""
     if reference.transport is Transport.DOCKER_ARCHIVE and not reference.selector:
         tags = await archive_tags(opened, scratch=staging.scratch)
         if tags:
@@ -399,8 +397,8 @@ def _one_name(wanted: StoredName, names: Mapping[str, NameEntry]) -> str | None:
     found = find_name(wanted, names)
     if len({names[name].digest for name in found}) > 1:
         raise AmbiguousName(
-            f"cannot tell which image {wanted.text} is: it stands for {', '.join(found)}",
-            hint="write the whole name",
+            f"cannot tell which image {wanted.text} is: it may be {', '.join(found)}",
+            hint="use the full name",
         )
     return found[0] if found else None
 

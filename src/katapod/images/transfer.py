@@ -1,8 +1,8 @@
-"""From a source to an unpacked root file system: skopeo copies, umoci unpacks, bytes are counted meanwhile.
+"""From a source to an unpacked root file system: skopeo copies, umoci unpacks, with progress by bytes.
 
 skopeo checks every blob against its digest, and umoci every layer against the config's diff_id, so that a
 config digest names exactly one root file system. umoci applies whiteouts, keeps hard links, xattrs, owners,
-modes and times, and resolves every path within the rootfs, whatever `../` or symbolic links a layer holds.
+modes and times, and resolves every path within the rootfs, regardless of `../` and symbolic links in a layer.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ from katapod.model.image import (
 __all__ = ["Fetched", "Progress", "fetch", "open_archive", "scan_disk_bytes", "sync_tree", "unpack"]
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with the phase ("copy", "unpack"), the bytes done and the bytes in all, None if unknown."""
+"""Called with the phase ("copy", "unpack"), the bytes done and the total, None if unknown."""
 
 POLL_S = 0.1
 OUTPUT_TAIL = 16 * 1024
-LAST_WORDS_S = 1.0  # for what a program has said to be read when it has ended
+LAST_WORDS_S = 1.0  # to read the remaining output of a program that has ended
 GUNZIP_CHUNK = 1024 * 1024
 TAR, TAR_GZIP = "application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.v1.tar+gzip"
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -69,7 +69,7 @@ async def fetch(
 ) -> Fetched:
     """Copy an image into `staging.layout`. Raises ImageError.
 
-    Plain layers stay plain, since compressing what is unpacked next is lost time.
+    Uncompressed layers stay so: compressing what is unpacked next would waste time.
     """
     reference = what.reference
     flags = [*access.flags(reference, prefix="src-"), "--dest-oci-accept-uncompressed-layers"]
@@ -86,7 +86,7 @@ async def fetch(
             raise BrokenImage("it has no config")
         config_bytes = _read_blob(staging.layout, descriptor.digest)
         if f"sha256:{hashlib.sha256(config_bytes).hexdigest()}" != descriptor.digest:
-            raise BrokenImage("its config does not have the digest that it should have")
+            raise BrokenImage("the digest of its config is wrong")
         config = parse_image_config(config_bytes)
     except (BrokenImage, ImageParseError, FileNotFoundError) as exc:
         raise BrokenImage(f"cannot import {reference}: it is damaged, or is no container image ({exc})") from exc
@@ -94,9 +94,9 @@ async def fetch(
 
 
 async def open_archive(reference: SkopeoReference, staging: Staging) -> SkopeoReference:
-    """A gzip'ed docker-archive as a plain one in `staging`; everything else as it is.
+    """A gzip'ed docker-archive is decompressed to `staging`; everything else is returned as it is.
 
-    skopeo 1.9 (Debian 12) loses most of such an archive; xz, zstd and oci-archives it reads well.
+    skopeo 1.9 (Debian 12) loses most of such an archive; it reads xz, zstd and oci-archives correctly.
     """
     if reference.transport is not Transport.DOCKER_ARCHIVE or not _is_gzip(reference.location):
         return reference
@@ -156,7 +156,7 @@ async def _skopeo_copy(
 
 
 async def _transcode(staging: Staging, stall_timeout_s: float) -> None:
-    """zstd layers to gzip, which is all that umoci 0.4 reads."""
+    """Recompress zstd layers as gzip: umoci 0.4 does not read zstd."""
     compressed = staging.path / "zstd"
     os.rename(staging.layout, compressed)
     await _skopeo_copy(
@@ -172,7 +172,7 @@ async def _transcode(staging: Staging, stall_timeout_s: float) -> None:
 
 async def unpack(image: Fetched, staging: Staging, *, what: str, progress: Progress | None) -> None:
     """Unpack the layers in `staging.layout` to `staging.rootfs`. Raises ImageError."""
-    # The shell is there for the umask alone: a directory that no layer lists must not get the mode of ours.
+    # The shell only sets the umask: the mode of a directory that no layer lists must not depend on ours.
     argv = [
         *("sh", "-c", 'umask 022 && exec "$@"', "sh"),
         *(find_program("umoci", package="umoci"), "--log=error", "raw", "unpack"),
@@ -203,7 +203,7 @@ async def _run_watched(
     measure_pid: Callable[[int], int] | None = None,
     stall_timeout_s: float | None = None,
 ) -> None:
-    """Run a program to its end and count meanwhile; kill it when we are cancelled or nothing moves any more."""
+    """Run a program to its end and report progress; kill it on cancellation, or when there is no more progress."""
     loop = asyncio.get_running_loop()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     said = asyncio.create_task(_read_tail(read_end), name="read what it says")  # not a file: the disk may be full
@@ -243,7 +243,7 @@ async def _end(child: Child) -> None:
 
 
 async def _read_tail(fd: int) -> str:
-    """The end of what comes from a pipe, which is closed with it."""
+    """The tail of what comes from a pipe; closes the pipe."""
     reader, tail = asyncio.StreamReader(), b""
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
@@ -257,7 +257,7 @@ async def _read_tail(fd: int) -> str:
 
 
 def _reporter(progress: Progress | None, phase: str, total_bytes: int | None) -> Callable[[int | None], None]:
-    """Report never more than all and never less than before; None stands for the end."""
+    """Report no more than the total and no less than before; None stands for the end."""
     best = 0
 
     def report(done_bytes: int | None) -> None:
@@ -273,7 +273,7 @@ def _reporter(progress: Progress | None, phase: str, total_bytes: int | None) ->
 
 
 def measure_tree(path: Path) -> int:
-    """Sum of the sizes of the files below `path`; what vanishes meanwhile counts nothing."""
+    """Sum of the sizes of the files below `path`; files that vanish meanwhile do not count."""
     total_bytes = 0
     pending = [os.fspath(path)]
     while pending:
@@ -288,7 +288,7 @@ def measure_tree(path: Path) -> int:
 
 
 def scan_disk_bytes(path: Path) -> int:
-    """Disk space of a tree, hard links counted once, without following anything out of it."""
+    """Disk space of a tree: hard links count once, and no link is followed out of it."""
     total_bytes = 0
     seen: set[int] = set()
     pending = [os.fspath(path)]
@@ -307,12 +307,12 @@ def scan_disk_bytes(path: Path) -> int:
 
 
 async def sync_tree(path: Path) -> None:
-    """Bring the file system of `path` to disk: after a power cut an image is whole or not there (syncfs(2))."""
+    """Sync the file system of `path`: after a power failure an image is complete or absent (syncfs(2))."""
     await run(["sync", "-f", str(path)], timeout_s=None)
 
 
 def _position_in_layers(pid: int, layers: list[tuple[str, int]]) -> int:
-    """How far a process has read into the layer files, which it opens one after the other (proc(5), fdinfo)."""
+    """How far a process has read the layer files, which it opens one after another (proc(5), fdinfo)."""
     with contextlib.suppress(OSError, ValueError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             name = os.path.basename(os.readlink(f"/proc/{pid}/fd/{fd}"))
@@ -343,7 +343,7 @@ def _layer_magic(layout: Path, layer: Descriptor) -> bytes:
 
 
 def _correct_media_types(layout: Path) -> list[Descriptor]:
-    """Make the manifest say how each layer is compressed, and return the layers.
+    """Correct the manifest's compression types of the layers, and return the layers.
 
     skopeo 1.9 calls a plain layer of a docker-archive `tar+gzip`; umoci believes it and fails.
     """

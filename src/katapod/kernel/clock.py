@@ -1,4 +1,4 @@
-"""adjtime(3), and timerfd_create(2) as a bell that rings when somebody sets the clock.
+"""adjtime(3), and timerfd_create(2) as a notification that the clock has been set.
 
 Python has timerfd only from 3.13 on. Constants: linux/timerfd.h.
 """
@@ -31,15 +31,15 @@ def _check(result: int) -> int:
 
 
 def slew_clock(delta_us: int) -> None:
-    """Change the clock by so many microseconds, little by little: 500 a second. What a former call has left to do is
-    dropped. Raises OSError."""
+    """Slew the clock by so many microseconds, at 500 per second. The rest of an earlier call is dropped. Raises
+    OSError."""
     delta = _TimeValue(*divmod(delta_us, 1_000_000))
     _check(_libc.adjtime(ctypes.byref(delta), None))
 
 
 def open_clock_bell() -> int:
-    """A descriptor that becomes readable when the machine's clock is set, which a suspend does too. The caller's to
-    close, and to arm again after each time by ring_again. Raises OSError."""
+    """A descriptor that becomes readable when the machine's clock is set, also by a suspend. The caller closes it, and
+    re-arms it with ring_again after each time. Raises OSError."""
     fd = _check(_libc.timerfd_create(CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC))
     try:
         _arm(fd)
@@ -50,12 +50,12 @@ def open_clock_bell() -> int:
 
 
 def ring_again(fd: int) -> None:
-    """Take the bell's ring, and wait for the next. Raises OSError."""
+    """Consume the notification and re-arm the descriptor. Raises OSError."""
     try:
         os.read(fd, 8)
     except BlockingIOError:
         return
-    except OSError:  # ECANCELED: the clock was set, which is what we want to hear of
+    except OSError:  # ECANCELED: the clock was set, which is the notification
         pass
     _arm(fd)
 

@@ -1,4 +1,4 @@
-"""mount(2), umount2(2), and the calls on trees of mounts: open_tree, mount_setattr(2), move_mount.
+"""mount(2), umount2(2), and the calls on mount trees: open_tree, mount_setattr(2), move_mount.
 
 The flags are those of linux/mount.h. Mount trees need Linux 5.12.
 """
@@ -110,8 +110,8 @@ def _call(path: str, number: int, *arguments: object) -> int:
 
 
 def clone_tree(path: str, *, recursive: bool = True) -> int:
-    """Copy the mounts at and below `path` into a tree that is attached nowhere; the descriptor is the caller's
-    and holds it: the tree is gone when it is closed before attach_tree. Raises OSError."""
+    """Copy the mounts at and below `path` into a detached tree. The caller owns the descriptor, which holds the tree:
+    if it is closed before attach_tree, the tree is gone. Raises OSError."""
     flags = OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
     return _call(path, SYS_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
 

@@ -36,7 +36,7 @@ CARRIED_TYPES = (RTN_UNICAST, 6, 7, 8, 9)  # blackhole, unreachable, prohibit, t
 RT_TABLE_MAIN = 254
 RTPROT_KERNEL, RTPROT_STATIC = 2, 4
 NUD_PERMANENT = 0x80
-METRIC6 = 1024  # what the kernel gives an IPv6 route that asks for none
+METRIC6 = 1024  # what the kernel uses for an IPv6 route without a metric
 
 _NEW_LINK, _DEL_LINK, _GET_LINK = 16, 17, 18
 _NEW_ADDR, _DEL_ADDR, _GET_ADDR = 20, 21, 22
@@ -60,8 +60,8 @@ _U32 = struct.Struct("=I")
 
 
 class Link:
-    """An interface. `mac` is empty for one that has none; `kind` as ip-link(8) calls its type, empty for hardware.
-    `peer` is the index of a veth's other end, or of what a device stands on; `master` that of the bridge it is in."""
+    """An interface. `mac` is empty if it has none; `kind` is its type as in ip-link(8), empty for hardware.
+    `peer` is the index of a veth's other end, or of the lower device; `master` that of its bridge."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Link:
 
 class Address:
     """`peer` is empty where there is none; `broadcast` None means the subnet's last address, empty bytes none.
-    `flags` are IFA_F_*; `metric` is that of the route that the kernel makes, 0 for its own choice."""
+    `flags` are IFA_F_*; `metric` is that of the route that the kernel adds, 0 for its default."""
 
     def __init__(
         self,
@@ -124,9 +124,9 @@ class NextHop:
 
 
 class Route:
-    """A route of the main table that people make: unicast, or of a type that refuses. Empty bytes: no gateway, no
-    preferred source, the default destination (then `family` tells which). A gateway may be of the other family.
-    `metrics` are RTAX_* numbers with their values, without the MTU."""
+    """A route of the main table as administrators add them: unicast, or of a type that rejects. Empty bytes: no
+    gateway, no preferred source, the default destination (then `family` tells which). A gateway may be of the other
+    family. `metrics` are RTAX_* numbers with their values, without the MTU."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ def _family(address: bytes) -> int:
 
 
 class Netlink:
-    """One socket; every method is one request and raises OSError with what the kernel says of it."""
+    """One socket; every method is one request and raises OSError with the kernel's error."""
 
     def __init__(self) -> None:
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC)
@@ -219,7 +219,7 @@ class Netlink:
         mask: int = 0,
         tx_queue_len: int = 0,
     ) -> None:
-        """Change what is given, of the flags those of `mask`; a link that is up takes no other name."""
+        """Change what is given, and the flags in `mask`. A link that is up cannot be renamed."""
         flags = flags & mask | (IFF_UP if up else 0)
         change = mask | (IFF_UP if up is not None else 0)
         body = _LINK.pack(0, 0, index, flags, change)
@@ -235,12 +235,12 @@ class Netlink:
         self._ask(_DEL_LINK, _ACK, _LINK.pack(0, 0, index, 0, 0))
 
     def addresses(self, index: int = 0) -> list[Address]:
-        """Of one link, or of all."""
+        """Addresses of one link, or of all."""
         found = [_parse_address(body) for body in self._ask(_GET_ADDR, _DUMP, _ADDRESS.pack(0, 0, 0, 0, 0))]
         return [address for address in found if index in (0, address.index)]
 
     def add_address(self, address: Address) -> None:
-        """Without duplicate address detection: it can be used at once."""
+        """Without duplicate address detection: the address can be used at once."""
         self._ask(_NEW_ADDR, _ACK | _CREATE | _REPLACE, _address_body(address))
 
     def delete_address(self, address: Address) -> None:
@@ -249,12 +249,12 @@ class Netlink:
         self._ask(_DEL_ADDR, _ACK, body)
 
     def routes(self) -> list[Route]:
-        """The routes of the main table, both families, also those that the kernel made."""
+        """The routes of the main table, both families, including those that the kernel added."""
         found = (_parse_route(body) for body in self._ask(_GET_ROUTE, _DUMP, _ROUTE.pack(*[0] * 9)))
         return [route for route in found if route is not None]
 
     def add_route(self, route: Route, *, append: bool = False) -> None:
-        """In the place of one to the same destination with the same metric, or behind it."""
+        """Replace a route to the same destination with the same metric, or append to it."""
         self._ask(_NEW_ROUTE, _ACK | _CREATE | (_APPEND if append else _REPLACE), _route_body(route))
 
     def delete_route(self, route: Route) -> None:
@@ -280,7 +280,7 @@ class Netlink:
                 answers.append(data)
 
     def _messages(self) -> Iterator[tuple[int, bytes]]:
-        """What the kernel sends next, of our request."""
+        """The next messages that answer our request."""
         data = self._socket.recv(_RECEIVE_BYTES)
         while len(data) >= _HEADER.size:
             length, kind, _, sequence, _ = _HEADER.unpack_from(data)

@@ -1,4 +1,4 @@
-"""openat2(2): open what lies in a given directory, so that no link leads out of it."""
+"""openat2(2): open files below a given directory, without following links out of it."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
 
 
 def open_child(folder_fd: int, name: str) -> int:
-    """Open the directory `name` in another; the descriptor is the caller's.
+    """Open the directory `name` in another; the caller owns the descriptor.
 
     Raises OSError with `name`: also for a symbolic link (ENOTDIR) and for a mount point (EXDEV).
     """
@@ -46,6 +46,6 @@ def _open(folder_fd: int, path: str, flags: int, resolve: int) -> int:
         if fd >= 0:
             return fd
         error = ctypes.get_errno()
-        if error != 11:  # EAGAIN: a rename in the tree ran across the walk
+        if error != 11:  # EAGAIN: a rename in the tree raced with the lookup
             break
     raise OSError(error, os.strerror(error), path)

@@ -52,7 +52,7 @@ def setns(fd: int, kind: int) -> None:
 def add_secure_bits(bits: int) -> bool:
     """Set SECBIT_... of the calling thread, which a program that it executes inherits: capabilities(7).
 
-    Returns whether that was allowed: it takes CAP_SETPCAP.
+    Returns whether that was permitted: it requires CAP_SETPCAP.
     """
     have: int = _libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
     return have >= 0 and bool(_libc.prctl(PR_SET_SECUREBITS, have | bits, 0, 0, 0) == 0)
@@ -64,10 +64,10 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """In a child, before it executes its program: get SIGKILL when the parent's thread that forked us ends.
+    """In a child, before exec: request SIGKILL for when the parent's thread that forked it ends.
 
-    A parent that died before this call sends no signal any more; then the child ends here. Between fork and
-    exec nothing else may be done, so errors end the child as well.
+    A parent that died before this call sends no signal, so the child exits here in that case. Nothing else may be done
+    between fork and exec, so errors end the child as well.
     """
     if _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent_pid:
         os._exit(127)

@@ -1,4 +1,4 @@
-"""finit_module(2), reboot(2), swapon(2): system calls about the machine as a whole."""
+"""finit_module(2), reboot(2), swapon(2): system calls that concern the whole machine."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ def _check(result: int, path: str = "") -> None:
 def load_module(path: str, parameters: str = "") -> None:
     """Insert one module file; a compressed one is unpacked by the kernel.
 
-    Raises OSError with `path`; FileExistsError if the module is there already.
+    Raises OSError with `path`; FileExistsError if the module is already loaded.
     """
     flags = MODULE_INIT_COMPRESSED_FILE if path.endswith((".xz", ".zst", ".gz")) else 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -33,7 +33,7 @@ def load_module(path: str, parameters: str = "") -> None:
 
 
 def power_off() -> None:
-    """Switch the machine off at once: no process is asked, no file system is synced. Raises OSError."""
+    """Power off at once, without ending processes or syncing file systems. Raises OSError."""
     _check(_libc.reboot(ctypes.c_int(RB_POWER_OFF)))
 
 

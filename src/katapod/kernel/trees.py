@@ -1,7 +1,7 @@
-"""Trees of files that somebody else has shaped: removed and walked through, whatever is in them.
+"""Removal and traversal of file trees whose content is not trusted.
 
-No path is longer than one name, no symbolic link is followed and no mount point entered. A tree may be of any depth:
-nothing here recurses, and the number of open descriptors is the same for all.
+Paths are single names, symbolic links are not followed, and mount points are not entered. A tree may have any depth:
+nothing here recurses, and the number of open descriptors is constant.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: str, *, deadline: float | None = None) -> None:
-    """Remove what is at `path`, and all below it. Idempotent; others may remove or change the tree meanwhile.
+    """Remove `path` and everything below it. Idempotent; others may remove or change the tree meanwhile.
 
-    All that can be removed is, whatever cannot; then raises OSError, of the first that could not and with its name.
-    Raises TimeoutError once time.monotonic() has passed `deadline`; the next call goes on from there.
+    Removes as much as possible; then raises OSError for the first entry that could not be removed, with its name.
+    Raises TimeoutError once time.monotonic() has passed `deadline`; the next call continues from there.
     """
     try:
         top = os.open(path, _DIRECTORY)
@@ -43,7 +43,7 @@ def remove_tree(path: str, *, deadline: float | None = None) -> None:
         try:
             folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except NotADirectoryError:
-            return  # below what is no directory there is nothing
+            return  # there is nothing below what is not a directory
         try:
             _insist(lambda: os.unlink(path), folder, os.path.basename(path))
         finally:
@@ -60,8 +60,8 @@ def remove_tree(path: str, *, deadline: float | None = None) -> None:
 
 
 class _Removal:
-    """Empties the directory `top`. A directory in it that has directories of its own loses them to `top`: so the tree
-    becomes flat, and is never looked at deeper than two levels."""
+    """Empties the directory `top`. Directories found two levels down are moved up into `top`, so that the tree becomes
+    flat and is never visited deeper than two levels."""
 
     def __init__(self, top: int, deadline: float | None) -> None:
         self._top = top
@@ -74,7 +74,7 @@ class _Removal:
     def run(self) -> None:
         """Raises OSError."""
         idle = 0
-        while idle < IDLE_ROUNDS:  # what is moved to `top` may be seen in this round or in the next
+        while idle < IDLE_ROUNDS:  # what is moved to `top` may be seen in this pass or in the next
             self._changed, self._problem, empty = False, None, True
             with os.scandir(self._top) as entries:
                 for entry in entries:
@@ -85,11 +85,11 @@ class _Removal:
             if not self._changed and self._problem is not None:
                 raise self._problem
             idle = 0 if self._changed else idle + 1
-        raise OSError(errno.ENOTEMPTY, "what is listed in it cannot be found")
+        raise OSError(errno.ENOTEMPTY, "an entry that is listed in it cannot be found")
 
     def _remove(self, folder: int, entry: os.DirEntry[str], if_filled: Callable[[int, str], None]) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
-            raise TimeoutError(errno.ETIME, "there is too much to remove in the given time", entry.name)
+            raise TimeoutError(errno.ETIME, "it takes longer than the given time to remove", entry.name)
         try:
             if not entry.is_dir(follow_symlinks=False):
                 _insist(lambda: os.unlink(entry.name, dir_fd=folder), folder, entry.name)
@@ -103,7 +103,7 @@ class _Removal:
                     return
             self._changed = True
         except FileNotFoundError:
-            pass  # somebody else is at it too
+            pass  # another process is removing it too
         except OSError as exc:
             self._note(exc, entry.name)
 
@@ -119,7 +119,7 @@ class _Removal:
         try:
             os.rmdir(name, dir_fd=folder)
         except OSError as exc:
-            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the reason is known, or there is another round
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the reason is known, or there is another pass
                 raise
 
     def _move_up(self, folder: int, name: str) -> None:
@@ -134,7 +134,7 @@ class _Removal:
 
 
 def _insist(action: Callable[[], None], folder: int, name: str) -> None:
-    """Do it; if it is forbidden, once more without the flags that forbid it. Raises OSError."""
+    """Try `action`; if it is not permitted, clear the inode flags that may cause this and try again. Raises OSError."""
     try:
         action()
     except PermissionError:
@@ -145,7 +145,7 @@ def _insist(action: Callable[[], None], folder: int, name: str) -> None:
 
 
 def _clear_flags_of(folder: int, name: str) -> bool:
-    """Nothing but files and directories is opened: a device or a FIFO may do something then."""
+    """Only files and directories are opened: opening a device or a FIFO may have effects."""
     try:
         found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -166,7 +166,7 @@ def _clear_flags_of(folder: int, name: str) -> bool:
 
 
 def _clear_flags(fd: int) -> bool:
-    """Whether it was immutable or for appending only, and is no longer. Source: ioctl_iflags(2)."""
+    """Whether it was immutable or append-only, and is no longer. Source: ioctl_iflags(2)."""
     try:
         flags = int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))[:4], "little")
         if not flags & (FS_IMMUTABLE_FL | FS_APPEND_FL):
@@ -179,14 +179,14 @@ def _clear_flags(fd: int) -> bool:
 
 
 def walk_tree(path: str) -> Iterator[tuple[int, str]]:
-    """All that is below the directory `path`, as a descriptor of its parent and a name: children before their parent.
+    """Everything below the directory `path`, as (descriptor of the parent, name): children before their parent.
 
-    The descriptor is good until the next step. What appears meanwhile may be missed; who visits may remove what is
-    visited. Memory grows with the names of unvisited siblings on the way down. Raises OSError, also when a directory
-    on that way is moved elsewhere meanwhile.
+    The descriptor is valid until the next step. Entries that appear meanwhile may be missed; the caller may remove what
+    it visits. Memory grows with the names of unvisited siblings along the path. Raises OSError, also when a directory
+    on the path is moved meanwhile.
     """
     here = os.open(path, _DIRECTORY)
-    way: list[tuple[str, list[str], tuple[int, int]]] = []  # name, its unvisited siblings, and who their parent is
+    way: list[tuple[str, list[str], tuple[int, int]]] = []  # name, unvisited siblings, identity of the parent
     try:
         pending = _folders(here)
         while True:
@@ -205,7 +205,7 @@ def walk_tree(path: str) -> Iterator[tuple[int, str]]:
             name, pending, parent = way.pop()
             here = _replaced(here, os.open("..", _DIRECTORY, dir_fd=here))
             if _identity(here) != parent:
-                raise OSError(errno.ESTALE, "the directory was moved while it was walked through", name)
+                raise OSError(errno.ESTALE, "the directory was moved while it was traversed", name)
             yield here, name
     finally:
         os.close(here)

@@ -1,4 +1,4 @@
-"""monitor: `kata-monitor`, the door for metrics of all sandboxes of a host, and for people with a browser.
+"""monitor: `kata-monitor`, metrics of all sandboxes of a host for Prometheus, and a web page.
 
 Reads records and asks each sandbox's management socket; changes nothing.
 """

@@ -1,4 +1,4 @@
-"""One question to the management socket of a sandbox, and what may be wrong with its answer."""
+"""One request to the management socket of a sandbox, and the errors that can come of it."""
 
 from katapod.model.plain import plain
 from katapod.rpc.http import HttpError, get_http
@@ -9,9 +9,9 @@ ANSWER_MAX = 2 << 20  # bytes
 
 
 class AnswerError(Exception):
-    """No answer, or none that is of use; the text says why.
+    """No response, or an unusable one; the text says why.
 
-    `refused`: nobody listens there; `unknown`: it knows no such path.
+    `refused`: nothing listens there; `unknown`: the server has no such path.
     """
 
     def __init__(self, text: str, *, refused: bool = False, unknown: bool = False) -> None:
@@ -27,12 +27,12 @@ async def ask(path: str, target: str, limit_s: float) -> bytes:
     except TimeoutError:
         raise
     except (FileNotFoundError, ConnectionRefusedError) as exc:
-        raise AnswerError("nobody answers on its management socket", refused=True) from exc
+        raise AnswerError("nothing listens on its management socket", refused=True) from exc
     except BlockingIOError as exc:
-        raise AnswerError("too many wait for its management socket already") from exc
+        raise AnswerError("too many clients are waiting for its management socket") from exc
     except OSError as exc:
         raise AnswerError(f"its management socket: {exc.strerror or exc}") from exc
     except HttpError as exc:
         raise AnswerError(
-            plain(exc.text) or f"it answered with status {exc.status}", unknown=exc.status == 404
+            plain(exc.text) or f"it responded with status {exc.status}", unknown=exc.status == 404
         ) from exc

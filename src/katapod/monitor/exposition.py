@@ -1,7 +1,7 @@
 """Many sandboxes' Prometheus text as one: labels added, names changed, families together. Pure.
 
-Whole families go through one substitution each, since 30 sandboxes have tens of thousands of lines. All of it is linear
-in the text: a part of each sandbox's is its guest's.
+Each family takes one substitution, since 30 sandboxes have tens of thousands of lines. The time is linear in the text,
+part of which guests have written.
 """
 
 import re
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 __all__ = ["LINES_MAX", "Families", "Family", "label_text", "merge", "render"]
 
-LINES_MAX = 20_000  # of one sandbox; one of ours has some 600, and its guest may say 5,000 at most
+LINES_MAX = 20_000  # per sandbox; usually there are some 600, of which the guest may send 5,000 at most
 
 
 @dataclass(slots=True)
 class Family:
-    """`heads`: HELP and TYPE lines, and how many sandboxes have just these. `samples` of each sandbox."""
+    """`heads`: HELP and TYPE lines, with the number of sandboxes that have them. `samples`: of each sandbox."""
 
     heads: dict[str, int] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ _FOREIGN = re.compile(r"^(# (?:HELP|TYPE) )?(?=go_|process_)", re.MULTILINE)
 
 
 def label_text(labels: Mapping[str, str]) -> str:
-    """a="1",b="2", with what must be escaped."""
+    """a="1",b="2", escaped as needed."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
 
 
@@ -39,9 +39,9 @@ def _escaped(value: str) -> str:
 
 
 def merge(into: Families, text: str, labels: str, prefixes: Sequence[str] = ()) -> None:
-    """Add one sandbox's text; `labels` as label_text gives them. With `prefixes` only families that begin so.
+    """Add one sandbox's text; `labels` as from label_text. With `prefixes` only families whose names begin so.
 
-    One HELP and one TYPE are kept of each name, the first; lines beyond LINES_MAX are left out.
+    The first HELP and the first TYPE of each name are kept; lines beyond LINES_MAX are dropped.
     """
     if text.count("\n") > LINES_MAX:
         text = text[: -len(text.split("\n", LINES_MAX)[-1])]
@@ -54,7 +54,7 @@ def merge(into: Families, text: str, labels: str, prefixes: Sequence[str] = ()) 
     for head in [*_HEAD.finditer(text), None]:
         samples = text[at : head.start() if head else len(text)]
         if samples.strip():
-            # samples before any HELP or TYPE have the name of the first of them
+            # samples before any HELP or TYPE belong to the family of the first sample
             parts.setdefault(name or re.split(r"[{ \t]", samples.lstrip(), maxsplit=1)[0], []).append(samples)
         if head:
             name, at = head[2], head.end()
@@ -73,7 +73,7 @@ def _labelled(samples: str, labels: str) -> str:
 
 
 def render(families: Families) -> Iterable[str]:
-    """The text, by family. What most sandboxes say of a family is its HELP and TYPE: one that lies does not decide."""
+    """The text, by family, with the HELP and TYPE that most sandboxes have: a single one cannot forge them."""
     for family in families.values():
         yield max(family.heads, key=family.heads.__getitem__)
         yield from family.samples

@@ -1,6 +1,6 @@
 """All sandboxes of this host as they are now: found by their directories, asked side by side, each within a limit.
 
-One that hangs costs its own row and nothing else. Who asks while another does gets the same answer.
+One that hangs affects its own row only. Concurrent requests share one result.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SUMMARY_LIMIT_S = 2.0
 METRICS_LIMIT_S = 4.5  # Prometheus waits for 10 by default
 FRESH_S = 1.0
 EVENTS_MAX = 300
-RUST_ROOT = Path("/run/kata")  # where upstream's Rust shim has its sockets
+RUST_ROOT = Path("/run/kata")  # the sockets of upstream's Rust shim
 SOCKET = "shim-monitor.sock"
 POD_LABELS = {
     "cri_uid": "io.kubernetes.pod.uid",
@@ -37,7 +37,7 @@ POD_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sandbox on disk. `record` is None if another runtime owns it, or nobody can read it."""
+    """A sandbox on disk. `record` is None if another runtime owns it, or it cannot be read."""
 
     sandbox_id: str
     folder: Path
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def labels(self) -> dict[str, str]:
-        """As kata-monitor adds them to each sample."""
+        """The labels that are added to each sample."""
         known = self.record.labels if self.record is not None else {}
         return {"sandbox_id": self.sandbox_id} | {name: known.get(key, "") for name, key in POD_LABELS.items()}
 
@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True):
     state: str
     problem: str = ""
     created_at: float = 0.0  # seconds since the epoch; 0: not known
-    name: str = ""  # of the pod, with its namespace; or of the image
+    name: str = ""  # of the pod, with its namespace, or of the image
     image: str = ""
     accelerator: str = ""
     vcpus: int = 0
@@ -70,13 +70,13 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def without_secrets(row: Row) -> Row:
-    """What the metrics tell as well: no image, and no problem but those of this room's own words."""
+    """What the metrics show as well: no image, and only problems in our own words."""
     known = row.state in ("hangs", "lost")
     return msgspec.structs.replace(row, image="", problem=row.problem if known else "")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """`why` may quote the sandbox's error, and so its guest."""
+    """`why` may quote the sandbox's error, and so the guest."""
 
     at: float  # seconds since the epoch
     sandbox_id: str
@@ -116,7 +116,7 @@ class Fleet:
     def _record(
         self, path: Path, known: dict[Path, tuple[tuple[int, int], SandboxRecord | None]]
     ) -> SandboxRecord | None:
-        """Parsed once for each time that it is written: it is replaced then."""
+        """Parsed once per version of the file, which is replaced when it is written."""
         try:
             status = os.stat(path)
             mark = (status.st_ino, status.st_mtime_ns)
@@ -156,7 +156,7 @@ class Fleet:
         except TimeoutError:
             return _hanging(entry)
         except msgspec.DecodeError:
-            return _row_of(entry, _state_of(record), "its answer is not one that is known here")
+            return _row_of(entry, _state_of(record), "its response cannot be parsed")
         except AnswerError as exc:
             return self._without_answer(entry, exc)
         if use.vmm_state in ("T", "t"):
@@ -170,7 +170,7 @@ class Fleet:
                 return _row_of(entry, "lost", "the process that ran it was killed")
             if record.state is State.CREATING or record.pooled:
                 return _row_of(entry, _state_of(record), "")
-        why = "it tells no more: it was started by another version, or runtime" if exc.unknown else str(exc)
+        why = "no details: it was started by another version or runtime" if exc.unknown else str(exc)
         return _row_of(entry, _state_of(record), why)
 
     def _note_changes(self) -> None:
@@ -186,7 +186,7 @@ class Fleet:
 
 
 def _hanging(entry: Entry) -> Row:
-    return _row_of(entry, "hangs", "it does not answer")
+    return _row_of(entry, "hangs", "it does not respond")
 
 
 def _state_of(record: SandboxRecord | None) -> str:

@@ -1,4 +1,4 @@
-"""`kata-monitor`: from the command line to its end."""
+"""`kata-monitor`: the program."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ LEVELS = {
 
 
 class ListenError(Exception):
-    """The address cannot be had."""
+    """Cannot listen on the address."""
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"kata-monitor: {exc}\n  hint: kata-monitor --help", file=sys.stderr)
         return 2
     if options.help or options.version:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `--help | head`: nothing is to be undone, nor to be said
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `--help | head`: nothing to undo or to report
     if options.help:
         print(USAGE, end="")
         return 0
@@ -54,7 +54,7 @@ def main() -> int:
         print(f" Git commit:\tunknown\n OS/Arch:\tlinux/{machine}")
         return 0
     if os.geteuid() != 0:
-        print("kata-monitor: cannot read the sandboxes of this host: they are for root alone", file=sys.stderr)
+        print("kata-monitor: cannot read the sandboxes of this host: only root may", file=sys.stderr)
         print("  hint: run it as root", file=sys.stderr)
         return 1
     if options.link:
@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def _print_link(address: Address) -> int:
-    """Of the page with the token: for root, who can read it anyhow."""
+    """Print the link to the page, with the token, for root, who can read the token anyway."""
     from katapod.monitor.token import link_of, read_token
 
     try:
@@ -84,7 +84,7 @@ def _print_link(address: Address) -> int:
 
 
 def _token() -> str:
-    """Empty if there can be none: then nobody sees what is for root."""
+    """The token; empty if it cannot be made: then nobody sees what only root may."""
     from katapod.monitor.token import read_token
 
     try:
@@ -95,7 +95,7 @@ def _token() -> str:
 
 
 async def _serve(options: Options) -> int:
-    """Until a signal: 0 after SIGTERM, 130 after Ctrl-C. 141 at once if nobody reads the address."""
+    """Serve until a signal; returns 0 after SIGTERM, 130 after Ctrl-C, 141 at once if nobody reads the address."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
@@ -107,7 +107,7 @@ async def _serve(options: Options) -> int:
         loop.add_signal_handler(number, end, status)
     async with running_monitor(options.address, token=_token()) as address:
         if not address.is_loopback:
-            log.warning("%s can be reached from outside: whoever does can read about all sandboxes", address)
+            log.warning("%s is reachable from outside: anyone who connects can read about all sandboxes", address)
         try:
             print(f"kata-monitor: http://{address}/", flush=True)
         except BrokenPipeError:
@@ -118,9 +118,9 @@ async def _serve(options: Options) -> int:
 
 @asynccontextmanager
 async def running_monitor(address: Address, layout: "Layout | None" = None, *, token: str) -> AsyncIterator[Address]:
-    """Serve while the block runs; yields the address with the port that was found if 0 was asked for.
+    """Serve while the block runs; yields the address, with the actual port if 0 was asked for.
 
-    `layout`: tests move the sandboxes. Raises ListenError.
+    `layout`: another place for the sandboxes, for tests. Raises ListenError.
     """
     from katapod.model import layout as where
     from katapod.monitor.fleet import Fleet
@@ -147,6 +147,6 @@ def _listen(address: Address) -> socket.socket:
         )[0]
         return socket.create_server(where[:2], family=kind, backlog=64)
     except OSError as exc:
-        # create_server adds to the text; what comes of names has negative numbers of its own
+        # create_server adds to the text; getaddrinfo has negative error numbers of its own
         why = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc.strerror or exc
         raise ListenError(f"cannot listen on {address}: {why}") from exc

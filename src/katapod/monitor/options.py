@@ -12,10 +12,10 @@ usage: kata-monitor [-listen-address HOST:PORT] [-log-level LEVEL] [-runtime-end
 
 Serve the metrics of all sandboxes of this host for Prometheus, and a web page that shows them, until Ctrl-C.
 
-  -listen-address HOST:PORT  where to answer (default 127.0.0.1:8090; :8090 is every address of the host, and then
-                             anybody who reaches it can read)
+  -listen-address HOST:PORT  where to listen (default 127.0.0.1:8090; :8090 is every address of the host, and then
+                             anyone who reaches it can read)
   -log-level LEVEL           trace, debug, info, warn, error, fatal or panic (default info)
-  -runtime-endpoint SOCKET   accepted, since Kata's has it; names of pods come from the sandboxes themselves
+  -runtime-endpoint SOCKET   accepted for compatibility and ignored; sandboxes know the names of their pods
   --link                     print the page's address with the token that shows commands, errors and consoles, and
                              exit; without it the page shows figures, as /metrics does
   --version, version         print the version
@@ -61,11 +61,11 @@ def parse_address(text: str) -> Address:
     """HOST:PORT, [IPV6]:PORT or :PORT. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise UsageError(f"cannot listen on {text!r}: give HOST:PORT, as {DEFAULT_ADDRESS}")
+        raise UsageError(f"cannot listen on {text!r}: use HOST:PORT, for example {DEFAULT_ADDRESS}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise UsageError(f"cannot listen on {text!r}: an IPv6 address stands in brackets, as [::1]:8090")
+        raise UsageError(f"cannot listen on {text!r}: put an IPv6 address in brackets, for example [::1]:8090")
     return Address(host, int(port))
 
 
@@ -80,7 +80,7 @@ def parse_options(words: list[str]) -> Options:
         word = rest.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or word.strip("-") == "":
-            raise UsageError(f"there is no command {word!r}: kata-monitor takes flags only")
+            raise UsageError(f"unknown command {word!r}: kata-monitor takes flags only")
         if name in ("h", "help"):
             wants_help = True
         elif name in ("version", "v"):
@@ -88,7 +88,7 @@ def parse_options(words: list[str]) -> Options:
         elif name == "link":
             link = True
         elif name not in found:
-            raise UsageError(f"there is no flag {word}")
+            raise UsageError(f"unknown flag {word}")
         else:
             if not equals:
                 if not rest:
@@ -96,6 +96,6 @@ def parse_options(words: list[str]) -> Options:
                 value = rest.pop(0)
             found[name] = value
     if found["log-level"] not in LEVELS:
-        raise UsageError(f"cannot log at level {found['log-level']!r}: levels are {', '.join(LEVELS)}")
+        raise UsageError(f"unknown log level {found['log-level']!r}: use {', '.join(LEVELS)}")
     address = parse_address(found["listen-address"])
     return Options(address, found["log-level"], found["runtime-endpoint"], link, version, wants_help)

@@ -1,7 +1,7 @@
-"""The paths of kata-monitor: upstream's for Prometheus, and the page with its data. Read-only.
+"""The paths that kata-monitor serves: upstream's for Prometheus, and the page with its data. Read-only.
 
-A browser may be made to ask here by any page that it shows: so nothing changes anything, and on a loopback address
-only names of this host are answered to (a foreign name that resolves to 127.0.0.1 is an attack).
+Any page that a browser shows can make it send requests here: so no request changes anything, and on a loopback address
+the Host header must name this host (a foreign name that resolves to 127.0.0.1 is DNS rebinding).
 """
 
 import asyncio
@@ -54,12 +54,12 @@ SAFETY = {
     "Cache-Control": "no-store",
 }
 PROFILE_HINT = """\
-kata-monitor and Katapod's shims are Python programs: there is no pprof. What takes its place:
-  py-spy top --pid PID, py-spy dump --pid PID   what a process does now (py-spy is a package of PyPI)
-  /debug/tracemalloc                            what takes kata-monitor's memory, if run with -log-level trace
+kata-monitor and Katapod's shims are Python programs without pprof. Use instead:
+  py-spy top --pid PID, py-spy dump --pid PID   what a process is doing (py-spy is a package on PyPI)
+  /debug/tracemalloc                            kata-monitor's memory allocations, if run with -log-level trace
 """
 FOR_ROOT = """\
-this is for root of the host alone. Open the address that kata-monitor --link prints, or send its token:
+only root of the host may see this. Open the address that kata-monitor --link prints, or send its token:
   curl -H "Authorization: Bearer $(cat /run/kata-monitor/token)" ...
 """
 ENDPOINTS = {
@@ -67,12 +67,12 @@ ENDPOINTS = {
     "/sandboxes": "the sandboxes of this host",
     "/agent-url": "the address of a sandbox's agent: sandbox=ID",
     "/api/sandboxes": "what the page shows, as JSON; images and errors with the token of kata-monitor --link",
-    "/debug/tracemalloc": "what takes memory in kata-monitor",
+    "/debug/tracemalloc": "memory allocations of kata-monitor",
 }
 
 
 class MonitorService:
-    """`token` is what shows that a client is root's; without one nobody is."""
+    """`token` proves that a client is root's; if it is empty, no client is."""
 
     def __init__(self, layout: Layout, fleet: Fleet, address: Address, token: str) -> None:
         self._token = token
@@ -107,7 +107,7 @@ class MonitorService:
         if route is None:
             if request.path.startswith("/debug/"):
                 raise HttpError(404, PROFILE_HINT)
-            raise HttpError(404, f"there is nothing at {request.path[:200]}; what there is: {', '.join(ENDPOINTS)}\n")
+            raise HttpError(404, f"there is nothing at {request.path[:200]}; endpoints: {', '.join(ENDPOINTS)}\n")
         return _packed(request, await route(request))
 
     def _check_host(self, request: Request) -> None:
@@ -116,7 +116,7 @@ class MonitorService:
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
         if name and not Address(name.strip("[]").lower(), 0).is_loopback and name != self._address.host:
-            raise HttpError(403, f"kata-monitor listens on {self._address} and does not answer to that name")
+            raise HttpError(403, f"kata-monitor listens on {self._address} and is not known by that name")
 
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -142,13 +142,14 @@ class MonitorService:
         return Response(body, content_type=METRICS_TYPE)
 
     async def _all_metrics(self, prefixes: list[str]) -> bytes:
-        """A sandbox that does not answer is left out, and counted. Own metrics only without `prefixes`."""
+        """A sandbox that does not respond is left out and counted. kata-monitor's own metrics only without
+        `prefixes`."""
         entries = [entry for entry in self._fleet.entries() if os.path.exists(entry.socket)]
         answers = await ask_together([self._try(entry) for entry in entries])
         self._failed += answers.count(None)
         own = "" if prefixes else self._own_metrics(len(entries))
         texts = [(answer, label_text(entry.labels)) for entry, answer in zip(entries, answers, strict=True) if answer]
-        return await asyncio.to_thread(_merged, own, texts, prefixes)  # others are answered meanwhile
+        return await asyncio.to_thread(_merged, own, texts, prefixes)  # let other requests proceed
 
     def _own_metrics(self, count: int) -> str:
         return "".join(
@@ -250,7 +251,7 @@ class MonitorService:
         return _json(_Detail(time.time(), await self._fleet.row(entry), events, record, whole=True))
 
     async def _api_console(self, request: Request) -> Response:
-        """The end of what the guest wrote to its console: text, without what would control a terminal."""
+        """The tail of the guest's console, without terminal control sequences."""
         self._need_root(request)
         entry = self._entry(request)
         try:
@@ -265,7 +266,7 @@ class MonitorService:
     async def _api_picture(self, request: Request) -> Response:
         self._need_root(request)
         entry = self._entry(request)
-        # heavy, and only who looks at a picture needs it
+        # large, and needed only for pictures
         from katapod.plan.picture import render_picture
         from katapod.sandbox.inspection import collect_facts
 
@@ -303,7 +304,7 @@ class _Detail(msgspec.Struct):
 
 
 def _recorded(record: SandboxRecord | None) -> list[Event]:
-    """What the record tells of the past."""
+    """Past events, from the record."""
     if record is None:
         return []
     name = record.sandbox_id
@@ -337,7 +338,7 @@ def _web_file(name: str) -> bytes:
 
 
 def _packed(request: Request, response: Response) -> Response:
-    """gzip where the client takes it and it is worth it."""
+    """Compressed by gzip if the client accepts that and it pays."""
     accepted = {part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")}
     if len(response.body) < GZIP_LEAST or "gzip" not in accepted:
         return response

@@ -1,4 +1,4 @@
-"""Many questions side by side, where the slowest must not hold up all."""
+"""Concurrent requests, of which the slowest must not delay all."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ _Answer = TypeVar("_Answer")
 async def ask_together(
     questions: Sequence[Coroutine[Any, Any, _Answer]], *, grace_s: float = GRACE_S
 ) -> list[_Answer | None]:
-    """The answers in the order of `questions`; None for those that came too late.
+    """The results in the order of `questions`; None for those that came too late.
 
-    When half have answered, the others may take as long again, or `grace_s` if that is more. So a loaded host has the
-    time that it needs, and the few that hang or are made slow on purpose have no more than that. The limit of each
-    question is its own, and holds too.
+    When half have finished, the others may take as long again, or `grace_s` if that is more: a loaded host gets the
+    time it needs, while a few that hang or are slow on purpose get no more than that. The limits of the questions
+    themselves apply too.
     """
     tasks = [asyncio.create_task(question, name="question") for question in questions]
     began = time.monotonic()

@@ -1,7 +1,6 @@
-"""The token with which kata-monitor shows what is for root alone. It lies in a file that only root can read.
+"""The token for what kata-monitor shows to root only. It is in a file that only root can read.
 
-/run/vc/sbs, where all of it comes from, has mode 0700; an address of the loopback has none, and all users of the host
-reach it.
+/run/vc/sbs, the source of that data, has mode 0700, whereas every user of the host can connect to a loopback address.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ BEARER = "Bearer "
 
 
 def read_token(path: Path = TOKEN_FILE) -> str:
-    """The token of this host, which is made when it is first asked for and stays until the host starts anew.
+    """The token of this host, made at the first call and kept until the host reboots.
 
     Raises OSError.
     """
@@ -30,7 +29,7 @@ def read_token(path: Path = TOKEN_FILE) -> str:
     try:
         with open(fd, "w") as handle:
             handle.write(secrets.token_urlsafe(24) + "\n")
-        with contextlib.suppress(FileExistsError):  # another was faster
+        with contextlib.suppress(FileExistsError):  # another process was faster
             os.link(fresh, path)
     finally:
         os.unlink(fresh)
@@ -38,7 +37,7 @@ def read_token(path: Path = TOKEN_FILE) -> str:
 
 
 def _content(path: Path) -> str:
-    """Raises OSError: also for a file that others could read, or have written."""
+    """Raises OSError, also for a file that others can read or have written."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd) as handle:
         status = os.fstat(fd)
@@ -48,11 +47,11 @@ def _content(path: Path) -> str:
 
 
 def is_given(token: str, authorization: str) -> bool:
-    """Whether the header Authorization has the token, which is not empty. Source: RFC 6750, section 2.1."""
+    """Whether the Authorization header has the token, which is not empty. Source: RFC 6750, section 2.1."""
     given = authorization.removeprefix(BEARER).strip()
     return bool(token) and authorization.startswith(BEARER) and hmac.compare_digest(given.encode(), token.encode())
 
 
 def link_of(address: str, token: str) -> str:
-    """The page's address with the token, which a browser keeps to itself: what stands behind # is not sent."""
+    """The page's address with the token, as the fragment (#...), which browsers do not send."""
     return f"http://{address}/#token={token}"

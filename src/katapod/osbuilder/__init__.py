@@ -4,11 +4,10 @@
     read_recipe(FILE)  ->  what is added to it
     prune_images(DIRECTORY)  ->  the images that were removed
 
-`plan.guest_image` decides what goes in; `facts`, `guest_python`,
-`node_files` and `packages` look at the node; `stage` lays the files
-out and has dracut pack them; `vmlinux` takes the kernel out of its bzImage; `cache` keeps the finished
-images; `build` is the order of these steps. Entered by cli/ only. Knows nothing of sandboxes; how an image is
-proven by a boot is handed in.
+`plan.guest_image` decides on the content; `facts`, `guest_python`, `node_files` and `packages` inspect the node;
+`stage` lays out the files and has dracut pack them; `vmlinux` extracts the kernel from its bzImage; `cache` keeps the
+finished images; `build` runs these steps. Used by cli/ only. Knows nothing about sandboxes: the caller passes in how to
+test-boot an image.
 """
 
 from katapod.osbuilder.build import ImageRequest, Progress, Prove, build_guest_image

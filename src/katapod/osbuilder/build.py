@@ -1,4 +1,4 @@
-"""Build the guest image: collect, plan, stage, pack, prove by a boot, switch the links."""
+"""Build the guest image: collect, plan, stage, pack, test-boot, switch the links."""
 
 import errno
 import inspect
@@ -37,25 +37,25 @@ from katapod.plan.guest_image import plan_guest_image
 __all__ = ["ImageRequest", "Progress", "Prove", "build_guest_image"]
 
 Prove = Callable[[Path, Path], Awaitable[None] | None]
-"""Boots (kernel, initrd) and raises if the agent does not answer."""
+"""Boots (kernel, initrd); raises if the agent does not answer."""
 
 Progress = Callable[[str, float], None]
-"""Told before each step: its name, and the part of the whole that is done, 0.0 to 1.0."""
+"""Called before each step with its name and the fraction that is done, 0.0 to 1.0."""
 
 SPACE_NEEDED = 300 * 1024 * 1024  # bytes: vmlinux, bzImage, staged files, dracut's copy of them, initrd
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What to build. The defaults are what `kata-runtime image build` does."""
+    """What to build. The defaults are those of `kata-runtime image build`."""
 
     cache_dir: Path = Path("/var/cache/kata-containers")
     kernel: str | None = None
-    """Path or version; None: the newest that is installed."""
+    """Path or version; None: the newest installed one."""
     compress: str = "lz4"
     """lz4, zstd, gzip or none. lz4 boots fastest: docs/adr/0004-guest-image.md."""
     packages: tuple[str, ...] = ("katapod.agent",)
-    """Python packages that go into the guest whole, with all that they import."""
+    """Python packages to include in full, with everything that they import."""
     entry_point: str = "katapod.agent.main:main"
     """What the guest's init runs."""
     source_root: Path = Path(katapod.__file__).parent.parent
@@ -77,14 +77,14 @@ class ImageRequest:
 async def build_guest_image(
     request: ImageRequest, *, prove: Prove, progress: Progress = lambda step, done: None
 ) -> BuiltImage:
-    """Return the guest image of `request`, built if anything that it is made of has changed.
+    """Return the guest image of `request`, built if any of its inputs has changed.
 
-    Builders in one cache directory take turns. `prove` boots the finished image, before it takes the place of
-    the former one. Raises OsbuilderError, MissingProgram or ModuleMissing; then the former image stays in
-    use, and nothing of the failed build is left, as after a cancellation.
+    Builders in one cache directory take turns. `prove` boots the finished image before it replaces the previous one.
+    Raises OsbuilderError, MissingProgram or ModuleMissing; then, as after a cancellation, the previous image stays in
+    use and nothing of the failed build is left.
     """
     if request.compress != "none" and request.compress not in COMPRESSORS:
-        raise OsbuilderError(f"cannot compress the initrd by {request.compress}: only {', '.join(COMPRESSORS)}, none")
+        raise OsbuilderError(f"cannot compress the initrd by {request.compress}: use {', '.join(COMPRESSORS)} or none")
     progress("look at this node", 0.0)
     kernel = find_kernel(request.kernel, system_root=request.system_root)
     index = read_module_index(kernel)
@@ -147,7 +147,7 @@ def _up_to_date(request: ImageRequest, kernel_version: str, key: str) -> BuiltIm
     image = current_image(cache_dir, request.flavour)
     if image is not None and image.key == key:
         return image
-    # Built and proven before; the links went to another kernel's image since.
+    # Built and proven before; the links have been moved to another kernel's image since.
     image = read_image(cache_dir / IMAGES / directory_name(kernel_version, request.flavour))
     if image is not None and image.key == key:
         switch_links(cache_dir, image)
@@ -158,7 +158,7 @@ def _up_to_date(request: ImageRequest, kernel_version: str, key: str) -> BuiltIm
 def _kernel_files(
     request: ImageRequest, kernel: InstalledKernel, directory: Path
 ) -> tuple[list[Path], tuple[str, ...]]:
-    """The kernel files to try, best first. A file of our own, since the installed one may be upgraded away."""
+    """The kernel files to try, best first. They are copies, since an upgrade may remove the installed file."""
     candidates: list[Path] = []
     notes: tuple[str, ...] = ()
     if request.direct_boot:
@@ -179,7 +179,7 @@ def _kernel_files(
 async def _prove_one(
     candidates: list[Path], initrd: Path, prove: Prove, progress: Progress
 ) -> tuple[Path, tuple[str, ...]]:
-    """The first kernel file that boots, and why those before it did not."""
+    """The first kernel file that boots, and why the ones before it did not."""
     failures: list[tuple[Path, KatapodError]] = []
     for kernel in candidates:
         progress(f"prove it by a boot ({kernel.name})", 0.75 + 0.1 * len(failures))
@@ -199,10 +199,10 @@ async def _prove_one(
 
 @contextmanager
 def _space_checked(cache_dir: Path) -> Iterator[None]:
-    """Turn a full file system into SpaceMissing, before the build if it can be foreseen.
+    """Report a full file system as SpaceMissing, before the build if that is foreseeable.
 
-    Programs that fail for want of space do not say so in a way to act on; so any failure counts as that
-    if, with the build's own files gone again, there is less room than it needs.
+    Programs do not report lack of space in a uniform way; so any failure counts as one if there is less space than a
+    build needs once its own files have been removed.
     """
 
     def error() -> SpaceMissing:
@@ -229,7 +229,7 @@ def _space_checked(cache_dir: Path) -> Iterator[None]:
 
 
 def _host_id() -> str:
-    """ID of os-release, which names the image's file as the walkthrough's "rhcos"-kata-... does."""
+    """ID of os-release(5), used in the image's file name like "rhcos" in Kata's rhcos-kata-...."""
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         if os.path.isfile(path):
             for line in Path(path).read_text().splitlines():

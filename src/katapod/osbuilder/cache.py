@@ -5,12 +5,12 @@
     CACHE/osbuilder-images/current -> KERNELVERSION
     CACHE/osbuilder-images/KERNELVERSION/{ID-kata-KERNELVERSION.initrd, vmlinux, manifest.json, kernel, initrd}
 
-The systemd flavour has links and a directory of its own (kata-containers-initrd-systemd.img, current-systemd,
-KERNELVERSION+systemd), so that both flavours can be there.
+The systemd flavour has its own links and directory (kata-containers-initrd-systemd.img, current-systemd,
+KERNELVERSION+systemd), so that both flavours can coexist.
 
-Users open the two links. They go through one link more, so that a single rename switches kernel and initrd
-together: a crash never leaves a new kernel with an old initrd. An image of the same kernel version is
-exchanged as a whole directory, which Linux does atomically.
+Users open the two links. These lead through a third one, so that a single rename switches kernel and initrd together: a
+crash never leaves a new kernel with an old initrd. An image of the same kernel version is exchanged as a whole
+directory, which Linux does atomically.
 """
 
 import asyncio
@@ -65,9 +65,9 @@ class Manifest:
     initrd: str
     initrd_size: int
     pvh: bool
-    notes: tuple[str, ...]  # what the image goes without, and why
+    notes: tuple[str, ...]  # what the image lacks, and why
     flavour: Flavour = "agent"
-    recipe: str = ""  # path of the recipe it was built by; empty: none
+    recipe: str = ""  # path of its recipe; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,11 @@ class BuiltImage:
     kernel_version: str
     key: str
     size: int  # bytes of the initrd
-    pvh: bool  # kernel is an ELF file for direct boot; otherwise a bzImage
+    pvh: bool  # the kernel is an ELF file for direct boot; otherwise a bzImage
     notes: tuple[str, ...] = ()
     flavour: Flavour = "agent"
     recipe: str = ""
-    fresh: bool = False  # made by this call; False: it was up to date
+    fresh: bool = False  # built by this call; False: it was up to date
 
 
 def directory_name(kernel_version: str, flavour: Flavour) -> str:
@@ -102,15 +102,15 @@ def list_images(cache_dir: Path) -> list[BuiltImage]:
 
 
 def remove_image(cache_dir: Path, image: BuiltImage) -> None:
-    """Remove an image that no link names. Only with the lock held."""
+    """Remove an image that no link points to. Call with the lock held."""
     directory = image.kernel.parent
-    aside = directory.with_name(_WORK_PREFIX + directory.name)  # a builder removes it if we do not come to it
+    aside = directory.with_name(_WORK_PREFIX + directory.name)  # the next builder removes it if we fail to
     directory.rename(aside)
     shutil.rmtree(aside)
 
 
 def current_image(cache_dir: Path, flavour: Flavour = "agent") -> BuiltImage | None:
-    """The image that the links of `flavour` point to, or None if there is none, or it is incomplete."""
+    """The image that the links of `flavour` point to; None if there is none or it is incomplete."""
     kernel, initrd = cache_dir / kernel_link(flavour), cache_dir / initrd_link(flavour)
     try:
         directory = kernel.resolve(strict=True).parent
@@ -125,7 +125,7 @@ def current_image(cache_dir: Path, flavour: Flavour = "agent") -> BuiltImage | N
 
 
 def read_image(directory: Path) -> BuiltImage | None:
-    """The image in `directory`, or None if its manifest or a file is missing, broken or of another size."""
+    """The image in `directory`; None if its manifest or a file is missing, broken or of the wrong size."""
     try:
         with (directory / "manifest.json").open("rb") as handle:
             raw = json.loads(handle.read(MANIFEST_MAX))
@@ -152,7 +152,7 @@ def read_image(directory: Path) -> BuiltImage | None:
 
 @asynccontextmanager
 async def locked_cache(cache_dir: Path) -> AsyncIterator[None]:
-    """Be the only builder in `cache_dir`; wait for another one to end."""
+    """Be the only builder in `cache_dir`; waits for a running one to finish."""
     images = cache_dir / IMAGES
     try:
         images.mkdir(parents=True, exist_ok=True)
@@ -173,9 +173,9 @@ async def locked_cache(cache_dir: Path) -> AsyncIterator[None]:
 
 @contextmanager
 def work_directory(cache_dir: Path) -> Iterator[Path]:
-    """A directory beside the images for the build; gone at the end. Removes what a killed builder left.
+    """A temporary directory for the build, beside the images. Also removes what a killed builder left.
 
-    Only with the lock held: then no other builder's directory can be there.
+    Call with the lock held: then no directory of a running builder can be there.
     """
     images = cache_dir / IMAGES
     for stale in images.glob(f"{_WORK_PREFIX}*"):
@@ -210,7 +210,7 @@ def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltI
 
 
 def switch_links(cache_dir: Path, image: BuiltImage) -> None:
-    """Make the links of `cache_dir` for the image's flavour name `image`, in one rename."""
+    """Point the links of `cache_dir` for the image's flavour to `image`, by one rename."""
     images = cache_dir / IMAGES
     current = "current" if image.flavour == "agent" else f"current-{image.flavour}"
     _replace_link(images / current, image.kernel.parent.name)
@@ -238,7 +238,7 @@ def _exchange(one: Path, other: Path) -> None:
     error = ctypes.get_errno()
     if error not in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
         raise OSError(error, os.strerror(error), str(other))
-    # A file system without the exchange: a moment without an image is the best that is left.
+    # The file system does not support the exchange: a moment without an image cannot be avoided.
     aside = one.with_name(one.name + ".former")
     other.rename(aside)
     one.rename(other)

@@ -1,11 +1,11 @@
-"""Take a shared library out of what an ELF file asks the dynamic loader for.
+"""Remove a needed shared library (DT_NEEDED) from an ELF file.
 
-Distributions link for every use; the guest has one. crun is linked with libsystemd (and so with libgcrypt,
-liblzma, ...) to talk to systemd, which is not in the guest; protobuf's C core names libstdc++ and uses nothing
-of it. Resolving them costs each start of crun more time than crun itself takes. docs/adr/0004-guest-image.md.
+Distributions link for every use case; the guest has one. crun is linked with libsystemd (and so with libgcrypt,
+liblzma, ...) to talk to systemd, which is not in the guest; protobuf's C core needs libstdc++ by name only. Loading
+them takes longer than crun itself at each start. docs/adr/0004-guest-image.md.
 
-The symbols that came from the library become weak: the loader leaves them 0, and a call ends in SIGSEGV
-instead of a wrong result. Sources: elf(5), System V ABI (dynamic section), LSB (symbol versions).
+The library's symbols become weak: the loader sets them to 0, so that a call fails with SIGSEGV and never gives a wrong
+result. Sources: elf(5), System V ABI (dynamic section), LSB (symbol versions).
 """
 
 import struct
@@ -22,7 +22,7 @@ _VER_NDX_GLOBAL = 1
 
 
 class ElfFormatError(ValueError):
-    """Not an ELF file of the form that we know how to change; use it as it is."""
+    """Not an ELF file that we know how to change; use it as it is."""
 
 
 @dataclass(slots=True)
@@ -35,9 +35,9 @@ class _Dynamic:
 
 
 def drop_needed(elf: bytes, library: str, *, only_unused: bool = False) -> bytes:
-    """Return `elf` without its need of `library` (a soname), unchanged if it has none.
+    """Return `elf` without the needed `library` (a soname); unchanged if it does not need it.
 
-    `only_unused`: unchanged too if it takes any versioned symbol from there. Raises ElfFormatError if `elf`
+    `only_unused`: also unchanged if it uses any versioned symbol of the library. Raises ElfFormatError if `elf`
     is not a dynamically linked 64-bit little-endian ELF file with section headers.
     """
     if elf[:6] != b"\x7fELF\x02\x01":

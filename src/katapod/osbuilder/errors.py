@@ -1,11 +1,11 @@
 """Errors of the image builder.
 
     OsbuilderError            anything that keeps the guest image from being built
-    |-- KernelMissing         no kernel is installed here, or not the one that was asked for
-    |-- KernelUnusable        the kernel file is broken or in a form that we cannot read
-    |   `-- NoDirectBoot      it is sound as far as we can see, but QEMU can only boot its bzImage
+    |-- KernelMissing         no kernel is installed, or not the requested one
+    |-- KernelUnusable        the kernel file is broken or has an unknown format
+    |   `-- NoDirectBoot      it looks intact, but QEMU can only boot its bzImage
     |-- SpaceMissing          the cache directory's file system is full (also a NoSpace)
-    `-- ImageNotProven        the image was built and did not boot; the former one stays in use
+    `-- ImageNotProven        the image was built but did not boot; the previous one stays in use
 
 A program that is not installed is a MissingProgram whose hint names Debian's package; a kernel without
 the modules that a guest needs is plan.guest_image.ModuleMissing (both HostLacks).
@@ -21,15 +21,15 @@ class OsbuilderError(KatapodError):
 
 
 class KernelMissing(OsbuilderError):
-    """No kernel is installed on this node, or not the one that was asked for."""
+    """No kernel is installed on this node, or not the requested one."""
 
 
 class KernelUnusable(OsbuilderError):
-    """A kernel file is broken or in a form that we cannot read."""
+    """A kernel file is broken or has an unknown format."""
 
 
 class NoDirectBoot(KernelUnusable):
-    """There is no uncompressed kernel to be had that QEMU can enter directly. Never leaves this room."""
+    """There is no uncompressed kernel that QEMU can enter directly. Never leaves this room."""
 
 
 class SpaceMissing(OsbuilderError, NoSpace):

@@ -1,4 +1,4 @@
-"""Collect what the plan of the guest image needs to know about this node, and the key of the image."""
+"""Collect what the plan of the guest image needs to know about this node, and compute the key of the image."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ __all__ = ["collect_facts", "find_programs", "image_key"]
 
 
 def find_programs(interpreter: Interpreter) -> tuple[GuestProgram, ...]:
-    """The programs of the guest. Raises MissingProgram, also for those that only the build needs."""
+    """The guest's programs. Raises MissingProgram, also for programs that only the build needs."""
     for tool, package in (("dracut", "dracut-core"), ("depmod", "kmod"), ("cpio", "cpio")):
         find_program(tool, package=package)
     crun = find_program("crun", package="crun")
@@ -75,10 +75,10 @@ async def image_key(
     entry_point: str,
     compress: str,
 ) -> str:
-    """A hash over the content of everything that the image is made of. Some 50 MB: 0.1 s.
+    """A hash over all inputs of the image: some 50 MB, 0.1 s.
 
-    The standard library is covered by the interpreter and one of its files; other packages by the files
-    that our own sources name.
+    The interpreter and one file of the standard library stand for all of it; other packages are covered by the files
+    that our own sources import.
     """
     foreign = _files_of(own.foreign)
     binaries = [Path(program.source) for program in programs]
@@ -133,7 +133,7 @@ async def image_key(
 
 
 def _files_of(names: Iterable[str]) -> list[Path]:
-    """The files of modules that are neither ours nor of the standard library."""
+    """The files of modules that are neither ours nor the standard library's."""
     from importlib.util import find_spec
     from sys import stdlib_module_names
 

@@ -1,8 +1,8 @@
 """Which Python files the guest needs: the imports of the agent, followed statically and by trial.
 
-Statically, our own packages are read for every import, also those inside functions: that is what the key of
-the image covers, at no cost. By trial, all of these are imported in a fresh interpreter, whose list of modules
-shows what they draw in from the standard library and from other packages.
+Statically, our own packages are searched for imports, including those inside functions: this is cheap, and part of the
+image's key. By trial, all of these are imported in a fresh interpreter, whose list of modules shows what they pull in
+from the standard library and from other packages.
 """
 
 import ast
@@ -25,8 +25,8 @@ DATA_SUFFIXES = frozenset({".binpb"})
 PACKAGE_DIRS = frozenset({"site-packages", "dist-packages"})
 
 ALWAYS_MODULES = (
-    # What an interpreter reaches for by itself, or from inside functions of the standard library, where
-    # tracing the imports does not show it.
+    # What an interpreter loads by itself, or inside functions of the standard library, where tracing imports does not
+    # show it.
     "encodings.ascii",
     "encodings.latin_1",
     "encodings.utf_8",
@@ -54,7 +54,7 @@ class Interpreter:
 
 @dataclass(frozen=True, slots=True)
 class OwnSources:
-    """The closure of the agent's imports among packages beside it, and what they import from elsewhere."""
+    """The closure of the agent's imports within its own packages, and what these import from elsewhere."""
 
     root: Path  # the directory that holds the top package
     modules: tuple[tuple[str, Path], ...]
@@ -63,7 +63,7 @@ class OwnSources:
 
 
 def find_interpreter() -> Interpreter:
-    """Raises OsbuilderError if the running Python does not tell where it lives."""
+    """Raises OsbuilderError if the location of the running Python is unknown."""
     binary = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
     library = Path(sysconfig.get_path("stdlib"))
     if not binary.is_file() or not library.is_dir():
@@ -74,16 +74,16 @@ def find_interpreter() -> Interpreter:
 def find_own_sources(packages: Sequence[str], root: Path) -> OwnSources:
     """Follow the imports of `packages` (all their modules) through everything under `root`.
 
-    Raises OsbuilderError for a package that is not there or does not parse.
+    Raises OsbuilderError for a package that is missing or does not parse.
     """
-    # Where Katapod is installed, `root` is a site-packages directory: what else lies there is not ours.
+    # In an installation `root` is a site-packages directory, with packages that are not ours.
     tops = {package.split(".")[0] for package in packages}
     pending: list[str] = []
     for package in packages:
         directory = root.joinpath(*package.split("."))
         if not (directory / "__init__.py").is_file():
             raise OsbuilderError(f"cannot build the guest image: {directory} is not a Python package")
-        # Not __main__: to import it is to run it.
+        # Not __main__: importing it runs it.
         files = (path for path in sorted(directory.rglob("*.py")) if path.name != "__main__.py")
         pending += [_name_of(path, root) for path in files]
     modules: dict[str, Path] = {}
@@ -130,7 +130,7 @@ async def trace_python(interpreter: Interpreter, own: OwnSources) -> tuple[Pytho
         if name.split(".")[0] in tops and name not in known and origin.endswith(".py"):
             raise OsbuilderError(
                 f"cannot key the guest image: {name} is imported dynamically",
-                hint="import it by an import statement, so that a change of it renews the image",
+                hint="use an import statement, so that a change of the module rebuilds the image",
             )
         file = _place(Path(origin), interpreter, [str(own.root), *roots])
         files[file.target] = file
@@ -151,7 +151,7 @@ async def compile_python(interpreter: Interpreter, files: Sequence[PythonFile], 
 
 
 async def _work(interpreter: Interpreter, order: Mapping[str, object]) -> str:
-    # PYTHONHASHSEED: the order of constants in sets, and with it the bytes of a .pyc, depend on it.
+    # PYTHONHASHSEED determines the order of constants in sets, and so the bytes of a .pyc.
     try:
         completed = await run(
             [str(interpreter.binary), "-SsPB", str(WORKER)],
@@ -216,8 +216,8 @@ def _imports(name: str, path: Path) -> list[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node, except what never runs in the guest: imports for type checkers, and the way round a
-    missing package (`except ImportError`) that is not missing here."""
+    """Every node, except for code that never runs in the guest: imports for type checkers, and fallbacks for a missing
+    package (`except ImportError`), as it is not missing."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
@@ -243,7 +243,7 @@ def _root_of(name: str) -> Path:
     """The directory of sys.path under which the module `name` was found."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        return Path()  # a namespace package: its modules tell
+        return Path()  # a namespace package: see its modules
     origin = Path(spec.origin)
     depth = len(name.split(".")) + (1 if origin.name == "__init__.py" else 0)
     return origin.parents[depth - 1]

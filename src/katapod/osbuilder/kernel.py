@@ -1,4 +1,4 @@
-"""Find the kernel that becomes the guest's, and the module directory that belongs to it."""
+"""Find the kernel for the guest, and its module directory."""
 
 import mmap
 import re
@@ -25,7 +25,7 @@ class InstalledKernel:
 def find_kernel(override: str | None = None, *, system_root: Path = Path("/")) -> InstalledKernel:
     """The newest kernel installed on this node, or the one that `override` (a path or a version) names.
 
-    A kernel counts if both its image and its modules are here: Debian keeps the image in /boot/vmlinuz-V,
+    A kernel counts if both its image and its modules are installed: Debian keeps the image in /boot/vmlinuz-V,
     Fedora and RHEL in /lib/modules/V/vmlinuz. Raises KernelMissing.
     """
     installed = _installed(system_root)
@@ -60,8 +60,8 @@ def read_module_index(kernel: InstalledKernel) -> ModuleIndex:
 
 
 def huge_pages_default(kernel: InstalledKernel) -> str:
-    """When this kernel uses transparent huge pages by itself: "always" or "madvise"; empty if its configuration is
-    not installed. Source: Linux mm/Kconfig."""
+    """The kernel's default for transparent huge pages, "always" or "madvise"; empty if its configuration is not
+    installed. Source: Linux mm/Kconfig."""
     for path in (kernel.image.with_name(f"config-{kernel.version}"), kernel.module_dir / "config"):
         if path.is_file():
             lines = path.read_text(errors="replace").splitlines()
@@ -101,13 +101,13 @@ def _version_inside(image: Path) -> str:
     match = re.fullmatch(r"vmlinu[xz]-(.+)", image.name)
     if match is None:
         raise KernelUnusable(
-            f"cannot tell the version of kernel {image}: it is no bzImage and not named vmlinux-VERSION"
+            f"cannot tell the version of kernel {image}: it is not a bzImage and not named vmlinux-VERSION"
         )
     return match[1]
 
 
 def kernel_release(image: Path) -> str:
-    """What uname -r will say under a bzImage or an ELF vmlinux; empty if the file does not tell. Raises OSError."""
+    """The release (uname -r) of a bzImage or an ELF vmlinux; empty if the file does not have it. Raises OSError."""
     with image.open("rb") as handle:
         head = handle.read(0x10000)
         if head[:4] != b"\x7fELF":
@@ -119,7 +119,7 @@ def kernel_release(image: Path) -> str:
 
 
 _BANNER = b"Linux version "
-"""linux_banner begins so, and only it does: linux init/version.c."""
+"""Only linux_banner begins so: linux init/version.c."""
 
 
 def _release_in_header(head: bytes) -> str:

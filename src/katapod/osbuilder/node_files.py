@@ -1,4 +1,4 @@
-"""Files of this node that go into the guest: those of systemd, of a recipe, and of the packages it names."""
+"""Files of this node for the guest: systemd, those of a recipe, and of the packages that it names."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ _UNWANTED = (
 
 
 async def collect_extras(flavour: Flavour, recipe: Recipe, recipe_name: str) -> GuestExtras:
-    """What `flavour` and `recipe` add. Raises RecipeError, MissingProgram, OsbuilderError."""
+    """The files that `flavour` and `recipe` add. Raises RecipeError, MissingProgram, OsbuilderError."""
     files: list[GuestFile] = []
     if flavour == "systemd":
         files += _systemd_files()
@@ -62,14 +62,14 @@ async def collect_extras(flavour: Flavour, recipe: Recipe, recipe_name: str) -> 
 
 
 def sources_of(extras: GuestExtras) -> tuple[Path, ...]:
-    """The files whose content the image depends on."""
+    """The files on whose content the image depends."""
     sources = [Path(file.source) for file in extras.files if file.kind in (FileKind.PROGRAM, FileKind.DATA)]
     return (*sources, *((Path(extras.hook),) if extras.hook else ()))
 
 
 def _systemd_files() -> Iterator[GuestFile]:
     for wanted in SYSTEMD_FILES:
-        # Where /usr is not merged, what is /usr/lib in a guest may be in /lib.
+        # Without a merged /usr, files of the guest's /usr/lib may be in /lib.
         found = next((path for path in (wanted.path, wanted.path.removeprefix("/usr")) if os.path.exists(path)), None)
         if found is not None:
             yield from _with_link(found, wanted.path)
@@ -99,7 +99,7 @@ def _wanted(path: str) -> bool:
 
 
 def _describe_all(source: Path, target: str) -> GuestFile | None:
-    """A path of a package; None if the node no longer has it, or it is no file that can be copied."""
+    """A path of a package; None if the node no longer has it, or it is not a regular file, directory or link."""
     try:
         status = source.lstat()
     except OSError:
@@ -116,7 +116,7 @@ def _link_in_guest(target: str) -> str:
 
 
 def _no_shadow(files: Iterable[GuestFile | None]) -> list[GuestFile]:
-    """Without the directories that the guest has as links, such as /lib on a node of merged /usr."""
+    """Omit directories that are links in the guest, such as /lib with a merged /usr."""
     kept = [file for file in files if file is not None]
     return [file for file in kept if not (file.kind is FileKind.DIRECTORY and file.target in ("/", "/usr"))]
 
@@ -132,7 +132,7 @@ def _tree(source: Path, target: str, mode: int | None) -> Iterator[GuestFile]:
         elif path.is_file():
             yield _describe(path, place, mode)
         else:
-            raise OsbuilderError(f"cannot put {path} into the guest image: it is no file, directory or link")
+            raise OsbuilderError(f"cannot put {path} into the guest image: it is not a file, directory or link")
 
 
 def _describe(source: Path, target: str, mode: int | None) -> GuestFile:

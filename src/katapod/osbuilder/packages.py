@@ -1,8 +1,8 @@
-"""The files of Debian packages that are installed on this node, and of what they depend on.
+"""The files of Debian packages that are installed on this node, and of their dependencies.
 
-The image is made of what the node runs: nothing is fetched. Dependencies are followed, save the base of a
-Debian system (priority required or important, essential), which the guest has in a smaller form or does without,
-and shared libraries, which come with the programs that are linked with them. Source: dpkg-query(1), deb-control(5).
+The image is made from what the node runs: nothing is downloaded. Dependencies are followed, except for the base of a
+Debian system (priority required or important, essential), which the guest has in a smaller form or does without, and
+for shared libraries, which come with the programs that need them. Source: dpkg-query(1), deb-control(5).
 """
 
 import re
@@ -24,7 +24,7 @@ _LIBRARY_SECTIONS = frozenset({"libs", "oldlibs"})
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One that is installed. `depends`: the alternatives of each dependency."""
+    """An installed package. `depends`: the alternatives of each dependency."""
 
     name: str
     architecture: str
@@ -35,7 +35,7 @@ class Package:
 
 
 def parse_packages(text: str) -> dict[str, Package]:
-    """By name; what is not fully installed is left out. Of several architectures the first listed counts."""
+    """Packages by name, except those not fully installed. Of several architectures the first listed one counts."""
     found: dict[str, Package] = {}
     for line in text.splitlines():
         fields = line.split("\t")
@@ -59,7 +59,7 @@ def parse_packages(text: str) -> dict[str, Package]:
 
 
 def follow_dependencies(wanted: Iterable[str], installed: dict[str, Package]) -> list[str]:
-    """`wanted` and all that they need of `installed`, in order of discovery."""
+    """`wanted` and their dependencies among `installed`, in order of discovery."""
     providers = {virtual: name for name, package in installed.items() for virtual in package.provides}
     pending, order = list(wanted), []
     while pending:
@@ -93,7 +93,7 @@ async def package_files(names: Sequence[str], recipe_name: str) -> list[str]:
             raise RecipeError(
                 f"cannot use the image recipe {recipe_name}: packages: not installed on this node: "
                 f"{', '.join(missing)}",
-                hint=f"apt install {' '.join(missing)}: the image is made of what the node has",
+                hint=f"apt install {' '.join(missing)}: the image is made from packages of the node",
             )
         wanted = follow_dependencies([name.partition(":")[0] for name in names], installed)
         owned = await run([query, "-L", *(f"{name}:{installed[name].architecture}".removesuffix(":all")

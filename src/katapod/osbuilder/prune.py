@@ -1,4 +1,4 @@
-"""Remove guest images that nobody needs any more."""
+"""Remove guest images that are no longer needed."""
 
 import logging
 from pathlib import Path
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 async def prune_images(
     cache_dir: Path, *, also_installed: bool = False, system_root: Path = Path("/")
 ) -> list[BuiltImage]:
-    """Remove the images of kernels that are not installed, or all but those in use; return them.
+    """Remove the images of kernels that are no longer installed, or all that are not in use; return them.
 
-    In use is what the links name, and what a running program was started with. Raises OsbuilderError.
+    In use are the images that links point to, and those that a running program was started with. Raises OsbuilderError.
     """
     removed = []
     async with locked_cache(cache_dir):
@@ -31,7 +31,7 @@ async def prune_images(
         for image in candidates:
             directory = f"{image.kernel.parent}/".encode()
             if any(directory in line for line in running):
-                log.info("the image in %s stays: a VM runs from it", image.kernel.parent)
+                log.info("the image in %s is kept: a VM runs from it", image.kernel.parent)
                 continue
             remove_image(cache_dir, image)
             removed.append(image)

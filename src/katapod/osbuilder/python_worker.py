@@ -1,7 +1,7 @@
-"""Runs in the interpreter that goes into the guest, as a plain script: traces imports, compiles sources.
+"""A script for the interpreter that the guest gets: traces imports, compiles sources.
 
-It must be that interpreter, since a .pyc is only good for the version that wrote it, and a process of its
-own, so that what the builder has imported does not count. Reads one JSON object on stdin:
+It must be that interpreter, since a .pyc is valid only for the version that wrote it, and a separate process, so that
+the builder's own imports do not count. Reads one JSON object on stdin:
 
     {"do": "trace", "path": [directories], "modules": [names]}   answers [[name, file], ...]
     {"do": "compile", "files": [[source, output, name in tracebacks], ...]}   answers []
@@ -12,9 +12,9 @@ import sys
 
 
 def trace(path: list[str], modules: list[str]) -> list[list[str]]:
-    """Import `modules` with `path` as sys.path; list every module that came from a file.
+    """Import `modules` with `path` as sys.path; list every module that was loaded from a file.
 
-    What this script imports for itself (json) is in the list too; the guest carries it in any case."""
+    This script's own import (json) is listed too; the guest has it anyway."""
     import importlib
 
     sys.path[:] = path
@@ -28,13 +28,13 @@ def trace(path: list[str], modules: list[str]) -> list[list[str]]:
             continue
         if spec.has_location and origin:
             found.append([name, origin])
-        elif origin == "frozen" and name == "os":  # the interpreter looks for this file to find its library
+        elif origin == "frozen" and name == "os":  # the interpreter locates its library by this file
             found.append([name, path[0] + "/os.py"])
     return found
 
 
 def compile_files(files: list[list[str]]) -> None:
-    """Write each .pyc without docstrings and asserts, and such that its source is never looked for."""
+    """Write each .pyc without docstrings and asserts, and without a check of its source."""
     import py_compile
 
     for source, output, shown_name in files:

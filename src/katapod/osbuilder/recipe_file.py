@@ -8,7 +8,7 @@ __all__ = ["read_recipe"]
 
 
 def read_recipe(named: Path | None, *, none: bool = False, default: Path = DEFAULT_RECIPE) -> tuple[Recipe, str]:
-    """(recipe, its path): the one that is named, else the default one if it is there, else the empty one.
+    """(recipe, its path): the named one, else the default one if it exists, else an empty one.
 
     Raises RecipeError.
     """

@@ -1,4 +1,4 @@
-"""The shared libraries that programs load: at their start, and later, by dlopen(3), as their ELF notes tell."""
+"""The shared libraries of programs: those loaded at the start, and those loaded by dlopen(3) according to ELF notes."""
 
 import json
 import re
@@ -13,24 +13,24 @@ __all__ = ["dlopen_notes", "loaded_later", "shared_libraries"]
 _SHT_NOTE = 7
 _NOTE_DLOPEN = 0x407C0C0A
 """Source: ELF_DLOPEN_METADATA, a specification of the UAPI group."""
-_TAKEN = ("required", "recommended")  # priorities; what is only suggested a guest does without
+_TAKEN = ("required", "recommended")  # priorities; the guest goes without what is only suggested
 
 
 async def shared_libraries(binaries: Iterable[Path]) -> list[Path]:
-    """What ldd(1) resolves, by their real paths."""
+    """What ldd(1) resolves, as real paths."""
     done = await run(
         [find_program("ldd", package="libc-bin"), *map(str, binaries)],
         timeout_s=120,
-        check=False,  # it fails for static programs, which have none
+        check=False,  # it fails for static programs, which need none
     )
     paths = re.findall(r"(?:=> |^\s+)(/\S+)", done.stdout, re.MULTILINE)
     return [Path(path).resolve() for path in sorted(set(paths))]
 
 
 async def loaded_later(programs: Iterable[Path]) -> list[Path]:
-    """The libraries that `programs` and theirs need by dlopen(3) and have not loaded before, as far as they are here.
+    """The libraries that `programs` and their libraries dlopen(3), as far as they are installed and not loaded anyway.
 
-    systemd 257 has libkmod so: without it no kernel module is loaded. The paths are those of links, by soname.
+    systemd 257 loads libkmod so: without it no kernel module is loaded. Paths are those of the soname links.
     """
     found: list[Path] = []
     asked = list(programs)
@@ -48,7 +48,7 @@ async def loaded_later(programs: Iterable[Path]) -> list[Path]:
 
 
 def dlopen_notes(elf: bytes) -> list[tuple[str, ...]]:
-    """The sonames, by preference, of each library that an ELF file says it may load; () if it is no such file."""
+    """The sonames, in order of preference, of each library that an ELF file may dlopen; () if it is not an ELF file."""
     found = []
     for note in _notes(elf):
         try:
@@ -64,7 +64,7 @@ def dlopen_notes(elf: bytes) -> list[tuple[str, ...]]:
 
 
 def _notes(elf: bytes) -> Iterator[bytes]:
-    """Descriptions of the notes of that kind. Source: elf(5), 64-bit little-endian files."""
+    """Descriptors of the notes of that type. Source: elf(5), 64-bit little-endian files."""
     if elf[:6] != b"\x7fELF\x02\x01":
         return
     try:
@@ -80,4 +80,4 @@ def _notes(elf: bytes) -> Iterator[bytes]:
                     yield elf[text : text + text_size]
                 offset = text + (text_size + 3 & ~3)
     except struct.error:
-        return  # cut off: what was found counts
+        return  # truncated: return what was found

@@ -1,8 +1,8 @@
-"""Lay the guest's files out in a directory, as planned; and run dracut over it.
+"""Lay out the guest's files in a directory, as planned, and have dracut pack it.
 
-dracut resolves the shared libraries of the binaries and writes the archive. It sees a module directory of our
-own only (environment variable `dracutbasedir`), so nothing is put into the host's dracut, nor is the host's
-configuration read, and the host's initramfs can never contain our module.
+dracut resolves the shared libraries of the binaries and writes the archive. It sees only a module directory of ours
+(environment variable `dracutbasedir`): nothing is added to the host's dracut, the host's configuration is not read, and
+the host's initramfs can never contain our module.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ __all__ = ["DRACUT_MODULES", "in_thread", "run_dracut", "stage_guest"]
 DRACUT_MODULES = Path(__file__).with_name("dracut")
 DRACUT_BASE = Path("/usr/lib/dracut")
 DRACUT_LIMIT_S = 300.0
-FIXED_TIME = 1  # mtime of all in the image: not 0, which some tools take for "unset"
+FIXED_TIME = 1  # mtime of everything in the image; not 0, which some tools take for "unset"
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ _T = TypeVar("_T")
 
 
 async def in_thread(work: Callable[[], _T]) -> _T:
-    """Run disk-heavy work off the loop. A cancellation waits for its end, so that the thread never writes
-    into a directory that is being removed."""
+    """Run disk-heavy work in a thread. A cancellation waits for its end, so that the thread never writes to a directory
+    that is being removed."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)
@@ -49,7 +49,7 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
 
 async def stage_guest(plan: GuestImagePlan, module_dir: Path, interpreter: Interpreter, stage: Path) -> None:
-    """Fill `stage` with all that is not an ELF file."""
+    """Fill `stage` with everything but ELF files."""
     await in_thread(lambda: _stage_files(plan, module_dir, stage))
     await compile_python(interpreter, plan.python_files, stage)
     await _run_depmod(plan, stage)
@@ -88,7 +88,7 @@ def _stage_files(plan: GuestImagePlan, module_dir: Path, stage: Path) -> None:
 def _stage_node_files(plan: GuestImagePlan, stage: Path) -> None:
     for file in plan.files:
         if file.kind is FileKind.PROGRAM:
-            continue  # dracut brings it, with its libraries
+            continue  # dracut adds it, with its libraries
         path = _inside(stage, file.target)
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.kind is FileKind.LINK:
@@ -102,7 +102,7 @@ def _stage_node_files(plan: GuestImagePlan, stage: Path) -> None:
 
 
 def _link_applets(plan: GuestImagePlan, stage: Path) -> None:
-    """Hard links: in the guest's RAM a symbolic link takes a page of its own, 4 KiB for each of 280."""
+    """Hard links: in the guest's memory each of 280 symbolic links would take a page."""
     busybox = next((p for p in plan.programs if p.target.endswith("/busybox")), None)
     if busybox is None:
         return
@@ -121,7 +121,7 @@ def _inside(stage: Path, guest_path: str) -> Path:
 
 
 def read_module(path: Path) -> bytes:
-    """The bytes of a module file, unpacked: the agent hands them to finit_module as they are."""
+    """The content of a module file, decompressed: the agent passes it to finit_module as it is."""
     data = path.read_bytes()
     try:
         if path.suffix == ".gz":
@@ -145,9 +145,9 @@ def _unpack_zstd(path: Path) -> bytes:
 
 
 def without_signature(module: bytes) -> bytes:
-    """Cut an appended signature off: checking it costs the guest an RSA operation a module, and the initrd
-    that carries both module and kernel is what has to be trusted anyway. docs/adr/0004-guest-image.md.
-    Layout: linux include/linux/module_signature.h: data, signature, 12 bytes that end in its length, magic."""
+    """Remove an appended signature: checking it costs the guest an RSA operation per module, and the initrd that holds
+    both module and kernel has to be trusted anyway. docs/adr/0004-guest-image.md. Layout: linux
+    include/linux/module_signature.h: data, signature, 12 bytes that end in its length, magic."""
     if not module.endswith(_SIGNATURE_MAGIC):
         return module
     body = module[: -len(_SIGNATURE_MAGIC)]
@@ -156,13 +156,13 @@ def without_signature(module: bytes) -> bytes:
 
 
 def pack_module(module: bytes) -> bytes:
-    """As xz, with the check and a dictionary that every reader takes: busybox, libkmod, the kernel."""
+    """Compressed by xz, with a check and a dictionary size that all readers support: busybox, libkmod, the kernel."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
     return lzma.compress(module, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
 
 
 async def _run_depmod(plan: GuestImagePlan, stage: Path) -> None:
-    """modprobe's index of what is in the image. depmod looks below lib/, which is usr/lib in the guest."""
+    """Write modprobe's index of the modules in the image. depmod expects lib/, which is usr/lib in the guest."""
     alias = stage / "lib"
     alias.symlink_to("usr/lib")
     try:
@@ -177,10 +177,10 @@ async def _run_depmod(plan: GuestImagePlan, stage: Path) -> None:
 
 
 async def run_dracut(plan: GuestImagePlan, stage: Path, work: Path, *, compress: str) -> Path:
-    """Make the initrd out of `stage` and the binaries of `plan`. Returns its path, below `work`."""
+    """Make the initrd from `stage` and the binaries of `plan`. Returns its path, below `work`."""
     dracut = find_program("dracut", package="dracut-core")
     await in_thread(lambda: _prepare_dracut(plan, work))
-    # Arguments that change from build to build would end up in the image (lib/dracut/build-parameter.txt).
+    # Arguments that vary between builds would end up in the image (lib/dracut/build-parameter.txt).
     argv = [dracut, "--quiet", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--no-kernel"]
     argv += ["--no-early-microcode", "--nofscks", "--nomdadmconf", "--nolvmconf", "--nostrip", "--nohardlink"]
     argv += ["--reproducible", "--conf", "./dracut.conf", "--confdir", "./dracut.conf.d", "--modules", "katapod"]
@@ -205,7 +205,7 @@ async def run_dracut(plan: GuestImagePlan, stage: Path, work: Path, *, compress:
     hook_log = work / "hook.log"
     if not done.exists() and hook_log.exists():
         said = hook_log.read_text(errors="replace").strip()[-2000:]
-        raise OsbuilderError(f"cannot build the initrd: the hook {plan.hook} failed: {said or 'it said nothing'}")
+        raise OsbuilderError(f"cannot build the initrd: the hook {plan.hook} failed: {said or 'no output'}")
     if not done.exists() or not initrd.is_file():
         said = (completed.stderr or completed.stdout).strip()[-2000:]
         raise OsbuilderError(f"cannot build the initrd: dracut left out our module: {said}")
@@ -217,7 +217,7 @@ COMPRESSORS = {
     "zstd": "zstd -19 -q -T1",
     "gzip": "gzip -n -9",
 }
-"""Command lines, not names: what dracut makes of a name differs between versions, and the image with it."""
+"""Command lines, not names: dracut's options for a name differ between versions, and so would the image."""
 
 
 def _prepare_dracut(plan: GuestImagePlan, work: Path) -> None:
@@ -228,7 +228,7 @@ def _prepare_dracut(plan: GuestImagePlan, work: Path) -> None:
         if path.name == "modules.d":
             continue
         if path.name == "dracut-functions.sh":
-            # dracut --reproducible gives every newer file the time of this one.
+            # dracut --reproducible sets newer files to the time of this one.
             shutil.copyfile(path, base / path.name)
             os.utime(base / path.name, (FIXED_TIME, FIXED_TIME))
         else:
@@ -244,7 +244,7 @@ def _prepare_dracut(plan: GuestImagePlan, work: Path) -> None:
 
 
 def _slim_binaries(plan: GuestImagePlan, directory: Path) -> Iterator[tuple[Path, str]]:
-    """(source, target) of each ELF file; a changed copy in `directory` where a library is to be left out."""
+    """(source, target) of each ELF file; the source is a changed copy in `directory` if a library is to be left out."""
     directory.mkdir()
     jobs = [(program.source, program.target, program.without, False) for program in plan.programs]
     jobs += [(file.source, file.target, (), False) for file in plan.files if file.kind is FileKind.PROGRAM]

@@ -25,9 +25,10 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 
 def extract_vmlinux(image: Path) -> bytes:
-    """The ELF kernel of `image`, trimmed, with a PVH entry point: what QEMU boots without a boot loader.
+    """The ELF kernel in `image`, trimmed, with a PVH entry point, which QEMU boots without a boot loader.
 
-    Raises, with one line, NoDirectBoot if there is no such kernel in it, KernelUnusable if the file is broken.
+    Raises NoDirectBoot if there is no such kernel in it, KernelUnusable if the file is broken; the messages have one
+    line.
     """
     data = image.read_bytes()
     elf = data if data[:4] == b"\x7fELF" else _decompress(_payload(data, image), image)
@@ -49,14 +50,14 @@ def _payload(data: bytes, image: Path) -> bytes:
     start = ((data[0x1F1] or 4) + 1) * 512 + offset
     if start + length > len(data):
         raise KernelUnusable(
-            f"cannot read kernel {image}: it is truncated ({len(data)} bytes of at least {start + length})",
-            hint="install the kernel's package again",
+            f"cannot read kernel {image}: it is truncated ({len(data)} of at least {start + length} bytes)",
+            hint="reinstall the kernel's package",
         )
     return data[start : start + length]
 
 
 def _decompress(payload: bytes, image: Path) -> bytes:
-    # The kernel's build appends the unpacked size, 4 bytes, to every format but gzip, which ends in it anyway.
+    # The kernel's build appends the uncompressed size, 4 bytes, to every format but gzip, which has it anyway.
     try:
         if payload.startswith(b"\x1f\x8b"):
             return gzip.decompress(payload)
@@ -79,7 +80,7 @@ def _decompress(payload: bytes, image: Path) -> bytes:
 
 
 def _decompress_by(program: str, payload: bytes, image: Path) -> bytes:
-    """Called in a thread, hence the plain subprocess."""
+    """Runs in a thread, hence the plain subprocess."""
     path = shutil.which(program)
     if path is None:
         raise NoDirectBoot(
@@ -91,7 +92,7 @@ def _decompress_by(program: str, payload: bytes, image: Path) -> bytes:
             [path, "-dc"], input=payload, capture_output=True, timeout=DECOMPRESS_LIMIT_S, check=False, env={}
         )
     except subprocess.TimeoutExpired as exc:
-        raise KernelUnusable(f"cannot unpack kernel {image}: {program} did not end") from exc
+        raise KernelUnusable(f"cannot unpack kernel {image}: {program} timed out") from exc
     if done.returncode != 0:
         message = done.stderr.decode(errors="replace").strip()
         raise KernelUnusable(f"cannot unpack kernel {image}: {program}: {message}")
@@ -132,8 +133,8 @@ def has_pvh_entry(elf: bytes, image: Path) -> bool:
 
 
 def trim_elf(elf: bytes, image: Path) -> bytes:
-    """Keep what a loader reads: headers and segments. Drops sections, symbols and what is appended (the
-    bzImage's relocations, which only its own unpacker uses)."""
+    """Keep what a loader reads: headers and segments. Drops sections, symbols and what is appended: the bzImage's
+    relocations, which only its own decompressor uses."""
     end = max(header[2] + header[5] for header in _program_headers(elf, image) if header[0] == _PT_LOAD)
     trimmed = bytearray(elf[:end])
     struct.pack_into("<Q", trimmed, 0x28, 0)  # e_shoff

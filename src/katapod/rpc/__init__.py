@@ -1,5 +1,5 @@
-"""rpc: how programs talk: ttrpc frames, a client, a server, and the messages of the agent protocol.
+"""rpc: ttrpc frames, client and server, the messages and the client of the agent protocol, and HTTP.
 
-`framing`, `status` and `pb` are what the guest agent imports too, so they stay small and know nothing
-of asyncio. `client`, `server` and `agent` are the host's. Nothing here knows what a sandbox is.
+The guest agent imports `framing`, `status` and `pb` too, so these stay small and do not use asyncio. `client`,
+`server`, `agent` and `http` are for the host. Nothing here knows what a sandbox is.
 """

@@ -1,7 +1,7 @@
-"""The host's client of the guest agent: one typed door to `grpc.AgentService` and `grpc.Health`.
+"""The host's client of the guest agent: a typed interface to `grpc.AgentService` and `grpc.Health`.
 
-Time limits are those of Kata's runtime. Whatever comes back was written by the guest:
-sizes are bounded by the frame limit, and callers treat texts and numbers as data.
+Time limits are those of Kata's runtime. All answers come from the guest and are not trusted: the frame limit bounds
+their size, and callers treat strings and numbers as data.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ __all__ = [
 
 AGENT_SERVICE = "grpc.AgentService"
 HEALTH_SERVICE = "grpc.Health"
-GUEST_SERVICE = "katapod.Guest"  # only our own agent has it
-INSPECTION_SERVICE = "katapod.Inspection"  # as well
+GUEST_SERVICE = "katapod.Guest"  # implemented by Katapod's agent only
+INSPECTION_SERVICE = "katapod.Inspection"  # likewise
 REQUEST_TIMEOUT_S = 60.0
 LAUNCHES_MAX = 8
-"""Processes that a guest is asked to start at a time: others wait here, where no time limit runs for them. The agent
-takes fewer at a time if its guest has few CPUs."""
+"""Process launches in flight per sandbox; further ones queue here, where no time limit applies to them yet. The agent
+may run fewer at a time, depending on the guest's CPUs."""
 EXIT_STATUS_MAX = 255
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _ANSWERS: dict[str, Any] = {
 
 
 class CallObserver(Protocol):
-    """Is told after each call of AgentService what was asked, by the full name of the request, and how long it took."""
+    """Called after each AgentService call with the full name of the request and the duration."""
 
     def observe(self, action: str, seconds: float) -> None: ...
 
@@ -60,7 +60,7 @@ class AgentClient:
         self.launches = asyncio.Semaphore(LAUNCHES_MAX)
 
     async def call(self, method: str, request: Any, timeout_s: float | None = REQUEST_TIMEOUT_S) -> Any:
-        """Call AgentService.`method`; the answer's type follows from the .proto file. Raises RpcError."""
+        """Call AgentService.`method`; the .proto file determines the type of the response. Raises RpcError."""
         began = time.monotonic()
         try:
             return await self.connection.call(AGENT_SERVICE, method, request, _ANSWERS[method], timeout_s)
@@ -69,42 +69,42 @@ class AgentClient:
                 self.call_times.observe(request.DESCRIPTOR.full_name, time.monotonic() - began)
 
     async def check(self, timeout_s: float | None) -> None:
-        """Health.Check; None waits for ever. Raises RpcError unless the agent serves."""
+        """Health.Check; None waits indefinitely. Raises RpcError unless the agent is serving."""
         await self.connection.call(
             HEALTH_SERVICE, "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, timeout_s
         )
 
     async def features(self) -> frozenset[str]:
-        """What the agent does beyond upstream's protocol, of katapod.rpc.features. Asked once. Raises RpcError."""
+        """The extensions of the protocol (katapod.rpc.features) that the agent supports; cached. Raises RpcError."""
         if self._features is None:
             answer = await self.call("GetGuestDetails", agent_pb2.GuestDetailsRequest())
             self._features = frozenset(answer.agent_details.extra_features)
         return self._features
 
     async def settle(self, *, zero_free_memory: bool) -> None:
-        """Have the guest get ready to be saved as a template. Raises RpcError."""
+        """Prepare the guest for being saved as a template. Raises RpcError."""
         request = katapod_pb2.SettleRequest(zero_free_memory=zero_free_memory)
         await self.connection.call(
             GUEST_SERVICE, "Settle", request, katapod_pb2.SettleResponse, timeout_s=REQUEST_TIMEOUT_S
         )
 
     async def rename(self, sandbox_id: str, hostname: str) -> None:
-        """Give a sandbox that was created in advance its names. Raises RpcError."""
+        """Set the names of a sandbox that was created in advance. Raises RpcError."""
         request = katapod_pb2.RenameRequest(sandbox_id=sandbox_id, hostname=hostname)
         await self.connection.call(
             GUEST_SERVICE, "Rename", request, katapod_pb2.RenameResponse, timeout_s=REQUEST_TIMEOUT_S
         )
 
     async def trace(self, timeout_s: float) -> list[tuple[str, int, int]]:
-        """What the agent did lately: (name, start, duration), nanoseconds since the epoch. Raises RpcError."""
+        """The agent's latest spans: (name, start, duration), in nanoseconds since the epoch. Raises RpcError."""
         answer = await self.connection.call(
             GUEST_SERVICE, "Trace", katapod_pb2.TraceRequest(), katapod_pb2.TraceResponse, timeout_s
         )
         return [(span.name, span.start_ns, span.duration_ns) for span in answer.spans]
 
     async def processes(self, container_id: str) -> list[tuple[int, str]]:
-        """Of a container, by their numbers in the guest, each with the id of the exec that it was started by. Raises
-        RpcError: UNIMPLEMENTED by an agent of upstream."""
+        """The processes of a container: (pid in the guest, id of the exec that started it). Raises RpcError:
+        UNIMPLEMENTED with upstream's agent."""
         request = katapod_pb2.ProcessesRequest(container_id=container_id)
         answer = await self.connection.call(
             GUEST_SERVICE, "Processes", request, katapod_pb2.ProcessesResponse, timeout_s=REQUEST_TIMEOUT_S
@@ -112,36 +112,36 @@ class AgentClient:
         return [(process.pid, process.exec_id) for process in answer.processes]
 
     async def connect(self, connection_id: int, address: bytes, port: int, timeout_s: float) -> None:
-        """Open a connection to the guest's loopback. Raises RpcError; NOT_FOUND if nothing listens there."""
+        """Open a connection to the guest's loopback. Raises RpcError: NOT_FOUND if nothing listens there."""
         request = katapod_pb2.ConnectRequest(connection_id=connection_id, address=address, port=port)
         await self.connection.call(GUEST_SERVICE, "Connect", request, katapod_pb2.ConnectResponse, timeout_s)
 
     async def receive(self, connection_id: int, size: int) -> bytes:
-        """Of a connection: blocks; empty bytes mean end of stream. Raises RpcError."""
+        """Read from a connection. Blocks; empty bytes mean end of stream. Raises RpcError."""
         request = katapod_pb2.ReceiveRequest(connection_id=connection_id, len=size)
         answer = await self.connection.call(GUEST_SERVICE, "Receive", request, katapod_pb2.ReceiveResponse, None)
         return bytes(answer.data)
 
     async def send(self, connection_id: int, data: bytes) -> None:
-        """To a connection: blocks until all is taken; empty data ends the stream. Raises RpcError."""
+        """Write to a connection. Blocks until all is taken; empty data ends the stream. Raises RpcError."""
         request = katapod_pb2.SendRequest(connection_id=connection_id, data=data)
         await self.connection.call(GUEST_SERVICE, "Send", request, katapod_pb2.SendResponse, None)
 
     async def disconnect(self, connection_id: int, *, reset: bool, timeout_s: float) -> None:
-        """Close a connection; one that does not exist is no error. Raises RpcError."""
+        """Close a connection; it is not an error if it does not exist. Raises RpcError."""
         request = katapod_pb2.DisconnectRequest(connection_id=connection_id, reset=reset)
         await self.connection.call(GUEST_SERVICE, "Disconnect", request, katapod_pb2.DisconnectResponse, timeout_s)
 
     async def clock(self, *, step_ns: int = 0, slew_ns: int = 0, other_source: bool = False, timeout_s: float) -> int:
-        """Change the guest's clock, if by anything, and return it: nanoseconds since the epoch. Raises RpcError:
-        UNIMPLEMENTED by an agent of upstream."""
+        """Adjust the guest's clock by what is given, and return its time in nanoseconds since the epoch. Raises
+        RpcError: UNIMPLEMENTED with upstream's agent."""
         request = katapod_pb2.ClockRequest(step_ns=step_ns, slew_ns=slew_ns, other_source=other_source)
         answer = await self.connection.call(GUEST_SERVICE, "Clock", request, katapod_pb2.ClockResponse, timeout_s)
         return int(answer.time_ns)
 
     async def inspect(self, timeout_s: float) -> "inspection_pb2.InspectResponse":
-        """What the guest looks like from inside. Raises RpcError: UNIMPLEMENTED by an agent of upstream."""
-        from katapod.rpc.pb import inspection_pb2  # rarely asked for
+        """The guest as seen from inside. Raises RpcError: UNIMPLEMENTED with upstream's agent."""
+        from katapod.rpc.pb import inspection_pb2  # rarely needed
 
         request = inspection_pb2.InspectRequest()
         return await self.connection.call(
@@ -149,7 +149,7 @@ class AgentClient:
         )
 
     async def write_stdin(self, container_id: str, exec_id: str, data: bytes) -> int:
-        """Write to a process; returns the bytes taken. Empty data closes its stdin."""
+        """Write to a process; returns the number of bytes written. Empty data closes its stdin."""
         request = agent_pb2.WriteStreamRequest(container_id=container_id, exec_id=exec_id, data=data)
         answer = await self.call("WriteStdin", request, timeout_s=None)
         return int(answer.len)
@@ -163,12 +163,12 @@ class AgentClient:
     async def wait_process(self, container_id: str, exec_id: str) -> int:
         """Block until the process ends; returns its exit code, or 128 + signal.
 
-        What no process can have, a number beyond 0 to 255, becomes 255: it comes from the guest, and whoever is
-        to be told of the end by an event has no place for it.
+        A number outside 0 to 255, which no process can exit with but a guest can claim, becomes 255: exit events have
+        no room for it.
         """
         request = agent_pb2.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
         status = int((await self.call("WaitProcess", request, timeout_s=None)).status)
         if not 0 <= status <= EXIT_STATUS_MAX:
-            log.warning("the guest says exit status %d of process %s: taken as 255", status, exec_id)
+            log.warning("the guest reports exit status %d for process %s: using 255", status, exec_id)
             return EXIT_STATUS_MAX
         return status

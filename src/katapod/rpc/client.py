@@ -26,7 +26,7 @@ _Response = TypeVar("_Response", bound=Message)
 
 
 class TtrpcClient(asyncio.Protocol):
-    """One connection. When it breaks, every waiting call fails with UNAVAILABLE and so do later ones."""
+    """One connection. When it breaks, all pending calls fail with UNAVAILABLE, and so do later ones."""
 
     def __init__(self, peer: str) -> None:
         """`peer` names the other side in errors, e.g. "agent of sandbox s1"."""
@@ -34,7 +34,7 @@ class TtrpcClient(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._next_stream_id = 1
-        self.heard_at = time.monotonic()  # when the peer last said anything
+        self.heard_at = time.monotonic()  # when the peer last sent anything
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._writable = asyncio.Event()
         self._writable.set()
@@ -57,7 +57,7 @@ class TtrpcClient(asyncio.Protocol):
     async def call_raw(self, service: str, method: str, payload: bytes, timeout_s: float | None) -> bytes:
         """Make one call with serialized messages.
 
-        Raises RpcError: the peer's own, DEADLINE_EXCEEDED after `timeout_s` (None waits for ever), or
+        Raises RpcError: the peer's own, DEADLINE_EXCEEDED after `timeout_s` (None waits indefinitely), or
         UNAVAILABLE when the connection is or becomes closed.
         """
         if self.closed.done() or self._transport is None:
@@ -66,11 +66,11 @@ class TtrpcClient(asyncio.Protocol):
         stream_id = 0
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._writable.is_set():  # others may have filled the buffer again before our turn
+                while not self._writable.is_set():  # others may have filled the buffer again meanwhile
                     await self._writable.wait()
                 if self.closed.done():
                     raise self._unavailable(method)
-                # not before: ids have to grow in the order in which they are sent, or the agent on a serial port,
+                # not before: ids must increase in the order of sending, or the agent on a serial port,
                 # which sees no connections, takes us for another host and drops all calls
                 stream_id = self._next_stream_id
                 frame = encode_request(stream_id, service, method, payload, int((timeout_s or 0) * 1e9))
@@ -80,7 +80,7 @@ class TtrpcClient(asyncio.Protocol):
                 return await answer
         except TimeoutError as exc:
             if answer.done() and not answer.cancelled():
-                return answer.result()  # the loop woke late, and found the answer and the end of the time at once
+                return answer.result()  # the loop woke up late: the response and the timeout were there together
             raise RpcError(
                 StatusCode.DEADLINE_EXCEEDED,
                 f"{self._peer}: {method} was not answered within {timeout_s:g} s",
@@ -99,7 +99,7 @@ class TtrpcClient(asyncio.Protocol):
             raise RpcError(StatusCode.INTERNAL, f"{self._peer}: cannot parse the answer to {method}: {exc}") from exc
 
     def close(self) -> None:
-        """Close the connection; waiting calls fail with UNAVAILABLE. Idempotent."""
+        """Close the connection; pending calls fail with UNAVAILABLE. Idempotent."""
         if self._transport is not None:
             self._transport.close()
         self._fail("the connection was closed")
@@ -116,7 +116,7 @@ class TtrpcClient(asyncio.Protocol):
         for future in waiting.values():
             if not future.done():
                 future.set_exception(RpcError(StatusCode.UNAVAILABLE, f"{self._peer}: {cause}"))
-                future.exception()  # its call may have ended for another reason: not an error of its own
+                future.exception()  # the call may have ended for another reason: this is not an error then
 
     # asyncio.Protocol
 
@@ -144,7 +144,7 @@ class TtrpcClient(asyncio.Protocol):
             return
         for frame in frames:
             future = self._waiting.get(frame.stream_id)
-            # an answer nobody waits for belongs to a call that ran out of time
+            # a response without a pending call belongs to one that timed out
             if frame.kind != RESPONSE or future is None or future.done():
                 continue
             try:

@@ -1,5 +1,5 @@
-"""What an agent can do beyond upstream's protocol, by the names that it gives in AgentDetails.extra_features: a prefix
-of our own, and the place in the OCI spec that it honours."""
+"""Extensions of the agent protocol, by the names that an agent announces in AgentDetails.extra_features: our prefix,
+and the field of the OCI spec that it honours."""
 
 __all__ = ["CPU_BURST", "CPU_IDLE", "FEATURES", "PERSONALITY", "PREFIX", "SECCOMP_DEFAULT_ERRNO", "UMASK", "UNIFIED"]
 

@@ -1,7 +1,7 @@
 """ttrpc frames, without I/O: bytes in, frames out.
 
 A frame is a header of 10 bytes (data length, stream id, type, flags; big endian) and its data.
-Source: PROTOCOL.md of containerd/ttrpc. The agent imports this module: keep its imports few.
+Source: PROTOCOL.md of containerd/ttrpc. The agent imports this module: keep imports to a minimum.
 """
 
 import struct
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 DATA_SIZE_MAX = 4 * 1024 * 1024  # bytes of data in one frame, ttrpc's own limit
-MESSAGE_MAX = 4096  # characters of a status message; it ends up in logs and on terminals
+MESSAGE_MAX = 4096  # characters of a status message, which ends up in logs and on terminals
 HEADER = struct.Struct(">IIBB")
 REQUEST, RESPONSE, DATA = 1, 2, 3
 
 
 class FrameError(Exception):
-    """The peer does not speak ttrpc. The connection is of no more use."""
+    """The peer does not speak ttrpc. The connection is unusable."""
 
 
 class Frame:
@@ -47,11 +47,11 @@ class Frame:
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, holding at most one frame's data and what was fed last."""
+    """Splits a byte stream into frames; holds at most one frame's data and the bytes fed last."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._skip = 0  # bytes of an oversized frame still to be thrown away
+        self._skip = 0  # bytes of an oversized frame still to be skipped
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames completed by `data`. Raises FrameError on a frame type that does not exist."""
@@ -68,7 +68,7 @@ class FrameDecoder:
                 break
             length, stream_id, kind, flags = HEADER.unpack_from(buffer, position)
             if kind not in (REQUEST, RESPONSE, DATA):
-                raise FrameError(f"cannot read frame: type {kind} does not exist in ttrpc")
+                raise FrameError(f"cannot read frame: unknown type {kind}")
             if length > DATA_SIZE_MAX:
                 position += HEADER.size
                 self._skip = length
@@ -104,14 +104,14 @@ def encode_response(stream_id: int, payload: bytes = b"", code: int = 0, message
     response = ttrpc_pb2.Response(payload=payload)
     if code:
         response.status.code = code
-        # a name that is not UTF-8 comes with lone surrogates, which protobuf refuses
+        # a file name that is not UTF-8 has lone surrogates, which protobuf rejects
         response.status.message = message[:MESSAGE_MAX].encode(errors="replace").decode()
     data = response.SerializeToString()
     if len(data) > DATA_SIZE_MAX:
         return encode_response(
             stream_id,
             code=StatusCode.RESOURCE_EXHAUSTED,
-            message=f"the answer has {len(data)} bytes: too large",
+            message=f"the response is too large: {len(data)} bytes",
         )
     return encode_frame(stream_id, RESPONSE, data)
 
@@ -121,7 +121,7 @@ def parse_request(frame: Frame) -> ttrpc_pb2.Request:
     if frame.oversized:
         raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"the request is larger than {DATA_SIZE_MAX} bytes")
     if frame.kind != REQUEST:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, "only unary requests are served")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "only unary requests are supported")
     if frame.stream_id % 2 == 0:
         raise RpcError(StatusCode.INVALID_ARGUMENT, f"stream id {frame.stream_id} is even: clients use odd ones")
     try:
@@ -131,7 +131,7 @@ def parse_request(frame: Frame) -> ttrpc_pb2.Request:
 
 
 def parse_response(frame: Frame) -> bytes:
-    """Return the payload of the response in `frame`. Raises RpcError if it says failure or cannot be read."""
+    """Return the payload of the response in `frame`. Raises RpcError if it reports a failure or cannot be parsed."""
     if frame.oversized:
         raise RpcError(StatusCode.RESOURCE_EXHAUSTED, f"the answer is larger than {DATA_SIZE_MAX} bytes")
     try:

@@ -1,8 +1,8 @@
-"""OCI specs as messages of the agent protocol. The agent's own module does the way back.
+"""OCI specs as messages of the agent protocol; katapod.agent.spec is the reverse.
 
-In proto3 an absent number is 0 and an absent text is empty. What upstream's protocol has no field for, and would
-change what a container does when dropped, is in fields of our own, which only some agents read: features_needed
-tells which of them a message cannot do without.
+In proto3 an absent number is 0 and an absent string is empty. What upstream's protocol has no field for, but would
+change a container's behaviour if it were dropped, is in fields of our own, which not every agent reads: features_needed
+tells which extensions a message requires.
 """
 
 from typing import Any
@@ -156,10 +156,10 @@ _FIELDS: dict[type[Struct], dict[str, str]] = {
 """Struct -> its fields -> the message's fields."""
 
 _DEFAULT_UMASK = 0o22
-"""What crun sets for a process without a umask; Podman writes it into every config.json."""
+"""The umask that crun sets if there is none; Podman writes it into every config.json."""
 
 _EPERM = 1
-"""What a seccomp filter without a defaultErrnoRet answers."""
+"""The errno of a seccomp filter without defaultErrnoRet."""
 
 
 def spec_to_message(spec: oci.Spec) -> oci_pb2.Spec:
@@ -176,7 +176,7 @@ def process_to_message(process: oci.Process) -> oci_pb2.Process:
 
 
 def features_needed(process: oci_pb2.Process, linux: oci_pb2.Linux | None = None) -> frozenset[str]:
-    """What of katapod.rpc.features an agent must have lest it do something else than the message says."""
+    """The features (katapod.rpc.features) that an agent must have to do what the message says."""
     found = set()
     if process.User.HasField("Umask") and process.User.Umask != _DEFAULT_UMASK:
         found.add(UMASK)
@@ -211,7 +211,7 @@ def _fill(message: Any, value: Struct) -> None:
             continue
         if isinstance(item, Struct):
             inner = getattr(message, target)
-            inner.SetInParent()  # present even if all of its fields have default values
+            inner.SetInParent()  # present even if all its fields have default values
             _fill(inner, item)
         elif isinstance(item, tuple) and item and isinstance(item[0], Struct):
             for one in item:

@@ -1,7 +1,7 @@
-"""A ttrpc server on an asyncio unix socket: calls of a connection run in parallel, each in its own task.
+"""A ttrpc server on an asyncio unix socket: the calls of a connection run concurrently, each in its own task.
 
-A call that carries a time limit is cancelled when it is over. Stream ids of a connection only go up: one that has been
-used is refused, since its answer could be taken for another's. Source: PROTOCOL.md of containerd/ttrpc.
+A call with a timeout is cancelled when that expires. The stream ids of a connection must increase: a used one is
+refused, since its response could be taken for another call's. Source: PROTOCOL.md of containerd/ttrpc.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from katapod.rpc.framing import REQUEST, Frame, FrameDecoder, FrameError, encode_response, parse_request
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["Handler", "serve_ttrpc"]
+__all__ = ["Handler", "TtrpcServer", "serve_ttrpc"]
 
 log = logging.getLogger(__name__)
 
@@ -20,26 +20,51 @@ Handler = Callable[[str, str, bytes], Awaitable[bytes]]
 """(service, method, payload) to payload; raises RpcError to answer with a status."""
 
 CALLS_PER_CONNECTION_MAX = 2048
-"""An engine has one connection, and on it two calls for each process that runs: its end, and what is done to it."""
-BACKLOG = 4096  # clients that come while it is full are refused; the kernel caps it at net.core.somaxconn
+"""An engine has one connection, and up to two calls in flight on it per process: Wait, and one other."""
+BACKLOG = 4096  # further clients are refused while it is full; the kernel caps it at net.core.somaxconn
 
 
 async def serve_ttrpc(
     listener: socket.socket, handler: Handler, count: Callable[[int], None] | None = None
-) -> asyncio.Server:
-    """Serve `handler` on a listening unix socket, which the returned server owns. `count` is told of each connection
-    that is made, by 1, and of each that ends, by -1."""
-    listener.setblocking(False)
-    loop = asyncio.get_running_loop()
-    return await loop.create_unix_server(
-        lambda: _Connection(handler, count or (lambda change: None)), sock=listener, backlog=BACKLOG
-    )
+) -> "TtrpcServer":
+    """Serve `handler` on a listening unix socket, which the returned server owns. `count` is called
+    with 1 for each new connection and with -1 for each that ends."""
+    server = TtrpcServer(handler, count or (lambda change: None))
+    await server.listen(listener)
+    return server
+
+
+class TtrpcServer:
+    """Owns a listening socket and the tasks of all calls."""
+
+    def __init__(self, handler: Handler, count: Callable[[int], None]) -> None:
+        self.handler = handler
+        self.count = count
+        self.connections: set[_Connection] = set()
+        self.calls: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=listener, backlog=BACKLOG)
+
+    def close(self) -> None:
+        """Stop listening. Connections stay. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+
+    async def wait_closed(self) -> None:
+        """After close: drop all connections and wait for the end of their calls, which are cancelled."""
+        for connection in list(self.connections):
+            connection.drop()
+        if self.calls:
+            await asyncio.wait(set(self.calls))
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, handler: Handler, count: Callable[[int], None]) -> None:
-        self._handler = handler
-        self._count = count
+    def __init__(self, server: TtrpcServer) -> None:
+        self._server = server
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -50,16 +75,23 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._count(1)
+        self._server.connections.add(self)
+        self._server.count(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._count(-1)
+        self._server.connections.discard(self)
+        self._server.count(-1)
         self._writable.set()
         for task in self._tasks:
             task.cancel()
 
+    def drop(self) -> None:
+        """Break the connection: connection_lost, which follows, cancels the calls."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def pause_writing(self) -> None:
-        """A peer that does not read its answers is not read from: what it is refused would pile up without a limit."""
+        """A peer that does not read its responses is not read from: refusals would pile up without limit."""
         self._writable.clear()
         if self._transport is not None:
             self._transport.pause_reading()
@@ -74,7 +106,7 @@ class _Connection(asyncio.Protocol):
         try:
             frames = self._decoder.feed(data)
         except FrameError as exc:
-            log.warning("a client is dropped: %s", exc)
+            log.warning("client dropped: %s", exc)
             self._transport.abort()
             return
         for frame in frames:
@@ -82,17 +114,18 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(encode_response(frame.stream_id, code=refused.code, message=refused.message))
                 continue
             task = asyncio.get_running_loop().create_task(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            for owner in (self._tasks, self._server.calls):
+                owner.add(task)
+                task.add_done_callback(owner.discard)
 
     def _admit(self, frame: Frame) -> RpcError | None:
-        """Why a frame gets no task of its own, if so."""
+        """Why a frame is refused; None if it is not."""
         if len(self._tasks) >= CALLS_PER_CONNECTION_MAX:
             message = f"more than {CALLS_PER_CONNECTION_MAX} calls are in flight"
             return RpcError(StatusCode.RESOURCE_EXHAUSTED, message)
         if frame.kind == REQUEST and frame.stream_id % 2 and not frame.oversized:
             if frame.stream_id <= self._last_stream_id:
-                message = f"stream id {frame.stream_id} comes after {self._last_stream_id}: each has to be higher"
+                message = f"stream id {frame.stream_id} after {self._last_stream_id}: ids must increase"
                 return RpcError(StatusCode.INVALID_ARGUMENT, message)
             self._last_stream_id = frame.stream_id
         return None
@@ -107,23 +140,23 @@ class _Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             raise
         except Exception as exc:
-            log.exception("a call failed for a reason we did not foresee")
+            log.exception("unexpected error in a call")
             answer = encode_response(frame.stream_id, code=StatusCode.INTERNAL, message=repr(exc))
         await self._writable.wait()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(answer)
 
     async def _call(self, service: str, method: str, payload: bytes, timeout_nano: int) -> bytes:
-        """Call the handler within the caller's time limit: nanoseconds, 0 for none; less has run out already."""
+        """Call the handler within the caller's timeout: nanoseconds, 0 for none; a negative one has expired already."""
         if not timeout_nano:
-            return await self._handler(service, method, payload)
-        over = RpcError(StatusCode.DEADLINE_EXCEEDED, f"{method} has not ended within {timeout_nano / 1e9:g} s")
+            return await self._server.handler(service, method, payload)
+        over = RpcError(StatusCode.DEADLINE_EXCEEDED, f"{method} timed out after {timeout_nano / 1e9:g} s")
         if timeout_nano < 0:
             raise over
         limit = asyncio.timeout(timeout_nano / 1e9)
         try:
             async with limit:
-                return await self._handler(service, method, payload)
+                return await self._server.handler(service, method, payload)
         except TimeoutError as exc:
             if limit.expired():
                 raise over from exc

@@ -26,7 +26,7 @@ class StatusCode(IntEnum):
 
 
 class RpcError(Exception):
-    """A call that ended with a status other than OK. The peer chooses `message`: treat it as data."""
+    """A call that ended with a status other than OK. `message` comes from the peer: treat it as data."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

@@ -1,5 +1,5 @@
-"""The door for containerd and CRI-O: `containerd-shim-kata-v2` (start, delete, and the server of a pod's tasks).
+"""The front end for containerd and CRI-O: `containerd-shim-kata-v2` (start, delete, and the task server of a pod).
 
-Holds the shim v2 contract: command line, ttrpc services, events, streams. What it asks for is done by katapod.sandbox.
-`start` has to answer within 0.1 s: main.py and start.py import nothing that is not needed for that.
+Implements the shim v2 contract: command line, ttrpc services, events, streams. katapod.sandbox does the work. `start`
+must answer within 0.1 s: main.py and start.py import nothing that this does not need.
 """

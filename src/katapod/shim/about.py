@@ -16,8 +16,8 @@ def print_version() -> None:
 
 
 def print_info() -> None:
-    """Write a serialized containerd.types.RuntimeInfo to standard output; the options on standard input are ours to
-    ignore, since nothing that it says depends on them."""
+    """Write a serialized containerd.types.RuntimeInfo to standard output. The options on standard input are ignored:
+    nothing in the answer depends on them."""
     from katapod.plan.oci_features import oci_features
     from katapod.shim.pb import runtime_pb2
 
@@ -29,7 +29,7 @@ def print_info() -> None:
 
 
 def print_features() -> None:
-    """As `runc features` does: CRI-O asks every runtime so, shims too."""
+    """Like `runc features`: CRI-O runs this for every runtime, shims included."""
     from katapod.plan.oci_features import oci_features
 
     print(json.dumps(oci_features(), indent=2))

@@ -1,4 +1,4 @@
-"""What a bundle and the annotations of its spec say of a container, and of the sandbox that it may be."""
+"""What a bundle and the annotations of its spec say about a container and, for the pause container, its sandbox."""
 
 from katapod.model import oci
 from katapod.model.annotations import ContainerKind, PodAnnotations
@@ -11,14 +11,14 @@ RESOLV_CONF_MAX = 64 * 1024  # characters
 
 
 def limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:
-    """None for the container that stands for a pod, and does nothing."""
+    """None for the pause container of a pod."""
     if about.kind is ContainerKind.SANDBOX:
         return None
     return ContainerLimits(memory_bytes=spec.memory_limit, cpus=spec.cpu_limit)
 
 
 def netns_of(spec: oci.Spec) -> str | None:
-    """The path of the network namespace; empty for a new one. Raises UsageError for the host's own."""
+    """The path of the network namespace; empty for a new one. Raises UsageError for the host's."""
     for namespace in spec.linux.namespaces:
         if namespace.type == "network":
             return namespace.path
@@ -29,7 +29,7 @@ def netns_of(spec: oci.Spec) -> str | None:
 
 
 def dns_of(spec: oci.Spec) -> tuple[str, ...]:
-    """The lines of the pod's resolv.conf; none if it cannot be had: the containers have it by their mounts."""
+    """The lines of the pod's resolv.conf; none if it cannot be read: the containers get theirs as a mount."""
     sources = [mount.source for mount in spec.mounts if mount.destination == "/etc/resolv.conf" and mount.source]
     try:
         with open(sources[-1]) as handle:

@@ -1,6 +1,6 @@
-"""`delete`: remove what is left of a container or sandbox whose server may be gone, from what is on disk alone.
+"""`delete`: remove what is left of a container or sandbox, from disk alone: its server may be gone.
 
-Source: core/runtime/v2/README.md of containerd. containerd gives it five seconds.
+Source: core/runtime/v2/README.md of containerd. containerd allows five seconds.
 """
 
 import asyncio
@@ -35,10 +35,10 @@ def delete(arguments: Arguments) -> None:
     """Print a DeleteResponse. Succeeds if nothing is left. Raises KatapodError, OSError."""
     bundle = Path(arguments.bundle)
     pod = None
-    with contextlib.suppress(StartError):  # the bundle is half made, or gone already
+    with contextlib.suppress(StartError):  # the bundle is incomplete, or gone already
         pod = pod_of(read_annotations(str(bundle / "config.json")), "config.json")
     if pod is None:
-        with contextlib.suppress(UsageError):  # no sandbox was ever made with an id that is none
+        with contextlib.suppress(UsageError):  # no sandbox was ever made with an invalid id
             sandbox_id = parse_container_name(arguments.id)
             asyncio.run(remove_sandbox(StateStore(Layout()), sandbox_id, force=True, grace_s=OWNER_GRACE_S))
         for path in _sockets(arguments, bundle):
@@ -53,7 +53,7 @@ def delete(arguments: Arguments) -> None:
 
 
 async def _end_server(path: str) -> None:
-    """Tell a server to end that has outlived its VM, or never had one: remove_sandbox sees only what owns one."""
+    """Tell a server without a VM to exit: remove_sandbox only finds servers that own one."""
     with contextlib.suppress(OSError, RpcError):
         client = await TtrpcClient.on_unix_path(path, "the shim")
         try:
@@ -64,7 +64,7 @@ async def _end_server(path: str) -> None:
 
 
 def _sockets(arguments: Arguments, bundle: Path) -> list[str]:
-    """Where the server may have listened: in the usual place, or where containerd wanted it, which the bundle says."""
+    """Where the server may listen: the default path, or the one that containerd asked for, recorded in the bundle."""
     usual = socket_path(SOCKET_ROOT, arguments.address, arguments.namespace, arguments.id)
     try:
         told = (bundle / "address").read_text().removeprefix("unix://")

@@ -1,4 +1,4 @@
-"""Events to containerd, in the order in which they happened, at most a few times tried.
+"""Events to containerd, in the order in which they happened, with a bounded number of attempts.
 
 Source: api/events/task.proto of containerd. Without an address (CRI-O) they are only logged.
 """
@@ -23,7 +23,7 @@ SERVICE = "containerd.services.events.ttrpc.v1.Events"
 CALL_LIMIT_S = 5.0
 NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 TRIES = 6
-QUEUE_MAX = 2048  # events; then the oldest that is no exit goes
+QUEUE_MAX = 2048  # events; beyond that the oldest that is not an exit is dropped
 EXIT, OOM = "/tasks/exit", "/tasks/oom"
 PAUSE_MAX_S = 8.0
 
@@ -31,8 +31,8 @@ PAUSE_MAX_S = 8.0
 class EventPublisher:
     """One queue and one sender: events are never out of order.
 
-    Engines wait for exits, so those are never dropped, and are tried until containerd has answered. There are no more
-    of them than processes that an engine has started.
+    Engines wait for exits: these are never dropped, and are retried until containerd has answered. Their number is
+    bounded by the processes that an engine has started.
     """
 
     def __init__(self, address: str, namespace: str) -> None:
@@ -48,7 +48,7 @@ class EventPublisher:
 
     @property
     def connected(self) -> bool:
-        """Whether the engine is told of events; CRI-O is not."""
+        """Whether the engine receives events; CRI-O does not."""
         return bool(self._address)
 
     def publish(self, topic: str, event: Any) -> None:
@@ -75,12 +75,12 @@ class EventPublisher:
         index = next((at for at, waiting in enumerate(self._queue) if waiting.envelope.topic != EXIT), None)
         if index is not None:
             log.warning(
-                "an event is lost: %s; containerd has not taken %d", self._queue[index].envelope.topic, QUEUE_MAX
+                "event dropped: %s; %d are waiting for containerd", self._queue[index].envelope.topic, QUEUE_MAX
             )
             del self._queue[index]
 
     async def drain(self, limit_s: float) -> None:
-        """Wait until all is sent or given up."""
+        """Wait until all events are sent or given up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._empty.wait()
@@ -103,7 +103,7 @@ class EventPublisher:
     async def _send(self, request: events_pb2.ForwardRequest) -> None:
         payload = request.SerializeToString()
         for attempt in itertools.count():
-            if attempt > 1:  # the first repeat is at once: containerd may have closed an idle connection
+            if attempt > 1:  # the first retry is immediate: containerd may have closed an idle connection
                 await asyncio.sleep(min(PAUSE_MAX_S, 2.0 ** (attempt - 2)))
             try:
                 if self._client is None or self._client.closed.done():
@@ -114,7 +114,7 @@ class EventPublisher:
                 log.debug("cannot publish %s: %s", request.envelope.topic, exc)
                 is_refused = isinstance(exc, RpcError) and exc.code not in NO_ANSWER
                 if attempt + 1 >= TRIES and (is_refused or request.envelope.topic != EXIT):
-                    log.warning("the event %s is lost: %s", request.envelope.topic, exc)
+                    log.warning("event %s dropped: %s", request.envelope.topic, exc)
                     return
 
 

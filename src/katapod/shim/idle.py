@@ -1,7 +1,7 @@
-"""When a server that has no VM ends by itself: nobody will ask it for anything any more.
+"""When a server without a VM exits by itself, because nothing will be asked of it any more.
 
-Engines end their shims by Shutdown; one that was killed, or gave up a container that could not be created, never does.
-A server with a VM, or that is making one, is left alone.
+Engines end their shims by Shutdown, but not if they were killed, or gave up on a container that could not be created.
+A server that has a VM or is starting one never exits so.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ __all__ = ["Connections", "Use", "reason_to_end", "watch_use"]
 log = logging.getLogger(__name__)
 
 PERIOD_S = 10.0
-IDLE_S = 120.0  # without a task, an engine's first call comes at once: more than it may take to connect
-ORPHAN_S = 900.0  # exits that nobody asks for are kept as long: an engine's restart or upgrade takes less
+IDLE_S = 120.0  # without a task: more than an engine takes to connect and make its first call
+ORPHAN_S = 900.0  # exits are kept for this long: an engine's restart or upgrade takes less
 
 
 class Connections:
-    """Of engines to us: how many are open, and since when nothing has happened on them."""
+    """Connections of engines: how many are open, and for how long nothing has happened on them."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -45,8 +45,8 @@ class Connections:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What speaks for a server: a `vm`, or one under way; `tasks`, which may have ended, and not been deleted;
-    `reachable`: its socket and its bundle are there, so that an engine may come back."""
+    """Reasons to stay. `vm`: there is one, or one is starting; `tasks`: there are some, running or not yet deleted;
+    `reachable`: socket and bundle exist, so an engine may come back."""
 
     vm: bool
     tasks: bool
@@ -56,13 +56,13 @@ class Use:
 
 
 def reason_to_end(use: Use) -> str:
-    """Why nobody needs the server; empty: somebody may."""
+    """Why the server is no longer needed; empty if it may be."""
     if use.vm or use.quiet_s < PERIOD_S:
         return ""
     if not use.connections and not use.reachable:
         return "it has no VM, and its socket or its bundle has been removed"
     if not use.tasks and use.quiet_s >= IDLE_S:
-        return f"it has no VM and no task, and nobody has asked for one for {use.quiet_s:.0f} s"
+        return f"it has no VM and no task, and has had no request for {use.quiet_s:.0f} s"
     if not use.connections and use.quiet_s >= ORPHAN_S:
         return f"it has no VM, and no engine has been connected for {use.quiet_s:.0f} s"
     return ""
@@ -73,7 +73,7 @@ async def watch_use(tasks: Tasks, connections: Connections, path: str, end: Call
     socket = _inode(path)
     while True:
         await asyncio.sleep(PERIOD_S)
-        reachable = _inode(path) == socket and os.stat(".").st_nlink > 0  # 0: of a directory that has been removed
+        reachable = _inode(path) == socket and os.stat(".").st_nlink > 0  # 0: the directory has been removed
         use = Use(tasks.has_vm, not tasks.empty, connections.open, connections.quiet_s, reachable)
         if reason := reason_to_end(use):
             log.warning("ends: %s", reason)

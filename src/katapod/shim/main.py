@@ -1,6 +1,6 @@
 """The command line of `containerd-shim-kata-v2`.
 
-Its flags have a single dash, as containerd and CRI-O write them. Light: `start` is waited for by every pod.
+Flags have a single dash, as containerd and CRI-O write them. Imports little: every pod waits for `start`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class UsageError(Exception):
 
 
 class Arguments:
-    """What containerd gave. `address` is its main socket, and empty under CRI-O."""
+    """What containerd passed. `address` is its main socket; empty under CRI-O."""
 
     def __init__(self, texts: dict[str, str], switches: set[str], action: str) -> None:
         self.namespace = texts.get("namespace", "")
@@ -63,7 +63,7 @@ def parse_arguments(words: list[str]) -> Arguments:
         word = rest.pop(0)
         if not word.startswith("-"):
             if action:
-                raise UsageError(f"one action is enough: {action}, {word}")
+                raise UsageError(f"more than one action: {action}, {word}")
             action = word
             continue
         name, equals, value = word.lstrip("-").partition("=")
@@ -78,20 +78,20 @@ def parse_arguments(words: list[str]) -> Arguments:
                 value = rest.pop(0)
             texts[name] = value
         else:
-            raise UsageError(f"there is no flag {word}")
+            raise UsageError(f"unknown flag {word}")
     if action not in ACTIONS:
-        raise UsageError(f"there is no action {action!r}: start, delete and features are")
+        raise UsageError(f"unknown action {action!r}: use start, delete or features")
     found = Arguments(texts, switches, action)
     if not found.asks_only:
         for name in ("id", "namespace"):
             if not texts.get(name):
-                raise UsageError(f"-{name} is needed")
+                raise UsageError(f"missing flag -{name}")
     return found
 
 
 def main() -> NoReturn:
-    """Ends the process: 0, or 1 with an error on standard error, which containerd passes on."""
-    os._exit(_run(sys.argv[1:]))  # no finalizers: they would take as long as the rest of `start`
+    """Exits: 0, or 1 with an error on standard error, which containerd passes on."""
+    os._exit(_run(sys.argv[1:]))  # skip finalizers: they would take as long as the rest of `start`
 
 
 def _run(words: list[str]) -> int:
@@ -101,7 +101,7 @@ def _run(words: list[str]) -> int:
         print(f"containerd-shim-kata-v2: {exc}\n{USAGE}", end="", file=sys.stderr)
         return 2
     if arguments.asks_only:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `-h | head`: nothing is to be undone, nor to be said
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `-h | head`: nothing to undo or to report
     if arguments.help:
         print(USAGE, end="", flush=True)
         return 0

@@ -1,4 +1,4 @@
-"""What the shim knows of each process that containerd asked for: containers' own and execs."""
+"""What the shim knows about each process that containerd asked for: init processes and execs."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ _NAMES: dict[int, str] = {
 
 
 class _Process:
-    """`status` is one of containerd's; `exited` is set when the process has ended and its streams are through."""
+    """`status` is one of containerd's; `exited` is set when the process has ended and its streams are drained."""
 
     def __init__(self, uris: IoUris) -> None:
         self.uris = uris
@@ -32,8 +32,8 @@ class _Process:
         self.exited_ns = 0  # since the epoch
         self.exited = asyncio.Event()
         self.streams: Streams | None = None
-        self.input_ended = False  # CloseIO came, perhaps before there were streams
-        self.starting = False  # a start was asked for: from then on its end is told by who started it
+        self.input_ended = False  # CloseIO was called, perhaps before there were streams
+        self.starting = False  # Start was called: from then on whoever started it reports its end
         self.following: asyncio.Task[None] | None = None
 
     @property
@@ -60,17 +60,17 @@ class _Process:
             raise InvalidState(f"cannot {what} in state {_NAMES[self.status]}; needs {wanted}{self.cause()}")
 
     def cause(self) -> str:
-        """Why it is in its state, if that is nothing of its own doing: ": ..."."""
+        """Why it is in its state, where something else caused that, as ": ..."; else empty."""
         return ""
 
 
 class TaskProcess(_Process):
-    """A container's own process."""
+    """The init process of a container."""
 
     def __init__(
         self, container: Container, uris: IoUris, bundle: Path, rootfs: Path | None, hooked: HookedContainer
     ) -> None:
-        """`rootfs`: where we have mounted its root file system; None: somebody else has."""
+        """`rootfs`: where we have mounted its root file system; None if the engine has."""
         super().__init__(uris)
         self.container = container
         self.bundle = bundle
@@ -91,7 +91,7 @@ class TaskProcess(_Process):
 
 
 class ExecProcess(_Process):
-    """A further process; in the guest it is made when it is started."""
+    """A further process; the guest creates it when it is started."""
 
     def __init__(self, exec_id: str, process: oci.Process, uris: IoUris) -> None:
         super().__init__(uris)

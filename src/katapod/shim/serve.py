@@ -17,6 +17,7 @@ from katapod.model.config import Config, check_paths, load_config
 from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
+from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
 from katapod.shim.idle import Connections, watch_use
 from katapod.shim.main import Arguments
@@ -28,12 +29,12 @@ __all__ = ["run_server"]
 log = logging.getLogger(__name__)
 
 LAST_EVENTS_S = 3.0
-ANSWER_S = 0.1  # for the answer to Shutdown to be on its way
+ANSWER_S = 0.1  # for the response to Shutdown to be sent
 
 
 def run_server(arguments: Arguments, listener: socket.socket) -> None:
-    """Serve until Shutdown or a signal; nothing of the sandbox is left then, nor the socket."""
-    logging.raiseExceptions = False  # a log that nobody reads stops nothing
+    """Serve until Shutdown or a signal; then neither the sandbox nor the socket is left."""
+    logging.raiseExceptions = False  # a log without a reader must not block
     level = logging.DEBUG if arguments.debug else logging.INFO
     log_to(None, level, f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s")
     listener.set_inheritable(False)
@@ -66,23 +67,25 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
 
     path = listener.getsockname()
     server = await serve_ttrpc(listener, handle, connections.count)
-    watching = asyncio.create_task(watch_use(tasks, connections, path, finished.set), name="watch-use")
-    log.info("serves sandbox %s, pid %d", arguments.id, os.getpid())
+    background = Background()
+    background.start(watch_use(tasks, connections, path, finished.set), name="watch-use")
+    log.info("serving sandbox %s, pid %d", arguments.id, os.getpid())
     try:
         await finished.wait()
     finally:
-        watching.cancel()
         try:
+            await background.close()
             await tasks.end()
         finally:
             await events.drain(LAST_EVENTS_S)
             await events.close()
             await asyncio.sleep(ANSWER_S)
             server.close()
+            await server.wait_closed()
 
 
 def _load(path: str, annotations: Mapping[str, str]) -> Config:
-    """The configuration that the engine names, else the usual one, with the pod's annotations. Raises ConfigError."""
+    """The configuration that the engine names, else the default one, with the pod's annotations. Raises ConfigError."""
     parsed = load_config(Path(path) if path else None)
     for problem in parsed.problems:
         log.warning("%s", problem)

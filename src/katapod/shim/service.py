@@ -1,4 +1,4 @@
-"""containerd.task.v2.Task and v3.Task: messages in, messages out. The work is done by Tasks.
+"""containerd.task.v2.Task and v3.Task: messages in, messages out. Tasks does the work.
 
 Source: api/runtime/task/v2/shim.proto of containerd.
 """
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 WHOLE = frozenset({"Start", "Delete", "Pause", "Resume", "Update"})
-"""Calls that are carried to their end although the client goes meanwhile, as a containerd that restarts does: half a
-Start would leave a process that runs and that nobody follows. A Create is undone instead."""
+"""Calls that are completed even if the client disconnects, as a restarting containerd does: an interrupted Start would
+leave a running process whose exit nobody waits for. A Create is undone instead."""
 PROCESS_DETAILS = "containerd.runc.v1.ProcessDetails"
 RUNTIME_OPTIONS = ("runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options")
 
@@ -44,7 +44,8 @@ _CODES: tuple[tuple[type[KatapodError], StatusCode], ...] = (
 
 
 def rpc_error(exc: KatapodError) -> RpcError:
-    """What containerd is told: its own codes where it acts on them, and the remedy, which it has no field for."""
+    """The error for containerd: its own codes where it acts on them, and the hint in the text, as there is no field for
+    it."""
     code = next((code for kind, code in _CODES if isinstance(exc, kind)), StatusCode.UNKNOWN)
     if isinstance(exc, AgentFailed) and exc.context.get("code") is StatusCode.NOT_FOUND:
         code = StatusCode.NOT_FOUND
@@ -110,7 +111,7 @@ class TaskService:
         uris = IoUris(request.stdin, request.stdout, request.stderr, request.terminal)
         sources = [text for mount in request.rootfs for text in (mount.type, mount.source, *mount.options)]
         if any("\0" in text for text in (request.bundle, *sources)):
-            raise UsageError(f"cannot create task {request.id}: its bundle or a mount has a NUL character")
+            raise UsageError(f"cannot create task {request.id}: a NUL character in the bundle or a mount")
         bundle = Path(request.bundle or os.getcwd())
         await self._tasks.create(request.id, bundle, list(request.rootfs), uris, _config_path(request))
         return task_pb2.CreateTaskResponse(pid=self._tasks.pid)
@@ -203,7 +204,7 @@ class TaskService:
 
 
 def _action(method: str) -> str:
-    """CloseIO as close_io: the name that metrics have for a call."""
+    """CloseIO to close_io: the name of a call in metrics."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method).lower()
 
 

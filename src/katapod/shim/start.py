@@ -1,6 +1,6 @@
-"""`start`: find or make the server of a sandbox, and print its address. Light: containerd waits for it.
+"""`start`: find or start the server of a sandbox, and print its address. Imports little: containerd waits for it.
 
-The server is a fork of this process, which has nothing loaded yet but what this needs; it loads the rest while
+The server is a fork of this process, which has loaded no more than it needs so far; the fork loads the rest while
 containerd connects. Source: core/runtime/v2/README.md of containerd.
 """
 
@@ -28,7 +28,7 @@ BACKLOG = 128
 
 
 class StartError(Exception):
-    """A sentence for containerd's log and its caller."""
+    """An error message for containerd's log and its client."""
 
 
 def start(arguments: Arguments) -> None:
@@ -43,7 +43,7 @@ def start(arguments: Arguments) -> None:
         _answer(path)
         return
     listener = _listen(path)
-    if listener is None:  # an earlier `start` of the same sandbox, whose answer was lost
+    if listener is None:  # an earlier `start` of the same sandbox, whose output was lost
         _answer(path)
         return
     pid = 0
@@ -53,7 +53,7 @@ def start(arguments: Arguments) -> None:
             os._exit(_become_server(arguments, listener))
         _write("shim.pid", str(pid))
         _answer(path)
-    except BaseException:  # nobody will learn of the server
+    except BaseException:  # nobody will learn about the server
         if pid > 0:
             os.kill(pid, signal.SIGKILL)
         os.unlink(path)
@@ -81,9 +81,9 @@ def read_annotations(path: str) -> dict[str, str]:
 
 
 def pod_of(annotations: dict[str, str], where: str) -> str | None:
-    """The id of the sandbox that a container belongs to; None if it is a sandbox itself, or on its own.
+    """The id of the sandbox that a container belongs to; None if it is a sandbox itself, or a single container.
 
-    Raises StartError for a kind that does not exist, or a container of a pod without the pod's id.
+    Raises StartError for an unknown kind, or a container of a pod without the pod's id.
     """
     for key, sandbox, id_key in KINDS:
         kind = annotations.get(key)
@@ -102,17 +102,17 @@ def pod_of(annotations: dict[str, str], where: str) -> str | None:
 
 
 def socket_path(root: str, grpc_address: str, namespace: str, sandbox_id: str) -> str:
-    """Where the server of a sandbox listens. The formula is containerd's, whose paths are joined and cleaned."""
+    """Where the server of a sandbox listens, by containerd's formula, which joins and cleans paths."""
     import hashlib
 
     text = os.path.normpath("/".join(part for part in (grpc_address, namespace, sandbox_id) if part))
-    if text.startswith("//"):  # two slashes, and no more, mean something else to POSIX
+    if text.startswith("//"):  # exactly two leading slashes have another meaning in POSIX
         text = text[1:]
     return f"{root}/{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _read_stdin() -> bytes:
-    """What containerd has to say: options, or more of them; nothing under CRI-O."""
+    """What containerd sends: the options or BootstrapParams; nothing under CRI-O."""
     if os.isatty(0):
         return b""
     found = b""
@@ -127,7 +127,7 @@ def _read_stdin() -> bytes:
 
 
 def _is_bootstrap(given: bytes, arguments: Arguments) -> bool:
-    """Whether containerd (2.3 and later) sent BootstrapParams: options parse as these too, but name no instance."""
+    """Whether containerd (2.3 and later) sent BootstrapParams. Options parse as these too, but name no instance."""
     head = b""
     for tag, text in ((b"\x0a", arguments.id), (b"\x12", arguments.namespace)):
         data = text.encode()
@@ -147,7 +147,7 @@ def _socket_dir(given: bytes) -> str:
 
 
 def _listen(path: str) -> socket.socket | None:
-    """Bind and listen; None if a server answers there already. Raises StartError, OSError."""
+    """Bind and listen; None if a server is listening there already. Raises StartError, OSError."""
     folder = os.path.dirname(path)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -177,7 +177,7 @@ def _answers(path: str) -> bool:
 
 
 def _answer(path: str) -> None:
-    """The address, for containerd and, in the bundle, for who finds the server again after a restart."""
+    """Print the address for containerd, and write it to the bundle, where it is found after a restart."""
     _write("address", f"unix://{path}")
     sys.stdout.write(f"unix://{path}")
     sys.stdout.flush()
@@ -194,12 +194,12 @@ def _write(path: str, text: str) -> None:
 
 
 def _become_server(arguments: Arguments, listener: socket.socket) -> int:
-    """The child: a session of its own, its output goes to containerd's log; descriptor 3 listens."""
+    """The child: in a session of its own, with its output in containerd's log, listening on descriptor 3."""
     status = 1
     path = listener.getsockname()
 
     def end(number: int, frame: object) -> None:
-        """Until the server has handlers of its own: the socket must not stay."""
+        """Until the server has its own handlers: the socket must not be left behind."""
         os.unlink(path)
         os._exit(128 + number)
 
@@ -217,7 +217,7 @@ def _become_server(arguments: Arguments, listener: socket.socket) -> int:
             listener.close()
         else:
             listener.detach()
-        os.closerange(SERVER_FD + 1, 256)  # what containerd let us inherit is not the sandbox's business
+        os.closerange(SERVER_FD + 1, 256)  # the sandbox must not keep what containerd lets us inherit
         serve_forever(arguments, SERVER_FD)
         status = 0
     except BaseException as exc:
@@ -226,8 +226,8 @@ def _become_server(arguments: Arguments, listener: socket.socket) -> int:
 
 
 def _open_log() -> int:
-    """The FIFO that containerd reads; -1 if there is none. Open for reading too: a containerd that goes away must not
-    end us by SIGPIPE."""
+    """The FIFO that containerd reads; -1 if there is none. Opened for reading too: the end of containerd must not cause
+    SIGPIPE."""
     try:
         if not stat.S_ISFIFO(os.stat("log").st_mode):
             return -1
@@ -237,10 +237,10 @@ def _open_log() -> int:
 
 
 def serve_forever(arguments: Arguments, listener_fd: int) -> None:
-    """Serve until Shutdown. Everything heavy is loaded here. Raises StartError."""
+    """Serve until Shutdown. All large imports happen here. Raises StartError."""
     import gc
 
-    gc.disable()  # it would look again and again through modules that stay: a tenth of the time to load them
+    gc.disable()  # repeated collections while loading modules, none of which are garbage, take a tenth of the time
     from katapod.shim.serve import run_server
 
     gc.freeze()
@@ -249,6 +249,6 @@ def serve_forever(arguments: Arguments, listener_fd: int) -> None:
         listener = socket.socket(fileno=listener_fd)
     except OSError as exc:
         raise StartError(
-            f"cannot serve: descriptor {listener_fd} is not a listening socket: {exc.strerror}; engines call start"
+            f"cannot serve: descriptor {listener_fd} is not a listening socket: {exc.strerror}; use the action start"
         ) from exc
     run_server(arguments, listener)

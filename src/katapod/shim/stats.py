@@ -1,9 +1,9 @@
-"""What a container uses, as containerd and the kubelet read it: the agent's answer in their messages. Pure.
+"""The resource usage of a container: the agent's response as the message that containerd and the kubelet read. Pure.
 
-The agent answers in the shape of cgroup v1 with memory.stat as its kernel has it, v2's in our guests, v1's in others.
-containerd wants the shape of the host's own version. CRI-O looks into parts of an answer without asking whether they
-are there, so all are but those that no cgroup has everywhere: pressure, and the counts of cgroup v1's taskstats.
-Source: the metrics messages of containerd/cgroups; cgroups(7).
+The agent responds in the format of cgroup v1, with memory.stat as its kernel has it: v2's in our guests, v1's in
+others. containerd expects the format of the host's cgroup version. CRI-O reads parts of a response without checking
+that they are present, so all are, except for those that depend on the kernel: pressure, and the counts of cgroup v1's
+taskstats. Source: the metrics messages of containerd/cgroups; cgroups(7).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ __all__ = ["METRICS_V1_URL", "METRICS_V2_URL", "encode_stats", "metrics_v1", "me
 METRICS_V1_URL = "io.containerd.cgroups.v1.Metrics"
 METRICS_V2_URL = "io.containerd.cgroups.v2.Metrics"
 MAX_U64 = 2**64 - 1
-"""Stands for "no limit" in both shapes."""
+"""Means "no limit" in both formats."""
 
 # name in the message -> names in memory.stat, v1's first
 _V1_MEMORY = {
@@ -85,14 +85,14 @@ _EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
 
 
 def encode_stats(stats: agent_pb2.StatsContainerResponse, host_version: int) -> tuple[str, bytes]:
-    """(type_url, value) of the Any that answers Stats on a host with cgroups of that version."""
+    """(type_url, value) of the Any in a StatsResponse on a host with that cgroup version."""
     if host_version == 2:
         return METRICS_V2_URL, metrics_v2(stats).SerializeToString()
     return METRICS_V1_URL, metrics_v1(stats).SerializeToString()
 
 
 def metrics_v1(stats: agent_pb2.StatsContainerResponse) -> metrics_v1_pb2.Metrics:
-    """In v1's shape: times in nanoseconds, `swap` is memory and swap together, as memory.memsw has it."""
+    """In v1's format: times in nanoseconds; `swap` is memory and swap together, as in memory.memsw."""
     group, metrics = stats.cgroup_stats, metrics_v1_pb2.Metrics()
     _set_present(metrics, _ALWAYS_V1)
     usage, throttling = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data
@@ -125,9 +125,9 @@ def _fill_v1_memory(memory: metrics_v1_pb2.MemoryStat, given: agent_pb2.MemorySt
     for entry, source in ((memory.usage, given.usage), (memory.kernel, given.kernel_usage)):
         entry.usage, entry.max, entry.failcnt = source.usage, source.max_usage, source.failcnt
         entry.limit = source.limit
-    memory.kernel.limit = given.kernel_usage.limit or MAX_U64  # in v2 a part of the memory, without a limit of its own
+    memory.kernel.limit = given.kernel_usage.limit or MAX_U64  # in v2 part of the memory, without a limit of its own
     memory.kernel_tcp.usage, memory.kernel_tcp.limit = given.stats.get("sock", 0), MAX_U64
-    is_v1 = "hierarchical_memsw_limit" in given.stats  # its swap_usage is memsw already
+    is_v1 = "hierarchical_memsw_limit" in given.stats  # swap_usage is memsw here
     swap = given.swap_usage
     memory.swap.usage = swap.usage if is_v1 else _sum(given.usage.usage, swap.usage)
     memory.swap.limit = swap.limit if is_v1 else _sum(given.usage.limit, swap.limit)
@@ -137,7 +137,7 @@ def _fill_v1_memory(memory: metrics_v1_pb2.MemoryStat, given: agent_pb2.MemorySt
 
 
 def metrics_v2(stats: agent_pb2.StatsContainerResponse) -> metrics_v2_pb2.Metrics:
-    """In v2's shape: times in microseconds."""
+    """In v2's format: times in microseconds."""
     group, metrics = stats.cgroup_stats, metrics_v2_pb2.Metrics()
     _set_present(metrics, _ALWAYS_V2)
     usage, throttling, given = group.cpu_stats.cpu_usage, group.cpu_stats.throttling_data, group.memory_stats
@@ -183,7 +183,7 @@ def _fill_io(io: metrics_v2_pb2.IOStat, given: agent_pb2.BlkioStats) -> None:
 
 
 def _fill_network(target: Any, stats: agent_pb2.StatsContainerResponse) -> None:
-    """`target`: the repeated NetworkStat of either version, which have the same fields."""
+    """`target`: the repeated NetworkStat of either version; both have the same fields."""
     for interface in stats.network_stats:
         target.add(
             name=interface.name,
@@ -211,5 +211,5 @@ def _first(stats: Mapping[str, int], keys: tuple[str, ...], default: int = 0) ->
 
 
 def _sum(*values: int) -> int:
-    """Not beyond what the field holds: the guest may say anything."""
+    """Clamp to the field's range: the guest may report anything."""
     return min(sum(values), MAX_U64)

@@ -1,8 +1,7 @@
-"""Where a process' streams lead, as containerd names them: FIFOs, files, or a logging program.
+"""The streams of a process, as containerd names them: FIFOs, files, or a logging program.
 
-FIFOs are opened for both directions, so that nobody's absence blocks us, ends us by SIGPIPE or ends a container's
-input: containerd may restart. The end of the input is what CloseIO says.
-Source: core/runtime/v2/README.md of containerd.
+FIFOs are opened for reading and writing, so that a missing peer neither blocks, nor causes SIGPIPE, nor ends a
+container's input: containerd may restart. Only CloseIO ends the input. Source: core/runtime/v2/README.md of containerd.
 """
 
 import array
@@ -36,7 +35,7 @@ LOGGER_FDS = (3, 4, 5)  # stdout, stderr, and what it closes when it is ready
 
 
 class IoUris:
-    """What a request says of the streams of a process. Empty: none."""
+    """The URIs of a process's streams in a request. Empty: none."""
 
     def __init__(self, stdin: str, stdout: str, stderr: str, terminal: bool) -> None:
         self.stdin = stdin
@@ -46,7 +45,7 @@ class IoUris:
 
 
 class FifoInput:
-    """The read end of a FIFO whose end is announced, not seen."""
+    """The read end of a FIFO. Its end of file is announced by CloseIO, not seen."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -56,7 +55,7 @@ class FifoInput:
         self.drained = asyncio.Event()  # nothing more will be read
 
     async def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; none once the end was announced and all before it was read."""
+        """Return up to `size` bytes; none once the end has been announced and everything before it has been read."""
         while True:
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._fd, size)
@@ -82,7 +81,7 @@ class FifoInput:
 
 
 class _FifoOutput:
-    """The write end of a FIFO. Who does not read stalls the process in the guest."""
+    """The write end of a FIFO. A reader that does not read stalls the process in the guest."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -99,14 +98,14 @@ class _FifoOutput:
             view = view[await self._descriptor.write(view) :]
 
     async def wait_read(self) -> None:
-        """Until the reader has all: containerd 1.6 throws away what it has not read when it hears of the exit. Whoever
-        does not read for a second does not read."""
+        """Wait until the reader has everything: on exit containerd 1.6 discards what it has not read. A reader that
+        reads nothing for a second is not waited for."""
         deadline = time.monotonic() + OUTPUT_READ_S
         while self._unread() and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells that a pipe is empty
             await asyncio.sleep(OUTPUT_POLL_S)
 
     async def finish(self) -> None:
-        """Called once, when all is written."""
+        """Called once, when everything has been written."""
         try:
             await self.wait_read()
         finally:
@@ -122,7 +121,7 @@ class _FifoOutput:
 
 
 class _File:
-    """A file that is appended to. What cannot be written is lost: a full disk ends no process."""
+    """A file that is appended to. What cannot be written is lost: a full disk must not end the process."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -152,7 +151,7 @@ class _File:
 
 
 class _Pipe:
-    """Our end of a pipe to a logging program. One that does not read any more loses what is written."""
+    """Our end of a pipe to a logging program. Output that the program no longer reads is lost."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -180,12 +179,12 @@ class Streams:
         self.stderr = stderr
 
     def end_input(self) -> None:
-        """CloseIO: what was written before is still read."""
+        """CloseIO: what was written before it is still read."""
         if isinstance(self.stdin, FifoInput):
             self.stdin.end()
 
     async def wait_output_read(self) -> None:
-        """Until what was written so far has been read, or nobody reads."""
+        """Wait until what has been written so far has been read, or nobody reads."""
         for sink in (self.stdout, self.stderr):
             if isinstance(sink, _FifoOutput):
                 await sink.wait_read()
@@ -199,9 +198,9 @@ class Streams:
 
 @contextlib.asynccontextmanager
 async def open_streams(uris: IoUris, container_id: str, namespace: str) -> AsyncIterator[Streams]:
-    """Open the streams of a process; closed at the end of the block, when a logging program is given time to end.
+    """Open the streams of a process; at the end of the block they are closed, and a logging program gets time to exit.
 
-    Raises UsageError for a scheme that does not exist, NotFound and KatapodError for what cannot be opened.
+    Raises UsageError for an unknown scheme, NotFound and KatapodError for what cannot be opened.
     """
     async with contextlib.AsyncExitStack() as stack:
         stdin: Source | None = None
@@ -253,22 +252,22 @@ def _open_output(uri: str) -> Sink:
 def _path_of(uri: str, schemes: tuple[str, ...]) -> str:
     parts = urlsplit(uri)
     if parts.scheme not in schemes:
-        raise UsageError(f"cannot open the stream {uri}: streams are FIFOs, file:///PATH or binary:///PROGRAM")
+        raise UsageError(f"cannot open the stream {uri}: use a FIFO, file:///PATH or binary:///PROGRAM")
     if not parts.scheme:
-        return uri  # a path as it is: nothing in it is quoted
+        return uri  # a plain path: nothing in it is quoted
     if not parts.path.startswith("/"):
-        raise UsageError(f"cannot open the stream {uri}: it has no absolute path")
+        raise UsageError(f"cannot open the stream {uri}: the path is not absolute")
     return unquote(parts.path)
 
 
 @contextlib.asynccontextmanager
 async def _logging_program(uris: IoUris, container_id: str, namespace: str) -> AsyncIterator[tuple[Sink, Sink]]:
-    """Start the program of binary:///PROGRAM?KEY=VALUE; it gets KEY VALUE as arguments, both streams as descriptors 3
-    and 4, and closes 5 when it is ready. Raises KatapodError."""
+    """Start the program of binary:///PROGRAM?KEY=VALUE, with KEY VALUE as arguments and the streams as descriptors 3
+    and 4; it closes 5 when it is ready. Raises KatapodError."""
     parts = _open(uris.stdout, urlsplit)
     program = unquote(parts.path)
     if not program.startswith("/") or "\0" in uris.stdout or "\0" in program:
-        raise UsageError(f"cannot open the stream {uris.stdout!r}: it has no absolute path")
+        raise UsageError(f"cannot open the stream {uris.stdout!r}: the path is not absolute")
     words = [word for pair in parse_qsl(parts.query, keep_blank_values=True) for word in pair if word]
     async with contextlib.AsyncExitStack() as stack:
         ours: list[int] = []

@@ -1,6 +1,6 @@
-"""containerd's tasks, done with a pod: create, start, exec, kill, delete, and the events that tell of it.
+"""containerd's tasks, carried out on a pod: create, start, exec, kill, delete, and the events about them.
 
-An event about a process is published after what it tells of is so, and in the order create, start, exit, delete.
+An event is published after what it reports has happened, for a process in the order create, start, exit, delete.
 Source: api/runtime/task/v2/shim.proto and core/runtime/v2/README.md of containerd.
 """
 
@@ -35,6 +35,7 @@ from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.shim.background import Background, end_tasks
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
@@ -45,14 +46,14 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
-DEAD_STATUS = 128 + signal.SIGKILL  # of what ended with its machine
+DEAD_STATUS = 128 + signal.SIGKILL  # of processes that ended with their VM
 HARMLESS = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
     | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 )
-"""Signals that end no process by default. Source: signal(7)."""
-PAUSE_GRACE_S = 2.0  # for the process that stands for a pod, between SIGTERM and SIGKILL
-EXEC_DRAIN_S = 2.0  # as containerd's shim for runc has it
+"""Signals whose default action does not end a process. Source: signal(7)."""
+PAUSE_GRACE_S = 2.0  # of a pause container, between SIGTERM and SIGKILL
+EXEC_DRAIN_S = 2.0  # as in containerd's shim for runc
 INPUT_READ_S = 10.0
 OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
@@ -63,8 +64,8 @@ class Tasks:
     """The tasks of one sandbox. Every method raises KatapodError."""
 
     def __init__(self, namespace: str, store: StateStore, load_config: LoadConfig, events: EventPublisher) -> None:
-        """`load_config` takes the path that the engine has for this runtime, or an empty one, and the annotations of
-        the sandbox."""
+        """`load_config` takes the path that the engine has configured for this runtime, if any, and the sandbox's
+        annotations."""
         self._namespace = namespace
         self._store = store
         self._load_config = load_config
@@ -73,11 +74,12 @@ class Tasks:
         self._creating: dict[str, asyncio.Task[None]] = {}
         self._ending = False
         self._pod: Pod | None = None
-        self._unfinished: Pod | None = None  # whose end left something
+        self._unfinished: Pod | None = None  # whose teardown was incomplete
         self._vmm_pid = 0
         self._pod_lock = asyncio.Lock()
         self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
-        self._watch: list[asyncio.Task[None]] = []
+        self._background = Background()
+        self._watch: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -90,12 +92,13 @@ class Tasks:
 
     @property
     def has_vm(self) -> bool:
-        """Or makes one, or ends one."""
+        """Also while one is being started or ended."""
         return self._pod is not None or bool(self._creating) or self._is_closing
 
     @property
     def pid(self) -> int:
-        """Of the VMM, which stands for every process in it, also when it has ended; our own before there is one."""
+        """The pid of the VMM, which stands for every process in it, even after its end; our own pid before there is
+        one."""
         return self._vmm_pid or os.getpid()
 
     def find(self, container_id: str) -> TaskProcess:
@@ -116,9 +119,9 @@ class Tasks:
     async def create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
-        """Raises as Pod.create_container and open_pod; nothing is left then."""
+        """Raises what Pod.create_container and open_pod raise; nothing is left then."""
         if container_id in self._tasks or container_id in self._creating:
-            raise AlreadyExists(f"cannot create task {container_id}: it exists already")
+            raise AlreadyExists(f"cannot create task {container_id}: it already exists")
         if self._ending:
             raise _told_to_end(container_id)
         work = self._create(container_id, bundle, mounts, uris, config_path)
@@ -175,7 +178,7 @@ class Tasks:
         )
 
     async def _give_up(self, pod: Pod, container_id: str) -> None:
-        """Take out a container that was created, and whose hooks failed: in a pod that goes on without it."""
+        """Remove a container whose hooks failed after it was created, in a pod that continues without it."""
         if container_id == pod.sandbox.sandbox_id:
             return  # all of it goes
         with contextlib.suppress(KatapodError):
@@ -190,7 +193,7 @@ class Tasks:
         config_path: str,
         undo: contextlib.AsyncExitStack,
     ) -> Pod:
-        """The pod, started if this is its first container; undone with it."""
+        """The pod, started if this is its first container; that is undone if the container fails."""
         sandbox_id = about.sandbox_id
         async with self._pod_lock:
             if self._pod is None:
@@ -216,10 +219,10 @@ class Tasks:
                 pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
-                self._watch = [
-                    asyncio.create_task(self._watch_death(pod), name="watch-death"),
-                    asyncio.create_task(self._watch_oom(pod), name="watch-oom"),
-                ]
+                self._watch = {
+                    self._background.start(self._watch_death(pod), name="watch-death"),
+                    self._background.start(self._watch_oom(pod), name="watch-oom"),
+                }
             elif sandbox_id != self._pod.sandbox.sandbox_id:
                 raise InvalidState(
                     f"cannot create {container_id}: it belongs to sandbox {sandbox_id}, and this is "
@@ -233,35 +236,35 @@ class Tasks:
         task = self.find(container_id)
         task.require(f"start task {container_id}", task_pb2.CREATED)
         if task.starting:
-            raise InvalidState(f"cannot start task {container_id}: that is under way")
+            raise InvalidState(f"cannot start task {container_id}: it is already being started")
         task.starting = True
         stack = contextlib.AsyncExitStack()
         try:
             task.open(await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace)))
             if container_id == task.container.sandbox.sandbox_id:
-                await task.container.sandbox.rescan_network()  # engines may set it up between create and start
+                await task.container.sandbox.rescan_network()  # engines may configure it between create and start
             await task.container.start()
         except BaseException as exc:
             await finish(stack.aclose(), name="close-streams")
-            if isinstance(exc, KatapodError):  # engines delete only what has ended, and nobody starts it again
+            if isinstance(exc, KatapodError):  # engines delete only what has ended, and never start it again
                 with contextlib.suppress(KatapodError):
                     await self._kill_created(task, signal.SIGKILL)
             task.starting = False
             raise
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
-        task.following = asyncio.create_task(self._follow(task, stack), name=f"follow-{container_id}")
+        task.following = self._background.start(self._follow(task, stack), name=f"follow-{container_id}")
         await task.hooked.started(self.pid)
 
     async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
-        """To the end of a container's process and of its streams; then tell of it."""
+        """Wait for the end of a container's init process and of its streams; then report it."""
         container_id = task.container.container_id
         assert task.streams is not None
         status = DEAD_STATUS
         try:
             status = await task.container.carry(task.streams.stdin, task.streams.stdout, task.streams.stderr)
             if status == DEAD_STATUS and container_id == task.container.sandbox.sandbox_id:
-                # the word of an OOM travels beside the status, and the machine ends next
+                # the OOM event travels apart from the exit status, and the VM ends next
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(OOM_WORD_S):
                         await task.out_of_memory.wait()
@@ -270,7 +273,7 @@ class Tasks:
         finally:
             try:
                 await finish(stack.aclose(), name="close-streams")
-            finally:  # whatever becomes of the streams: engines wait for this
+            finally:  # whatever happens to the streams: engines wait for this
                 self._tell_exit(task, container_id, container_id, status)
         pod = self._pod
         if pod is not None and container_id == pod.sandbox.sandbox_id:
@@ -291,7 +294,7 @@ class Tasks:
         if not exec_id:
             raise UsageError(f"cannot add an exec to task {container_id}: it has no id")
         if exec_id in task.execs or exec_id == container_id:
-            raise AlreadyExists(f"cannot add exec {exec_id} to task {container_id}: it exists already")
+            raise AlreadyExists(f"cannot add exec {exec_id} to task {container_id}: it already exists")
         task.require(f"exec in task {container_id}", task_pb2.RUNNING)
         task.execs[exec_id] = ExecProcess(exec_id, replace(process, terminal=uris.terminal), uris)
         self._events.publish("/tasks/exec-added", events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id))
@@ -302,7 +305,7 @@ class Tasks:
         assert isinstance(process, ExecProcess)
         process.require(f"start exec {exec_id}", task_pb2.CREATED)
         if process.starting:
-            raise InvalidState(f"cannot start exec {exec_id}: that is under way")
+            raise InvalidState(f"cannot start exec {exec_id}: it is already being started")
         process.starting = True
         sandbox = task.container.sandbox
         stack = contextlib.AsyncExitStack()
@@ -319,7 +322,7 @@ class Tasks:
             "/tasks/exec-started",
             events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=self.pid),
         )
-        process.following = asyncio.create_task(
+        process.following = self._background.start(
             self._follow_exec(task, process, process.guest, stack), name=f"follow-{exec_id}"
         )
 
@@ -344,13 +347,13 @@ class Tasks:
             finally:
                 self._tell_exit(process, container_id, process.exec_id, status)
 
-    # what is asked of a process
+    # operations on a process
 
     async def kill(self, container_id: str, exec_id: str, number: int, everyone: bool) -> None:
-        """Signal 0 asks whether the process is there. Raises NotFound if it has ended."""
+        """Signal 0 tests whether the process exists. Raises NotFound if it has ended."""
         process = self.find_process(container_id, exec_id)
         if process.status == task_pb2.STOPPED:
-            if number and not self._events.connected:  # CRI-O's stop of a container would fail by an error
+            if number and not self._events.connected:  # an error would make CRI-O's stop of the container fail
                 return
             cause = self.find(container_id).cause()
             raise NotFound(f"cannot signal {exec_id or container_id}: process already finished{cause}")
@@ -362,7 +365,7 @@ class Tasks:
                 return
             await process.container.kill(number, everyone=everyone or number == signal.SIGKILL)
             if number == signal.SIGTERM and process.container.plan.holds_pid_namespace and process.insisting is None:
-                process.insisting = asyncio.create_task(self._insist(process), name=f"insist-{container_id}")
+                process.insisting = self._background.start(self._insist(process), name=f"insist-{container_id}")
             return
         if process.guest is None:
             raise InvalidState(f"cannot signal exec {exec_id}: it has not started")
@@ -371,8 +374,8 @@ class Tasks:
             await sandbox.guard(process.guest.signal(number))
 
     async def _insist(self, task: TaskProcess) -> None:
-        """Kill a pod's own process that SIGTERM has not ended. It has nothing to put in order, and where it had not yet
-        come to handle the signal, as after a pod's start that fails at once, CRI-O would wait for three minutes."""
+        """Kill a pause process that SIGTERM has not ended. It has nothing to clean up, and if it has not installed its
+        handler yet, as when a pod is stopped right after its start, CRI-O would wait for three minutes."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PAUSE_GRACE_S):
                 await task.exited.wait()
@@ -381,8 +384,8 @@ class Tasks:
             await task.container.kill(signal.SIGKILL, everyone=True)
 
     async def _kill_created(self, task: TaskProcess, number: int) -> None:
-        """End a task that was never started, whom nobody follows, by a signal that its own program has not come to
-        handle yet: engines wait for its exit before they delete it."""
+        """End a task that was never started: nothing waits for its process, and its program cannot handle the signal
+        yet. Engines wait for its exit before they delete it."""
         try:
             await task.container.kill(signal.SIGKILL, everyone=True)
         finally:
@@ -400,7 +403,7 @@ class Tasks:
     async def close_input(self, container_id: str, exec_id: str) -> None:
         process = self.find_process(container_id, exec_id)
         process.input_ended = True
-        if process.streams is None:  # it has not started: then
+        if process.streams is None:  # if it has not started
             return
         process.streams.end_input()
         await process.streams.wait_input_read(INPUT_READ_S)
@@ -420,7 +423,7 @@ class Tasks:
         self._events.publish("/tasks/resumed", events_pb2.TaskResumed(container_id=container_id))
 
     async def update(self, container_id: str, resources: oci.Resources) -> None:
-        """The sandbox grows before the container's limits do."""
+        """The sandbox is resized before the container's limits are raised."""
         task = self.find(container_id)
         if self._pod is None:
             raise InvalidState(f"cannot update task {container_id}: its sandbox has ended{task.cause()}")
@@ -432,8 +435,8 @@ class Tasks:
         await task.container.update(resources)
 
     async def processes(self, container_id: str) -> list[tuple[int, str]]:
-        """All of a container, by their numbers in the guest, each with the id of its exec or an empty one; the VMM for
-        them where the agent is upstream's, which does not tell."""
+        """The processes of a container: (pid in the guest, id of its exec, or empty). With upstream's agent, which
+        cannot list them, the VMM stands for all."""
         task = self.find(container_id)
         if task.status == task_pb2.STOPPED:
             return []
@@ -460,7 +463,7 @@ class Tasks:
         process = self.find_process(container_id, exec_id)
         process.require(f"delete {exec_id or container_id}", task_pb2.STOPPED, task_pb2.CREATED)
         if isinstance(process, ExecProcess):
-            process.mark_exited(0)  # who waits for one that never started waits for nothing
+            process.mark_exited(0)  # Wait on an exec that never started returns at once
             del self.find(container_id).execs[exec_id]
             await self._end_streams(process)
             return process
@@ -471,7 +474,7 @@ class Tasks:
         return process
 
     async def _end_streams(self, process: ExecProcess) -> None:
-        """Of what an exec has left in the background, the output is carried until a while after its deletion."""
+        """The output of background processes of an exec is forwarded until a while after its deletion."""
         if process.following is not None:
             await asyncio.wait({process.following}, timeout=EXEC_DRAIN_S)
             process.following.cancel()
@@ -494,10 +497,10 @@ class Tasks:
         event.exited_at.seconds, event.exited_at.nanos = divmod(process.exited_ns, 10**9)
         self._events.publish("/tasks/delete", event)
 
-    # the pod's end
+    # end of the pod
 
     async def end(self) -> None:
-        """Break off what is being created, then end the pod: a start may take as long as a guest that hangs."""
+        """Cancel what is being created, then end the pod, and all tasks: with a guest that hangs a start takes long."""
         self._ending = True
         creating = set(self._creating.values())
         for task in creating:
@@ -505,6 +508,7 @@ class Tasks:
         if creating:
             await asyncio.wait(creating)
         await self._close_alone()
+        await self._background.close()
 
     @property
     def _is_closing(self) -> bool:
@@ -512,18 +516,18 @@ class Tasks:
 
     def _close_soon(self) -> None:
         if not self._is_closing:
-            self._closing = asyncio.create_task(self._close_alone(), name="close-pod")
+            self._closing = self._background.start(self._close_alone(), name="close-pod")
 
     async def _close_alone(self) -> None:
-        """As close_pod, where nobody is there to be told of errors."""
+        """Like close_pod, where there is no caller to report errors to."""
         try:
             await self.close_pod()
         except KatapodError as exc:
             log.error("%s", exc)
 
     async def close_pod(self) -> None:
-        """End the VM; what still ran in it has ended then, and that is told. Idempotent; after a failure the next call
-        takes up what is left. Raises KatapodError."""
+        """End the VM and report the exits of what was still running in it. Idempotent; after a failure the next call
+        continues with what is left. Raises KatapodError."""
         async with self._pod_lock:
             if self._unfinished is not None:
                 await self._unfinished.close()
@@ -531,10 +535,9 @@ class Tasks:
             pod = self._pod
             if pod is None:
                 return
-            for watch in self._watch:
-                watch.cancel()
-            # what still runs is killed by its machine's end, and told of by those who follow it
             try:
+                await end_tasks(self._watch)
+                # the end of the VM kills what still runs; the tasks that wait for it report the exits
                 await pod.close()
             except BaseException:
                 self._unfinished = pod
@@ -544,8 +547,8 @@ class Tasks:
                 self._pod = None
 
     async def _tell_ends(self) -> None:
-        """Wait until the ends of all tasks, whose machine has gone, are told."""
-        for container_id, task in list(self._tasks.items()):  # they are deleted meanwhile
+        """Wait until the exits of all tasks are reported, after their VM has ended."""
+        for container_id, task in list(self._tasks.items()):  # they may be deleted meanwhile
             following = [process.following for process in (task, *task.execs.values()) if process.following]
             if following:
                 await asyncio.wait(following, timeout=INPUT_READ_S)
@@ -579,4 +582,4 @@ class Tasks:
 
 
 def _told_to_end(container_id: str) -> InvalidState:
-    return InvalidState(f"cannot create task {container_id}: its shim has been told to end")
+    return InvalidState(f"cannot create task {container_id}: its shim is shutting down")

@@ -19,7 +19,8 @@ from katapod.model.config import Config, parse_config
 from katapod.model.errors import KatapodError
 
 ROOT = Path(__file__).parents[3]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+TOP_PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
+PAGES = sorted([*TOP_PAGES, *(ROOT / "docs").rglob("*.md")])
 HOW_TO = ROOT / "docs" / "how-to"
 CONFIGURATION = HOW_TO / "configuration.md"
 CONFIGURATION_KEYS = HOW_TO / "configuration-keys.md"
@@ -243,12 +244,21 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_documents_name_modules_that_exist() -> None:
+    """Decisions and the changelog tell of their time; all other pages tell of now."""
+    for page in PAGES:
+        if page.parent.name != "adr" and page.name != "CHANGELOG.md":
+            for path in re.findall(r"`([\w./-]+/[\w-]+\.py)`", page.read_text()):
+                found = any((base / path).exists() for base in (ROOT, ROOT / "tests", SOURCES))
+                assert found, f"{name_of(page)} names {path}"
+
+
 OF_OTHERS = re.compile(r"Kata\s+Containers|containerd|CRI-O|OCI|[Ss]pecification|opencontainers")
 
 
 def test_sources_cite_files_that_exist() -> None:
     """A comment that cites a document names one of this repository, or says whose it is."""
-    for path in sorted(SOURCES.rglob("*.py")):
+    for path in sorted([*SOURCES.rglob("*.py"), *SOURCES.rglob("*.proto")]):
         text = path.read_text()
         for found in re.finditer(r"[\w./-]+\.md\b", text):
             here = any((base / found[0]).exists() for base in (ROOT, HOW_TO))

@@ -163,7 +163,7 @@ def test_static_programs_are_told_from_dynamic_ones() -> None:
         (_elf(1)[:60], "truncated"),
         (_elf(1)[:66], "truncated"),
         (b"\x7fELF", "truncated"),
-        (b"#!/bin/sh\n", "no ELF program"),
+        (b"#!/bin/sh\n", "not an ELF program"),
     ):
         with pytest.raises(ImageError, match=cause) as caught:
             check_static(data, Path("/bin/busybox"))

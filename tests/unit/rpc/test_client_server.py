@@ -233,7 +233,7 @@ async def test_a_call_that_cannot_even_be_sent_fails_with_the_link(complaints: l
 
 async def test_a_peer_that_speaks_no_ttrpc_is_dropped(complaints: list[str]) -> None:
     async with against(lambda sock: sock.sendall(b"login: \r\n" * 10)) as client:
-        with pytest.raises(RpcError, match=r"does not exist in ttrpc|cannot call"):
+        with pytest.raises(RpcError, match=r"cannot read frame: unknown type|cannot call"):
             await client.call_raw("s", "m", b"", 5)
         assert client.closed.done()
 
@@ -302,3 +302,23 @@ async def test_ids_grow_in_the_order_in_which_they_are_sent(complaints: list[str
     assert ids == sorted(ids)
     client.close()
     theirs.close()
+
+
+async def test_a_server_waits_for_the_end_of_its_calls(tmp_path: Path, complaints: list[str]) -> None:
+    ended: list[str] = []
+
+    async def handler(service: str, method: str, payload: bytes) -> bytes:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(method)
+        return b""
+
+    async with served(tmp_path, handler) as client:
+        calls = [asyncio.create_task(client.call_raw("s", f"m{number}", b"", None)) for number in range(3)]
+        await asyncio.sleep(0.05)
+    assert sorted(ended) == ["m0", "m1", "m2"]
+    for call in calls:
+        with pytest.raises(RpcError):
+            await call

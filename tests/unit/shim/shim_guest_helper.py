@@ -25,7 +25,7 @@ from katapod.rpc.agent import AGENT_SERVICE, GUEST_SERVICE, AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.pb import agent_pb2, katapod_pb2
 from katapod.rpc.pb._load import class_of
-from katapod.rpc.server import serve_ttrpc
+from katapod.rpc.server import TtrpcServer, serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox import guard as guard_module
 from katapod.sandbox.clock import ClockKeeper
@@ -322,7 +322,7 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         agent = AgentClient(await TtrpcClient.on_unix_path(path, "the agent"))
         return GuestPod(request, config, GuestSandbox(request.sandbox_id, agent))
 
-    servers: list[asyncio.Server] = []
+    servers: list[TtrpcServer] = []
     monkeypatch.setattr(tasks_module, "open_pod", open_guest_pod)
     monkeypatch.setattr(guard_module, "CAUSE_LIMIT_S", 0.05)  # no process here dies a moment after its connection
     server = await serve_ttrpc(listening(shim.path), TaskService(tasks, shim.shut_down.set).handle)

@@ -37,11 +37,11 @@ def test_alone(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["start"], "-id is needed"),
-        (["-id", "abc", "start"], "-namespace is needed"),
-        ([*USUAL, "stop"], "no action 'stop'"),
-        ([*USUAL, "start", "delete"], "one action is enough"),
-        ([*USUAL, "-no-such-flag", "start"], "no flag -no-such-flag"),
+        (["start"], "missing flag -id"),
+        (["-id", "abc", "start"], "missing flag -namespace"),
+        ([*USUAL, "stop"], "unknown action 'stop'"),
+        ([*USUAL, "start", "delete"], "more than one action"),
+        ([*USUAL, "-no-such-flag", "start"], "unknown flag -no-such-flag"),
         (["-id"], "-id needs a value"),
         ([*USUAL, "-debug=7", "start"], "-debug takes no value"),
     ],

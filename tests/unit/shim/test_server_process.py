@@ -357,7 +357,7 @@ def test_the_log_is_a_fifo_that_nobody_need_read(engine: Engine) -> None:
         nonlocal text
         with contextlib.suppress(BlockingIOError):
             text += os.read(reader, 65536)
-        return b"serves sandbox c1" in text
+        return b"serving sandbox c1" in text
 
     until(has_said)
     os.close(reader)  # containerd restarts

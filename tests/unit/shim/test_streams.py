@@ -117,11 +117,11 @@ async def test_logging_program_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uris", "kind", "said"),
     [
-        (IoUris("", "stream+unix:///x", "", terminal=False), UsageError, "streams are FIFOs"),
-        (IoUris("", "file:x", "", terminal=False), UsageError, "no absolute path"),
+        (IoUris("", "stream+unix:///x", "", terminal=False), UsageError, "use a FIFO"),
+        (IoUris("", "file:x", "", terminal=False), UsageError, "the path is not absolute"),
         (IoUris("", "/no/such/fifo", "", terminal=False), NotFound, "No such file"),
         (IoUris("/dev/null", "", "", terminal=False), UsageError, "not a FIFO"),
-        (IoUris("file:///x", "", "", terminal=False), UsageError, "streams are FIFOs"),
+        (IoUris("file:///x", "", "", terminal=False), UsageError, "use a FIFO"),
     ],
 )
 async def test_what_cannot_be_opened(uris: IoUris, kind: type[Exception], said: str) -> None:

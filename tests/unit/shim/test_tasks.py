@@ -322,7 +322,7 @@ async def test_an_exec_is_started_once(shim: Shim) -> None:
     await shim.call("State", id="c1")
     gate.set()
     await first
-    with pytest.raises(RpcError, match="under way"):
+    with pytest.raises(RpcError, match="already being started"):
         await second
     assert len(shim.guest.execs) == 1
 
