@@ -16,7 +16,7 @@ from katapod.model.plain import LINES, plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from katapod.cli.owner import RunRequest
+    from katapod.cli.run_request import RunRequest
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
     from katapod.model.config import Config
