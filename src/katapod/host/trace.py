@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 __all__ = ["GUEST", "HOST", "add_span", "enabled", "span", "start_tracing"]
 
 HOST, GUEST = "host", "guest"
@@ -74,6 +72,8 @@ def add_span(name: str, start_ns: int, end_ns: int, track: str = HOST) -> None:
     """Record a span that is over: nanoseconds since the epoch."""
     if _fd < 0:
         return
+    import msgspec  # here, because every program imports this module and few are traced
+
     pid = os.getpid()
     events = []
     if track not in _tracks:
