@@ -9,13 +9,14 @@ import click
 from click_man.core import write_man_pages
 
 from katapod.cli.main import load_command
+from katapod.cli.program import VERBS
 
 
 def main() -> int:
     folder, version = Path(sys.argv[1]), sys.argv[2]
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     date = datetime.fromtimestamp(epoch, UTC).date().isoformat()
-    command = load_command("")
+    command = load_command(*VERBS)
     _plain(command)
     write_man_pages("kata-runtime", command, version=version, target_dir=str(folder), date=date)
     for page in folder.glob("kata-runtime*.1"):  # an administrator's program

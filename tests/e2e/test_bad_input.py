@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faults import KATA, Finished, fresh_name, kata, leftovers, write_config
 
-from katapod.cli.main import VERBS
+from katapod.cli.program import VERBS
 from kit.accel import ACCEL
 from kit.kata import AS_OTHER_USER
 from kit.templates import kata_command

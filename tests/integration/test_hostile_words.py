@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from katapod.cli.main import VERBS
+from katapod.cli.program import VERBS
 from katapod.model.layout import Layout
 from katapod.rpc.pb import agent_pb2, inspection_pb2
 from katapod.rpc.server import serve_ttrpc
@@ -33,6 +33,7 @@ NOTHING_OF_A_GUEST = {
     "network": "plugins of root",
     "overhead": "measures",
     "image": "names are checked when they come in",
+    "version": "of this program",
 }
 """Verbs that show nothing a guest has written, besides errors: those go through one class."""
 

@@ -1,7 +1,8 @@
 """cli: the door for people: `kata-runtime` and its verbs, one file a verb or family.
 
-Verbs are thin: they read flags, call `sandbox`, `images` or `osbuilder`, and print. Heavy imports stand
-inside the functions, so that `kata-runtime --help` and completion stay quick.
+Verbs are thin: they read flags, call `sandbox`, `images` or `osbuilder`, and print. program.py has the table of them;
+command.py is what they are declared with. A verb's module is loaded when the verb is called, and what only some of its
+uses need is imported inside the functions: a command line waits for each import.
 """
 
 import gc

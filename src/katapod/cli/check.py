@@ -4,11 +4,13 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from katapod.cli.command import F, flag, verb
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, UsageError
@@ -21,52 +23,43 @@ if TYPE_CHECKING:
     from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
     from katapod.plan.proof import Verdict
 
-__all__ = ["register"]
+__all__ = ["check"]
 
 NO_RELEASES = "Katapod has no list of releases to ask: your package manager knows them"
 
 
-def register(app: typer.Typer) -> None:
-    app.command("check", short_help="Check whether this machine can run sandboxes.")(check)
-    app.command("kata-check", hidden=True)(check)
+def _refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        raise UsageError(
+            f"cannot use {parameter.opts[0]}: {NO_RELEASES}",
+            hint="kata-runtime version prints the one that is installed",
+        )
 
 
-def _refuse(flag: str) -> None:
-    raise UsageError(f"cannot use {flag}: {NO_RELEASES}", hint="kata-runtime version prints the one that is installed")
+def _refused(name: str) -> Callable[[F], F]:
+    """A flag of upstream's that asks for its releases."""
+    return flag(name, help="Refused.", hidden=True, expose_value=False, callback=_refuse)
 
 
-def check(
-    context: typer.Context,
-    boot: Annotated[
-        bool, typer.Option("--boot", help="Also boot the guest image, and try KVM again. Takes seconds; needs root.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("-s", "--strict", help="Fail too where something works with less, or was not looked at.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say how each thing was found out.")] = False,
-    no_network: Annotated[
-        bool, typer.Option("-n", "--no-network-checks", help="Accepted: the network is never asked.")
-    ] = False,
-    version_only: Annotated[bool, typer.Option("--check-version-only", help="Refused.", hidden=True)] = False,
-    only_releases: Annotated[bool, typer.Option("--only-list-releases", help="Refused.", hidden=True)] = False,
-    all_releases: Annotated[bool, typer.Option("--include-all-releases", help="Refused.", hidden=True)] = False,
-) -> int:
+@verb("check")
+@flag("--boot", help="Also boot the guest image, and try KVM again. Takes seconds; needs root.")
+@flag("-s", "--strict", help="Fail too where something works with less, or was not looked at.")
+@flag("--json", "as_json", help="Print JSON for programs.")
+@flag("-v", "--verbose", help="Say how each thing was found out.")
+@flag("-n", "--no-network-checks", help="Accepted: the network is never asked.", expose_value=False)
+@_refused("--check-version-only")
+@_refused("--only-list-releases")
+@_refused("--include-all-releases")
+@click.pass_obj
+def check(settings: Globals, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:
     """Check whether this machine can run sandboxes. Each line is ok, works with less, or missing, with what to do.
 
     Changes nothing. Without root less is looked at, and the lines say so. Exit status 0: sandboxes can run; 1: not, or
     with --strict not with everything.
     """
-    for wanted, flag in (
-        (version_only, "--check-version-only"),
-        (only_releases, "--only-list-releases"),
-        (all_releases, "--include-all-releases"),
-    ):
-        if wanted:
-            _refuse(flag)
     if boot:
         need_root("check --boot")
-    return interruptible(_check(context.obj, boot=boot, strict=strict, as_json=as_json, verbose=verbose))
+    return interruptible(_check(settings, boot=boot, strict=strict, as_json=as_json, verbose=verbose))
 
 
 async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:

@@ -3,36 +3,29 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, option, verb
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, UsageError
 
-__all__ = ["register"]
+__all__ = ["collect_data"]
 
 PROBLEM_LIMIT, PROBLEM_LIMIT_MAX = 50, 10000
 
 
-def register(app: typer.Typer) -> None:
-    app.command("collect-data", short_help="Collect what a bug report needs, without secrets.")(collect_data)
-
-
-def collect_data(
-    context: typer.Context,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="Write it there; default: standard output.")
-    ] = "",
-) -> int:
+@verb("collect-data")
+@option("-o", "--output", metavar="FILE", type=HOST_PATH, help="Write it there; default: standard output.")
+@click.pass_obj
+def collect_data(settings: Globals, output: str) -> int:
     """Collect what a bug report needs, as Markdown: versions, configurations, logs, sandboxes, the output of check.
 
     Passwords, tokens, keys and the environment of containers are left out as far as they can be told; read the report
     before you publish it. PROBLEM_LIMIT=N in the environment: how many lines of each log are kept, 50 by default.
     """
     need_root("collect-data")
-    settings: Globals = context.obj
     text = os.environ.get("PROBLEM_LIMIT", "") or str(PROBLEM_LIMIT)
     if not text.isascii() or not text.isdigit() or int(text[:9]) > PROBLEM_LIMIT_MAX:
         raise UsageError(f"cannot use PROBLEM_LIMIT={text[:40]}: it is a number from 0 to {PROBLEM_LIMIT_MAX}")

@@ -2,34 +2,29 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, argument, flag, group
 from katapod.cli.settings import Globals
 from katapod.model.errors import ConfigError, KatapodError
 
-__all__ = ["register"]
+__all__ = ["config"]
 
 
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, help="Show or check the configuration.")
-    group.command("show", help="Print the effective values, and where each comes from.")(show)
-    group.command("check", help="Check a file, and its config.d: all that is wrong in one run.")(check)
-    app.add_typer(group, name="config")
+@group()
+def config() -> None:
+    """Show or check the configuration."""
 
 
-def show(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="As JSON, not as TOML.")] = False
-) -> None:
-    from katapod.model.config import load_config
+@config.command()
+@flag("--json", "as_json", help="As JSON, not as TOML.")
+@click.pass_obj
+def show(settings: Globals, as_json: bool) -> None:
+    """Print the effective values, and where each comes from."""
     from katapod.model.config_text import config_table, render_config
 
-    settings: Globals = context.obj
-    parsed = load_config(Path(settings.config_file) if settings.config_file else None)
-    for problem in parsed.problems:
-        print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+    parsed = settings.parse_config()
     if not as_json:
         sys.stdout.write(render_config(parsed))
         return
@@ -38,14 +33,15 @@ def show(
     print(json.dumps({"source": parsed.source, "config": config_table(parsed)}, indent=2))
 
 
-def check(
-    context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Default: the one that is in use.")] = "",
-) -> int:
-    """Exit status 0: it can be used, perhaps with warnings."""
+@config.command()
+@argument("file", default="", metavar="[FILE]", type=HOST_PATH, help="Default: the one that is in use.")
+@click.pass_obj
+def check(settings: Globals, file: str) -> int:
+    """Check a file, and its config.d: all that is wrong in one run."""
+    from pathlib import Path
+
     from katapod.model.config import BUILT_IN, CONFIG_PATHS, check_paths, judge_config, parse_config, read_config
 
-    settings: Globals = context.obj
     chosen = file or settings.config_file or next((path for path in CONFIG_PATHS if os.path.exists(path)), "")
     if not chosen:
         print(f"no configuration file, {BUILT_IN} are used")

@@ -1,16 +1,14 @@
 """`list`, `kill`, `pause`, `resume`, `stats`, `delete`: containers as a whole."""
 
-import asyncio
-import contextlib
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from katapod.cli.command import argument, flag, option, verb
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table, shown_age
 from katapod.model.errors import InvalidState, KatapodError
-from katapod.model.flags import parse_signal
 from katapod.model.ids import parse_container_name
 from katapod.model.plain import plain
 
@@ -20,33 +18,21 @@ if TYPE_CHECKING:
     from katapod.model.record import SandboxRecord
     from katapod.sandbox.client import ControlClient
 
-__all__ = ["register"]
+__all__ = ["delete", "kill", "list_containers", "pause", "resume", "stats"]
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Containers, by name.")]
-
-
-def register(app: typer.Typer) -> None:
-    app.command("list", short_help="List containers.")(list_containers)
-    app.command("ps", hidden=True)(list_containers)
-    app.command("kill", short_help="Send a signal to containers.")(kill)
-    app.command("pause", short_help="Stop all processes of containers for a while.")(pause)
-    app.command("resume", short_help="Let paused containers go on.")(resume)
-    app.command("stats", short_help="Show what containers use.")(stats)
-    app.command("delete", short_help="Remove containers.")(delete)
-    app.command("rm", hidden=True)(delete)
+the_names = argument("names", nargs=-1, required=True, metavar="NAME...", help="Containers, by name.")
 
 
-def list_containers(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")] = False,
-) -> None:
+@verb("list")
+@flag("--json", "as_json", help="Print JSON for programs.")
+@flag("-q", "--quiet", help="Print names only.")
+@click.pass_obj
+def list_containers(settings: Globals, as_json: bool, quiet: bool) -> None:
     """List all containers, running or stopped, newest first."""
     need_root("list")
     from katapod.host.state import owner_alive
     from katapod.model.record import State
 
-    settings: Globals = context.obj
     store = settings.states()
     rows: list[dict[str, Any]] = []
     for record in sorted(store.records(), key=lambda item: -item.created_at):
@@ -110,8 +96,9 @@ def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _each(names: list[str], action: Any) -> int:
-    """Run `action` (async, one name) for each name; all are tried, errors are printed, the status says."""
+def _each(names: tuple[str, ...], action: "Callable[[str], Awaitable[None]]") -> int:
+    """Run `action` for each name; all are tried, errors are printed, the status says."""
+    import asyncio
 
     async def go() -> int:
         failed = 0
@@ -140,39 +127,52 @@ def _with_owner(
     return one
 
 
-def kill(
-    context: typer.Context,
-    names: Names,
-    number: Annotated[
-        str, typer.Option("-s", "--signal", metavar="SIGNAL", help="Signal, by name or number.")
-    ] = "KILL",
-) -> int:
+@verb("kill")
+@the_names
+@option(
+    "-s",
+    "--signal",
+    "number",
+    metavar="SIGNAL",
+    default="KILL",
+    show_default=True,
+    help="Signal, by name or number.",
+)
+@click.pass_obj
+def kill(settings: Globals, names: tuple[str, ...], number: str) -> int:
     """Send a signal to the main process of containers: KILL unless said otherwise."""
     need_root("kill")
+    from katapod.model.flags import parse_signal
+
     wanted = parse_signal(number)
-    return _each(names, _with_owner(context.obj, lambda client, name: client.kill(name, wanted)))
+    return _each(names, _with_owner(settings, lambda client, name: client.kill(name, wanted)))
 
 
-def pause(context: typer.Context, names: Names) -> int:
+@verb("pause")
+@the_names
+@click.pass_obj
+def pause(settings: Globals, names: tuple[str, ...]) -> int:
     """Freeze all processes of containers, until they are resumed."""
     need_root("pause")
-    return _each(names, _with_owner(context.obj, lambda client, name: client.pause(name)))
+    return _each(names, _with_owner(settings, lambda client, name: client.pause(name)))
 
 
-def resume(context: typer.Context, names: Names) -> int:
+@verb("resume")
+@the_names
+@click.pass_obj
+def resume(settings: Globals, names: tuple[str, ...]) -> int:
     """Let the processes of paused containers go on."""
     need_root("resume")
-    return _each(names, _with_owner(context.obj, lambda client, name: client.resume(name)))
+    return _each(names, _with_owner(settings, lambda client, name: client.resume(name)))
 
 
-def delete(
-    context: typer.Context,
-    names: Names,
-    force: Annotated[bool, typer.Option("-f", "--force", help="End what still runs.")] = False,
-) -> int:
+@verb("delete")
+@the_names
+@flag("-f", "--force", help="End what still runs.")
+@click.pass_obj
+def delete(settings: Globals, names: tuple[str, ...], force: bool) -> int:
     """Remove containers and all they have on this machine, whatever state they are in."""
     need_root("delete")
-    settings: Globals = context.obj
     store = settings.states()
 
     async def one(name: str) -> None:
@@ -194,22 +194,28 @@ def delete(
     return _each(names, one)
 
 
-def stats(
-    context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Default: all that run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one sample.")] = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print one sample and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between samples.")] = 2.0,
-) -> int:
+@verb("stats")
+@argument("names", nargs=-1, metavar="[NAME...]", help="Default: all that run.")
+@flag("--json", "as_json", help="Print JSON, one sample.")
+@flag("--no-stream", help="Print one sample and end.")
+@option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Time between samples.",
+)
+@click.pass_obj
+def stats(settings: Globals, names: tuple[str, ...], as_json: bool, no_stream: bool, interval: float) -> int:
     """Show CPU, memory and processes of running containers, as the guest's kernel counts them."""
     need_root("stats")
+    import asyncio
+
     from katapod.cli.stats import show_stats
 
-    settings: Globals = context.obj
-    with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(
-            show_stats(
-                settings.states(), [parse_container_name(name) for name in names or []], as_json, no_stream, interval
-            )
-        )
-    return 130
+    chosen = [parse_container_name(name) for name in names]
+    try:
+        return asyncio.run(show_stats(settings.states(), chosen, as_json, no_stream, interval))
+    except KeyboardInterrupt:
+        return 130

@@ -2,79 +2,82 @@
 
 import json
 import sys
-from typing import Annotated
 from urllib.parse import quote
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, group, option
 from katapod.cli.management import ask
-from katapod.cli.settings import need_root
+from katapod.cli.settings import Globals, need_root
 
-__all__ = ["register"]
+__all__ = ["direct_volume"]
 
-VolumePath = Annotated[
-    str, typer.Option("--volume-path", metavar="PATH", help="The path that containers mount.", show_default=False)
-]
-
-
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, help="Block devices that a guest mounts itself, as volumes.")
-    group.command("add", help="Announce a volume: containers that mount PATH get the device's file system.")(add)
-    group.command("remove", help="Take the announcement back.")(remove)
-    group.command("stats", help="Print how full a volume is, as the guest sees it.")(stats)
-    group.command("resize", help="Tell the guest that a volume has a new size.")(resize)
-    app.add_typer(group, name="direct-volume")
+the_path = option(
+    "--volume-path",
+    metavar="PATH",
+    type=HOST_PATH,
+    required=True,
+    help="The path that containers mount.",
+)
 
 
-def add(
-    context: typer.Context,
-    volume_path: VolumePath,
-    mount_info: Annotated[
-        str,
-        typer.Option(
-            "--mount-info",
-            metavar="JSON",
-            show_default=False,
-            help='{"volume-type": "block", "device": "/dev/...", "fstype": "ext4", "options": [...]}',
-        ),
-    ],
-) -> None:
+@group()
+def direct_volume() -> None:
+    """Block devices that a guest mounts itself, as volumes."""
+
+
+@direct_volume.command(short_help="Announce a volume that containers can mount.")
+@the_path
+@option(
+    "--mount-info",
+    metavar="JSON",
+    type=HOST_PATH,
+    required=True,
+    help='{"volume-type": "block", "device": "/dev/...", "fstype": "ext4", "options": [...]}',
+)
+@click.pass_obj
+def add(settings: Globals, volume_path: str, mount_info: str) -> None:
+    """Announce a volume: containers that mount PATH get the device's file system."""
     need_root("direct-volume")
     from katapod.host.direct_volumes import add_volume
 
-    add_volume(context.obj.states().layout, volume_path, mount_info.encode(errors="surrogateescape"))
+    add_volume(settings.states().layout, volume_path, mount_info.encode(errors="surrogateescape"))
 
 
-def remove(context: typer.Context, volume_path: VolumePath) -> None:
+@direct_volume.command()
+@the_path
+@click.pass_obj
+def remove(settings: Globals, volume_path: str) -> None:
+    """Take the announcement back."""
     need_root("direct-volume")
     from katapod.host.direct_volumes import remove_volume
 
-    remove_volume(context.obj.states().layout, volume_path)
+    remove_volume(settings.states().layout, volume_path)
 
 
-def stats(context: typer.Context, volume_path: VolumePath) -> None:
-    owner = _owner(context, volume_path)
-    answer = ask(context.obj, owner, "GET", f"/direct-volume/stats?path={quote(volume_path, safe='')}")
+@direct_volume.command()
+@the_path
+@click.pass_obj
+def stats(settings: Globals, volume_path: str) -> None:
+    """Print how full a volume is, as the guest sees it."""
+    owner = _owner(settings, volume_path)
+    answer = ask(settings, owner, "GET", f"/direct-volume/stats?path={quote(volume_path, safe='')}")
     sys.stdout.write(answer.decode(errors="replace") + "\n")
 
 
-def resize(
-    context: typer.Context,
-    volume_path: VolumePath,
-    size: Annotated[int, typer.Option("--size", min=1, metavar="BYTES", help="The new size.", show_default=False)],
-) -> None:
-    owner = _owner(context, volume_path)
-    ask(
-        context.obj,
-        owner,
-        "POST",
-        "/direct-volume/resize",
-        json.dumps({"VolumePath": volume_path, "Size": size}).encode(),
-    )
+@direct_volume.command()
+@the_path
+@option("--size", metavar="BYTES", type=click.IntRange(min=1), required=True, help="The new size.")
+@click.pass_obj
+def resize(settings: Globals, volume_path: str, size: int) -> None:
+    """Tell the guest that a volume has a new size."""
+    owner = _owner(settings, volume_path)
+    body = json.dumps({"VolumePath": volume_path, "Size": size}).encode()
+    ask(settings, owner, "POST", "/direct-volume/resize", body)
 
 
-def _owner(context: typer.Context, volume_path: str) -> str:
+def _owner(settings: Globals, volume_path: str) -> str:
     need_root("direct-volume")
     from katapod.host.direct_volumes import owner_of_volume
 
-    return owner_of_volume(context.obj.states().layout, volume_path)
+    return owner_of_volume(settings.states().layout, volume_path)

@@ -2,37 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, flag, option, verb
 from katapod.cli.settings import Globals
 from katapod.model.errors import UsageError
 
-__all__ = ["register"]
+__all__ = ["env"]
 
 
-def register(app: typer.Typer) -> None:
-    app.command(
-        "env",
-        short_help="Print versions, paths and settings.",
-        help="Print versions, paths and settings: of this program, QEMU, the guest and the host.",
-    )(env)
-    app.command("kata-env", hidden=True)(env)
-
-
-def env(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, not as TOML.")] = False,
-    file: Annotated[str, typer.Option("-f", "--file", metavar="FILE", help="Write to FILE.")] = "",
-) -> None:
+@verb("env")
+@flag("--json", "as_json", help="As JSON, not as TOML.")
+@option("-f", "--file", metavar="FILE", type=HOST_PATH, help="Write to FILE.")
+@click.pass_obj
+def env(settings: Globals, as_json: bool, file: str) -> None:
+    """Print versions, paths and settings: of this program, QEMU, the guest and the host."""
     from katapod.host.environment import collect_environment, render_toml
-    from katapod.model.config import load_config
 
-    settings: Globals = context.obj
-    parsed = load_config(Path(settings.config_file) if settings.config_file else None)
-    for problem in parsed.problems:
-        print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+    parsed = settings.parse_config()
     tree = collect_environment(parsed)
     if as_json:
         import json

@@ -1,59 +1,65 @@
 """`kata-runtime exec`: one more process in a running container, or in its VM beside all containers."""
 
 import asyncio
-import contextlib
 import os
-import signal
-import sys
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from katapod.cli.command import argument, flag, option, repeatable, verb
 from katapod.cli.settings import Globals, need_root
+from katapod.cli.streams import carry_streams, why_cut_off
 from katapod.model.errors import KatapodError, NotFound, UsageError
-from katapod.model.flags import parse_env, parse_user, parse_workdir
+from katapod.model.flags import UserName, parse_env, parse_user, parse_workdir
 
 if TYPE_CHECKING:
-    from katapod.rpc.status import RpcError
+    from katapod.cli.vm_shell import VmShell
+    from katapod.model.oci import Box, Process
     from katapod.sandbox.client import ControlClient
     from katapod.sandbox.stdio import GuestProcess
 
-__all__ = ["carry_streams", "register", "why_cut_off"]
+__all__ = ["execute"]
+
+VPORT_MAX = 2**32 - 2
 
 
-def register(app: typer.Typer) -> None:
-    app.command(
-        "exec",
-        context_settings={"allow_interspersed_args": False},
-        short_help="Run a command in a running container, or open a shell in a VM.",
-    )(execute)
+@dataclass(frozen=True, slots=True)
+class ExecFlags:
+    """The command line, as click has read it: a field for each parameter of execute()."""
+
+    name: str
+    command: tuple[str, ...]
+    interactive: bool
+    tty: bool
+    env: tuple[str, ...]
+    workdir: str
+    user: str
+    privileged: bool
+    in_vm: bool
+    vport: int
 
 
-def execute(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A running container or pod, by name or id.")],
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND...]", help="The command and its arguments.")
-    ] = None,
-    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Keep standard input open.")] = False,
-    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the command a terminal.")] = False,
-    env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K[=V]", help="Set a variable.")] = None,
-    workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
-    user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
-    privileged: Annotated[bool, typer.Option("--privileged", help="All rights inside the VM.")] = False,
-    in_vm: Annotated[bool, typer.Option("--vm", help="In the VM, not in the container.")] = False,
-    vport: Annotated[
-        int,
-        typer.Option(
-            "--kata-debug-port",
-            min=0,
-            max=2**32 - 2,
-            metavar="PORT",
-            show_default=False,
-            help="In the VM; its debug console is on this vsock port, 1026 unless the guest was told otherwise.",
-        ),
-    ] = 0,
-) -> int:
+@verb("exec", context_settings={"allow_interspersed_args": False})
+@argument("name", metavar="NAME", help="A running container or pod, by name or id.")
+@argument("command", nargs=-1, metavar="[COMMAND...]", help="The command and its arguments.")
+@flag("-i", "--interactive", help="Keep standard input open.")
+@flag("-t", "--tty", help="Give the command a terminal.")
+@repeatable("-e", "--env", metavar="K[=V]", help="Set a variable.")
+@option("-w", "--workdir", metavar="DIR", help="Working directory.")
+@option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")
+@flag("--privileged", help="All rights inside the VM.")
+@flag("--vm", "in_vm", help="In the VM, not in the container.")
+@option(
+    "--kata-debug-port",
+    "vport",
+    metavar="PORT",
+    type=click.IntRange(0, VPORT_MAX),
+    default=0,
+    help="In the VM; its debug console is on this vsock port, 1026 unless the guest was told otherwise.",
+)
+@click.pass_obj
+def execute(settings: Globals, /, **parameters: Any) -> int:
     """Run a command in a running container; the exit status is the command's.
 
     Without COMMAND, with --vm, and for a pod as a whole it runs in the VM, beside all containers, as root: a shell
@@ -61,137 +67,107 @@ def execute(
     configuration.toml switches it on. With a terminal at both ends it gets one, and standard input is open for a
     shell.
     """
+    flags = ExecFlags(**parameters)
     need_root("exec")
     from katapod.sandbox.lookup import find_sandbox
 
-    settings: Globals = context.obj
-    if tty and interactive and not os.isatty(0):
+    if flags.tty and flags.interactive and not os.isatty(0):
         raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
-    found = find_sandbox(settings.states(), name)
+    found = find_sandbox(settings.states(), flags.name)
     if found.record.pooled:
-        raise KatapodError(f"cannot use {name}: it is a machine of the pool, and nobody's sandbox yet")
+        raise KatapodError(f"cannot use {flags.name}: it is a machine of the pool, and nobody's sandbox yet")
     container_id = found.container_id or ("" if found.record.pod else found.record.sandbox_id)
-    if in_vm or vport or not command or not container_id:
-        from katapod.cli.vm_shell import VmShell, run_in_vm
+    if flags.in_vm or flags.vport or not flags.command or not container_id:
+        from katapod.cli.vm_shell import run_in_vm
 
-        if user or privileged:
-            flag = "-u" if user else "--privileged"
-            raise UsageError(f"cannot use {flag} in the VM: there everything runs as root, with all rights")
-        both = os.isatty(0) and os.isatty(1)
-        shell = VmShell(
-            tuple(command or ()),
-            dict(entry.split("=", 1) for entry in parse_env(env or [], os.environ)),
-            parse_workdir(workdir) if workdir else "",
-            interactive=interactive or not command or both,
-            tty=tty or both,
-            vport=vport,
-        )
-        return run_in_vm(settings, found.record, shell)
-    checked_user = parse_user(user) if user else None
-    checked_env = parse_env(env or [], os.environ)
-
-    async def go() -> int:
-        from katapod.model.oci import Box, parse_spec
-        from katapod.plan.container_spec import numeric_user, plan_exec_process
-        from katapod.rpc.oci_message import process_to_message
-        from katapod.rpc.status import RpcError
-        from katapod.sandbox.client import connect_control, start_exec
-
-        store, sandbox_id = settings.states(), found.record.sandbox_id
-        async with connect_control(store, sandbox_id) as client:
-            path = store.layout.sandbox(sandbox_id).spec(container_id)
-            try:
-                spec = parse_spec(path.read_bytes(), str(path))
-            except FileNotFoundError as exc:
-                raise NotFound(f"cannot exec in container {name}: it has ended") from exc
-            box = None
-            if tty and os.isatty(0):
-                size = os.get_terminal_size(0)
-                box = Box(height=size.lines, width=size.columns)
-            process = plan_exec_process(
-                spec,
-                tuple(command),
-                env=checked_env,
-                cwd=parse_workdir(workdir) if workdir else "",
-                user=numeric_user(checked_user) if checked_user else None,
-                tty=tty,
-                console_size=box,
-                privileged=privileged,
-            )
-            ran_as = next((item for item in client.record.containers if item.container_id == container_id), None)
-            who = f"{checked_user.user}:{checked_user.group or ''}".rstrip(":") if checked_user else ""
-            who = who or (ran_as.user if ran_as else "")  # a name has no number yet in the spec on this side
-            groups = ran_as.groups if ran_as else ()
-            message = process_to_message(process)
-            try:
-                # no time limit: the owner may have many to start before
-                running = await start_exec(client.agent, container_id, message, user=who, groups=groups, timeout_s=None)
-            except NotFound as exc:
-                cause = await why_cut_off(client, exc, "it has ended")
-                raise NotFound(f"cannot exec in container {name}: {cause}") from exc
-            try:
-                return await carry_streams(running, interactive=interactive)
-            except RpcError as exc:
-                cause = await why_cut_off(client, exc, "the container has ended")
-                raise KatapodError(f"the command in {name} was cut off: {cause}") from exc
-
-    return asyncio.run(go())
+        return run_in_vm(settings, found.record, _shell(flags))
+    user = parse_user(flags.user) if flags.user else None
+    env = parse_env(flags.env, os.environ)
+    return asyncio.run(_exec(settings, found.record.sandbox_id, container_id, flags, user, env))
 
 
-async def why_cut_off(client: "ControlClient", error: "RpcError | NotFound", ended: str) -> str:
-    """The cause of a broken connection to the owner; `ended` says the usual one."""
-    from katapod.host.state import owner_alive
-    from katapod.model.record import State
+def _shell(flags: ExecFlags) -> "VmShell":
+    """What is to run in the VM. Raises UsageError for flags that only a container can have."""
+    from katapod.cli.vm_shell import VmShell
 
-    if not client.connection.closed.done():
-        return str(error)
-    # The owner ends the connection when its container has ended, and says so in the record, or it was killed.
-    for _ in range(50):
-        record = client.record_now()
-        if record is None or all(item.state is State.STOPPED for item in record.containers):
-            break
-        if not owner_alive(client.paths):
-            return "the kata-runtime that runs the container was killed"
-        await asyncio.sleep(0.02)
-    return ended
+    if flags.user or flags.privileged:
+        wrong = "-u" if flags.user else "--privileged"
+        raise UsageError(f"cannot use {wrong} in the VM: there everything runs as root, with all rights")
+    both = os.isatty(0) and os.isatty(1)
+    return VmShell(
+        flags.command,
+        dict(entry.split("=", 1) for entry in parse_env(flags.env, os.environ)),
+        parse_workdir(flags.workdir) if flags.workdir else "",
+        interactive=flags.interactive or not flags.command or both,
+        tty=flags.tty or both,
+        vport=flags.vport,
+    )
 
 
-async def carry_streams(process: "GuestProcess", *, interactive: bool, hang_up: bool = False) -> int:
-    """Carry the streams, pass signals on, and lend the terminal for the time.
-
-    With `hang_up` whatever tells us to end is the end of a connection to the process: a shell ignores SIGTERM.
-    """
-    from katapod.cli.terminal import follow_size, raw_terminal
+async def _exec(
+    settings: Globals, sandbox_id: str, container_id: str, flags: ExecFlags, user: UserName | None, env: tuple[str, ...]
+) -> int:
+    """Start it, carry its streams, and return its exit status. Raises NotFound, KatapodError."""
     from katapod.rpc.status import RpcError
-    from katapod.sandbox.stdio import InputFd, OutputFd, carry
+    from katapod.sandbox.client import connect_control
 
-    loop = asyncio.get_running_loop()
-    sending: set[asyncio.Task[None]] = set()
-    seen = 0
-
-    async def forward(number: int) -> None:
-        with contextlib.suppress(RpcError):
-            await process.signal(number)
-
-    def on_signal(number: signal.Signals) -> None:
-        nonlocal seen
-        seen += 1
-        if hang_up and number != signal.SIGINT:
-            number = signal.SIGHUP
-        task = asyncio.create_task(forward(signal.SIGKILL if seen > 2 else number), name="forward")
-        sending.add(task)
-        task.add_done_callback(sending.discard)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        loop.add_signal_handler(number, on_signal, number)
-    with contextlib.ExitStack() as stack:
-        if process.terminal and os.isatty(0):
-            if interactive:
-                stack.enter_context(raw_terminal(0))
-            stack.enter_context(follow_size(process, 0))
+    async with connect_control(settings.states(), sandbox_id) as client:
+        process = _plan_process(settings, sandbox_id, container_id, flags, user, env)
         try:
-            return await carry(process, InputFd(0) if interactive else None, OutputFd(1), OutputFd(2))
-        except BrokenPipeError:
-            await forward(signal.SIGKILL)
-            sys.stderr.close()
-            return 141
+            running = await _start(client, container_id, process, user)
+        except NotFound as exc:
+            cause = await why_cut_off(client, exc, "it has ended")
+            raise NotFound(f"cannot exec in container {flags.name}: {cause}") from exc
+        try:
+            return await carry_streams(running, interactive=flags.interactive)
+        except RpcError as exc:
+            cause = await why_cut_off(client, exc, "the container has ended")
+            raise KatapodError(f"the command in {flags.name} was cut off: {cause}") from exc
+
+
+def _plan_process(
+    settings: Globals, sandbox_id: str, container_id: str, flags: ExecFlags, user: UserName | None, env: tuple[str, ...]
+) -> "Process":
+    """The process, with environment and rights of the container's. Raises NotFound if that has ended."""
+    from katapod.model.oci import parse_spec
+    from katapod.plan.container_spec import numeric_user, plan_exec_process
+
+    path = settings.layout.sandbox(sandbox_id).spec(container_id)
+    try:
+        spec = parse_spec(path.read_bytes(), str(path))
+    except FileNotFoundError as exc:
+        raise NotFound(f"cannot exec in container {flags.name}: it has ended") from exc
+    return plan_exec_process(
+        spec,
+        flags.command,
+        env=env,
+        cwd=parse_workdir(flags.workdir) if flags.workdir else "",
+        user=numeric_user(user) if user else None,
+        tty=flags.tty,
+        console_size=_terminal_size() if flags.tty else None,
+        privileged=flags.privileged,
+    )
+
+
+def _terminal_size() -> "Box | None":
+    from katapod.model.oci import Box
+
+    if not os.isatty(0):
+        return None
+    size = os.get_terminal_size(0)
+    return Box(height=size.lines, width=size.columns)
+
+
+async def _start(
+    client: "ControlClient", container_id: str, process: "Process", user: UserName | None
+) -> "GuestProcess":
+    from katapod.rpc.oci_message import process_to_message
+    from katapod.sandbox.client import start_exec
+
+    ran_as = next((item for item in client.record.containers if item.container_id == container_id), None)
+    who = f"{user.user}:{user.group or ''}".rstrip(":") if user else ""
+    who = who or (ran_as.user if ran_as else "")  # a name has no number yet in the spec on this side
+    groups = ran_as.groups if ran_as else ()
+    message = process_to_message(process)
+    # no time limit: the owner may have many to start before
+    return await start_exec(client.agent, container_id, message, user=who, groups=groups, timeout_s=None)

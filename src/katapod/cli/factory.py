@@ -8,10 +8,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from katapod.cli.command import flag, group, option
 from katapod.cli.interrupt import interruptible
 from katapod.cli.progress import waiting
 from katapod.cli.settings import Globals, need_root
@@ -23,27 +24,18 @@ if TYPE_CHECKING:
     from katapod.plan.template import TemplatePlan
     from katapod.sandbox.template_store import TemplateInfo
 
-__all__ = ["register"]
-
-factory = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Templates: guests that have booted once, and of which containers get clones.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["factory"]
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(factory, name="factory", short_help="Manage templates of virtual machines.")
+@group()
+def factory() -> None:
+    """Templates: guests that have booted once, and of which containers get clones."""
 
 
 @factory.command("init", short_help="Make the template that containers start from.")
-def init(
-    context: typer.Context,
-    accel: Annotated[
-        str, typer.Option(metavar="auto|kvm|tcg", help="Accelerator of the template; default: the configuration's.")
-    ] = "",
-) -> int:
+@option("--accel", metavar="auto|kvm|tcg", help="Accelerator of the template; default: the configuration's.")
+@click.pass_obj
+def init(settings: Globals, accel: str) -> int:
     """Make the template of containers without limits, unless it is there and fresh.
 
     There is no need to: the first container that wants a template makes it. This spares it the wait.
@@ -52,7 +44,6 @@ def init(
     need_root("factory init")
     if accel not in ("", "auto", "kvm", "tcg"):
         raise UsageError(f"cannot use --accel {accel!r}: it is none of auto, kvm, tcg")
-    settings: Globals = context.obj
     config = settings.load_config()
     if config.factory.vm_cache_number > 0:
         from katapod.cli.pool import serve_pool
@@ -88,10 +79,9 @@ async def _make_template(settings: Globals, config: "Config", accel: str) -> int
 
 
 @factory.command("status", short_help="Show whether there are templates, and which.")
-def status(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
+@flag("--json", "as_json", help="Print JSON for programs.")
+@click.pass_obj
+def status(settings: Globals, as_json: bool) -> None:
     """Show whether containers start from a template, and all templates that there are.
 
     STATE: `ready` and `worn` are those of containers without limits, with this configuration; a worn one is made
@@ -101,7 +91,6 @@ def status(
     need_root("factory status")
     from katapod.sandbox.template_store import list_templates
 
-    settings: Globals = context.obj
     config = settings.load_config(need_files=False)
     templates = list_templates(Path(config.factory.template_path))
     plans = {plan.key: plan for plan in _default_plans(settings, config)}
@@ -176,7 +165,8 @@ def _describe(info: "TemplateInfo", plan: "TemplatePlan | None") -> dict[str, An
 
 
 @factory.command("destroy", short_help="Remove all templates.")
-def destroy(context: typer.Context) -> None:
+@click.pass_obj
+def destroy(settings: Globals) -> None:
     """Remove all templates, after the server of the pool and its idle machines have ended, if there is one.
 
     Running containers are not touched; the next one makes its template anew.
@@ -184,7 +174,6 @@ def destroy(context: typer.Context) -> None:
     need_root("factory destroy")
     from katapod.sandbox.template_store import destroy_templates
 
-    settings: Globals = context.obj
     config = settings.load_config(need_files=False)
     if config.factory.vm_cache_number > 0:
         from katapod.cli.pool import end_pool

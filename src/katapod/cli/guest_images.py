@@ -4,29 +4,27 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, flag, group, option, verb
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import DeviceMissing, NotFound, UsageError
 from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from katapod.model.config import Config
+    from katapod.osbuilder import ImageRequest
 
-guest = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="The images that VMs boot from: one for each kernel and flavour.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["build", "guest"]
 
 
-def register(image: typer.Typer) -> None:
-    image.command("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")(build)
-    image.add_typer(guest, name="guest", short_help="List, show and prune guest images.")
+@group(short_help="List, show and prune guest images.")
+def guest() -> None:
+    """The images that VMs boot from: one for each kernel and flavour."""
 
 
 def _parse_flavour(text: str, configured: Flavour) -> Flavour:
@@ -38,21 +36,20 @@ def _parse_flavour(text: str, configured: Flavour) -> Flavour:
     raise UsageError(f"cannot use --flavour {text}: it is none of {', '.join(FLAVOURS)}")
 
 
-def build(
-    context: typer.Context,
-    kernel: Annotated[
-        str, typer.Option(metavar="VERSION|FILE", help="Kernel; default: the newest that is installed.")
-    ] = "",
-    flavour: Annotated[
-        str, typer.Option(metavar="agent|systemd", help="Process 1 of the guest; default: guest_flavour of [katapod].")
-    ] = "",
-    recipe: Annotated[
-        str, typer.Option(metavar="FILE", help="What to add; default: /etc/kata-containers/image.toml if it is there.")
-    ] = "",
-    no_recipe: Annotated[bool, typer.Option("--no-recipe", help="Add nothing, whatever is in /etc.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build also if the image is up to date.")] = False,
-    _check: Annotated[bool, typer.Option("-c", "--check", help="Accepted; a build is always only if needed.")] = False,
-) -> int:
+@verb("build", short_help="Build the guest image: the kernel and initrd that VMs boot.")
+@option("--kernel", metavar="VERSION|FILE", help="Kernel; default: the newest that is installed.")
+@option("--flavour", metavar="agent|systemd", help="Process 1 of the guest; default: guest_flavour of [katapod].")
+@option(
+    "--recipe",
+    metavar="FILE",
+    type=HOST_PATH,
+    help="What to add; default: /etc/kata-containers/image.toml if it is there.",
+)
+@flag("--no-recipe", help="Add nothing, whatever is in /etc.")
+@flag("--rebuild", help="Build also if the image is up to date.")
+@flag("-c", "--check", help="Accepted; a build is always only if needed.", expose_value=False)
+@click.pass_obj
+def build(settings: Globals, kernel: str, flavour: str, recipe: str, no_recipe: bool, rebuild: bool) -> int:
     """Build kernel and initrd for the guests from this machine's kernel, prove them by a boot, and use them.
 
     Does nothing when the image is up to date. Until the new one has been seen to boot, the former stays in use.
@@ -61,74 +58,82 @@ def build(
     need_root("image build")
     if recipe and no_recipe:
         raise UsageError("cannot use --recipe with --no-recipe: choose one")
-    settings: Globals = context.obj
 
     async def go() -> int:
-        from katapod.cli.progress import step_progress
-        from katapod.host.facts import collect_host_facts
         from katapod.model.config import load_config
-        from katapod.osbuilder import ImageRequest, build_guest_image, prune_images, read_recipe
-        from katapod.plan.vmm import Accelerator
-        from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot, wanted_accelerator, with_guest
+        from katapod.osbuilder import ImageRequest, read_recipe
 
         config = load_config(Path(settings.config_file) if settings.config_file else None).config
-        qemu, layout = config.qemu.path, settings.layout
         chosen = _parse_flavour(flavour, config.katapod.guest_flavour)
         parsed, recipe_name = read_recipe(Path(recipe) if recipe else None, none=no_recipe)
-
-        async def prove(kernel_path: Path, initrd: Path) -> None:
-            # in the build's own directory, which the next build removes if we are killed
-            await prove_boot(
-                kernel_path, initrd, qemu, Accelerator.TCG, limit_s=TCG_LIMIT_S, scratch_parent=initrd.parent
-            )
-
         request = ImageRequest(
             kernel=kernel or None,
-            cache_dir=layout.guest_image_root,
+            cache_dir=settings.layout.guest_image_root,
             flavour=chosen,
             recipe=parsed,
             recipe_name=recipe_name,
             rebuild=rebuild,
         )
-        with step_progress() as progress:
-            built = await build_guest_image(request, prove=prove, progress=progress)
-        verb = "is built" if built.fresh else "is up to date"
-        for note in built.notes if built.fresh else ():
-            print(f"note: {note}", file=sys.stderr)
-        what = "guest image" if chosen == "agent" else f"guest image with {chosen}"
-        print(f"{what} for {built.kernel_version} {verb}: {built.initrd} ({shown_size(built.size)})")
-        if built.fresh and recipe_name:
-            print(f"recipe: {recipe_name}")
-        for removed in await prune_images(layout.guest_image_root):
-            print(f"removed the image of kernel {removed.kernel_version}, which is no longer installed")
-        # find out now which accelerator boots it, so that the first container need not wait for that
-        guest_root = layout.guest_image_root
-        config = with_guest(config, guest_root / kernel_link(chosen), guest_root / initrd_link(chosen))
-        wanted = wanted_accelerator(config)
-        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            try:
-                found = await choose_accelerator(wanted, config, collect_host_facts(), layout.proof_file, Path(scratch))
-            except DeviceMissing as exc:  # KVM is wanted in any case; the image is built all the same
-                print(f"note: {exc} ({exc.hint})", file=sys.stderr)
-                return 0
-        if found.fresh:
-            print(f"accelerator: {found.accelerator.value} ({found.reason})")
-            if found.advice:
-                print(f"note: {found.advice}", file=sys.stderr)
+        await _build(request, config.qemu.path)
+        await _choose_accelerator(settings, config, chosen)
         return 0
 
     return interruptible(go())
 
 
+async def _build(request: "ImageRequest", qemu: str) -> None:
+    """Build what is asked for, remove what nothing needs any more, and print both."""
+    from katapod.cli.progress import step_progress
+    from katapod.osbuilder import build_guest_image, prune_images
+    from katapod.plan.vmm import Accelerator
+    from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
+
+    async def prove(kernel: Path, initrd: Path) -> None:
+        # in the build's own directory, which the next build removes if we are killed
+        await prove_boot(kernel, initrd, qemu, Accelerator.TCG, limit_s=TCG_LIMIT_S, scratch_parent=initrd.parent)
+
+    with step_progress() as progress:
+        built = await build_guest_image(request, prove=prove, progress=progress)
+    done = "is built" if built.fresh else "is up to date"
+    for note in built.notes if built.fresh else ():
+        print(f"note: {note}", file=sys.stderr)
+    what = "guest image" if request.flavour == "agent" else f"guest image with {request.flavour}"
+    print(f"{what} for {built.kernel_version} {done}: {built.initrd} ({shown_size(built.size)})")
+    if built.fresh and request.recipe_name:
+        print(f"recipe: {request.recipe_name}")
+    for removed in await prune_images(request.cache_dir):
+        print(f"removed the image of kernel {removed.kernel_version}, which is no longer installed")
+
+
+async def _choose_accelerator(settings: Globals, config: "Config", flavour: Flavour) -> None:
+    """Find out now which accelerator boots the image, so that the first container need not wait for that."""
+    from katapod.host.facts import collect_host_facts
+    from katapod.sandbox.proof import choose_accelerator, wanted_accelerator, with_guest
+
+    layout = settings.layout
+    root = layout.guest_image_root
+    config = with_guest(config, root / kernel_link(flavour), root / initrd_link(flavour))
+    wanted = wanted_accelerator(config)
+    with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+        try:
+            found = await choose_accelerator(wanted, config, collect_host_facts(), layout.proof_file, Path(scratch))
+        except DeviceMissing as exc:  # KVM is wanted in any case; the image is built all the same
+            print(f"note: {exc} ({exc.hint})", file=sys.stderr)
+            return
+    if found.fresh:
+        print(f"accelerator: {found.accelerator.value} ({found.reason})")
+        if found.advice:
+            print(f"note: {found.advice}", file=sys.stderr)
+
+
 @guest.command("ls", short_help="List guest images.")
-def list_guests(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
+@flag("--json", "as_json", help="Print JSON for programs.")
+@click.pass_obj
+def list_guests(settings: Globals, as_json: bool) -> None:
     """List the finished guest images; the one in use of each flavour is marked."""
     from katapod.osbuilder import current_image, list_images
 
-    cache_dir = context.obj.layout.guest_image_root
+    cache_dir = settings.layout.guest_image_root
     current = {image.initrd for flavour in FLAVOURS if (image := current_image(cache_dir, flavour))}
     images = list_images(cache_dir)
     if as_json:
@@ -148,18 +153,14 @@ def list_guests(
 
 
 @guest.command("show", short_help="Show the guest image in use.")
-def show(
-    context: typer.Context,
-    flavour: Annotated[
-        str, typer.Option(metavar="agent|systemd", help="Which one; default: guest_flavour of [katapod].")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
+@option("--flavour", metavar="agent|systemd", help="Which one; default: guest_flavour of [katapod].")
+@flag("--json", "as_json", help="Print JSON for programs.")
+@click.pass_obj
+def show(settings: Globals, flavour: str, as_json: bool) -> None:
     """Show the files, size and notes of the guest image in use."""
     from katapod.model.config import load_config
     from katapod.osbuilder import current_image
 
-    settings: Globals = context.obj
     config = load_config(Path(settings.config_file) if settings.config_file else None).config
     chosen = _parse_flavour(flavour, config.katapod.guest_flavour)
     image = current_image(settings.layout.guest_image_root, chosen)
@@ -186,15 +187,12 @@ def show(
 
 
 @guest.command("prune", short_help="Remove guest images that nothing uses.")
-def prune(
-    context: typer.Context,
-    everything: Annotated[
-        bool, typer.Option("-a", "--all", help="Also those of installed kernels that are not in use.")
-    ] = False,
-) -> int:
+@flag("-a", "--all", "everything", help="Also those of installed kernels that are not in use.")
+@click.pass_obj
+def prune(settings: Globals, everything: bool) -> int:
     """Remove images of kernels that are no longer installed. Those in use, by a link or a VM, stay."""
     need_root("image guest prune")
-    cache_dir = context.obj.layout.guest_image_root
+    cache_dir = settings.layout.guest_image_root
 
     async def go() -> int:
         from katapod.osbuilder import prune_images

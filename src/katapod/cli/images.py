@@ -3,41 +3,31 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, argument, flag, group, option
+from katapod.cli.guest_images import build, guest
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import KatapodError, UsageError
 
-__all__ = ["register"]
-
-image = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Images of containers, and the image that guests boot from.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["image"]
 
 
-def register(app: typer.Typer) -> None:
-    from katapod.cli import guest_images
-
-    guest_images.register(image)
-    app.add_typer(image, name="image", short_help="Manage images.")
+@group()
+def image() -> None:
+    """Images of containers, and the image that guests boot from."""
 
 
 @image.command("ls", short_help="List container images.")
-def list_images(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print names only.")] = False,
-) -> None:
+@flag("--json", "as_json", help="Print JSON for programs.")
+@flag("-q", "--quiet", help="Print names only.")
+@click.pass_obj
+def list_images(settings: Globals, as_json: bool, quiet: bool) -> None:
     """List the container images of the store. `busybox` is made when it is first run."""
     need_root("image ls")
-    settings: Globals = context.obj
     records = asyncio.run(settings.image_store().list_images())
     if as_json:
         import msgspec
@@ -60,30 +50,29 @@ def list_images(
         )
 
 
+the_name = argument("name", required=False, help="Name in the store; default: made from the source.")
+
+
 @image.command("import", short_help="Bring in an image from an archive or a directory.")
-def import_image(
-    context: typer.Context,
-    source: Annotated[str, typer.Argument(help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH.")],
-    name: Annotated[str | None, typer.Argument(help="Name in the store; default: made from the source.")] = None,
-) -> int:
+@argument("source", type=HOST_PATH, help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH.")
+@the_name
+@click.pass_obj
+def import_image(settings: Globals, source: str, name: str | None) -> int:
     """Copy an image into the store, unpack it, and give it a name."""
     need_root("image import")
-    return _bring_in(context.obj, source, name)
+    return _bring_in(settings, source, name)
 
 
 @image.command("pull", short_help="Fetch an image from a registry.")
-def pull(
-    context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="docker://HOST/NAME:TAG", help="The image.")],
-    name: Annotated[str | None, typer.Argument(help="Name in the store; default: made from the source.")] = None,
-    tls_verify: Annotated[
-        str, typer.Option(metavar="true|false", help="Check the registry's certificate; default: true.")
-    ] = "",
-    authfile: Annotated[str, typer.Option(metavar="FILE", help="Credentials; default: skopeo's own.")] = "",
-) -> int:
+@argument("source", metavar="docker://HOST/NAME:TAG", type=HOST_PATH, help="The image.")
+@the_name
+@option("--tls-verify", metavar="true|false", help="Check the registry's certificate; default: true.")
+@option("--authfile", metavar="FILE", type=HOST_PATH, help="Credentials; default: skopeo's own.")
+@click.pass_obj
+def pull(settings: Globals, source: str, name: str | None, tls_verify: str, authfile: str) -> int:
     """Fetch an image from a registry into the store."""
     need_root("image pull")
-    return _bring_in(context.obj, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
+    return _bring_in(settings, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
 
 
 def _parse_truth(text: str) -> bool | None:
@@ -119,13 +108,11 @@ def _bring_in(
 
 
 @image.command("rm", short_help="Remove images.")
-def remove(
-    context: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Images, by name.")],
-) -> int:
+@argument("names", nargs=-1, required=True, metavar="NAME...", help="Images, by name.")
+@click.pass_obj
+def remove(settings: Globals, names: tuple[str, ...]) -> int:
     """Remove names from the store; data goes with its last name, once no container uses it."""
     need_root("image rm")
-    settings: Globals = context.obj
 
     async def go() -> int:
         failed = 0
@@ -138,3 +125,7 @@ def remove(
         return failed
 
     return interruptible(go())
+
+
+image.add_command(build)
+image.add_command(guest)

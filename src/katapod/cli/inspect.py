@@ -2,36 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, argument, flag, option, verb
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import UsageError
 
-__all__ = ["register"]
+__all__ = ["inspect"]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("inspect", short_help="Show all of a sandbox: processes, devices, network, files, guest.")(inspect)
-
-
-def inspect(
-    context: typer.Context,
-    sandbox: Annotated[
-        str,
-        typer.Argument(
-            metavar="SANDBOX", help="Name or id of a sandbox, the beginning of one, or a container of a pod."
-        ),
-    ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON; its keys are in docs/how-to/inspect.md.")
-    ] = False,
-    svg: Annotated[
-        str, typer.Option("--svg", metavar="FILE", help="Draw the paths of the data into FILE ('-': print it).")
-    ] = "",
-    full: Annotated[bool, typer.Option("--all", "-a", help="Leave nothing out of long lists.")] = False,
-) -> int:
+@verb("inspect")
+@argument("sandbox", metavar="SANDBOX", help="Name or id of a sandbox, the beginning of one, or a container of a pod.")
+@flag("--json", "as_json", help="Print JSON; its keys are in docs/how-to/inspect.md.")
+@option("--svg", metavar="FILE", type=HOST_PATH, help="Draw the paths of the data into FILE ('-': print it).")
+@flag("--all", "-a", "full", help="Leave nothing out of long lists.")
+@click.pass_obj
+def inspect(settings: Globals, sandbox: str, as_json: bool, svg: str, full: bool) -> int:
     """Show how a sandbox works, from the host's processes to those in the guest.
 
     Reads and asks only: nothing of the sandbox is changed. What does not answer in a few seconds is left out and
@@ -45,7 +32,6 @@ def inspect(
     if as_json and svg == "-":
         raise UsageError("cannot print both JSON and the picture: give --svg a file")
     need_root("inspect")
-    settings: Globals = context.obj
     store = settings.states()
     found = find_sandbox(store, sandbox)
     facts = asyncio.run(collect_facts(store, found.record.sandbox_id))

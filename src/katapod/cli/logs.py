@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import typer
+import click
 
+from katapod.cli.command import argument, flag, option, verb
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.ids import parse_container_name
@@ -20,28 +21,23 @@ from katapod.model.plain import plain
 if TYPE_CHECKING:
     from katapod.host.state import StateStore
 
-__all__ = ["register"]
+__all__ = ["logs"]
 
 POLL_S = 0.2
 
 
-def register(app: typer.Typer) -> None:
-    app.command("logs", short_help="Print what a container has written.")(logs)
-
-
-def logs(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A container, running or stopped.")],
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the container ends.")] = False,
-    tail: Annotated[int | None, typer.Option("-n", "--tail", min=0, metavar="N", help="Only the last N lines.")] = None,
-    timestamps: Annotated[bool, typer.Option("-t", "--timestamps", help="Begin lines with their time.")] = False,
-) -> None:
+@verb("logs")
+@argument("name", metavar="NAME", help="A container, running or stopped.")
+@flag("-f", "--follow", help="Go on until the container ends.")
+@option("-n", "--tail", metavar="N", type=click.IntRange(min=0), default=None, help="Only the last N lines.")
+@flag("-t", "--timestamps", help="Begin lines with their time.")
+@click.pass_obj
+def logs(settings: Globals, name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
     """Print what a container has written, its two streams to the same two here.
 
     Kept are the newest 64 MiB. A container run with --rm and in the foreground keeps no log.
     """
     need_root("logs")
-    settings: Globals = context.obj
     store = settings.states()
     parse_container_name(name)
     try:

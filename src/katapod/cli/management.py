@@ -3,59 +3,63 @@
 import http.client
 import socket
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from katapod.cli.command import HOST_PATH, argument, flag, group, option, verb
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import InvalidState, KatapodError, UsageError
 
-__all__ = ["ask", "register"]
+__all__ = ["ask", "iptables", "metrics"]
 
 LIMIT_S = 10.0
 FILE_MAX = 4 * 1024 * 1024
 
 
-def register(app: typer.Typer) -> None:
-    app.command(help="Print the metrics of a sandbox, for Prometheus.")(metrics)
-    iptables = typer.Typer(no_args_is_help=True, help="Read or set the iptables of a sandbox's guest.")
-    iptables.command("get", help="Print them, as iptables-save does.")(get_iptables)
-    iptables.command("set", help="Set them from a file, as iptables-restore does.")(set_iptables)
-    app.add_typer(iptables, name="iptables")
-
-
-SandboxId = Annotated[str, typer.Option("--sandbox-id", metavar="SANDBOX", help="The sandbox.")]
-V6 = Annotated[bool, typer.Option("--v6", help="ip6tables.")]
-
-
-def metrics(
-    context: typer.Context, sandbox: Annotated[str, typer.Argument(metavar="SANDBOX", help="Name or id.")]
-) -> None:
+@verb("metrics")
+@argument("sandbox", metavar="SANDBOX", help="Name or id.")
+@click.pass_obj
+def metrics(settings: Globals, sandbox: str) -> None:
+    """Print the metrics of a sandbox, for Prometheus."""
     need_root("metrics")
-    sys.stdout.write(ask(context.obj, sandbox, "GET", "/metrics?whole=1").decode(errors="replace"))
+    sys.stdout.write(ask(settings, sandbox, "GET", "/metrics?whole=1").decode(errors="replace"))
 
 
-def get_iptables(context: typer.Context, sandbox_id: SandboxId, v6: V6 = False) -> None:
+the_sandbox = option("--sandbox-id", metavar="SANDBOX", required=True, help="The sandbox.")
+the_version = flag("--v6", help="ip6tables.")
+
+
+@group()
+def iptables() -> None:
+    """Read or set the iptables of a sandbox's guest."""
+
+
+@iptables.command()
+@the_sandbox
+@the_version
+@click.pass_obj
+def get(settings: Globals, sandbox_id: str, v6: bool) -> None:
+    """Print them, as iptables-save does."""
     need_root("iptables get")
-    sys.stdout.write(ask(context.obj, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
+    sys.stdout.write(ask(settings, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
 
 
-def set_iptables(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rules, in the format of iptables-save.")],
-    sandbox_id: SandboxId,
-    v6: V6 = False,
-) -> None:
+@iptables.command("set")
+@argument("file", metavar="FILE", type=HOST_PATH, help="Rules, in the format of iptables-save.")
+@the_sandbox
+@the_version
+@click.pass_obj
+def set_(settings: Globals, file: str, sandbox_id: str, v6: bool) -> None:
+    """Set them from a file, as iptables-restore does."""
     need_root("iptables set")
     try:
-        with file.open("rb") as handle:
+        with open(file, "rb") as handle:
             rules = handle.read(FILE_MAX + 1)
     except OSError as exc:
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
     if len(rules) > FILE_MAX:
         raise UsageError(f"cannot set the rules of {file}: it has more than {FILE_MAX} bytes")
-    ask(context.obj, sandbox_id, "PUT", _path(v6), rules)
+    ask(settings, sandbox_id, "PUT", _path(v6), rules)
 
 
 def _path(v6: bool) -> str:

@@ -2,11 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from katapod.cli.settings import Globals, need_root
+from katapod.cli.command import argument, flag, group
+from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table
 from katapod.model.errors import InvalidState, UsageError
 from katapod.model.net_flags import parse_network
@@ -14,13 +15,12 @@ from katapod.model.net_flags import parse_network
 if TYPE_CHECKING:
     from katapod.model.cni import NetworkConfig
 
-__all__ = ["register"]
-
-network = typer.Typer(no_args_is_help=True, help="Networks of containers.")
+__all__ = ["network"]
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(network, name="network")
+@group()
+def network() -> None:
+    """Networks of containers."""
 
 
 def _users(settings: Globals) -> dict[str, list[str]]:
@@ -33,18 +33,15 @@ def _users(settings: Globals) -> dict[str, list[str]]:
 
 
 @network.command("ls", short_help="List networks.")
-def list_networks(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
+@flag("--json", "as_json", help="Print JSON for programs.")
+@click.pass_obj
+def list_networks(settings: Globals, as_json: bool) -> None:
     """List the built-in network and those that are configured."""
     need_root("network ls")
-    from katapod.cli.settings import print_error
     from katapod.host.bridge import bridge_subnet
     from katapod.host.cni import load_networks
     from katapod.plan.bridge import BRIDGE
 
-    settings: Globals = context.obj
     configured, problems = load_networks(Path(settings.load_config(need_files=False).katapod.cni_conf_dir))
     for problem in problems:
         print_error(problem)
@@ -83,28 +80,30 @@ def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, 
 
 
 @network.command("inspect", short_help="Show what a network's plugins are told.")
-def inspect(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+@argument("name", metavar="NAME")
+@click.pass_obj
+def inspect(settings: Globals, name: str) -> None:
     """Print a network as `run --net NAME -p ...` would use it now, as JSON."""
     need_root("network inspect")
     import msgspec
 
     from katapod.sandbox.attachment import find_config
 
-    settings: Globals = context.obj
     katapod = settings.load_config(need_files=False).katapod
     found = asyncio.run(find_config(parse_network(name), katapod, publish=True))
     print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
 
 
 @network.command("rm", short_help="Remove the built-in network's bridge.")
-def remove(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+@argument("name", metavar="NAME")
+@click.pass_obj
+def remove(settings: Globals, name: str) -> None:
     """Remove the bridge of the built-in network; the next container that wants it makes it again."""
     need_root("network rm")
     from katapod.host.bridge import remove_bridge
     from katapod.host.cni import find_network
     from katapod.plan.bridge import BRIDGE
 
-    settings: Globals = context.obj
     if name != BRIDGE:
         found = find_network(Path(settings.load_config(need_files=False).katapod.cni_conf_dir), name, (BRIDGE,))
         raise UsageError(

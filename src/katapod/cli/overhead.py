@@ -6,11 +6,12 @@ import io
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+import click
 import msgspec
-import typer
 
+from katapod.cli.command import flag, option, verb
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import Column, print_table
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from katapod.model.config import Config
     from katapod.model.sizing import VmSize
 
-__all__ = ["register"]
+__all__ = ["overhead"]
 
 MIN_LIMIT_MIB = 32
 SPARE_MIB = 8  # of the limit: a container that fills it to the last page is killed
@@ -50,26 +51,24 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     observations: tuple[Observation, ...]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("overhead", short_help="Measure the RuntimeClass overhead that this node needs.")(overhead)
-
-
-def overhead(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Option("--from", metavar="NAME", help="Measure a running container, as it is, and start none.")
-    ] = "",
-    memory: Annotated[
-        str, typer.Option("-m", "--memory", metavar="SIZE", help="Memory limit of the container to measure with.")
-    ] = "64m",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> int:
+@verb("overhead")
+@option("--from", "source", metavar="NAME", help="Measure a running container, as it is, and start none.")
+@option(
+    "-m",
+    "--memory",
+    metavar="SIZE",
+    default="64m",
+    show_default=True,
+    help="Memory limit of the container to measure with.",
+)
+@flag("--json", "as_json", help="Print JSON for programs.")
+@click.pass_obj
+def overhead(settings: Globals, source: str, memory: str, as_json: bool) -> int:
     """Measure what a sandbox takes of this node beyond its containers' limits, and print it for a RuntimeClass.
 
     A container is started for it and removed; it is measured idle and while it fills its memory limit.
     """
     need_root("overhead")
-    settings: Globals = context.obj
     limit_mib = (parse_memory(memory) or 0) >> 20
     if limit_mib < MIN_LIMIT_MIB:
         raise UsageError(f"cannot measure with a limit of {memory}: it needs {MIN_LIMIT_MIB} MiB at least")
@@ -84,7 +83,8 @@ def overhead(
 
 def _start(settings: Globals, name: str, limit_mib: int) -> int:
     """Start a container that fills its memory at SIGUSR1. Returns 0, or the status if a signal came between."""
-    from katapod.cli.owner import RunRequest, run_detached
+    from katapod.cli.owner import run_detached
+    from katapod.cli.run_request import RunRequest
     from katapod.model.flags import parse_tmpfs
     from katapod.plan.container_spec import ContainerOptions
 

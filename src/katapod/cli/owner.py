@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from katapod.cli.progress import image_progress
+from katapod.cli.run_request import RunRequest
 from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
@@ -28,9 +29,7 @@ from katapod.model.attachment import AttachmentRecord
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.flags import parse_signal
-from katapod.model.ids import ContainerId
 from katapod.model.image import ImageRecord
-from katapod.model.net_flags import NetworkRequest
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import (
@@ -58,23 +57,6 @@ log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """`run`, parsed. Exactly one of image, rootfs and bundle is set."""
-
-    container_id: ContainerId
-    image: str
-    rootfs: Path | None
-    bundle: Path | None
-    options: ContainerOptions
-    remove: bool
-    interactive: bool
-    accel: str
-    labels: dict[str, str]
-    stop_signal: int | None
-    network: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_LIMIT_S = 2.0  # for a client that has connected to say what it wants
 WEAR_PERIOD_S = 60.0  # between looks whether the machine is still what a new start would give
-REHEARSAL = "busybox"  # the image that is always there
+WARM_UP_IMAGE = "busybox"  # the image that is always there
 
 
 class MemberReport(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ class _Member:
         stay_in_background()
         async with ready_machine(plan, self.store) as ready:
             stay_in_background()  # those that were started, too: a session each, with an autogroup of its own
-            await self._rehearse(around, ready)
+            await self._warm_up(around, ready)
             await ready.park()
             leave_background()
             watch.cancel()
@@ -151,15 +151,15 @@ class _Member:
             owner_pid=os.getpid(),
         )
 
-    async def _rehearse(self, around: _Surroundings, ready: ReadyMachine) -> None:
+    async def _warm_up(self, around: _Surroundings, ready: ReadyMachine) -> None:
         """Run a container in it that does nothing. Without its image the machine is as good, if less quick."""
         machine_id = ContainerId(ready.machine_id)
         request = RunRequest(
             container_id=machine_id,
-            image=REHEARSAL,
+            image=WARM_UP_IMAGE,
             rootfs=None,
             bundle=None,
-            options=ContainerOptions(args=("true",), hostname="rehearsal"),
+            options=ContainerOptions(args=("true",), hostname="warm-up"),
             remove=True,
             interactive=False,
             accel="",
@@ -169,7 +169,7 @@ class _Member:
         try:
             plan = await plan_container(self.settings, around.config, request, None)
         except KatapodError as exc:
-            log.info("no rehearsal: %s", exc)
+            log.info("not warmed up: %s", exc)
             return
         try:
             await rehearse(ready, plan)

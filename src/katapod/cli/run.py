@@ -1,19 +1,19 @@
 """`kata-runtime run`: the flags, in the words that users of `docker run` know."""
 
-import asyncio
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
+import click
 
 from katapod.cli import is_loaded
+from katapod.cli.command import HOST_PATH, argument, flag, option, repeatable, verb
 from katapod.cli.settings import Globals, need_root
 from katapod.host.trace import span
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
-    need_text,
     parse_cap,
     parse_cpus,
     parse_env,
@@ -32,7 +32,7 @@ from katapod.model.flags import (
     parse_volume,
     parse_workdir,
 )
-from katapod.model.ids import new_id, parse_container_name, short_id
+from katapod.model.ids import ContainerId, new_id, parse_container_name, short_id
 from katapod.model.net_flags import (
     NetworkRequest,
     parse_add_host,
@@ -42,184 +42,231 @@ from katapod.model.net_flags import (
     parse_network,
     parse_publish,
 )
+from katapod.model.text import need_text
 
 if TYPE_CHECKING:
+    from katapod.cli.run_request import RunRequest
     from katapod.model import oci
     from katapod.model.seccomp_profile import SeccompProfile
     from katapod.plan.container_spec import ContainerOptions
 
-__all__ = ["register"]
+__all__ = ["run"]
 
-Texts = list[str]
-
-
-def register(app: typer.Typer) -> None:
-    app.command(
-        "run",
-        context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
-        short_help="Run a command in a container in a virtual machine of its own.",
-    )(run)
+Texts = tuple[str, ...]
 
 
-def run(
-    context: typer.Context,
-    words: Annotated[
-        Texts | None,
-        typer.Argument(
-            metavar="IMAGE [COMMAND...]",
-            help="A stored image, or oci:PATH, oci-archive:FILE, docker-archive:FILE, docker://HOST/NAME:TAG. "
-            "With --rootfs or --bundle there is no IMAGE.",
-        ),
-    ] = None,
-    remove: Annotated[bool, typer.Option("--rm", help="Remove the container when it ends.")] = False,
-    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Keep standard input open.")] = False,
-    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the container a terminal.")] = False,
-    detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background; print the name.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the container; default: a random id.")] = "",
-    env: Annotated[Texts | None, typer.Option("-e", "--env", metavar="K[=V]", help="Set a variable.")] = None,
-    env_file: Annotated[Texts | None, typer.Option(metavar="FILE", help="Read variables from a file.")] = None,
-    workdir: Annotated[str, typer.Option("-w", "--workdir", metavar="DIR", help="Working directory.")] = "",
-    user: Annotated[str, typer.Option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")] = "",
-    group_add: Annotated[Texts | None, typer.Option(metavar="GROUP", help="Add the user to a group, too.")] = None,
-    volume: Annotated[
-        Texts | None, typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host file or directory.")
-    ] = None,
-    tmpfs: Annotated[Texts | None, typer.Option(metavar="DST[:OPTS]", help="Mount a tmpfs.")] = None,
-    memory: Annotated[
-        str, typer.Option("-m", "--memory", metavar="SIZE", help="Memory limit (512m, 2g); sizes the VM too.")
-    ] = "",
-    cpus: Annotated[str, typer.Option(metavar="N", help="CPU limit (1.5); sizes the VM too.")] = "",
-    pids_limit: Annotated[str, typer.Option(metavar="N", help="Limit of processes.")] = "",
-    read_only: Annotated[bool, typer.Option("--read-only", help="Read-only root file system.")] = False,
-    cap_add: Annotated[Texts | None, typer.Option(metavar="CAP", help="Add a capability, or ALL.")] = None,
-    cap_drop: Annotated[Texts | None, typer.Option(metavar="CAP", help="Drop a capability, or ALL.")] = None,
-    privileged: Annotated[bool, typer.Option("--privileged", help="All rights inside the VM; none outside.")] = False,
-    security_opt: Annotated[
-        Texts | None, typer.Option(metavar="OPT", help="no-new-privileges, seccomp=FILE, systempaths=unconfined.")
-    ] = None,
-    ulimit: Annotated[Texts | None, typer.Option(metavar="NAME=SOFT[:HARD]", help="Resource limit.")] = None,
-    sysctl: Annotated[Texts | None, typer.Option(metavar="K=V", help="Kernel parameter.")] = None,
-    shm_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of /dev/shm; default 64m.")] = "",
-    entrypoint: Annotated[str | None, typer.Option(metavar="CMD", help="Replace the image's entry point.")] = None,
-    net: Annotated[
-        str,
-        typer.Option(
-            "--net",
-            "--network",
-            metavar="none|bridge|NAME",
-            envvar="KATAPOD_NETWORK",
-            help="Network; default: bridge where the host can have it.",
-        ),
-    ] = "",
-    publish: Annotated[
-        Texts | None,
-        typer.Option("-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a host port lead inside."),
-    ] = None,
-    dns: Annotated[Texts | None, typer.Option(metavar="IP", help="DNS server; default: the host's.")] = None,
-    add_host: Annotated[
-        Texts | None, typer.Option(metavar="NAME:IP", help="Line of /etc/hosts; IP may be host-gateway.")
-    ] = None,
-    ip: Annotated[str, typer.Option("--ip", metavar="IP", help="Address in the network.")] = "",
-    mac_address: Annotated[str, typer.Option(metavar="MAC", help="MAC address in the network.")] = "",
-    hostname: Annotated[str, typer.Option("-h", "--hostname", metavar="NAME", help="Host name inside.")] = "",
-    label: Annotated[Texts | None, typer.Option("-l", "--label", metavar="K=V", help="Label of the container.")] = None,
-    stop_signal: Annotated[str, typer.Option(metavar="SIGNAL", help="Signal that asks the container to end.")] = "",
-    accel: Annotated[
-        str, typer.Option(metavar="auto|kvm|tcg", help="Accelerator; auto uses KVM where guests boot under it.")
-    ] = "",
-    rootfs: Annotated[str, typer.Option(metavar="DIR", help="Use a directory as image; it is not changed.")] = "",
-    bundle: Annotated[str, typer.Option(metavar="DIR", help="Run an OCI bundle as it is.")] = "",
-) -> int:
+@dataclass(frozen=True, slots=True)
+class RunFlags:
+    """The command line, as click has read it: a field for each parameter of run(). Not given: "", (), False."""
+
+    words: Texts
+    remove: bool
+    interactive: bool
+    tty: bool
+    detach: bool
+    name: str
+    env: Texts
+    env_file: Texts
+    workdir: str
+    user: str
+    group_add: Texts
+    volume: Texts
+    tmpfs: Texts
+    memory: str
+    cpus: str
+    pids_limit: str
+    read_only: bool
+    cap_add: Texts
+    cap_drop: Texts
+    privileged: bool
+    security_opt: Texts
+    ulimit: Texts
+    sysctl: Texts
+    shm_size: str
+    entrypoint: str | None  # "" takes the image's away
+    net: str
+    publish: Texts
+    dns: Texts
+    add_host: Texts
+    ip: str
+    mac_address: str
+    hostname: str
+    label: Texts
+    stop_signal: str
+    accel: str
+    rootfs: str
+    bundle: str
+
+
+@verb("run", context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
+@argument(
+    "words",
+    nargs=-1,
+    metavar="IMAGE [COMMAND...]",
+    type=HOST_PATH,
+    help="A stored image, or oci:PATH, oci-archive:FILE, docker-archive:FILE, docker://HOST/NAME:TAG. "
+    "With --rootfs or --bundle there is no IMAGE.",
+)
+@flag("--rm", "remove", help="Remove the container when it ends.")
+@flag("-i", "--interactive", help="Keep standard input open.")
+@flag("-t", "--tty", help="Give the container a terminal.")
+@flag("-d", "--detach", help="Run in the background; print the name.")
+@option("--name", metavar="TEXT", help="Name of the container; default: a random id.")
+@repeatable("-e", "--env", metavar="K[=V]", help="Set a variable.")
+@repeatable("--env-file", metavar="FILE", type=HOST_PATH, help="Read variables from a file.")
+@option("-w", "--workdir", metavar="DIR", help="Working directory.")
+@option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")
+@repeatable("--group-add", metavar="GROUP", help="Add the user to a group, too.")
+@repeatable("-v", "--volume", metavar="SRC:DST[:ro]", type=HOST_PATH, help="Mount a host file or directory.")
+@repeatable("--tmpfs", metavar="DST[:OPTS]", help="Mount a tmpfs.")
+@option("-m", "--memory", metavar="SIZE", help="Memory limit (512m, 2g); sizes the VM too.")
+@option("--cpus", metavar="N", help="CPU limit (1.5); sizes the VM too.")
+@option("--pids-limit", metavar="N", help="Limit of processes.")
+@flag("--read-only", help="Read-only root file system.")
+@repeatable("--cap-add", metavar="CAP", help="Add a capability, or ALL.")
+@repeatable("--cap-drop", metavar="CAP", help="Drop a capability, or ALL.")
+@flag("--privileged", help="All rights inside the VM; none outside.")
+@repeatable(
+    "--security-opt",
+    metavar="OPT",
+    type=HOST_PATH,
+    help="no-new-privileges, seccomp=FILE, systempaths=unconfined.",
+)
+@repeatable("--ulimit", metavar="NAME=SOFT[:HARD]", help="Resource limit.")
+@repeatable("--sysctl", metavar="K=V", help="Kernel parameter.")
+@option("--shm-size", metavar="SIZE", help="Size of /dev/shm; default 64m.")
+@option("--entrypoint", metavar="CMD", default=None, help="Replace the image's entry point.")
+@option(
+    "--net",
+    "--network",
+    "net",
+    metavar="none|bridge|NAME",
+    envvar="KATAPOD_NETWORK",
+    show_envvar=True,
+    help="Network; default: bridge where the host can have it.",
+)
+@repeatable("-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a host port lead inside.")
+@repeatable("--dns", metavar="IP", help="DNS server; default: the host's.")
+@repeatable("--add-host", metavar="NAME:IP", help="Line of /etc/hosts; IP may be host-gateway.")
+@option("--ip", metavar="IP", help="Address in the network.")
+@option("--mac-address", metavar="MAC", help="MAC address in the network.")
+@option("-h", "--hostname", metavar="NAME", help="Host name inside.")
+@repeatable("-l", "--label", metavar="K=V", help="Label of the container.")
+@option("--stop-signal", metavar="SIGNAL", help="Signal that asks the container to end.")
+@option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto uses KVM where guests boot under it.")
+@option("--rootfs", metavar="DIR", type=HOST_PATH, help="Use a directory as image; it is not changed.")
+@option("--bundle", metavar="DIR", type=HOST_PATH, help="Run an OCI bundle as it is.")
+@click.pass_obj
+def run(settings: Globals, /, **parameters: Any) -> int:
     """Run a command in a container in a virtual machine of its own.
 
     The exit status is the command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
     137: it was killed, by its memory limit for example.
     """
+    flags = RunFlags(**parameters)
     with span("load the runtime"):
-        from katapod.cli.owner import RunRequest, run_attached, run_detached
+        import asyncio
+
+        from katapod.cli.owner import run_attached, run_detached
         from katapod.host.own_mounts import leave_host_mounts
-        from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
 
         is_loaded()
     need_root("run")
-    image, command = _image_and_command(words or [], rootfs, bundle)
-    for word in command:
-        need_text("COMMAND", word)
-    if tty and not detach and interactive and not os.isatty(0):
-        raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
-    if detach and interactive:
-        raise UsageError("cannot use -i with -d: nobody would write to the container's standard input")
-    if accel not in ("", "auto", "kvm", "tcg"):
-        raise UsageError(f"cannot use --accel {accel!r}: it is none of auto, kvm, tcg")
-    container_id = parse_container_name(name or short_id(new_id()))
-    security = _security(security_opt or [])
-    options = ContainerOptions(
-        args=tuple(command),
-        entrypoint=entrypoint,
-        env=(*_env_files(env_file or []), *parse_env(env or [], os.environ)),
-        cwd=parse_workdir(workdir) if workdir else "",
-        user=parse_user(user) if user else None,
-        groups=tuple(parse_group(item) for item in group_add or []),
-        hostname=parse_hostname(hostname) if hostname else container_id[:63],
-        tty=tty,
-        console_size=_terminal_size() if tty else None,
-        memory_bytes=parse_memory(memory) if memory else None,
-        cpus=parse_cpus(cpus) if cpus else None,
-        pids_limit=parse_pids_limit(pids_limit) if pids_limit else None,
-        read_only=read_only,
-        cap_add=tuple(parse_cap(item, "--cap-add") for item in cap_add or []),
-        cap_drop=tuple(parse_cap(item, "--cap-drop") for item in cap_drop or []),
-        volumes=tuple(parse_volume(item, os.getcwd()) for item in volume or []),
-        tmpfs=tuple(parse_tmpfs(item) for item in tmpfs or []),
-        # 0 is the default, as in Docker; a tmpfs would take it for no limit
-        shm_bytes=(parse_size(shm_size) if shm_size else 0) or DEFAULT_SHM_BYTES,
-        ulimits=tuple(parse_ulimit(item) for item in ulimit or []),
-        sysctls=dict(parse_sysctl(item) for item in sysctl or []),
-        privileged=privileged,
-        no_new_privileges=security.no_new_privileges,
-        seccomp=security.seccomp,
-        system_paths=security.system_paths,
-    )
-    if bundle:
-        _refuse_with_bundle(options, container_id, entrypoint)
-    request = RunRequest(
-        container_id=container_id,
-        image=image,
-        rootfs=Path(rootfs).resolve() if rootfs else None,
-        bundle=Path(bundle).resolve() if bundle else None,
-        options=options,
-        remove=remove,
-        interactive=interactive,
-        accel=accel,
-        labels=dict(parse_label(item) for item in label or []),
-        stop_signal=parse_signal(stop_signal, "--stop-signal") if stop_signal else None,
-        network=NetworkRequest(
-            name=parse_network(net) if net else "",
-            ports=tuple(port for item in publish or [] for port in parse_publish(item)),
-            dns=tuple(parse_dns(item) for item in dns or []),
-            hosts=tuple(parse_add_host(item) for item in add_host or []),
-            ip=parse_ip(ip) if ip else "",
-            mac=parse_mac(mac_address) if mac_address else "",
-        ),
-    )
-    settings: Globals = context.obj
+    request = _request(flags)
     if settings.keep_run is not None:
-        settings.keep_run(settings, request, detach)
+        settings.keep_run(settings, request, flags.detach)
         return 0
-    if detach:
+    if flags.detach:
         return run_detached(settings, request)
     leave_host_mounts()
     return asyncio.run(run_attached(settings, request))
 
 
-def _image_and_command(words: Texts, rootfs: str, bundle: str) -> tuple[str, Texts]:
-    if rootfs and bundle:
+def _request(flags: RunFlags) -> "RunRequest":
+    """Raises UsageError for what makes no sense."""
+    from katapod.cli.run_request import RunRequest
+
+    image, command = _image_and_command(flags)
+    for word in command:
+        need_text("COMMAND", word)
+    if flags.tty and not flags.detach and flags.interactive and not os.isatty(0):
+        raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
+    if flags.detach and flags.interactive:
+        raise UsageError("cannot use -i with -d: nobody would write to the container's standard input")
+    if flags.accel not in ("", "auto", "kvm", "tcg"):
+        raise UsageError(f"cannot use --accel {flags.accel!r}: it is none of auto, kvm, tcg")
+    container_id = parse_container_name(flags.name or short_id(new_id()))
+    options = _container_options(flags, command, container_id)
+    if flags.bundle:
+        _refuse_with_bundle(options, container_id)
+    return RunRequest(
+        container_id=container_id,
+        image=image,
+        rootfs=Path(flags.rootfs).resolve() if flags.rootfs else None,
+        bundle=Path(flags.bundle).resolve() if flags.bundle else None,
+        options=options,
+        remove=flags.remove,
+        interactive=flags.interactive,
+        accel=flags.accel,
+        labels=dict(parse_label(item) for item in flags.label),
+        stop_signal=parse_signal(flags.stop_signal, "--stop-signal") if flags.stop_signal else None,
+        network=_network(flags),
+    )
+
+
+def _container_options(flags: RunFlags, command: Texts, container_id: ContainerId) -> "ContainerOptions":
+    from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
+
+    security = _security(flags.security_opt)
+    return ContainerOptions(
+        args=command,
+        entrypoint=flags.entrypoint,
+        env=(*_env_files(flags.env_file), *parse_env(flags.env, os.environ)),
+        cwd=parse_workdir(flags.workdir) if flags.workdir else "",
+        user=parse_user(flags.user) if flags.user else None,
+        groups=tuple(parse_group(item) for item in flags.group_add),
+        hostname=parse_hostname(flags.hostname) if flags.hostname else container_id[:63],
+        tty=flags.tty,
+        console_size=_terminal_size() if flags.tty else None,
+        memory_bytes=parse_memory(flags.memory) if flags.memory else None,
+        cpus=parse_cpus(flags.cpus) if flags.cpus else None,
+        pids_limit=parse_pids_limit(flags.pids_limit) if flags.pids_limit else None,
+        read_only=flags.read_only,
+        cap_add=tuple(parse_cap(item, "--cap-add") for item in flags.cap_add),
+        cap_drop=tuple(parse_cap(item, "--cap-drop") for item in flags.cap_drop),
+        volumes=tuple(parse_volume(item, os.getcwd()) for item in flags.volume),
+        tmpfs=tuple(parse_tmpfs(item) for item in flags.tmpfs),
+        # 0 is the default, as in Docker; a tmpfs would take it for no limit
+        shm_bytes=(parse_size(flags.shm_size) if flags.shm_size else 0) or DEFAULT_SHM_BYTES,
+        ulimits=tuple(parse_ulimit(item) for item in flags.ulimit),
+        sysctls=dict(parse_sysctl(item) for item in flags.sysctl),
+        privileged=flags.privileged,
+        no_new_privileges=security.no_new_privileges,
+        seccomp=security.seccomp,
+        system_paths=security.system_paths,
+    )
+
+
+def _network(flags: RunFlags) -> NetworkRequest:
+    return NetworkRequest(
+        name=parse_network(flags.net) if flags.net else "",
+        ports=tuple(port for item in flags.publish for port in parse_publish(item)),
+        dns=tuple(parse_dns(item) for item in flags.dns),
+        hosts=tuple(parse_add_host(item) for item in flags.add_host),
+        ip=parse_ip(flags.ip) if flags.ip else "",
+        mac=parse_mac(flags.mac_address) if flags.mac_address else "",
+    )
+
+
+def _image_and_command(flags: RunFlags) -> tuple[str, Texts]:
+    words = flags.words
+    if flags.rootfs and flags.bundle:
         raise UsageError("cannot use --rootfs and --bundle together")
-    if bundle:
+    if flags.bundle:
         if words:
             raise UsageError(f"cannot run {words[0]!r} in a bundle: its command is in its config.json")
-        return "", []
-    if rootfs:
+        return "", ()
+    if flags.rootfs:
         return "", words
     if not words:
         raise UsageError("cannot run: no image given", hint="for example: kata-runtime run --rm busybox uname -r")
@@ -275,7 +322,7 @@ def _read_seccomp(path: str) -> "SeccompProfile":
         raise UsageError(f"cannot read the seccomp profile {path}: {exc.strerror}") from exc
 
 
-def _refuse_with_bundle(options: "ContainerOptions", container_id: str, entrypoint: str | None) -> None:
+def _refuse_with_bundle(options: "ContainerOptions", container_id: ContainerId) -> None:
     """A bundle runs as it is: what its config.json decides cannot be given by flags too."""
     import msgspec
 

@@ -1,25 +1,22 @@
 """What every verb needs: the global flags, the configuration, the stores."""
 
-import logging
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from katapod.host.hints import hint_for
-from katapod.host.log_lines import log_to
 from katapod.model.errors import KatapodError
-from katapod.model.layout import Layout
 from katapod.model.plain import LINES, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from katapod.cli.owner import RunRequest
+    from katapod.cli.run_request import RunRequest
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
-    from katapod.model.config import Config
+    from katapod.model.config import Config, ParsedConfig
+    from katapod.model.layout import Layout
 
     KeepRun = Callable[["Globals", RunRequest, bool], None]
 
@@ -35,25 +32,42 @@ class Globals:
     keep_run: "KeepRun | None" = None  # takes what `run` is to do, in place of doing it: a member of the pool
 
     def set_up_logging(self) -> None:
+        import logging
+
+        from katapod.host.log_lines import log_to
+
         if self.debug:
             log_to(sys.stderr, logging.DEBUG, "%(relativeCreated)6d %(name)s: %(message)s")
         else:
             log_to(sys.stderr, logging.WARNING, "kata-runtime: %(levelname)s: %(message)s")
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> "Layout":
+        from katapod.model.layout import Layout
+
         return Layout()
+
+    def parse_config(self) -> "ParsedConfig":
+        """Read the configuration, and print what is wrong with it but does not stop us. Raises ConfigError."""
+        from pathlib import Path
+
+        from katapod.model.config import load_config
+
+        parsed = load_config(Path(self.config_file) if self.config_file else None)
+        for problem in parsed.problems:
+            print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+        return parsed
 
     def load_config(self, *, need_files: bool = True, annotations: "Mapping[str, str] | None" = None) -> "Config":
         """Read the configuration, change it as a bundle's annotations say, and print what goes on with less.
 
         Raises ConfigError; with `need_files` also if a file that a guest is made of is missing.
         """
-        from katapod.model.config import check_paths, load_config
+        import logging
 
-        parsed = load_config(Path(self.config_file) if self.config_file else None)
-        for problem in parsed.problems:
-            print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
+        from katapod.model.config import check_paths
+
+        parsed = self.parse_config()
         if annotations:
             from katapod.model.config_annotations import annotated
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from katapod.cli.plain_output import raw
@@ -30,7 +31,7 @@ class Sample:
     pids: int
 
 
-async def show_stats(store: StateStore, names: list[str], as_json: bool, once: bool, interval_s: float) -> int:
+async def show_stats(store: StateStore, names: Sequence[str], as_json: bool, once: bool, interval_s: float) -> int:
     """Print samples until interrupted, or one. A named container that does not run is an error."""
     chosen = names or [record.sandbox_id for record in store.records() if record.state is State.RUNNING]
     before = await _sample_all(store, chosen, strict=bool(names))
@@ -58,7 +59,7 @@ async def show_stats(store: StateStore, names: list[str], as_json: bool, once: b
         before = now
 
 
-async def _sample_all(store: StateStore, names: list[str], *, strict: bool) -> dict[str, Sample]:
+async def _sample_all(store: StateStore, names: Sequence[str], *, strict: bool) -> dict[str, Sample]:
     found = {}
     for name in names:
         try:

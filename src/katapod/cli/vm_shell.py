@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from katapod.cli.settings import Globals
+from katapod.cli.streams import carry_streams, why_cut_off
 from katapod.model.errors import InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.record import SandboxRecord
 from katapod.rpc.console import CONSOLE_VPORT
@@ -36,7 +37,6 @@ def run_in_vm(settings: Globals, record: SandboxRecord, wanted: VmShell) -> int:
 
 
 async def _run(settings: Globals, record: SandboxRecord, wanted: VmShell) -> int:
-    from katapod.cli.execute import carry_streams, why_cut_off
     from katapod.rpc.status import RpcError
     from katapod.sandbox.client import connect_control, start_in_vm
     from katapod.sandbox.errors import ConsoleIsRaw, ConsoleOff

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -75,7 +74,7 @@ class StateStore:
 
     def _aside(self, sandbox_id: str) -> Path:
         """A name beside the state directories that is no id: ids do not begin with a dot."""
-        return self.layout.state_root / f".{sandbox_id}.{secrets.token_hex(4)}"
+        return self.layout.state_root / f".{sandbox_id}.{os.urandom(4).hex()}"
 
     def sweep(self) -> None:
         """Remove what processes killed in create() or discard() left. Raises nothing."""

@@ -15,9 +15,6 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-import msgspec
 
 __all__ = ["GUEST", "HOST", "add_span", "enabled", "span", "start_tracing"]
 
@@ -74,6 +71,8 @@ def add_span(name: str, start_ns: int, end_ns: int, track: str = HOST) -> None:
     """Record a span that is over: nanoseconds since the epoch."""
     if _fd < 0:
         return
+    import msgspec  # here, because every program imports this module and few are traced
+
     pid = os.getpid()
     events = []
     if track not in _tracks:
@@ -127,6 +126,7 @@ def _end_of_events() -> int:
 
 def _process_start_ns() -> int:
     """When this process was made, to a hundredth of a second. Source: proc_pid_stat(5), field 22."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    with open("/proc/self/stat") as handle:
+        fields = handle.read().rpartition(")")[2].split()
     since_boot_ns = int(fields[19]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot_ns

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from katapod.model import oci
 from katapod.model.errors import UsageError
-from katapod.model.plain import plain
+from katapod.model.text import need_text
 
 __all__ = [
     "ALL_CAPABILITIES",
@@ -49,21 +49,6 @@ MIN_MEMORY_BYTES = 6 << 20
 def _refuse(flag: str, value: str, cause: str, example: str) -> NoReturn:
     shown = value if len(value) <= 200 else value[:200] + "..."
     raise UsageError(f"cannot use {flag} {shown!r}: {cause}", hint=f"for example: {flag} {example}")
-
-
-def need_text(flag: str, value: str) -> None:
-    """Refuse bytes that are no UTF-8: what a container is to do stands in a JSON file, which has text alone.
-
-    Source: OCI runtime specification, config.md; RFC 8259, section 8.1.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        shown = plain(value[:200])
-        raise UsageError(
-            f"cannot use {flag} {shown}: it has bytes that are no UTF-8, which a container's configuration cannot hold",
-            hint="only paths of this host can have them, such as the source of -v",
-        ) from None
 
 
 # --- sizes and numbers

@@ -173,6 +173,31 @@ def test_a_module_of_the_verb_only_is_loaded() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("words", [["version"], ["--version"], ["--help"], ["-h"]])
+def test_what_needs_no_verb_loads_none(words: list[str]) -> None:
+    """`version` and `--help` are asked by scripts and by hand: they answer at once."""
+    heavy = ["typer", "msgspec", "asyncio", "json", "pathlib", "google.protobuf", "rich", "katapod.cli.run"]
+    loaded = _modules_of(words)
+    assert "click" in loaded
+    assert [name for name in heavy if name in loaded] == []
+
+
+def test_list_loads_neither_an_event_loop_nor_the_flags_of_run() -> None:
+    heavy = ["asyncio", "google.protobuf", "rich", "katapod.cli.run", "katapod.model.flags"]
+    loaded = _modules_of(["list"])
+    assert "katapod.cli.containers" in loaded
+    assert [name for name in heavy if name in loaded] == []
+
+
+def _modules_of(words: list[str]) -> list[str]:
+    """What is in sys.modules when `kata-runtime` has answered; -S: not what site-packages' .pth files load."""
+    code = f"import sys; sys.path.extend({sys.path!r}); sys.argv = ['kata-runtime', *{words!r}]\n"
+    code += "from katapod.cli.entry import main\n"
+    code += "try:\n    main()\nfinally:\n    sys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], text=True, capture_output=True, timeout=60, check=False)
+    return done.stderr.split()
+
+
 @pytest.mark.parametrize("module", ["katapod.cli.run", "katapod.cli.owner", "katapod.sandbox.lifecycle"])
 def test_ctrl_c_ends_a_run_that_is_still_being_loaded(module: str) -> None:
     """As an exception it could be lost in an import: then nothing would tell the run that it was pressed."""

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from katapod.cli import owner, run
-from katapod.cli.owner import RunRequest
+from katapod.cli.run_request import RunRequest
 from katapod.cli.settings import Globals
 from katapod.model.errors import KatapodError
 
@@ -17,13 +16,10 @@ class Door:
     """`run` with its last step replaced: what it would have done is kept."""
 
     def __init__(self) -> None:
-        self.app = typer.Typer()
-        run.register(self.app)
-        self.app.callback()(lambda: None)
         self.requests: list[tuple[str, RunRequest]] = []
 
     def __call__(self, *words: str) -> RunRequest:
-        done = CliRunner().invoke(self.app, ["run", *words], obj=Globals())
+        done = CliRunner().invoke(run.run, words, obj=Globals())
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == 0, done.output
@@ -164,5 +160,5 @@ def test_the_status_is_the_container_s(door: Door, monkeypatch: pytest.MonkeyPat
         return 7
 
     monkeypatch.setattr(owner, "run_attached", seven)
-    result = CliRunner().invoke(door.app, ["run", "busybox"], obj=Globals(), standalone_mode=False)
+    result = CliRunner().invoke(run.run, ["busybox"], obj=Globals(), standalone_mode=False)
     assert result.return_value == 7

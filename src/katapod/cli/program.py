@@ -1,0 +1,151 @@
+"""`kata-runtime` as click's tree of commands: the options before the verb, and which module has which verb.
+
+A module is loaded when its verb is asked for: `--help`, completion and the verb `version` load none.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import click
+
+from katapod.cli.command import HOST_PATH, Command, F, Group, flag, option
+from katapod.cli.settings import Globals
+
+__all__ = ["VERBS", "Program", "Verb", "kata_runtime"]
+
+
+class Verb(NamedTuple):
+    place: str  # MODULE:NAME of the click command
+    summary: str  # its line in `kata-runtime --help`, and in man pages
+    hidden: bool = False
+
+
+VERBS = {
+    "version": Verb("program:version", "Print the version."),
+    "run": Verb("run:run", "Run a command in a container in a virtual machine of its own."),
+    "exec": Verb("execute:execute", "Run a command in a running container, or open a shell in a VM."),
+    "list": Verb("containers:list_containers", "List containers."),
+    "ps": Verb("containers:list_containers", "List containers.", hidden=True),
+    "kill": Verb("containers:kill", "Send a signal to containers."),
+    "pause": Verb("containers:pause", "Stop all processes of containers for a while."),
+    "resume": Verb("containers:resume", "Let paused containers go on."),
+    "stats": Verb("containers:stats", "Show what containers use."),
+    "delete": Verb("containers:delete", "Remove containers."),
+    "rm": Verb("containers:delete", "Remove containers.", hidden=True),
+    "logs": Verb("logs:logs", "Print what a container has written."),
+    "overhead": Verb("overhead:overhead", "Measure the RuntimeClass overhead that this node needs."),
+    "inspect": Verb("inspect:inspect", "Show all of a sandbox: processes, devices, network, files, guest."),
+    "check": Verb("check:check", "Check whether this machine can run sandboxes."),
+    "kata-check": Verb("check:check", "Check whether this machine can run sandboxes.", hidden=True),
+    "collect-data": Verb("collect:collect_data", "Collect what a bug report needs, without secrets."),
+    "metrics": Verb("management:metrics", "Print the metrics of a sandbox, for Prometheus."),
+    "env": Verb("environment:env", "Print versions, paths and settings."),
+    "kata-env": Verb("environment:env", "Print versions, paths and settings.", hidden=True),
+    "image": Verb("images:image", "Manage images."),
+    "factory": Verb("factory:factory", "Manage templates of virtual machines."),
+    "network": Verb("network:network", "Networks of containers."),
+    "iptables": Verb("management:iptables", "Read or set the iptables of a sandbox's guest."),
+    "direct-volume": Verb("direct_volumes:direct_volume", "Block devices that a guest mounts itself, as volumes."),
+    "config": Verb("config:config", "Show or check the configuration."),
+}
+
+
+class Program(Group):
+    """The group of all verbs, whose commands are loaded one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in VERBS:
+            self.load(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def load(self, name: str) -> None:
+        verb = VERBS[name]
+        module, _, attribute = verb.place.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"katapod.cli.{module}"), attribute)
+        command = copy.copy(command)  # which may have another name too, that is shown where this one is hidden
+        command.short_help, command.hidden = verb.summary, verb.hidden
+        self.add_command(command, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items() if not verb.hidden])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["click.shell_completion.CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        shown = [(name, verb) for name, verb in VERBS.items() if name.startswith(incomplete) and not verb.hidden]
+        options = click.Command.shell_complete(self, ctx, incomplete)  # a group's own would load all verbs
+        return [CompletionItem(name, help=verb.summary) for name, verb in shown] + options
+
+
+def _print_version() -> None:
+    from katapod import __version__
+    from katapod.about import OCI_VERSION, commit
+
+    print(f"kata-runtime  : {__version__}\n   commit   : {commit()}\n   OCI specs: {OCI_VERSION}")
+
+
+def _print_paths() -> None:
+    from katapod.model.config import CONFIG_PATHS
+
+    print("\n".join(CONFIG_PATHS))
+
+
+def _install_completion() -> None:
+    from katapod.cli.completion import install_completion
+
+    install_completion()
+
+
+def _show_completion() -> None:
+    from katapod.cli.completion import show_completion
+
+    show_completion()
+
+
+def _question(*names: str, help: str, action: Callable[[], None]) -> Callable[[F], F]:
+    """A flag that is answered at once, whatever verb comes after it."""
+
+    def answer(context: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and not context.resilient_parsing:
+            action()
+            context.exit()
+
+    return flag(*names, help=help, callback=answer, is_eager=True, expose_value=False)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@option("--config", "--kata-config", "config", metavar="FILE", type=HOST_PATH, help="Configuration file to use.")
+@flag("--debug", help="Say on standard error what is done.")
+@_question(
+    "--show-default-config-paths",
+    "--kata-show-default-config-paths",
+    help="Print where the configuration is looked for, and exit.",
+    action=_print_paths,
+)
+@_question("--version", "-v", help="Print the version.", action=_print_version)
+@_question("--install-completion", help="Install completion for the current shell.", action=_install_completion)
+@_question(
+    "--show-completion",
+    help="Show completion for the current shell, to copy it or customize the installation.",
+    action=_show_completion,
+)
+@click.pass_context
+def kata_runtime(context: click.Context, config: str, debug: bool) -> None:
+    """Run containers, each in a small virtual machine with a guest kernel of its own.
+
+    First steps: kata-runtime run --rm busybox uname -r
+    """
+    context.obj = Globals(config_file=config, debug=debug, keep_run=context.obj)
+    context.obj.set_up_logging()
+
+
+@click.command("version", cls=Command)
+def version() -> None:
+    """Print the version."""
+    _print_version()
