@@ -28,12 +28,13 @@ def env(
 ) -> None:
     from katapod.host.environment import collect_environment, render_toml
     from katapod.model.config import load_config
+    from katapod.sandbox.planning import usual_kernel_params
 
     settings: Globals = context.obj
     parsed = load_config(Path(settings.config_file) if settings.config_file else None)
     for problem in parsed.problems:
         print(f"kata-runtime: {problem.severity}: {problem}", file=sys.stderr)
-    tree = collect_environment(parsed)
+    tree = collect_environment(parsed, usual_kernel_params(parsed.config))
     if as_json:
         import json
 

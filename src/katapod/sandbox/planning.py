@@ -1,5 +1,6 @@
 """From configuration and host facts to the plan of a sandbox. Nothing is acquired here."""
 
+import os
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -21,7 +22,16 @@ from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.proof import ProofPlan, plan_proof
 from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
-from katapod.plan.vmm import ANY_CID, BRIDGES_MAX, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.plan.vmm import (
+    ANY_CID,
+    BRIDGES_MAX,
+    NO_REMEDY,
+    Accelerator,
+    CpuRemedy,
+    VmSpec,
+    plan_kernel_params,
+    plan_qemu,
+)
 
 __all__ = [
     "RootDisk",
@@ -32,6 +42,7 @@ __all__ = [
     "proof_for",
     "size_for",
     "template_for",
+    "usual_kernel_params",
 ]
 
 
@@ -309,6 +320,29 @@ def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
     )
     root = Path(config.factory.template_path)
     return plan_template(vm, identities, root, limits, boot_mem_mib=settings.template_memory)
+
+
+def usual_kernel_params(config: Config) -> str:
+    """The kernel's command line of an emulated guest whose vCPUs are at most the host's."""
+    qemu, cpus = config.qemu, len(os.sched_getaffinity(0))
+    vm = VmSpec(
+        sandbox_id="",
+        uuid="",
+        qemu=qemu.path,
+        kernel=Path(qemu.kernel),
+        initrd=Path(qemu.initrd),
+        accelerator=Accelerator.TCG,
+        boot_mem_mib=qemu.default_memory,
+        max_mem_mib=qemu.default_memory,
+        memory_slots=qemu.memory_slots,
+        vcpus=1,
+        max_vcpus=min(qemu.default_maxvcpus or cpus, cpus),
+        vm_dir=Path("/none"),
+        kernel_params=config_kernel_params(config),
+        debug=qemu.enable_debug,
+        debug_console=config.agent.debug_console_enabled,
+    )
+    return " ".join(plan_kernel_params(vm))
 
 
 def _asks_for_console(kernel_params: str) -> bool:
