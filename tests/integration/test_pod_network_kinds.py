@@ -28,12 +28,12 @@ from katapod.host.state import StateStore
 from katapod.model.network import Interworking
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.network import NetworkSettings
-from katapod.plan.template import TemplateLimits, plan_template
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ready_machine
+from katapod.vmm.template import TemplateLimits, plan_template
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 

@@ -31,12 +31,12 @@ from katapod.host.guest_memory import copy_memory, new_memory, save_memory
 from katapod.host.qemu import QemuLogs, running_qemu
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
-from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.vmm import FdSlot, plan_qemu
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
+from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 

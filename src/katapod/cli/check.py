@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from katapod.model.config import Config
     from katapod.plan.check import Report
     from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
-    from katapod.plan.proof import Verdict
+    from katapod.vmm.proof import Verdict
 
 __all__ = ["register"]
 

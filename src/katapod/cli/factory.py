@@ -20,8 +20,8 @@ from katapod.model.errors import UsageError
 
 if TYPE_CHECKING:
     from katapod.model.config import Config
-    from katapod.plan.template import TemplatePlan
     from katapod.sandbox.template_store import TemplateInfo
+    from katapod.vmm.template import TemplatePlan
 
 __all__ = ["register"]
 

@@ -46,7 +46,7 @@ class Accelerator(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CpuRemedy:
-    """What of the CPU differs from the plan, since KVM does not run guests without (plan/proof.py). Empty: nothing."""
+    """What of the CPU differs from the plan, since KVM does not run guests without (vmm/proof.py). Empty: nothing."""
 
     features: str = ""  # behind the configuration's
     model: str = ""  # in place of the accelerator's

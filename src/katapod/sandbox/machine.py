@@ -35,7 +35,6 @@ from katapod.plan.hotplug import (
     plan_memory,
     plan_shared_directory,
 )
-from katapod.plan.template import clone_of
 from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
@@ -51,6 +50,7 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.vmm.template import clone_of
 
 __all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
 

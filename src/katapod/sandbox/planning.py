@@ -19,8 +19,6 @@ from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
-from katapod.plan.proof import ProofPlan, plan_proof
-from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
 from katapod.plan.vmm import (
     ANY_CID,
@@ -32,6 +30,8 @@ from katapod.plan.vmm import (
     plan_kernel_params,
     plan_qemu,
 )
+from katapod.vmm.proof import ProofPlan, plan_proof
+from katapod.vmm.template import TemplateLimits, TemplatePlan, plan_template
 
 __all__ = [
     "RootDisk",

@@ -1,7 +1,7 @@
 """Accelerator by proof: KVM is used only where the machine that sandboxes start with has been seen to boot under it.
 
 /dev/kvm that opens proves nothing: there are hosts where QEMU ends, or where guest kernels hang. The plan of a proof
-and what a failure means are plan/proof.py's, what is kept is proof_file.py's. Here guests are booted.
+and what a failure means are vmm/proof.py's, what is kept is proof_file.py's. Here guests are booted.
 """
 
 import asyncio
@@ -27,7 +27,12 @@ from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
-from katapod.plan.proof import (
+from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
+from katapod.sandbox.agent_link import claim_channel
+from katapod.sandbox.failures import guest_of
+from katapod.sandbox.planning import proof_for
+from katapod.sandbox.proof_file import ProofFile, now, retry_s
+from katapod.vmm.proof import (
     NO_KVM,
     PROOF_MEM_MIB,
     BootFailure,
@@ -42,11 +47,6 @@ from katapod.plan.proof import (
     next_remedy,
     words_of,
 )
-from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
-from katapod.sandbox.agent_link import claim_channel
-from katapod.sandbox.failures import guest_of
-from katapod.sandbox.planning import proof_for
-from katapod.sandbox.proof_file import ProofFile, now, retry_s
 
 __all__ = [
     "BootNotProven",

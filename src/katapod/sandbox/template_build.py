@@ -19,7 +19,6 @@ from katapod.host.qemu import QemuLogs, QemuProcess, running_qemu
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.template import FORMAT, TemplatePlan
 from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
@@ -35,6 +34,7 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.vmm.template import FORMAT, TemplatePlan
 
 __all__ = ["build_template", "open_template", "prepare_template"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.model.errors import KatapodError
-from katapod.plan.template import FORMAT, KEY_LENGTH, TemplatePlan
+from katapod.vmm.template import FORMAT, KEY_LENGTH, TemplatePlan
 
 __all__ = [
     "Template",

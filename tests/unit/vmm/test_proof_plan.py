@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.proof import (
+from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.vmm.proof import (
     BootFailure,
     Finding,
     Trial,
@@ -17,7 +18,6 @@ from katapod.plan.proof import (
     plan_proof,
     words_of,
 )
-from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec, plan_qemu
 
 VM = VmSpec(
     sandbox_id="s1",

@@ -1,0 +1,1 @@
+"""What the rest may say to a VMM, whichever it is."""
