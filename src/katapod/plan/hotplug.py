@@ -21,14 +21,17 @@ __all__ = [
     "blocks_of",
     "dimm_id",
     "dimm_sizes",
+    "fd_names",
     "more_bridge_slots",
     "on_bridge",
     "pci_path",
     "plan_disk",
     "plan_layered_disk",
     "plan_memory",
+    "plan_nic_device",
     "plan_shared_directory",
     "plan_vcpus",
+    "vhost_fd_names",
 ]
 
 BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free, as with an SHPC
@@ -221,6 +224,46 @@ def _plan_block_device(
         device_id=device,
         guest_path=pci_path(slot),
         host_path=str(path),
+    )
+
+
+def fd_names(number: int, queues: int) -> list[str]:
+    """What QEMU calls the descriptors of the tap's queues, with getfd."""
+    return [f"tap{number}-{queue}" for queue in range(queues)]
+
+
+def vhost_fd_names(number: int, queues: int) -> list[str]:
+    return [f"vhost{number}-{queue}" for queue in range(queues)]
+
+
+def plan_nic_device(number: int, mac: str, slot: int, *, queues: int, vhost: bool) -> HotplugPlan:
+    """A NIC whose tap queues QEMU was handed under the names of fd_names()."""
+    netdev, device = f"network-{number}", f"virtio-net-{number}"
+    backend: dict[str, object] = {"type": "tap", "id": netdev, "fds": ":".join(fd_names(number, queues))}
+    if vhost:
+        backend |= {"vhost": True, "vhostfds": ":".join(vhost_fd_names(number, queues))}
+    several = {"mq": True, "vectors": 2 * queues + 2} if queues > 1 else {}
+    return HotplugPlan(
+        what=f"network interface {mac}",
+        steps=(
+            QmpStep("netdev_add", backend),
+            QmpStep(
+                "device_add",
+                {
+                    "driver": "virtio-net-pci",
+                    "id": device,
+                    "netdev": netdev,
+                    "mac": mac,
+                    "disable-legacy": "on",  # no I/O ports, which the guest would have to find room for
+                    "romfile": "",  # nobody boots from it
+                    **several,
+                    **on_bridge(slot),
+                },
+            ),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("netdev_del", {"id": netdev})),
+        device_id=device,
+        guest_path=pci_path(slot),
     )
 
 

@@ -49,6 +49,7 @@ from katapod.sandbox.failures import doubting_kvm, watch_kvm
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.health import declare_dead, watch_health
 from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
+from katapod.sandbox.network import device_of, slot_of
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.shared_volumes import SharedVolumes
@@ -93,7 +94,7 @@ class Sandbox:
             self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
         self.network = machine.network
         for nic in self.network.nics if self.network is not None else ():
-            self._free_slots.remove(nic.slot)
+            self._free_slots.remove(slot_of(nic))
         self.direct_volumes = DirectVolumes()
         self.volumes = SharedVolumes(self.paths.mounts)
         self._dimms = machine.dimms
@@ -220,9 +221,9 @@ class Sandbox:
             routes = network.routes
             gone, new, changed = await network.compare()
             for nic in gone:
-                await self.guard(self.vm.qmp.unplug(nic.device))
+                await self.guard(self.vm.qmp.unplug(device_of(nic)))
                 await network.detach(nic)
-                self._free_slots.append(nic.slot)
+                self._free_slots.append(slot_of(nic))
             told = [await network.take_change(interface) for interface in changed]
             if new:
                 await guard_loopback(new)
@@ -233,8 +234,8 @@ class Sandbox:
                 except BaseException:
                     await network.detach(nic)
                     raise
-                if nic.slot in self._free_slots:
-                    self._free_slots.remove(nic.slot)
+                if slot_of(nic) in self._free_slots:
+                    self._free_slots.remove(slot_of(nic))
                 told.append(nic)
             moved = network.routes != routes
             if told or moved:

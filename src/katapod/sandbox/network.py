@@ -30,13 +30,13 @@ from katapod.model.network import (
     PodNetworkFacts,
     Route,
 )
-from katapod.plan.hotplug import BRIDGE_SLOTS
-from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_hold, plan_nic, vhost_fd_names
+from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, fd_names, pci_path, plan_nic_device, vhost_fd_names
+from katapod.plan.network import NetworkSettings, NicPlan, plan_hold, plan_nic
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.sandbox.release import ReleaseStack
 
-__all__ = ["PodNetwork", "attach_network"]
+__all__ = ["PodNetwork", "attach_network", "device_of", "slot_of"]
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class PodNetwork:
         number = next((number for number in range(NICS_MAX) if number not in used), -1)
         if number < 0:
             raise NetworkError(f"cannot attach the interface {interface.name}: a pod has {NICS_MAX} at most")
-        return plan_nic(interface, number, self.settings, vcpus=self.vcpus, slot=BRIDGE_SLOTS[-1 - number])
+        return plan_nic(interface, number, self.settings, vcpus=self.vcpus)
 
     async def attach(self, interface: Interface) -> NicPlan:
         """Recorded first, then made. Raises KatapodError, OSError."""
         nic = self.plan(interface)
-        log.debug("%s", nic.describe())
+        log.debug("%s\n%s", nic.describe(), device_of(nic).describe())
         self.nics.append(nic)
         self.note(self.record)
         try:
@@ -103,7 +103,7 @@ class PodNetwork:
                     vhost_fd_names(nic.number, nic.queues), self.vhost_fds.get(nic.number, ()), strict=False
                 ):
                     await qmp.give_fd(name, fd)
-                await qmp.plug(nic.device)
+                await qmp.plug(device_of(nic))
             finally:
                 self.let_go(nic)
 
@@ -177,6 +177,15 @@ class PodNetwork:
         return nic
 
 
+def slot_of(nic: NicPlan) -> int:
+    return BRIDGE_SLOTS[-1 - nic.number]
+
+
+def device_of(nic: NicPlan) -> HotplugPlan:
+    interface = nic.interface
+    return plan_nic_device(nic.number, interface.mac, slot_of(nic), queues=nic.queues, vhost=nic.vhost)
+
+
 async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:
     """Side by side; the first error, once all have ended."""
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -216,7 +225,7 @@ def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
             name=interface.name,
             mtu=interface.mtu,
             hwAddr=interface.mac,
-            devicePath=nic.guest_path,
+            devicePath=pci_path(slot_of(nic)),
             raw_flags=interface.flags & LINK_FLAGS["NOARP"],
             exact=True,
             link_flags=interface.flags,
