@@ -15,7 +15,6 @@ import pytest_asyncio
 from vm_helper import Owned, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
 from katapod.host.mounts import mounts_below
-from katapod.host.qmp import QmpError
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, MissingProgram, NotFound
 from katapod.model.record import State
@@ -25,6 +24,7 @@ from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.stdio import NullSink, carry
+from katapod.vmm.qemu.qmp import QmpError
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 
-from katapod.host import qemu
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.errors import MissingProgram
 from katapod.plan.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
 from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.qemu import process
+from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 from kit.library import layout_below
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
@@ -92,7 +92,7 @@ async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: Qem
         os.kill(vm.pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await vm.stop() is False
-        assert time.monotonic() - started < qemu.SOFT_STOP_S + 10
+        assert time.monotonic() - started < process.SOFT_STOP_S + 10
     assert is_gone(vm.pid)
 
 
@@ -218,7 +218,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from vm_helper import vm_spec
-from katapod.host.qemu import QemuLogs, running_qemu
+from katapod.vmm.qemu.process import QemuLogs, running_qemu
 from katapod.plan.vmm import plan_qemu
 
 async def own(directory):

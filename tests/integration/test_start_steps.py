@@ -26,8 +26,6 @@ from netns_helper import Pod as Wired
 from netns_helper import inside, links, pod, qdiscs
 from vm_helper import needs_guest_image, needs_vm, resources, settled
 
-from katapod.host.qemu import QemuProcess
-from katapod.host.qmp import QmpClient
 from katapod.host.state import StateStore
 from katapod.model.config import check_paths, load_config
 from katapod.model.errors import KatapodError, MissingProgram
@@ -41,6 +39,8 @@ from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.recovery import find_leftovers
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.qemu.process import QemuProcess
+from katapod.vmm.qemu.qmp import QmpClient
 from kit.accel import ACCEL
 from kit.library import layout_below
 

@@ -28,7 +28,6 @@ from vm_helper import (
 
 from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
-from katapod.host.qemu import QemuLogs, running_qemu
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
 from katapod.plan.vmm import FdSlot, plan_qemu
@@ -36,6 +35,7 @@ from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
+from katapod.vmm.qemu.process import QemuLogs, running_qemu
 from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]

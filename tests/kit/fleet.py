@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from katapod.host.process_metrics import CallTimes
-from katapod.host.qmp import QmpLinkBroken
 from katapod.host.state import StateStore
 from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.management import Managed, management_socket
+from katapod.vmm.qemu.qmp import QmpLinkBroken
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
 

@@ -15,7 +15,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
 if TYPE_CHECKING:
-    from katapod.host.qemu import QemuProcess
+    from katapod.vmm.qemu.process import QemuProcess
 
 __all__ = ["ConsoleLink"]
 

@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from katapod.host.qemu import QemuFailed
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
 from katapod.plan.vmm import Accelerator, VmSpec
@@ -14,6 +13,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.proof import BootFailure, Finding, judge_failure
+from katapod.vmm.qemu.process import QemuFailed
 
 __all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
 

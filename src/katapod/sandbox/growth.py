@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from katapod.host.qemu import QemuProcess
-from katapod.host.qmp import QmpError
 from katapod.plan.hotplug import dimm_id
+from katapod.vmm.qemu.process import QemuProcess
+from katapod.vmm.qemu.qmp import QmpError
 
 __all__ = ["expect_grown", "until_grown"]
 

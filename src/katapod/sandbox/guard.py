@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["CAUSE_LIMIT_S", "guarded"]
 

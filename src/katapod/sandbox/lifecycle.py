@@ -20,7 +20,6 @@ import msgspec
 from katapod.host.hints import hint_for
 from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
-from katapod.host.qmp import QmpError
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
@@ -54,6 +53,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
+from katapod.vmm.qemu.qmp import QmpError
 
 if TYPE_CHECKING:
     from katapod.sandbox.pool import ReadyMachine

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model import inspection as facts
 from katapod.model.inspection import LiveFacts, Missing
 from katapod.plan.vmm import AGENT_PORT_NAME
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["Informant", "Monitor", "live_facts", "parse_guest", "parse_hypervisor"]
 

@@ -19,8 +19,6 @@ from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.layers import make_layer
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.host.tasks import finish, together
 from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
@@ -50,6 +48,8 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 from katapod.vmm.template import clone_of
 
 __all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]

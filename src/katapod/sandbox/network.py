@@ -19,7 +19,6 @@ from katapod.host.netns import (
     open_vhost,
     scan_netns,
 )
-from katapod.host.qmp import QmpClient
 from katapod.host.trace import span
 from katapod.model.network import (
     LINK_FLAGS,
@@ -35,6 +34,7 @@ from katapod.plan.network import NetworkSettings, NicPlan, plan_hold, plan_nic
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.sandbox.release import ReleaseStack
+from katapod.vmm.qemu.qmp import QmpClient
 
 __all__ = ["PodNetwork", "attach_network", "device_of", "slot_of"]
 

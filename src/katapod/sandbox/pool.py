@@ -13,8 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.host.qemu import QemuLogs
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
@@ -29,6 +27,8 @@ from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.qemu.process import QemuLogs
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
 

@@ -22,8 +22,6 @@ import msgspec
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
@@ -47,6 +45,8 @@ from katapod.vmm.proof import (
     next_remedy,
     words_of,
 )
+from katapod.vmm.qemu.process import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
+from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = [
     "BootNotProven",

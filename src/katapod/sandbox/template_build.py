@@ -15,7 +15,6 @@ import msgspec
 
 from katapod.host.guest_memory import new_memory, save_memory
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuLogs, QemuProcess, running_qemu
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
@@ -34,6 +33,7 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.vmm.qemu.process import QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.template import FORMAT, TemplatePlan
 
 __all__ = ["build_template", "open_template", "prepare_template"]

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from katapod.host.process_metrics import CallTimes, family_text
-from katapod.host.qmp import QmpLinkBroken
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.guest_metrics import LINES_MAX
 from katapod.model.inspection import Channel, LiveFacts
@@ -21,6 +20,7 @@ from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.management import Managed, management_socket
+from katapod.vmm.qemu.qmp import QmpLinkBroken
 
 
 class Guest:

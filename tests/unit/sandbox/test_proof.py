@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from katapod.host.facts import HostFacts
-from katapod.host.qemu import QemuFailed
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, MissingProgram, UsageError
 from katapod.model.layout import Layout
@@ -23,6 +22,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.proof import BootFailure, Verdict
+from katapod.vmm.qemu.process import QemuFailed
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 WITH_KVM = replace(FACTS, kvm=True)

@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 from katapod.host.logs import kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
-from katapod.host.qmp import QmpClient, QmpError, QmpLinkBroken
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
 from katapod.plan.vmm import FdSlot, QemuPlan, render_qemu
+from katapod.vmm.qemu.qmp import QmpClient, QmpError, QmpLinkBroken
 
 __all__ = ["QMP_LIMIT_S", "QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
 

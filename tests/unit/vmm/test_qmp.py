@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from katapod.host.qmp import LINE_MAX, QmpClient, QmpError, QmpLinkBroken
 from katapod.plan.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.qemu.qmp import LINE_MAX, QmpClient, QmpError, QmpLinkBroken
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 
