@@ -17,7 +17,7 @@ from bench.measure import Outcome, execute
 from bench.raw_boot import RawBoot, pack_initrd
 from katapod.model.config import Config
 from katapod.plan.virtiofsd import parse_dialect, plan_virtiofsd, render_virtiofsd
-from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import Accelerator, VmSpec, plan_qemu, render_qemu
 
 __all__ = ["MEMORY_MIB", "SHARE", "by_hand_initrd", "initrd_with", "plan_machine", "run_by_hand"]
 

@@ -15,10 +15,10 @@ from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 
 from katapod.host.logs import read_tail
 from katapod.model.errors import MissingProgram
-from katapod.plan.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
-from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.recovery import find_leftovers
 from katapod.vmm.qemu import process
+from katapod.vmm.qemu.command_line import FdSlot, VmSpec, plan_qemu
+from katapod.vmm.qemu.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
 from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 from kit.library import layout_below
@@ -219,7 +219,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from vm_helper import vm_spec
 from katapod.vmm.qemu.process import QemuLogs, running_qemu
-from katapod.plan.vmm import plan_qemu
+from katapod.vmm.qemu.command_line import plan_qemu
 
 async def own(directory):
     async with running_qemu(plan_qemu(vm_spec(directory / "vm")), QemuLogs(directory / "c", directory / "v")) as vm:

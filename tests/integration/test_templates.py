@@ -30,11 +30,11 @@ from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
-from katapod.plan.vmm import FdSlot, plan_qemu
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
+from katapod.vmm.qemu.command_line import FdSlot, plan_qemu
 from katapod.vmm.qemu.process import QemuLogs, running_qemu
 from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 

@@ -17,9 +17,9 @@ from katapod.model.config import find_virtiofsd
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
-from katapod.plan.vmm import VmSpec
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.qemu.command_line import VmSpec
 from kit.accel import ACCELERATOR, REMEDY
 
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")

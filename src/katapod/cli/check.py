@@ -130,7 +130,6 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
     from dataclasses import replace
 
     from katapod.plan.check_facts import AcceleratorFacts, Trial
-    from katapod.plan.vmm import Accelerator
     from katapod.sandbox.planning import proof_for
     from katapod.sandbox.proof import (
         KVM_LIMIT_S,
@@ -140,6 +139,7 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
         prove_machine,
         wanted_accelerator,
     )
+    from katapod.vmm.qemu.command_line import Accelerator
 
     facts = AcceleratorFacts(wanted_accelerator(config))
     proof_file = settings.layout.proof_file

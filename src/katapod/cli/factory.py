@@ -141,9 +141,9 @@ def status(
 def _default_plans(settings: Globals, config: "Config") -> "list[TemplatePlan]":
     """Of both accelerators, as far as is known without a boot: to find out which one `auto` is may take one."""
     from katapod.host.facts import collect_host_facts
-    from katapod.plan.vmm import NO_REMEDY, Accelerator
     from katapod.sandbox.planning import default_template
     from katapod.sandbox.proof import kept_verdict
+    from katapod.vmm.qemu.command_line import NO_REMEDY, Accelerator
 
     facts = collect_host_facts()
     kept = kept_verdict(config, facts, settings.layout.proof_file)

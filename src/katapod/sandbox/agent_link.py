@@ -10,10 +10,10 @@ from dataclasses import replace
 from katapod.host.facts import claim_vsock_cid
 from katapod.host.process_metrics import CallTimes
 from katapod.host.vsock import connect_vsock
-from katapod.plan.vmm import FdSlot, VmSpec
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.sandbox.errors import AgentFailed
+from katapod.vmm.qemu.command_line import FdSlot, VmSpec
 from katapod.vmm.qemu.process import QemuProcess
 
 __all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]

@@ -7,12 +7,12 @@ import socket
 from typing import TYPE_CHECKING
 
 from katapod.host.vsock import connect_vsock
-from katapod.plan.vmm import FdSlot
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.console import CONSOLE_SERVICE_VPORT, VM_ID
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.vmm.qemu.command_line import FdSlot
 
 if TYPE_CHECKING:
     from katapod.vmm.qemu.process import QemuProcess

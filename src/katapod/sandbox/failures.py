@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
-from katapod.plan.vmm import Accelerator, VmSpec
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.proof import BootFailure, Finding, judge_failure
+from katapod.vmm.qemu.command_line import Accelerator, VmSpec
 from katapod.vmm.qemu.process import QemuFailed
 
 __all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from katapod.plan.hotplug import dimm_id
+from katapod.vmm.qemu.hotplug import dimm_id
 from katapod.vmm.qemu.process import QemuProcess
 from katapod.vmm.qemu.qmp import QmpError
 

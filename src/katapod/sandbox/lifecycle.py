@@ -29,16 +29,6 @@ from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.layout import SANDBOX_MOUNTS, Layout, SandboxPaths
 from katapod.model.mount_options import Access
 from katapod.model.record import State
-from katapod.plan.hotplug import (
-    BRIDGE_SLOTS,
-    HotplugPlan,
-    blocks_of,
-    dimm_sizes,
-    more_bridge_slots,
-    plan_disk,
-    plan_layered_disk,
-    plan_vcpus,
-)
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.clock import ClockKeeper
@@ -53,6 +43,16 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
+from katapod.vmm.qemu.hotplug import (
+    BRIDGE_SLOTS,
+    HotplugPlan,
+    blocks_of,
+    dimm_sizes,
+    more_bridge_slots,
+    plan_disk,
+    plan_layered_disk,
+    plan_vcpus,
+)
 from katapod.vmm.qemu.qmp import QmpError
 
 if TYPE_CHECKING:

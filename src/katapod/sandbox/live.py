@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from katapod.model import inspection as facts
 from katapod.model.inspection import LiveFacts, Missing
-from katapod.plan.vmm import AGENT_PORT_NAME
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.vmm.qemu.command_line import AGENT_PORT_NAME
 from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["Informant", "Monitor", "live_facts", "parse_guest", "parse_hypervisor"]

@@ -24,16 +24,6 @@ from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
-from katapod.plan.hotplug import (
-    BRIDGE_SLOTS,
-    HotplugPlan,
-    blocks_of,
-    dimm_sizes,
-    plan_layered_disk,
-    plan_memory,
-    plan_shared_directory,
-)
-from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.agent_link import claim_channel, connect_agent
@@ -48,6 +38,16 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.vmm.qemu.command_line import FdSlot, VmSpec, plan_qemu
+from katapod.vmm.qemu.hotplug import (
+    BRIDGE_SLOTS,
+    HotplugPlan,
+    blocks_of,
+    dimm_sizes,
+    plan_layered_disk,
+    plan_memory,
+    plan_shared_directory,
+)
 from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 from katapod.vmm.template import clone_of

@@ -29,11 +29,11 @@ from katapod.model.network import (
     PodNetworkFacts,
     Route,
 )
-from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, fd_names, pci_path, plan_nic_device, vhost_fd_names
 from katapod.plan.network import NetworkSettings, NicPlan, plan_hold, plan_nic
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.sandbox.release import ReleaseStack
+from katapod.vmm.qemu.hotplug import BRIDGE_SLOTS, HotplugPlan, fd_names, pci_path, plan_nic_device, vhost_fd_names
 from katapod.vmm.qemu.qmp import QmpClient
 
 __all__ = ["PodNetwork", "attach_network", "device_of", "slot_of"]

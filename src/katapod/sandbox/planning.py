@@ -17,10 +17,10 @@ from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
 from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
-from katapod.plan.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
-from katapod.plan.vmm import (
+from katapod.vmm.proof import ProofPlan, plan_proof
+from katapod.vmm.qemu.command_line import (
     ANY_CID,
     BRIDGES_MAX,
     NO_REMEDY,
@@ -30,7 +30,7 @@ from katapod.plan.vmm import (
     plan_kernel_params,
     plan_qemu,
 )
-from katapod.vmm.proof import ProofPlan, plan_proof
+from katapod.vmm.qemu.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.vmm.template import TemplateLimits, TemplatePlan, plan_template
 
 __all__ = [

@@ -25,7 +25,6 @@ from katapod.host.logs import read_tail
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
-from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.agent_link import claim_channel
 from katapod.sandbox.failures import guest_of
 from katapod.sandbox.planning import proof_for
@@ -45,6 +44,7 @@ from katapod.vmm.proof import (
     next_remedy,
     words_of,
 )
+from katapod.vmm.qemu.command_line import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
 from katapod.vmm.qemu.process import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 

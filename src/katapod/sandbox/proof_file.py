@@ -16,8 +16,8 @@ import msgspec
 
 from katapod.host.state import write_atomically
 from katapod.model.errors import KatapodError
-from katapod.plan.vmm import Accelerator, CpuRemedy
 from katapod.vmm.proof import Finding, ProofPlan, Verdict
+from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy
 
 __all__ = ["KeptVerdict", "ProofFile", "now"]
 

@@ -18,7 +18,6 @@ from katapod.host.logs import read_tail
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
 from katapod.sandbox.clock import ClockKeeper
@@ -33,6 +32,7 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.vmm.qemu.command_line import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.vmm.qemu.process import QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.template import FORMAT, TemplatePlan
 

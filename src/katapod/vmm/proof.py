@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from katapod.plan.vmm import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.vmm.qemu.command_line import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
 
 __all__ = [
     "NO_KVM",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from katapod.plan.vmm import ANY_CID, VmSpec, plan_qemu
+from katapod.vmm.qemu.command_line import ANY_CID, VmSpec, plan_qemu
 
 __all__ = ["TemplateLimits", "TemplatePlan", "clone_of", "plan_template"]
 

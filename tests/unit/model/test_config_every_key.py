@@ -24,12 +24,12 @@ from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, size_pod
 from katapod.plan.cgroup import Hierarchy, plan_cgroup
 from katapod.plan.container_spec import ContainerOptions
-from katapod.plan.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox import planning
 from katapod.sandbox.machine import _create_request
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.vmm.qemu.command_line import Accelerator
+from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 
 QEMU, AGENT, RUNTIME, FACTORY = "hypervisor.qemu", "agent.kata", "runtime", "factory"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from katapod.plan.explain import UNKNOWN, explain_command_line, explain_kernel_parameters, word_after
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import Accelerator, FdSlot, VmSpec, plan_qemu, render_qemu
 
 COMMAND = """
 /usr/libexec/qemu-kiwi -name sandbox-42f0 -uuid 1cd86e5c-3f86-45e8-bce2-96b16dce635a -machine

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.hotplug import plan_layered_disk
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.sandbox import health, lifecycle
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.health import busy_s, watch_health
+from katapod.vmm.qemu.hotplug import plan_layered_disk
 
 
 class Console:

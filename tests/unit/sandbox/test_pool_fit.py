@@ -14,10 +14,10 @@ from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine, plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine, new_machine_id
 from katapod.sandbox.release import ReleaseStack
+from katapod.vmm.qemu.command_line import Accelerator
 
 FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b", kernel_release="6")
 

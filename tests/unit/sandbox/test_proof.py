@@ -14,7 +14,6 @@ from katapod.model.errors import DeviceMissing, KatapodError, MissingProgram, Us
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
-from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec
 from katapod.sandbox import proof, proof_file
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import doubting_kvm, refuse_second_try, watch_kvm
@@ -22,6 +21,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.proof import BootFailure, Verdict
+from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy, VmSpec
 from katapod.vmm.qemu.process import QemuFailed
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")

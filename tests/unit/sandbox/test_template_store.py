@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError
-from katapod.plan.vmm import Accelerator, VmSpec
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,
@@ -24,6 +23,7 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.vmm.qemu.command_line import Accelerator, VmSpec
 from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
 SPEC = VmSpec(

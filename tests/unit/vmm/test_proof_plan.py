@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec, plan_qemu
 from katapod.vmm.proof import (
     BootFailure,
     Finding,
@@ -18,6 +17,7 @@ from katapod.vmm.proof import (
     plan_proof,
     words_of,
 )
+from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy, VmSpec, plan_qemu
 
 VM = VmSpec(
     sandbox_id="s1",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from katapod.plan.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.qemu.hotplug import HotplugPlan, QmpStep
 from katapod.vmm.qemu.qmp import LINE_MAX, QmpClient, QmpError, QmpLinkBroken
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}

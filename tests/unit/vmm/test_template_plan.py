@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katapod.plan.vmm import ANY_CID, Accelerator, CpuRemedy, VmSpec, plan_qemu
 from katapod.vmm import template as module
+from katapod.vmm.qemu.command_line import ANY_CID, Accelerator, CpuRemedy, VmSpec, plan_qemu
 from katapod.vmm.template import TemplateLimits, TemplatePlan, clone_of, plan_template
 
 WANTED = VmSpec(

@@ -15,7 +15,7 @@ from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
-from katapod.plan.vmm import FdSlot, QemuPlan, render_qemu
+from katapod.vmm.qemu.command_line import FdSlot, QemuPlan, render_qemu
 from katapod.vmm.qemu.qmp import QmpClient, QmpError, QmpLinkBroken
 
 __all__ = ["QMP_LIMIT_S", "QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from katapod.model.errors import KatapodError
-from katapod.plan.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.qemu.hotplug import HotplugPlan, QmpStep
 
 __all__ = ["QmpClient", "QmpError", "QmpLinkBroken"]
 

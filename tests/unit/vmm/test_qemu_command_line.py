@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.plan.cpu_table import cpu_table
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, escape, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import Accelerator, FdSlot, VmSpec, escape, plan_qemu, render_qemu
+from katapod.vmm.qemu.cpu_table import cpu_table
 
 SPEC = VmSpec(
     sandbox_id="s1",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.hotplug import (
+from katapod.vmm.qemu.hotplug import (
     HotplugPlan,
     QmpStep,
     dimm_sizes,

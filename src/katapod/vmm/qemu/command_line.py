@@ -1,7 +1,7 @@
 """The QEMU command line as a value.
 
 The VM starts with CPUs, memory, one PCI bridge for hot-plug, rng, vmgenid, console and agent channel;
-all else is plugged over QMP (plan/hotplug.py), before the first instruction or while the guest runs.
+all else is plugged over QMP (hotplug.py), before the first instruction or while the guest runs.
 Names and order follow Kata's where they are visible to people.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from katapod.plan.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
+from katapod.vmm.qemu.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
 
 __all__ = [
     "AGENT_PORT_NAME",
@@ -114,7 +114,7 @@ class VmSpec:
 
     @property
     def has_cpu_table(self) -> bool:
-        """Whether the guest would not know of the CPUs that may be plugged in: see plan/cpu_table.py."""
+        """Whether the guest would not know of the CPUs that may be plugged in: see cpu_table.py."""
         return self.accelerator is Accelerator.TCG and self.vcpus < self.max_vcpus <= CPUS_MAX
 
 

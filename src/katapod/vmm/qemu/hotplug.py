@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from katapod.plan.vmm import BRIDGE_SLOT
+from katapod.vmm.qemu.command_line import BRIDGE_SLOT
 
 __all__ = [
     "BRIDGE_SLOTS",
