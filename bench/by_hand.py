@@ -106,7 +106,7 @@ def plan_machine(kernel: Path, initrd: Path, accelerator: str) -> list[str]:
         kernel=kernel,
         initrd=initrd,
         accelerator=Accelerator(accelerator),
-        boot_mem_mib=MEMORY_MIB,
+        mem_mib=MEMORY_MIB,
         max_mem_mib=MEMORY_MIB,
         memory_slots=0,
         vcpus=1,

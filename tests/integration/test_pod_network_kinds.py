@@ -57,7 +57,7 @@ def wired() -> Iterator[Pod]:
 def clone_plan(store: StateStore, sandbox_id: str, templates: Path) -> SandboxPlan:
     plan = sandbox_plan(store.layout, sandbox_id)
     identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
-    template = plan_template(plan.vm, identities, templates, LIMITS, boot_mem_mib=256)
+    template = plan_template(plan.vm, identities, templates, LIMITS, mem_mib=256)
     return replace(plan, template=template, machine_key=template.key)
 
 

@@ -114,7 +114,7 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
         ({"qemu": "/bin/false"}, "cannot start QEMU: exit status 1"),
         ({"cpu_features": "nonsense=1"}, "nonsense"),
         ({"kernel": Path("/none/kernel")}, "/none/kernel"),
-        ({"boot_mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
+        ({"mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
         ({"machine_accelerators": "warp=on"}, "warp"),
     ],
 )

@@ -44,7 +44,7 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
         initrd=initrd,
         accelerator=ACCELERATOR,
         remedy=REMEDY,
-        boot_mem_mib=256,
+        mem_mib=256,
         max_mem_mib=1024,
         memory_slots=2,
         vcpus=1,

@@ -96,9 +96,10 @@ class ContainerLimits(Struct, frozen=True, kw_only=True):
 
 
 class VmSize(Struct, frozen=True, kw_only=True):
-    boot_mem_mib: int
+    mem_mib: int
+    """What the guest has once its first containers can start, whether it boots with it or some of it is plugged."""
     max_mem_mib: int
-    """Ceiling for memory hot-plug; at least boot_mem_mib."""
+    """Ceiling for memory hot-plug; at least mem_mib."""
     vcpus: int
     max_vcpus: int
     guest_overhead_mib: int
@@ -112,7 +113,7 @@ class VmSize(Struct, frozen=True, kw_only=True):
     def sandbox_cgroup_mib(self) -> int:
         """Memory limit of the host cgroup that holds QEMU and its helpers: it can never be hit by a guest
         that uses all of its memory."""
-        return self.boot_mem_mib + self.host_overhead_mib
+        return self.mem_mib + self.host_overhead_mib
 
     @property
     def pod_overhead_mib(self) -> int:
@@ -121,7 +122,7 @@ class VmSize(Struct, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         return (
-            f"{self.vcpus} of at most {self.max_vcpus} vCPUs, {self.boot_mem_mib} of at most "
+            f"{self.vcpus} of at most {self.max_vcpus} vCPUs, {self.mem_mib} of at most "
             f"{self.max_mem_mib} MiB, of which {self.guest_overhead_mib} for the guest; "
             f"{self.host_overhead_mib} MiB beside on the host"
         )
@@ -140,7 +141,7 @@ def size_sandbox(
     Raises UsageError if the host has not even the memory that any guest needs.
     """
     ceiling = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
-    boot_mem_mib, guest_overhead_mib = _memory(settings, containers)
+    mem_mib, guest_overhead_mib = _memory(settings, containers)
     if ceiling < MIN_BOOT_MIB:
         raise UsageError(
             f"cannot give the sandbox {MIN_BOOT_MIB} MiB of memory: {_bound(ceiling, host)}",
@@ -148,13 +149,13 @@ def size_sandbox(
         )
     clamped: list[str] = []
     whole_blocks_mib = max(ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB, MIN_BOOT_MIB)
-    if boot_mem_mib > whole_blocks_mib:
+    if mem_mib > whole_blocks_mib:
         if any(container.memory_bytes is not None for container in containers):
             clamped.append(
-                f"its memory limits ask for a VM of {boot_mem_mib} MiB and {_bound(ceiling, host)}: it gets "
+                f"its memory limits ask for a VM of {mem_mib} MiB and {_bound(ceiling, host)}: it gets "
                 f"{whole_blocks_mib} MiB, and the limits stay"
             )
-        boot_mem_mib = whole_blocks_mib
+        mem_mib = whole_blocks_mib
     ceiling_vcpus = _max_vcpus(settings, host)
     for container in containers:
         if container.cpus is not None and container.cpus > ceiling_vcpus:
@@ -163,8 +164,8 @@ def size_sandbox(
             )
     vcpus, max_vcpus = _vcpus(settings, host, tuple(_capped(container, ceiling_vcpus) for container in containers))
     return VmSize(
-        boot_mem_mib=boot_mem_mib,
-        max_mem_mib=max(boot_mem_mib, ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB),
+        mem_mib=mem_mib,
+        max_mem_mib=max(mem_mib, ceiling // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB),
         vcpus=vcpus,
         max_vcpus=max_vcpus,
         guest_overhead_mib=guest_overhead_mib,
@@ -203,10 +204,10 @@ def size_pod(
     known = tuple(_capped(container, ceiling) for container in containers)
     size = size_sandbox(settings, host, known, translation_cache_mib=translation_cache_mib)
     if not known:
-        return msgspec.structs.replace(size, boot_mem_mib=MIN_BOOT_MIB, vcpus=1)
+        return msgspec.structs.replace(size, mem_mib=MIN_BOOT_MIB, vcpus=1)
     vcpus = max(size.vcpus, min(cpus_asked, ceiling))
     if static:
-        return msgspec.structs.replace(size, max_mem_mib=size.boot_mem_mib, vcpus=vcpus, max_vcpus=vcpus)
+        return msgspec.structs.replace(size, max_mem_mib=size.mem_mib, vcpus=vcpus, max_vcpus=vcpus)
     return msgspec.structs.replace(size, vcpus=vcpus)
 
 

@@ -367,7 +367,7 @@ async def open_sandbox(
         )
         with span("plug vCPUs and memory"):
             await sandbox.place_vcpus()
-            await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.boot_mem_mib)
+            await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.mem_mib)
     except BaseException:
         await stack.unwind(plan.record.sandbox_id)
         raise

@@ -158,7 +158,7 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note:
         agent,
         processes.death,
         created,
-        mem_mib=spec.boot_mem_mib,
+        mem_mib=spec.mem_mib,
         dimms=0,
         root_disk=_root_disk_plan(plan),
         template="",
@@ -183,8 +183,8 @@ async def _clone(
         note(vmm_pid=processes.vm.pid)
         with span("load device state"):
             await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
-        more_mib = blocks_of(plan.vm.boot_mem_mib - spec.boot_mem_mib)
-        dimms = dimm_sizes(spec.boot_mem_mib, more_mib)
+        more_mib = blocks_of(plan.vm.mem_mib - spec.mem_mib)
+        dimms = dimm_sizes(spec.mem_mib, more_mib)
         grown = await _plug_and_run(plan, paths, processes, network, dimms=dimms)
         with span("wake the clone"):
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
@@ -201,7 +201,7 @@ async def _clone(
         agent,
         processes.death,
         created,
-        mem_mib=spec.boot_mem_mib + more_mib,
+        mem_mib=spec.mem_mib + more_mib,
         dimms=len(dimms),
         root_disk=_root_disk_plan(plan),
         template=template.key,
@@ -457,7 +457,7 @@ async def adapt_machine(
     The network's release goes to `networks`, which outlives QEMU. Raises AgentFailed, QmpError, KatapodError.
     """
     vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
-    more_mib = blocks_of(plan.vm.boot_mem_mib - machine.mem_mib)
+    more_mib = blocks_of(plan.vm.mem_mib - machine.mem_mib)
     dimms = dimm_sizes(machine.mem_mib, more_mib)
     network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
     with span("plug devices"):

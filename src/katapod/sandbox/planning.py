@@ -134,7 +134,7 @@ def plan_sandbox(
         accelerator=accelerator.value,
         kernel=qemu.kernel,
         vcpus=size.vcpus,
-        mem_mib=size.boot_mem_mib,
+        mem_mib=size.mem_mib,
         labels=labels or {},
         pod=pod,
         cgroups=cgroup.directories if cgroup is not None else (),
@@ -218,7 +218,7 @@ def plan_ready_machine(
 ) -> SandboxPlan:
     """Plan a machine that is to become anybody's sandbox: as small as one can be, since it grows when it is taken."""
     usual = size_for(config, facts, (ContainerLimits(),))
-    small = min(config.katapod.template_memory, usual.boot_mem_mib)
+    small = min(config.katapod.template_memory, usual.mem_mib)
     return plan_sandbox(
         machine_id,
         config,
@@ -226,7 +226,7 @@ def plan_ready_machine(
         layout,
         accelerator=accelerator,
         dialect=dialect,
-        size=msgspec.structs.replace(usual, boot_mem_mib=small, vcpus=1),
+        size=msgspec.structs.replace(usual, mem_mib=small, vcpus=1),
         owner_pid=owner_pid,
         hostname=machine_id,
         shm_size_bytes=DEFAULT_SHM_BYTES,
@@ -254,7 +254,7 @@ def _plan_vm(
         kernel=Path(qemu.kernel),
         initrd=Path(qemu.initrd),
         accelerator=accelerator,
-        boot_mem_mib=size.boot_mem_mib,
+        mem_mib=size.mem_mib,
         max_mem_mib=size.max_mem_mib,
         memory_slots=qemu.memory_slots,
         vcpus=size.vcpus,
@@ -319,7 +319,7 @@ def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
         boot_s=float(config.agent.dial_timeout),
     )
     root = Path(config.factory.template_path)
-    return plan_template(vm, identities, root, limits, boot_mem_mib=settings.template_memory)
+    return plan_template(vm, identities, root, limits, mem_mib=settings.template_memory)
 
 
 def usual_kernel_params(config: Config) -> str:
@@ -332,7 +332,7 @@ def usual_kernel_params(config: Config) -> str:
         kernel=Path(qemu.kernel),
         initrd=Path(qemu.initrd),
         accelerator=Accelerator.TCG,
-        boot_mem_mib=qemu.default_memory,
+        mem_mib=qemu.default_memory,
         max_mem_mib=qemu.default_memory,
         memory_slots=qemu.memory_slots,
         vcpus=1,

@@ -66,7 +66,7 @@ class ReadyMachine:
             not self.gone
             and self.plan.machine_key != ""
             and _kind(self.plan) == _kind(plan)
-            and self.machine.mem_mib <= plan.vm.boot_mem_mib
+            and self.machine.mem_mib <= plan.vm.mem_mib
             and self.machine.spec.vcpus <= plan.vm.vcpus
         )
 

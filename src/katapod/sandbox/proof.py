@@ -97,7 +97,7 @@ async def prove_boot(
         kernel=kernel,
         initrd=initrd,
         accelerator=accelerator,
-        boot_mem_mib=PROOF_MEM_MIB,
+        mem_mib=PROOF_MEM_MIB,
         max_mem_mib=PROOF_MEM_MIB,
         memory_slots=0,
         vcpus=1,

@@ -139,7 +139,7 @@ async def build_template(plan: TemplatePlan) -> None:
     scratch = plan.root / f".{plan.key}.{os.getpid()}"
     try:
         scratch.mkdir(mode=0o700)
-        needed_mib = SPARE_MIB + plan.vm.boot_mem_mib // PACKING
+        needed_mib = SPARE_MIB + plan.vm.mem_mib // PACKING
         free_mib = shutil.disk_usage(plan.root).free >> 20
         if free_mib < needed_mib:
             raise NoSpace(f"cannot make a template in {plan.root}: {free_mib} MiB are free, {needed_mib} are needed")
@@ -161,7 +161,7 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
     vm_dir.mkdir(mode=0o700)
     logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
     with contextlib.ExitStack() as stack:
-        memory = new_memory(plan.vm.boot_mem_mib)
+        memory = new_memory(plan.vm.mem_mib)
         stack.callback(os.close, memory)
         target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, target)
@@ -172,12 +172,12 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
             await _settle_guest(vm, spec, plan.limits.boot_s)
             await vm.save_state(scratch / "state")
             # to its end: a thread goes on when we are cancelled, and these descriptors would soon mean other files
-            data_bytes = await finish(asyncio.to_thread(save_memory, memory, target, plan.vm.boot_mem_mib))
+            data_bytes = await finish(asyncio.to_thread(save_memory, memory, target, plan.vm.mem_mib))
     meta = TemplateMeta(
         format=FORMAT,
         key=plan.key,
         created_at=time.time(),
-        memory_bytes=plan.vm.boot_mem_mib << 20,
+        memory_bytes=plan.vm.mem_mib << 20,
         data_bytes=data_bytes,
         state_sha256=hashlib.sha256((scratch / "state").read_bytes()).hexdigest(),
         description=plan.describe(),

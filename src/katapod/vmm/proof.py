@@ -121,7 +121,7 @@ def plan_proof(wanted: VmSpec, identities: Sequence[str], *, initrd_identity: st
         wanted,
         sandbox_id="proof",
         uuid=PROOF_UUID,
-        boot_mem_mib=PROOF_MEM_MIB,
+        mem_mib=PROOF_MEM_MIB,
         max_mem_mib=max(PROOF_MEM_MIB, wanted.max_mem_mib),
         vcpus=1,
         vm_dir=SCRATCH,

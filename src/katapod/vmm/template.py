@@ -54,18 +54,18 @@ class TemplatePlan:
 
 
 def plan_template(
-    wanted: VmSpec, identities: Iterable[str], root: Path, limits: TemplateLimits, *, boot_mem_mib: int
+    wanted: VmSpec, identities: Iterable[str], root: Path, limits: TemplateLimits, *, mem_mib: int
 ) -> TemplatePlan:
     """Plan the template that a sandbox with the VM `wanted` is cloned from.
 
     `identities` stand for what the command line does not show: contents of QEMU, kernel and initrd, the host's
-    CPU. The template's memory is `boot_mem_mib`, at most what is wanted.
+    CPU. The template's memory is `mem_mib`, at most what is wanted.
     """
     vm = replace(
         wanted,
         sandbox_id="template",
         uuid=NO_UUID,  # the guest's firmware tables are part of the template: no clone may take it for its own
-        boot_mem_mib=min(boot_mem_mib, wanted.boot_mem_mib),
+        mem_mib=min(mem_mib, wanted.mem_mib),
         vcpus=1,
         vm_dir=SCRATCH,
         vsock_cid=None if wanted.vsock_cid is None else ANY_CID,

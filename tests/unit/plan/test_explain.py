@@ -54,7 +54,7 @@ def test_all_of_our_own_is_known() -> None:
             kernel=Path("/k"),
             initrd=Path("/i"),
             accelerator=accelerator,
-            boot_mem_mib=256,
+            mem_mib=256,
             max_mem_mib=2048,
             memory_slots=10,
             vcpus=1,

@@ -33,7 +33,7 @@ SPEC = VmSpec(
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
-    boot_mem_mib=256,
+    mem_mib=256,
     max_mem_mib=1024,
     memory_slots=2,
     vcpus=1,
@@ -53,11 +53,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(root: Path) -> TemplatePlan:
-    return plan_template(SPEC, ["kernel 1"], root, LIMITS, boot_mem_mib=256)
+    return plan_template(SPEC, ["kernel 1"], root, LIMITS, mem_mib=256)
 
 
 def another(plan: TemplatePlan, number: int = 1) -> TemplatePlan:
-    return plan_template(SPEC, [f"another kernel {number}"], plan.root, plan.limits, boot_mem_mib=256)
+    return plan_template(SPEC, [f"another kernel {number}"], plan.root, plan.limits, mem_mib=256)
 
 
 def write_template(plan: TemplatePlan, **meta: Any) -> Path:

@@ -26,7 +26,7 @@ VM = VmSpec(
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.KVM,
-    boot_mem_mib=2048,
+    mem_mib=2048,
     max_mem_mib=8192,
     memory_slots=10,
     vcpus=3,
@@ -66,7 +66,7 @@ def test_what_changes_the_machine_is_proven_anew(change: dict[str, object]) -> N
     "change",
     [
         {"sandbox_id": "s2", "uuid": "u", "vm_dir": Path("/elsewhere")},
-        {"boot_mem_mib": 256, "vcpus": 1},
+        {"mem_mib": 256, "vcpus": 1},
         {"hugepages": True, "preallocated": True},
         {"vsock_cid": None},
     ],

@@ -19,7 +19,7 @@ WANTED = VmSpec(
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
-    boot_mem_mib=2048,
+    mem_mib=2048,
     max_mem_mib=4096,
     memory_slots=10,
     vcpus=2,
@@ -35,7 +35,7 @@ OWN: dict[str, Any] = {
     "uuid": "6f1d7f5c-0000-4000-8000-000000000002",
     "vm_dir": Path("/run/vc/vm/s2"),
     "vcpus": 3,
-    "boot_mem_mib": 256,
+    "mem_mib": 256,
     "memory_is_given": True,
     "tb_size_mib": 64,
     "restored": True,
@@ -72,7 +72,7 @@ DECISIVE: dict[str, Any] = {
 
 
 def template_of(wanted: VmSpec, identities: tuple[str, ...] = IDENTITIES, memory_mib: int = 256) -> TemplatePlan:
-    return plan_template(wanted, identities, ROOT, LIMITS, boot_mem_mib=memory_mib)
+    return plan_template(wanted, identities, ROOT, LIMITS, mem_mib=memory_mib)
 
 
 def test_every_field_of_a_vm_is_its_own_or_decisive() -> None:
@@ -113,10 +113,10 @@ def test_the_form_of_the_files_is_decisive(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory_of_the_template() -> None:
-    assert template_of(WANTED, memory_mib=512).vm.boot_mem_mib == 512
+    assert template_of(WANTED, memory_mib=512).vm.mem_mib == 512
     assert template_of(WANTED, memory_mib=512).key != template_of(WANTED, memory_mib=256).key
     # never more than is wanted: a clone can grow, not shrink
-    assert template_of(replace(WANTED, boot_mem_mib=300), memory_mib=512).vm.boot_mem_mib == 300
+    assert template_of(replace(WANTED, mem_mib=300), memory_mib=512).vm.mem_mib == 300
 
 
 def test_the_folder_is_named_by_the_key() -> None:
@@ -156,7 +156,7 @@ def test_a_clone_has_the_vsock_of_its_sandbox() -> None:
 @settings(deadline=None)
 @given(st.text("abcdef0123456789", min_size=2, max_size=20), st.integers(1, 4), st.integers(256, 100_000))
 def test_names_and_sizes_never_split_templates(name: str, vcpus: int, memory_mib: int) -> None:
-    wanted = replace(WANTED, sandbox_id=name, vm_dir=Path("/run/vc/vm") / name, vcpus=vcpus, boot_mem_mib=memory_mib)
+    wanted = replace(WANTED, sandbox_id=name, vm_dir=Path("/run/vc/vm") / name, vcpus=vcpus, mem_mib=memory_mib)
     assert template_of(wanted).key == template_of(WANTED).key
     assert template_of(wanted).vm == template_of(WANTED).vm
 

@@ -84,7 +84,7 @@ class VmSpec:
     kernel: Path
     initrd: Path
     accelerator: Accelerator
-    boot_mem_mib: int
+    mem_mib: int
     max_mem_mib: int
     memory_slots: int
     vcpus: int
@@ -256,17 +256,17 @@ def _extra_monitor(vm: VmSpec) -> list[QemuOption]:
 
 
 def _memory(vm: VmSpec) -> str:
-    if vm.max_mem_mib <= vm.boot_mem_mib or vm.memory_slots == 0:
-        return f"{vm.boot_mem_mib}M"
-    return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib + vm.memory_offset_mib}M"
+    if vm.max_mem_mib <= vm.mem_mib or vm.memory_slots == 0:
+        return f"{vm.mem_mib}M"
+    return f"{vm.mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib + vm.memory_offset_mib}M"
 
 
 def _boot_memory(vm: VmSpec) -> QemuOption:
     # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
     if not vm.memory_is_given:
         more = (",hugetlb=on" if vm.hugepages else "") + (",prealloc=on" if vm.hugepages or vm.preallocated else "")
-        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on{more}")
-    backend = f"memory-backend-file,id=dimm1,size={vm.boot_mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
+        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.mem_mib}M,share=on{more}")
+    backend = f"memory-backend-file,id=dimm1,size={vm.mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
     return QemuOption("-object", backend, FdSlot.MEMORY)
 
 
