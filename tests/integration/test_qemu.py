@@ -16,11 +16,11 @@ from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 from katapod.host.logs import read_tail
 from katapod.model.errors import MissingProgram
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu import process
 from katapod.vmm.qemu.command_line import FdSlot, VmSpec, plan_qemu
 from katapod.vmm.qemu.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
-from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
+from katapod.vmm.qemu.process import QemuLogs, QemuProcess, running_qemu
 from kit.library import layout_below
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
@@ -102,9 +102,9 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
     async with asyncio.timeout(5):
         assert await vm_started.wait_end() == "killed by SIGKILL"
         assert "QEMU ended unexpectedly: killed by SIGKILL" in str(vm_started.explain_end())
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await waiting
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await vm_started.qmp.execute("query-status")
 
 
@@ -120,7 +120,7 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
 )
 async def test_a_qemu_that_does_not_start(spec: VmSpec, logs: QemuLogs, change: dict[str, object], cause: str) -> None:
     before = resources()
-    with pytest.raises(QemuFailed, match=cause) as caught:
+    with pytest.raises(VmmFailed, match=cause) as caught:
         async with running_qemu(plan_qemu(replace(spec, **change)), logs):  # type: ignore[arg-type]
             pytest.fail("it started")
     assert "-append" in str(caught.value.context["command"])
@@ -167,7 +167,7 @@ async def test_what_qemu_says_is_kept_within_its_limit(spec: VmSpec, logs: QemuL
     flood = tmp_path / "qemu"
     flood.write_text("#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x >&2\necho the end >&2\nexit 3\n")
     flood.chmod(0o755)
-    with pytest.raises(QemuFailed, match="cannot start QEMU: exit status 3"):
+    with pytest.raises(VmmFailed, match="cannot start QEMU: exit status 3"):
         async with running_qemu(plan_qemu(replace(spec, qemu=str(flood))), logs):
             pytest.fail("it started")
     assert sum(path.stat().st_size for path in tmp_path.glob("vmm.log*")) <= logs.limit_bytes
@@ -178,7 +178,7 @@ async def test_memory_that_does_not_fit_is_taken_back(vm_started: QemuProcess) -
     """The backend comes first: without its removal no second attempt could use the slot's name."""
     qmp = vm_started.qmp
     for _ in range(2):
-        with pytest.raises(QmpError, match="cannot device_add"):
+        with pytest.raises(VmmRefused, match="cannot device_add"):
             await qmp.plug(plan_memory(0, 4096))
     await qmp.plug(plan_memory(0, 256))
     (dimm,) = await qmp.execute("query-memory-devices")
@@ -187,11 +187,11 @@ async def test_memory_that_does_not_fit_is_taken_back(vm_started: QemuProcess) -
 
 async def test_a_disk_that_cannot_be_plugged_is_taken_back(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp, disk = vm_started.qmp, tmp_path / "disk, with = odd name"
-    with pytest.raises(QmpError, match="cannot blockdev-add"):
+    with pytest.raises(VmmRefused, match="cannot blockdev-add"):
         await qmp.plug(plan_disk("d1", disk, 3, read_only=False))
     disk.write_bytes(bytes(1 << 20))
     await qmp.plug(plan_disk("d1", disk, 3, read_only=True))
-    with pytest.raises(QmpError, match="cannot device_add"):
+    with pytest.raises(VmmRefused, match="cannot device_add"):
         await qmp.plug(plan_disk("d2", disk, 3, read_only=True))  # the slot is in use
     nodes = [node["node-name"] for node in await qmp.execute("query-named-block-nodes")]
     assert sorted(nodes) == ["drive-d1", "file-d1"]
@@ -208,7 +208,7 @@ async def test_vcpus(vm_started: QemuProcess) -> None:
 async def test_a_share_that_nobody_serves(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp = vm_started.qmp
     before = {chardev["label"] for chardev in await qmp.execute("query-chardev")}
-    with pytest.raises(QmpError, match="cannot chardev-add"):
+    with pytest.raises(VmmRefused, match="cannot chardev-add"):
         await qmp.plug(plan_shared_directory("kataShared", tmp_path / "none.sock", 1))
     assert {chardev["label"] for chardev in await qmp.execute("query-chardev")} == before
 

@@ -22,7 +22,7 @@ from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.management import Managed, management_socket
-from katapod.vmm.qemu.qmp import QmpLinkBroken
+from katapod.vmm.errors import VmmLinkBroken
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
 
@@ -40,7 +40,7 @@ class RecordedGuest:
 
 class _NoQemu:
     async def execute(self, command: str, arguments: Any = None, *, limit_s: float = 1.0) -> Any:
-        raise QmpLinkBroken(f"cannot {command}: there is no QEMU")
+        raise VmmLinkBroken(f"cannot {command}: there is no QEMU")
 
 
 class VmlessSandbox(Managed):

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
+from katapod.vmm.errors import VmmRefused
 from katapod.vmm.qemu.hotplug import dimm_id
 from katapod.vmm.qemu.process import QemuProcess
-from katapod.vmm.qemu.qmp import QmpError
 
 __all__ = ["expect_grown", "until_grown"]
 
@@ -23,13 +23,13 @@ def expect_grown(vm: QemuProcess, last: int) -> "asyncio.Future[Any]":
 
 
 async def until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
-    """Raises QmpError if the guest does not take the memory."""
+    """Raises VmmRefused if the guest does not take the memory."""
     if more_mib <= 0:
         return
     try:
         async with asyncio.timeout(GROW_LIMIT_S):
             status = (await grown)["info"]["status"]
     except TimeoutError as exc:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
+        raise VmmRefused(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
     if status != 0:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest refused with ACPI status {status:#x}")
+        raise VmmRefused(f"cannot plug {more_mib} MiB: the guest refused with ACPI status {status:#x}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 
 __all__ = ["CAUSE_LIMIT_S", "guarded"]
 
@@ -27,7 +27,7 @@ async def guarded(
         if not task.done():
             raise death.result()
         return task.result()
-    except (QmpError, QmpLinkBroken) as exc:
+    except (VmmRefused, VmmLinkBroken) as exc:
         # what QEMU says of a virtiofsd that has died, or a closed monitor, is a consequence: the cause is on its way
         await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
         if death.done():

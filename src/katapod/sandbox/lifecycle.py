@@ -43,6 +43,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
+from katapod.vmm.errors import VmmRefused
 from katapod.vmm.qemu.hotplug import (
     BRIDGE_SLOTS,
     HotplugPlan,
@@ -53,7 +54,6 @@ from katapod.vmm.qemu.hotplug import (
     plan_layered_disk,
     plan_vcpus,
 )
-from katapod.vmm.qemu.qmp import QmpError
 
 if TYPE_CHECKING:
     from katapod.sandbox.pool import ReadyMachine
@@ -146,7 +146,7 @@ class Sandbox:
 
         Returns its guest PCI path.
 
-        Raises QmpError, KatapodError if the bridge is full.
+        Raises VmmRefused, KatapodError if the bridge is full.
         """
         if not self._free_slots:
             raise KatapodError(
@@ -162,7 +162,7 @@ class Sandbox:
             else:
                 plan = plan_layered_disk(disk_id, Path(path), Path(base), slot, settings=self.plan.disks)
             await self.guard(self.vm.qmp.plug(plan))
-        except QmpError:
+        except VmmRefused:
             self._free_slots.insert(0, slot)
             raise
         self._disks[disk_id] = (slot, plan)
@@ -200,7 +200,7 @@ class Sandbox:
                 self.save(error=f"the host {cause}")
 
     async def remove_disk(self, disk_id: str) -> None:
-        """Take a disk out, once the guest has let go of it. Raises QmpError; NotFound if it is not plugged."""
+        """Take a disk out, once the guest has let go of it. Raises VmmRefused; NotFound if it is not plugged."""
         if disk_id not in self._disks:
             raise NotFound(f"cannot unplug disk {disk_id}: it is not plugged")
         slot, plan = self._disks[disk_id]
@@ -245,7 +245,7 @@ class Sandbox:
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.
 
-        Memory comes in blocks of MEMORY_BLOCK_MIB. Raises QmpError, AgentFailed, KatapodError.
+        Memory comes in blocks of MEMORY_BLOCK_MIB. Raises VmmRefused, AgentFailed, KatapodError.
         """
         more_cpus = vcpus - self.guest_vcpus
         more_mib = blocks_of(mem_mib - self.guest_mem_mib)
@@ -271,13 +271,13 @@ class Sandbox:
             self.save(vcpus=self.guest_vcpus, mem_mib=self.guest_mem_mib)
 
     async def place_vcpus(self) -> None:
-        """Put the vCPUs' threads into their cgroup, where they have one. Raises QmpError, KatapodError."""
+        """Put the vCPUs' threads into their cgroup, where they have one. Raises VmmRefused, KatapodError."""
         if self._cgroup is not None and self._cgroup.wants_vcpus:
             vcpus = await self.guard(self.vm.qmp.execute("query-cpus-fast"))
             self._cgroup.place_vcpus(vcpu["thread-id"] for vcpu in vcpus)
 
     async def wait_grown(self) -> None:
-        """Until the guest uses the memory that it was given as it began to run. Raises QmpError, KatapodError."""
+        """Until the guest uses the memory that it was given as it began to run. Raises VmmRefused, KatapodError."""
         if self._growing is not None:
             with span("wait for plugged memory"):
                 await self.guard(answer_of(self._growing))

@@ -14,8 +14,8 @@ from msgspec import Struct
 from katapod.model import inspection as facts
 from katapod.model.inspection import LiveFacts, Missing
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu.command_line import AGENT_PORT_NAME
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["Informant", "Monitor", "live_facts", "parse_guest", "parse_hypervisor"]
 
@@ -69,9 +69,9 @@ async def _ask_qemu(monitor: Monitor) -> tuple[facts.Hypervisor | None, list[Mis
     for command, arguments in QUESTIONS:
         try:
             answers[command] = await monitor.execute(command, arguments, limit_s=max(0.1, end - loop.time()))
-        except QmpLinkBroken as exc:
+        except VmmLinkBroken as exc:
             return None, [Missing("hypervisor", str(exc))]
-        except QmpError as exc:
+        except VmmRefused as exc:
             if command != "query-balloon":  # a guest that has not got as far, or has no driver
                 missing.append(Missing(f"hypervisor: {command}", str(exc)))
     try:

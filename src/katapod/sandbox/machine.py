@@ -38,6 +38,7 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu.command_line import FdSlot, VmSpec, plan_qemu
 from katapod.vmm.qemu.hotplug import (
     BRIDGE_SLOTS,
@@ -48,8 +49,7 @@ from katapod.vmm.qemu.hotplug import (
     plan_memory,
     plan_shared_directory,
 )
-from katapod.vmm.qemu.process import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
+from katapod.vmm.qemu.process import QemuLogs, QemuProcess, running_qemu
 from katapod.vmm.template import clone_of
 
 __all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
@@ -190,8 +190,8 @@ async def _clone(
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
             await guarded(until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
-    except (QmpError, QmpLinkBroken, QemuFailed, AgentFailed) as exc:
-        if isinstance(exc, QemuFailed) and exc.returncode in KILLED:
+    except (VmmRefused, VmmLinkBroken, VmmFailed, AgentFailed) as exc:
+        if isinstance(exc, VmmFailed) and exc.returncode in KILLED:
             raise  # no fault of the template
         raise _CloneFailed from exc
     return Machine(
@@ -229,7 +229,7 @@ async def _copy(source: int, target: int) -> None:
 async def _launch(
     plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, spec: VmSpec, given: Mapping[FdSlot, int]
 ) -> _Processes:
-    """Start virtiofsd and QEMU side by side, and watch them. Raises QemuFailed, VirtiofsdFailed, MissingProgram."""
+    """Start virtiofsd and QEMU side by side, and watch them. Raises VmmFailed, VirtiofsdFailed, MissingProgram."""
     # apart from each other, so that QEMU is ended first whichever was up first: virtiofsd ends with it
     share_stack = await own.enter_async_context(contextlib.AsyncExitStack())
     vm_stack = await own.enter_async_context(contextlib.AsyncExitStack())
@@ -309,8 +309,8 @@ async def _named_qemu(
     async with contextlib.AsyncExitStack() as stack:
         try:
             vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given, netns=netns))
-        except QemuFailed as exc:
-            raise QemuFailed(
+        except VmmFailed as exc:
+            raise VmmFailed(
                 f"{exc}\n{guest_of(spec)}", hint=exc.hint or hint_for(spec), returncode=exc.returncode, **exc.context
             ) from exc
         yield vm
@@ -347,7 +347,7 @@ async def _meet_agent(
             + (f"\nlast lines of the guest's console:\n{console}" if console else "; its console is silent"),
             hint=hint_for(spec),
         ) from exc
-    except QemuFailed as exc:
+    except VmmFailed as exc:
         if exc.returncode != 0:
             raise
         # QEMU ended well: the guest's kernel panicked, or its init ended
@@ -454,7 +454,7 @@ async def adapt_machine(
     """Make a machine that stands still, started for one plan, the machine of another, and let it run.
 
     It gets what it lacks, names, and once more random numbers and a time of its own; memory may be `growing` still.
-    The network's release goes to `networks`, which outlives QEMU. Raises AgentFailed, QmpError, KatapodError.
+    The network's release goes to `networks`, which outlives QEMU. Raises AgentFailed, VmmRefused, KatapodError.
     """
     vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
     more_mib = blocks_of(plan.vm.mem_mib - machine.mem_mib)

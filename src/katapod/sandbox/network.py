@@ -94,7 +94,7 @@ class PodNetwork:
         close_all(self.vhost_fds.pop(nic.number, []))
 
     async def plug(self, qmp: QmpClient, nics: tuple[NicPlan, ...] | None = None) -> None:
-        """Give QEMU the taps and the guest its NICs; ours are closed then. Raises QmpError, QmpLinkBroken."""
+        """Give QEMU the taps and the guest its NICs; ours are closed then. Raises VmmRefused, VmmLinkBroken."""
         for nic in self.nics if nics is None else nics:
             try:
                 for name, fd in zip(fd_names(nic.number, nic.queues), self.fds[nic.number], strict=True):

@@ -110,7 +110,7 @@ class Pod:
         """Give the sandbox the size that all its containers need with these limits for one of them.
 
         It never shrinks, and with static_sandbox_resource_mgmt it stays as it is.
-        Raises UsageError, QmpError, AgentFailed, KatapodError.
+        Raises UsageError, VmmRefused, AgentFailed, KatapodError.
         """
         async with self._sizing:
             wanted = {**self._limits, container_id: limits}

@@ -27,8 +27,8 @@ from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu.process import QemuLogs
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
 
 __all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
 
@@ -71,7 +71,7 @@ class ReadyMachine:
         )
 
     async def park(self) -> None:
-        """Let the guest stand still: it uses no CPU then. Raises QmpError, KatapodError."""
+        """Let the guest stand still: it uses no CPU then. Raises VmmRefused, KatapodError."""
         await guarded(self.machine.vm.qmp.execute("stop"), self.machine.death, self.machine_id)
 
     async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine:
@@ -111,7 +111,7 @@ class ReadyMachine:
         lock, self._lock = self._lock, -1
         self.machine.vm.stopping = self.machine.share.stopping = True
         try:
-            with contextlib.suppress(QmpError, QmpLinkBroken):
+            with contextlib.suppress(VmmRefused, VmmLinkBroken):
                 await self.machine.vm.stop(soft=False)  # there is nothing in it that would have to be written out
             await self._stack.aclose()
         finally:

@@ -29,6 +29,7 @@ from katapod.sandbox.agent_link import claim_channel
 from katapod.sandbox.failures import guest_of
 from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.proof import (
     NO_KVM,
     PROOF_MEM_MIB,
@@ -45,8 +46,7 @@ from katapod.vmm.proof import (
     words_of,
 )
 from katapod.vmm.qemu.command_line import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
-from katapod.vmm.qemu.process import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.vmm.qemu.qmp import QmpError, QmpLinkBroken
+from katapod.vmm.qemu.process import QMP_LIMIT_S, QemuLogs, QemuProcess, running_qemu
 
 __all__ = [
     "BootNotProven",
@@ -128,9 +128,9 @@ async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | No
         logs = QemuLogs(directory / "console.log", directory / "vmm.log")
         try:
             end = await _boot_once(spec, logs, limit_s)
-        except (QemuFailed, QmpError, QmpLinkBroken) as exc:
+        except (VmmFailed, VmmRefused, VmmLinkBroken) as exc:
             said = read_tail(logs.vmm, max_lines=10) or str(exc)
-            status = exc.returncode if isinstance(exc, QemuFailed) else None
+            status = exc.returncode if isinstance(exc, VmmFailed) else None
             end = _End(status, QMP_LIMIT_S if status is None else 0.0, said, cause=exc)  # None: it hung, or was slow
         console = read_tail(logs.console, max_bytes=16384, max_lines=25)
     if f"katapod-agent: proven {token}" in console:
@@ -154,7 +154,7 @@ class _End:
 
 
 async def _boot_once(spec: VmSpec, logs: QemuLogs, limit_s: float) -> _End:
-    """Raises QemuFailed, QmpError, QmpLinkBroken, DeviceMissing."""
+    """Raises VmmFailed, VmmRefused, VmmLinkBroken, DeviceMissing."""
     with contextlib.ExitStack() as claims:
         given: dict[FdSlot, int] = {}
         spec = claim_channel(spec, given, claims)
@@ -163,7 +163,7 @@ async def _boot_once(spec: VmSpec, logs: QemuLogs, limit_s: float) -> _End:
             timed_out = 0.0
             try:
                 async with asyncio.timeout(limit_s):
-                    with contextlib.suppress(QmpLinkBroken):  # QEMU's own end is the cause, and seen next
+                    with contextlib.suppress(VmmLinkBroken):  # QEMU's own end is the cause, and seen next
                         await vm.resume()
                     await _end_or_stop(vm, stopped)
             except TimeoutError:

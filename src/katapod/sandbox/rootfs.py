@@ -42,7 +42,7 @@ class GuestRootfs:
 async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> GuestRootfs:
     """Bring the root file system to the guest. Undone by container.remove_host_files and close_root_disk.
 
-    Raises QmpError, NoSpace, NotFound, KatapodError.
+    Raises VmmRefused, NoSpace, NotFound, KatapodError.
     """
     disk = root_disk_of(sandbox.paths, container_id, rootfs)
     if disk is not None:
@@ -80,7 +80,7 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
 
 
 async def close_root_disk(sandbox: Sandbox, container_id: str) -> None:
-    """Take the disk of a container out, if it has one; the guest has unmounted it. Raises QmpError."""
+    """Take the disk of a container out, if it has one; the guest has unmounted it. Raises VmmRefused."""
     try:
         await sandbox.remove_disk(root_disk_id(container_id))
     except NotFound:

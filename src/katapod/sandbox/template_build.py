@@ -189,7 +189,7 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
 
 
 async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
-    """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, QemuFailed, RpcError."""
+    """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, VmmFailed, RpcError."""
     ended = asyncio.create_task(vm.wait_end(), name="wait-template")
     work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
     try:

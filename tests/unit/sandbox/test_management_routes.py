@@ -20,7 +20,7 @@ from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.management import Managed, management_socket
-from katapod.vmm.qemu.qmp import QmpLinkBroken
+from katapod.vmm.errors import VmmLinkBroken
 
 
 class Guest:
@@ -49,7 +49,7 @@ class Qemu:
 
     async def execute(self, command: str, arguments: Any = None, *, limit_s: float = 1.0) -> Any:
         if command not in self.answers:
-            raise QmpLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
+            raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
         return self.answers[command]
 
 

@@ -20,9 +20,9 @@ from katapod.sandbox.failures import doubting_kvm, refuse_second_try, watch_kvm
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
+from katapod.vmm.errors import VmmFailed
 from katapod.vmm.proof import BootFailure, Verdict
 from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy, VmSpec
-from katapod.vmm.qemu.process import QemuFailed
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 WITH_KVM = replace(FACTS, kvm=True)
@@ -297,9 +297,9 @@ def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPl
     [
         (GuestHangs("the guest does not boot"), True),
         (AgentFailed("the guest stopped before its agent answered"), True),
-        (QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1), True),
-        (QemuFailed("cannot start QEMU: exit status 1: Cannot allocate memory", returncode=1), False),
-        (QemuFailed("QEMU ended unexpectedly: killed", returncode=-9), False),
+        (VmmFailed("QEMU ended: error: kvm run failed Bad address", returncode=1), True),
+        (VmmFailed("cannot start QEMU: exit status 1: Cannot allocate memory", returncode=1), False),
+        (VmmFailed("QEMU ended unexpectedly: killed", returncode=-9), False),
         (KatapodError("cannot mount /x"), False),
     ],
 )
@@ -319,7 +319,7 @@ async def test_a_verdict_goes_when_a_machine_dies_of_kvm(host: Host) -> None:
     verdict = await host.choose(facts=WITH_KVM)
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     watch_kvm(plan_with(verdict.key), host.layout, death)
-    death.set_result(QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
+    death.set_result(VmmFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
     await asyncio.sleep(0)
     assert host.kept() is None
 

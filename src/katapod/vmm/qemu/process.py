@@ -15,24 +15,17 @@ from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu.command_line import FdSlot, QemuPlan, render_qemu
-from katapod.vmm.qemu.qmp import QmpClient, QmpError, QmpLinkBroken
+from katapod.vmm.qemu.qmp import QmpClient
 
-__all__ = ["QMP_LIMIT_S", "QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
+__all__ = ["QMP_LIMIT_S", "QemuLogs", "QemuProcess", "running_qemu"]
 
 log = logging.getLogger(__name__)
 
 QMP_LIMIT_S = 10.0
 STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
-
-
-class QemuFailed(KatapodError):
-    """QEMU did not start, or ended by itself. Carries its command line and, if it has ended, its status."""
-
-    def __init__(self, what: str, *, hint: str = "", returncode: int | None = None, **context: object) -> None:
-        super().__init__(what, hint=hint, **context)
-        self.returncode = returncode  # negative: a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class QemuProcess:
         await self.child.process.wait()
         return self.child.describe_end()
 
-    def explain_end(self) -> QemuFailed:
+    def explain_end(self) -> VmmFailed:
         """The error to raise when QEMU has ended and nobody asked it to."""
         said = read_tail(self.logs.vmm, max_lines=5)
         console = read_tail(self.logs.console)
@@ -83,14 +76,14 @@ class QemuProcess:
             text += f"; it said: {said}"
         if console:
             text += f"\nlast lines of the guest's console:\n{console}"
-        return QemuFailed(text, returncode=self.child.process.returncode, command=" ".join(self.child.argv))
+        return VmmFailed(text, returncode=self.child.process.returncode, command=" ".join(self.child.argv))
 
     async def resume(self) -> None:
         await self.qmp.execute("cont")
 
     async def save_state(self, path: Path) -> None:
         """Stop the guest and write the state of its devices to the file `path`, without its memory, which stays in
-        FdSlot.MEMORY. Raises QmpError, QmpLinkBroken, OSError."""
+        FdSlot.MEMORY. Raises VmmRefused, VmmLinkBroken, OSError."""
         await self.qmp.execute("stop")
         meeting = self.plan.vm_dir / "state.sock"
         with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
@@ -101,7 +94,7 @@ class QemuProcess:
                 async with asyncio.timeout(STATE_LIMIT_S):
                     await taking
             except TimeoutError as exc:
-                raise QmpError(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
+                raise VmmRefused(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
             finally:
                 taking.cancel()
                 await asyncio.wait({taking})
@@ -109,7 +102,7 @@ class QemuProcess:
     async def load_state(self, state_fd: int) -> None:
         """Take over the state of a saved guest, whose memory FdSlot.MEMORY holds by now; it is stopped then.
 
-        QEMU ends when it cannot: another machine, a damaged file. Raises QmpError, QmpLinkBroken.
+        QEMU ends when it cannot: another machine, a damaged file. Raises VmmRefused, VmmLinkBroken.
         """
         await self._migrate("migrate-incoming", f"fd:{state_fd}")
 
@@ -123,9 +116,9 @@ class QemuProcess:
             async with asyncio.timeout(STATE_LIMIT_S):
                 status = (await ended)["status"]
         except TimeoutError as exc:
-            raise QmpError(f"cannot {command}: no end within {STATE_LIMIT_S:g} s") from exc
+            raise VmmRefused(f"cannot {command}: no end within {STATE_LIMIT_S:g} s") from exc
         if status != "completed":
-            raise QmpError(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
+            raise VmmRefused(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
         """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it went softly."""
@@ -133,7 +126,7 @@ class QemuProcess:
         if self.child.process.returncode is None and soft and not self.expendable:
             try:
                 async with asyncio.timeout(SOFT_STOP_S):  # for both: a QEMU that does not answer does not quit
-                    with contextlib.suppress(QmpError, QmpLinkBroken):
+                    with contextlib.suppress(VmmRefused, VmmLinkBroken):
                         await self.qmp.execute("quit")
                     await self.child.process.wait()
             except TimeoutError:
@@ -155,7 +148,7 @@ async def running_qemu(
     `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
     STATE for load_state. It runs in the network namespace `netns`, if given.
 
-    Raises QemuFailed with what QEMU said when it does not come up.
+    Raises VmmFailed with what QEMU said when it does not come up.
     """
     async with contextlib.AsyncExitStack() as stack:
         find_program(plan.program, package="qemu-system-x86")
@@ -175,7 +168,7 @@ async def running_qemu(
         for slot in plan.slots:
             if slot in (FdSlot.VSOCK, FdSlot.MEMORY):
                 if slot not in theirs:
-                    raise QemuFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
+                    raise VmmFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
             elif slot is FdSlot.CPU_TABLE:
                 theirs[slot] = closing.enter_context(_file_of(plan.cpu_table)).fileno()
             elif slot is not FdSlot.QMP:
@@ -194,7 +187,7 @@ async def running_qemu(
         stack.push_async_callback(stop_child, child, soft=False)
         try:
             qmp = await QmpClient.open(client, limit_s=QMP_LIMIT_S)
-        except QmpLinkBroken as exc:
+        except VmmLinkBroken as exc:
             with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
                 async with asyncio.timeout(1.0):
                     await child.process.wait()
@@ -203,7 +196,7 @@ async def running_qemu(
             await stop_child(child, soft=False)
             await said_to.wait_end(1.0)
             said = read_tail(logs.vmm, max_lines=10)
-            raise QemuFailed(
+            raise VmmFailed(
                 f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
                 returncode=ended_with,
                 command=" ".join(child.argv),
