@@ -17,7 +17,7 @@ from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof import kept_verdict
 from katapod.sandbox.proof_file import ProofFile
 from katapod.vmm.proof import Verdict
-from katapod.vmm.qemu.command_line import Accelerator
+from katapod.vmm.spec import Accelerator
 from kit.kata import Kata
 from kit.kvm_stand_in import ARCH_CAPABILITIES, KvmStandIn, Rule, kvm_answers
 from kit.template_dirs import TemplateDir

@@ -39,6 +39,7 @@ from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.recovery import find_leftovers
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.qemu import vmm as qemu
 from katapod.vmm.qemu.process import QemuProcess
 from katapod.vmm.qemu.qmp import QmpClient
 from kit.accel import ACCEL
@@ -288,10 +289,10 @@ STEPS: dict[str, tuple[Any, str]] = {
     "channel": (machine, "claim_channel"),
     "network": (machine, "attach_network"),
     "virtiofsd": (machine, "running_virtiofsd"),
-    "QEMU": (machine, "running_qemu"),
+    "QEMU": (qemu, "running_qemu"),
     "device state": (QemuProcess, "load_state"),
     "devices": (QmpClient, "plug"),
-    "first instruction": (QemuProcess, "resume"),
+    "first instruction": (QemuProcess, "run"),
     "agent": (machine, "connect_agent"),
     "wake": (machine, "_wake"),
     "clock": (machine, "_set_clock"),

@@ -11,7 +11,7 @@ from katapod.model.config import load_config
 from katapod.model.layout import Layout
 from katapod.sandbox.proof import kept_verdict
 from katapod.vmm.proof import Verdict
-from katapod.vmm.qemu.command_line import NO_REMEDY, Accelerator, CpuRemedy
+from katapod.vmm.spec import NO_REMEDY, Accelerator, CpuRemedy
 
 __all__ = ["ACCEL", "ACCELERATOR", "REMEDY"]
 

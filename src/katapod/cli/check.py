@@ -139,7 +139,7 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
         prove_machine,
         wanted_accelerator,
     )
-    from katapod.vmm.qemu.command_line import Accelerator
+    from katapod.vmm.spec import Accelerator
 
     facts = AcceleratorFacts(wanted_accelerator(config))
     proof_file = settings.layout.proof_file

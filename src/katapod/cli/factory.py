@@ -143,7 +143,7 @@ def _default_plans(settings: Globals, config: "Config") -> "list[TemplatePlan]":
     from katapod.host.facts import collect_host_facts
     from katapod.sandbox.planning import default_template
     from katapod.sandbox.proof import kept_verdict
-    from katapod.vmm.qemu.command_line import NO_REMEDY, Accelerator
+    from katapod.vmm.spec import NO_REMEDY, Accelerator
 
     facts = collect_host_facts()
     kept = kept_verdict(config, facts, settings.layout.proof_file)

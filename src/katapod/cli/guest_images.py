@@ -69,7 +69,7 @@ def build(
         from katapod.model.config import load_config
         from katapod.osbuilder import ImageRequest, build_guest_image, prune_images, read_recipe
         from katapod.sandbox.proof import TCG_LIMIT_S, choose_accelerator, prove_boot, wanted_accelerator, with_guest
-        from katapod.vmm.qemu.command_line import Accelerator
+        from katapod.vmm.spec import Accelerator
 
         config = load_config(Path(settings.config_file) if settings.config_file else None).config
         qemu, layout = config.qemu.path, settings.layout

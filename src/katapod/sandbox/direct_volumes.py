@@ -105,8 +105,7 @@ class DirectVolumes:
                         f"cannot resize the direct volume {path} to {size} bytes: {volume.info.device} has {actual}",
                         hint="make the device larger first",
                     )
-                arguments = {"node-name": f"drive-{volume.disk_id}", "size": actual}
-                await sandbox.guard(sandbox.vm.qmp.execute("block_resize", arguments))
+                await sandbox.guard(sandbox.vm.resize_disk(volume.disk_id, actual))
 
     async def close(self, sandbox: "Sandbox", container_id: str) -> None:
         """The container has gone: take out the disks that nobody uses any more. Raises VmmRefused."""

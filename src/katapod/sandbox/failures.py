@@ -13,7 +13,7 @@ from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
 from katapod.vmm.proof import BootFailure, Finding, judge_failure
-from katapod.vmm.qemu.command_line import Accelerator, VmSpec
+from katapod.vmm.spec import Accelerator, VmSpec
 
 __all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
 

@@ -28,14 +28,14 @@ async def guarded(
             raise death.result()
         return task.result()
     except (VmmRefused, VmmLinkBroken) as exc:
-        # what QEMU says of a virtiofsd that has died, or a closed monitor, is a consequence: the cause is on its way
+        # what the VMM says of a virtiofsd that has died, or a broken link, is a consequence: the cause is on its way
         await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
         if death.done():
             raise death.result() from exc
         raise
     except RpcError as exc:
         if exc.code is StatusCode.UNAVAILABLE:
-            # the channel breaks a moment before the kernel tells us that QEMU has ended
+            # the channel breaks a moment before the kernel tells us that the VMM has ended
             await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
             if death.done():
                 raise death.result() from exc

@@ -28,7 +28,7 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.stdio import NullSink
 from katapod.vmm.errors import VmmLinkBroken, VmmRefused
-from katapod.vmm.qemu.process import QemuLogs
+from katapod.vmm.protocol import VmmLogs
 
 __all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
 
@@ -72,7 +72,7 @@ class ReadyMachine:
 
     async def park(self) -> None:
         """Let the guest stand still: it uses no CPU then. Raises VmmRefused, KatapodError."""
-        await guarded(self.machine.vm.qmp.execute("stop"), self.machine.death, self.machine_id)
+        await guarded(self.machine.vm.pause(), self.machine.death, self.machine_id)
 
     async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine:
         """Make the machine the sandbox's own, whose record, `note`, names it; its releases go to `stack`.
@@ -82,7 +82,7 @@ class ReadyMachine:
         assert plan.record.machine_id == self.machine_id
         note(vmm_pid=self.machine.vm.pid)  # first of all: whoever cleans up after the sandbox must find the machine
         self._move_logs(self.store.layout.sandbox(plan.record.sandbox_id, self.machine_id).state)
-        networks = await stack.enter_async_context(ReleaseStack())  # released once QEMU has ended
+        networks = await stack.enter_async_context(ReleaseStack())  # released once the VMM has ended
         stack.push_async_callback(self._stack.aclose)
         self._drop_record()
         return await adapt_machine(self.machine, self.plan, plan, networks, stack, note)
@@ -94,7 +94,7 @@ class ReadyMachine:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(source / part, target / part)
         vm, share = self.machine.vm, self.machine.share
-        vm.logs = QemuLogs(target / vm.logs.console.name, target / vm.logs.vmm.name, vm.logs.limit_bytes)
+        vm.logs = VmmLogs(target / vm.logs.console.name, target / vm.logs.vmm.name, vm.logs.limit_bytes)
         share.log_path = target / share.log_path.name
 
     def _drop_record(self) -> None:
@@ -142,7 +142,7 @@ async def ready_machine(plan: SandboxPlan, store: StateStore) -> AsyncIterator[R
 
 
 async def rehearse(ready: ReadyMachine, plan: ContainerPlan) -> None:
-    """Run a container to its end, of which nothing stays but what became warm: code that QEMU has translated, files
+    """Run a container to its end, of which nothing stays but what became warm: code that the VMM has translated, files
     that the guest has read, modules that its agent has loaded. Raises KatapodError."""
     sandbox = Sandbox(ready.plan, ready.store, ready.machine)
     data = sandbox.paths.data
@@ -167,6 +167,7 @@ async def _unwind(stack: ReleaseStack, store: StateStore, machine_id: str) -> No
 def _kind(plan: SandboxPlan) -> tuple[object, ...]:
     """What two machines must have in common for one to stand in for the other; their sizes are another matter."""
     return (
+        plan.vmm,
         plan.machine_key,
         plan.template is None,
         replace(plan.virtiofsd, shared_dir=Path()),

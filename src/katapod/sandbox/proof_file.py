@@ -17,7 +17,7 @@ import msgspec
 from katapod.host.state import write_atomically
 from katapod.model.errors import KatapodError
 from katapod.vmm.proof import Finding, ProofPlan, Verdict
-from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy
+from katapod.vmm.spec import Accelerator, CpuRemedy
 
 __all__ = ["KeptVerdict", "ProofFile", "now"]
 
@@ -32,7 +32,7 @@ def now() -> float:
 
 
 class KeptVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One answer. `tried` and `said` are for people: each boot in words, and what QEMU said."""
+    """One answer. `tried` and `said` are for people: each boot in words, and what the VMM said."""
 
     accelerator: Accelerator
     reason: str

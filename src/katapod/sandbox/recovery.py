@@ -31,6 +31,7 @@ from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.attachment import release_attachment
+from katapod.vmm.processes import is_vm
 
 __all__ = ["find_leftovers", "reap_dead", "release_kept", "remove_sandbox", "settle"]
 
@@ -332,9 +333,9 @@ def _lock_holder(paths: SandboxPaths) -> int | None:
 
 
 def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
-    """QEMU and virtiofsd of this machine: their command lines name its directories, which no other layout has."""
+    """VMM and virtiofsd of this machine: their command lines name its directories, which no other layout has."""
     paths = layout.sandbox(machine_id)
-    marks = (f"\0{paths.vm}/pid\0", f"{paths.shared},", f"{paths.shared}\0")
+    shares = (f"{paths.shared},", f"{paths.shared}\0")
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
@@ -344,9 +345,8 @@ def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
             if exc.errno not in (errno.ENOENT, errno.ESRCH):
                 raise
             continue
-        program = command.partition("\0")[0]
-        ours = "qemu" in program or "virtiofsd" in program
-        if ours and any(mark in command for mark in marks):
+        is_share = "virtiofsd" in command.partition("\0")[0] and any(mark in command for mark in shares)
+        if is_share or is_vm(command, paths.vm):
             yield int(entry)
 
 

@@ -32,8 +32,8 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
-from katapod.vmm.qemu.command_line import Accelerator, FdSlot, VmSpec, plan_qemu
-from katapod.vmm.qemu.process import QemuLogs, QemuProcess, running_qemu
+from katapod.vmm.protocol import Handed, VirtualMachine, VmmLogs
+from katapod.vmm.spec import Accelerator, VmSpec
 from katapod.vmm.template import FORMAT, TemplatePlan
 
 __all__ = ["build_template", "open_template", "prepare_template"]
@@ -159,16 +159,16 @@ async def build_template(plan: TemplatePlan) -> None:
 async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
     vm_dir = scratch / "vm"
     vm_dir.mkdir(mode=0o700)
-    logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
+    logs = VmmLogs(vm_dir / "console.log", vm_dir / "vmm.log")
     with contextlib.ExitStack() as stack:
         memory = new_memory(plan.vm.mem_mib)
         stack.callback(os.close, memory)
         target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, target)
-        given = {FdSlot.MEMORY: memory}
+        given = {Handed.MEMORY: memory}
         spec = claim_channel(replace(plan.vm, vm_dir=vm_dir), given, stack)
-        async with running_qemu(plan_qemu(spec), logs, given=given) as vm:
-            await vm.resume()
+        async with plan.vmm.start(spec, logs, given=given) as vm:
+            await vm.run()
             await _settle_guest(vm, spec, plan.limits.boot_s)
             await vm.save_state(scratch / "state")
             # to its end: a thread goes on when we are cancelled, and these descriptors would soon mean other files
@@ -188,14 +188,14 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
     log.info("template %s holds %d MiB of memory", plan.key, data_bytes >> 20)
 
 
-async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
+async def _settle_guest(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
     """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, VmmFailed, RpcError."""
     ended = asyncio.create_task(vm.wait_end(), name="wait-template")
     work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
     try:
         await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and isinstance(work.exception(), RpcError):
-            # a channel that breaks may be the first sign of a QEMU that ends: its end is the cause to be told
+            # a channel that breaks may be the first sign of a VMM that ends: its end is the cause to be told
             await asyncio.wait({ended}, timeout=CAUSE_LIMIT_S)
         if ended.done():
             raise vm.explain_end()
@@ -206,7 +206,7 @@ async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
         await asyncio.wait({ended, work})
 
 
-async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
+async def _settle(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
     step, limit_s = "boot", boot_s
     try:
         async with asyncio.timeout(limit_s) as limit:

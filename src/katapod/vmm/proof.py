@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from katapod.vmm.qemu.command_line import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.vmm.protocol import Vmm
+from katapod.vmm.spec import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec
 
 __all__ = [
     "NO_KVM",
@@ -106,15 +107,16 @@ class ProofPlan:
     key: str
     scope: str
     vm: VmSpec
+    vmm: Vmm
 
     def with_remedy(self, remedy: CpuRemedy) -> VmSpec:
         return replace(self.vm, remedy=remedy)
 
 
-def plan_proof(wanted: VmSpec, identities: Sequence[str], *, initrd_identity: str) -> ProofPlan:
-    """Plan the proof of the machine `wanted`: its command line, under other names and of a fixed size.
+def plan_proof(vmm: Vmm, wanted: VmSpec, identities: Sequence[str], *, initrd_identity: str) -> ProofPlan:
+    """Plan the proof of the machine `wanted`: as the VMM describes it, under other names and of a fixed size.
 
-    `identities` stand for what the command line does not show: contents of QEMU, kernel and firmware, KVM's settings.
+    `identities` stand for what that does not show: contents of the VMM, kernel and firmware, KVM's settings.
     What backs memory is left out: a host without a free huge page is short of them, whatever its KVM can do.
     """
     vm = replace(
@@ -128,15 +130,13 @@ def plan_proof(wanted: VmSpec, identities: Sequence[str], *, initrd_identity: st
         vsock_cid=None if wanted.vsock_cid is None else ANY_CID,
         preallocated=False,
         hugepages=False,
-        extra_monitor="",
         memory_is_given=False,
         restored=False,
         remedy=NO_REMEDY,
+        options=wanted.options.without_onlookers(),
     )
-    text = [*plan_qemu(vm).describe().splitlines(), *identities]
-    guest = ("-append", "-initrd", "-smp", "-m ", "-chardev", "-mon", "-pidfile")
-    scope = [line for line in text if not line.strip().startswith(guest)]
-    return ProofPlan(_digest([*text, initrd_identity]), _digest(scope), vm)
+    key = _digest([*vmm.describe(vm).splitlines(), *identities, initrd_identity])
+    return ProofPlan(key, _digest([*vmm.describe_for_host(vm).splitlines(), *identities]), vm, vmm)
 
 
 def _digest(lines: Sequence[str]) -> str:

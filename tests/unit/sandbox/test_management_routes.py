@@ -21,6 +21,7 @@ from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.management import Managed, management_socket
 from katapod.vmm.errors import VmmLinkBroken
+from katapod.vmm.qemu.facts import ask_hypervisor
 
 
 class Guest:
@@ -52,6 +53,9 @@ class Qemu:
             raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
         return self.answers[command]
 
+    async def facts(self, limit_s: float) -> Any:
+        return await ask_hypervisor(self, limit_s)
+
 
 class Pod(Managed):
     sandbox_id = "s1"
@@ -68,7 +72,7 @@ class Pod(Managed):
         return self.guest
 
     @property
-    def qmp(self) -> Qemu:
+    def vm(self) -> Qemu:
         return self.monitor
 
     @property

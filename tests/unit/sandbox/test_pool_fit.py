@@ -17,7 +17,7 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine, plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine, new_machine_id
 from katapod.sandbox.release import ReleaseStack
-from katapod.vmm.qemu.command_line import Accelerator
+from katapod.vmm.spec import Accelerator
 
 FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b", kernel_release="6")
 

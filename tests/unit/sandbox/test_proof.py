@@ -22,7 +22,8 @@ from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdic
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
 from katapod.vmm.proof import BootFailure, Verdict
-from katapod.vmm.qemu.command_line import Accelerator, CpuRemedy, VmSpec
+from katapod.vmm.protocol import Vmm
+from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 WITH_KVM = replace(FACTS, kvm=True)
@@ -50,7 +51,7 @@ class Host:
         self._monkeypatch = monkeypatch
 
     def boots(self, fails: Callable[[VmSpec], BootFailure | None]) -> None:
-        async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None) -> None:
+        async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None, vmm: Vmm) -> None:
             self.booted.append((vm, limit_s))
             await asyncio.sleep(0.05)
             failure = fails(vm)
@@ -279,7 +280,7 @@ async def test_the_reason_is_kept_in_qemus_words(host: Host) -> None:
 
 
 def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPlan:
-    vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 0, 1, 1, Path("/vm"))
+    vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 1, 1, Path("/vm"))
     return SandboxPlan(
         record=SandboxRecord("s1", created_at=1.0, owner_pid=1, boot_id="boot-1"),
         vm=vm,

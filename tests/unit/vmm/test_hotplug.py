@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from katapod.vmm.devices import dimm_sizes
 from katapod.vmm.qemu.hotplug import (
     HotplugPlan,
     QmpStep,
-    dimm_sizes,
     pci_path,
     plan_disk,
     plan_layered_disk,

@@ -8,23 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm import template as module
-from katapod.vmm.qemu.command_line import ANY_CID, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.spec import ANY_CID, Accelerator, CpuRemedy, VmSpec
 from katapod.vmm.template import TemplateLimits, TemplatePlan, clone_of, plan_template
+from kit.vm_values import QEMU_FIELDS, changed_vm
 
 WANTED = VmSpec(
     sandbox_id="s1",
     uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    qemu="/usr/bin/qemu-system-x86_64",
+    program="/usr/bin/qemu-system-x86_64",
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
     mem_mib=2048,
     max_mem_mib=4096,
-    memory_slots=10,
     vcpus=2,
     max_vcpus=4,
     vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=10),
 )
 IDENTITIES = ("qemu:1", "kernel:2", "initrd:3")
 ROOT = Path("/run/vc/vm/template")
@@ -37,13 +40,13 @@ OWN: dict[str, Any] = {
     "vcpus": 3,
     "mem_mib": 256,
     "memory_is_given": True,
-    "tb_size_mib": 64,
+    "translation_cache_mib": 64,
     "restored": True,
 }
 """What sandboxes of one template may differ in."""
 
 DECISIVE: dict[str, Any] = {
-    "qemu": "/usr/bin/qemu-kiwi",
+    "program": "/usr/bin/qemu-kiwi",
     "kernel": Path("/img/other"),
     "initrd": Path("/img/other"),
     "accelerator": Accelerator.KVM,
@@ -72,22 +75,22 @@ DECISIVE: dict[str, Any] = {
 
 
 def template_of(wanted: VmSpec, identities: tuple[str, ...] = IDENTITIES, memory_mib: int = 256) -> TemplatePlan:
-    return plan_template(wanted, identities, ROOT, LIMITS, mem_mib=memory_mib)
+    return plan_template(DEFAULT_VMM, wanted, identities, ROOT, LIMITS, mem_mib=memory_mib)
 
 
 def test_every_field_of_a_vm_is_its_own_or_decisive() -> None:
     """A new field of VmSpec has to be put into one of the two: a wrong clone would come of forgetting it."""
-    assert {field.name for field in fields(VmSpec)} == {*OWN, *DECISIVE}
+    assert ({field.name for field in fields(VmSpec)} - {"options"}) | QEMU_FIELDS == {*OWN, *DECISIVE}
 
 
 @pytest.mark.parametrize("field", OWN)
 def test_what_sandboxes_of_one_template_may_differ_in(field: str) -> None:
-    assert template_of(replace(WANTED, **{field: OWN[field]})).key == template_of(WANTED).key
+    assert template_of(changed_vm(WANTED, {field: OWN[field]})).key == template_of(WANTED).key
 
 
 @pytest.mark.parametrize("field", DECISIVE)
 def test_what_needs_another_template(field: str) -> None:
-    assert template_of(replace(WANTED, **{field: DECISIVE[field]})).key != template_of(WANTED).key
+    assert template_of(changed_vm(WANTED, {field: DECISIVE[field]})).key != template_of(WANTED).key
 
 
 def test_any_vsock_is_like_another() -> None:
@@ -124,7 +127,7 @@ def test_the_folder_is_named_by_the_key() -> None:
     assert plan.folder == ROOT / plan.key
     assert len(plan.key) == 24
     assert set(plan.key) <= set("0123456789abcdef")
-    assert plan.describe().splitlines()[:2] == [f"template {plan.key} in {ROOT}", WANTED.qemu]
+    assert plan.describe().splitlines()[:2] == [f"template {plan.key} in {ROOT}", WANTED.program]
 
 
 def test_a_clone_is_the_templates_machine_under_its_own_names() -> None:

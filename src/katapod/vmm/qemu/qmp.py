@@ -9,7 +9,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -38,6 +38,13 @@ class _Reply(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(_Reply)
 
 
+class _Watcher(NamedTuple):
+    event: str
+    wanted: Callable[[Any], bool]
+    meaning: Callable[[Any], Any]
+    future: asyncio.Future[Any]
+
+
 class QmpClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
         self._reader = reader
@@ -45,7 +52,7 @@ class QmpClient:
         self._sock = sock
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._watchers: list[tuple[Callable[[str, Any], bool], asyncio.Future[Any]]] = []
+        self._watchers: list[_Watcher] = []
         self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {}
         self._leaving: set[str] = set()  # devices that the guest was asked to let go of
         self._unplugged: dict[str, int] = {}  # by device, the steps that are done of an unplugging that failed
@@ -150,7 +157,7 @@ class QmpClient:
             except TimeoutError as exc:
                 raise VmmRefused(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
             finally:
-                self._watchers = [watcher for watcher in self._watchers if watcher[1] is not deleted]
+                self._watchers = [watcher for watcher in self._watchers if watcher.future is not deleted]
         for step in rest[max(0, done - 1) :]:
             self._unplugged[plan.device_id] = 1 + rest.index(step)
             await self.execute(step.command, step.arguments)
@@ -171,14 +178,20 @@ class QmpClient:
             await deleted
         self._leaving.discard(device_id)
 
-    def expect(self, event: str, wanted: Callable[[Any], bool] = lambda data: True) -> asyncio.Future[Any]:
-        """Return a future of the next `event` whose data is `wanted`. Call it before what causes the event."""
+    def expect(
+        self,
+        event: str,
+        wanted: Callable[[Any], bool] = lambda data: True,
+        meaning: Callable[[Any], Any] = lambda data: data,
+    ) -> asyncio.Future[Any]:
+        """Return a future of the `meaning` of the next `event` whose data is `wanted`. Call it before what causes the
+        event."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._broken is not None:
             future.set_exception(VmmLinkBroken(f"cannot wait for {event}: {self._broken}"))
             future.exception()  # as in _fail
             return future
-        self._watchers.append((lambda name, data: name == event and wanted(data or {}), future))
+        self._watchers.append(_Watcher(event, wanted, meaning, future))
         return future
 
     def subscribe(self, event: str, handler: Callable[[Mapping[str, Any]], None]) -> None:
@@ -199,7 +212,7 @@ class QmpClient:
     def _fail(self, cause: str) -> None:
         if self._broken is None:
             self._broken = cause
-        for future in [*self._waiting.values(), *(future for _, future in self._watchers)]:
+        for future in [*self._waiting.values(), *(watcher.future for watcher in self._watchers)]:
             if not future.done():
                 future.set_exception(VmmLinkBroken(f"the link to QEMU broke: {cause}"))
                 future.exception()  # a watcher may be gone: not an error of its own
@@ -219,11 +232,11 @@ class QmpClient:
             if reply.event in self._handlers:
                 self._handlers[reply.event](reply.data or {})
             for watcher in list(self._watchers):
-                wanted, future = watcher
-                if future.done() or wanted(reply.event, reply.data):
+                if watcher.future.done():
                     self._watchers.remove(watcher)
-                    if not future.done():
-                        future.set_result(reply.data)
+                elif watcher.event == reply.event and watcher.wanted(reply.data or {}):
+                    self._watchers.remove(watcher)
+                    watcher.future.set_result(watcher.meaning(reply.data))
         elif reply.id is not None:
             waiter = self._waiting.get(reply.id)
             if waiter is not None and not waiter.done():
