@@ -24,6 +24,7 @@ from katapod.vmm.qemu.hotplug import plan_disk, plan_memory, plan_shared_directo
 from katapod.vmm.qemu.process import QemuProcess, running_qemu
 from katapod.vmm.spec import VmSpec
 from kit.library import layout_below
+from kit.vm_values import changed_vm
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
 
@@ -113,7 +114,7 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"qemu": "/bin/false"}, "cannot start QEMU: exit status 1"),
+        ({"program": "/bin/false"}, "cannot start QEMU: exit status 1"),
         ({"cpu_features": "nonsense=1"}, "nonsense"),
         ({"kernel": Path("/none/kernel")}, "/none/kernel"),
         ({"mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
@@ -123,7 +124,7 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
 async def test_a_qemu_that_does_not_start(spec: VmSpec, logs: VmmLogs, change: dict[str, object], cause: str) -> None:
     before = resources()
     with pytest.raises(VmmFailed, match=cause) as caught:
-        async with running_qemu(plan_qemu(replace(spec, **change)), logs):  # type: ignore[arg-type]
+        async with running_qemu(plan_qemu(changed_vm(spec, change)), logs):
             pytest.fail("it started")
     assert "-append" in str(caught.value.context["command"])
     await asyncio.sleep(0)

@@ -54,6 +54,7 @@ SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kern
 CLOCK_TRIES, CLOCK_GOOD_S = 2, 0.05
 NUDGE_S = 10.0  # without an answer to the first request, until another one is sent
 VMM_END_S = 1.0  # between the VMM's goodbye to virtiofsd, which ends at once then, and its own end
+VMM_SEEN_S = 0.3  # until the end of a VMM is seen that has made virtiofsd fail
 KILLED = (-9, -15)  # ends of a VMM that somebody wished for
 
 
@@ -496,7 +497,7 @@ async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
             # 0: the VMM has closed the connection
-            await asyncio.wait({vm_end}, timeout=0.3 if share.child.process.returncode else VMM_END_S)
+            await asyncio.wait({vm_end}, timeout=VMM_SEEN_S if share.child.process.returncode else VMM_END_S)
         if death.done():
             return
         if vm_end.done() and not vm.stopping:
