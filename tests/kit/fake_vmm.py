@@ -21,7 +21,9 @@ from katapod.rpc.pb import katapod_pb2
 from katapod.rpc.status import RpcError
 from katapod.vmm.devices import Device, Disk, Memory, Nic, SharedDirectory
 from katapod.vmm.errors import VmmFailed
+from katapod.vmm.judge import Judge
 from katapod.vmm.protocol import Capabilities, Channel, DiskError, Handed, VmmLogs
+from katapod.vmm.qemu.judge import QemuJudge
 from katapod.vmm.spec import NO_OPTIONS, VmmOptions, VmSpec
 
 __all__ = ["ALL", "FakeAgent", "FakeShare", "FakeVm", "FakeVmm", "name_of"]
@@ -211,6 +213,10 @@ class FakeVmm:
     @property
     def vm(self) -> FakeVm:
         return self.machines[-1]
+
+    @property
+    def judge(self) -> Judge:
+        return QemuJudge()
 
     def program(self, config: object) -> str:
         return "/none"

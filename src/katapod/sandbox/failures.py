@@ -12,7 +12,7 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
-from katapod.vmm.proof import BootFailure, Finding, judge_failure
+from katapod.vmm.judge import BootFailure, Finding
 from katapod.vmm.spec import Accelerator, VmSpec
 
 __all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
@@ -76,6 +76,6 @@ def _doubt(plan: SandboxPlan, layout: Layout, exc: KatapodError) -> bool:
     if not plan.proof_key or not isinstance(exc, VmmFailed | AgentFailed):
         return False
     status = exc.returncode if isinstance(exc, VmmFailed) else None
-    if judge_failure(BootFailure(said=str(exc), status=status)) is Finding.PASSING:
+    if plan.vmm.judge.finding(BootFailure(said=str(exc), status=status)) is Finding.PASSING:
         return False
     return ProofFile(layout.proof_file, plan.record.boot_id).drop(plan.proof_key)

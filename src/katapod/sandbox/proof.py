@@ -31,21 +31,8 @@ from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
-from katapod.vmm.proof import (
-    NO_KVM,
-    PROOF_MEM_MIB,
-    BootFailure,
-    Finding,
-    ProofPlan,
-    Trial,
-    Verdict,
-    advise,
-    advise_setting,
-    explain_trials,
-    judge_failure,
-    next_remedy,
-    words_of,
-)
+from katapod.vmm.judge import BootFailure, Finding, Trial
+from katapod.vmm.proof import NO_KVM, PROOF_MEM_MIB, ProofPlan, Verdict
 from katapod.vmm.protocol import Handed, VirtualMachine, Vmm, VmmLogs
 from katapod.vmm.spec import NO_REMEDY, Accelerator, CpuRemedy, VmSpec
 
@@ -144,7 +131,7 @@ async def prove_machine(
     if end.cause is not None and not console:
         raise BootNotProven(f"{what}: {end.cause}", failure) from end.cause
     shown = f"\nlast lines of its console:\n{console}" if console else "; its console is silent"
-    raise BootNotProven(f"{what}: {failure.summary()}{shown}", failure)
+    raise BootNotProven(f"{what}: {vmm.judge.summarize(failure)}{shown}", failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,22 +270,23 @@ async def _find_out(
     remedy, trials = await try_kvm(plan, boot, cpu_vendor=cpu_vendor(), first_s=first_s, all_s=all_s)
     if remedy is None:
         return _failed(plan, trials, retry_s(file.hangs_before(plan) + 1))
-    reason = "the guest image boots under KVM"
+    reason, judge = "the guest image boots under KVM", plan.vmm.judge
     if remedy:
-        reason += f" with {remedy} (without: {explain_trials(trials[:1])})"
-    advice = advise_setting(remedy, plan.vm.cpu_features)
-    found = Verdict(Accelerator.KVM, reason, fresh=True, remedy=remedy, advice=advice, said=words_of(trials))
+        reason += f" with {remedy} (without: {judge.explain_trials(trials[:1])})"
+    advice = judge.advise_setting(remedy, plan.vm.cpu_features)
+    found = Verdict(Accelerator.KVM, reason, fresh=True, remedy=remedy, advice=advice, said=judge.words_of(trials))
     return replace(found, key=plan.key), None
 
 
 def _failed(plan: ProofPlan, trials: list[Trial], hang_s: float) -> tuple[Verdict, Finding]:
-    findings = {judge_failure(trial.failure) for trial in trials}
+    judge = plan.vmm.judge
+    findings = {judge.finding(trial.failure) for trial in trials}
     worst = next(kind for kind in (Finding.PASSING, Finding.HANGS, Finding.FAILS) if kind in findings)
     opening = "KVM could not be tried" if worst is Finding.PASSING else NO_KVM
-    reason = f"{opening}: {explain_trials(trials)}"
+    reason = f"{opening}: {judge.explain_trials(trials)}"
     log.info("KVM is not used: %s", reason)
-    advice = advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
-    verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=words_of(trials), key=plan.key)
+    advice = judge.advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
+    verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=judge.words_of(trials), key=plan.key)
     return replace(verdict, console=trials[-1].failure.console), worst
 
 
@@ -324,9 +312,9 @@ async def try_kvm(
             trials.append(Trial(remedy, BootFailure(said=str(exc.strerror), status=1)))
         else:
             return remedy, trials
-        if judge_failure(trials[-1].failure) is Finding.PASSING:
+        if plan.vmm.judge.finding(trials[-1].failure) is Finding.PASSING:
             break
-        remedy = next_remedy(trials, cpu_vendor=cpu_vendor, planned_features=plan.vm.cpu_features)
+        remedy = plan.vmm.judge.next_remedy(trials, cpu_vendor=cpu_vendor, planned_features=plan.vm.cpu_features)
         left_s -= max(time.monotonic() - began, trials[-1].failure.timed_out_s)
         limit_s = min(KVM_LIMIT_S, left_s)
         if limit_s < 1.0:

@@ -16,7 +16,8 @@ import msgspec
 
 from katapod.host.state import write_atomically
 from katapod.model.errors import KatapodError
-from katapod.vmm.proof import Finding, ProofPlan, Verdict
+from katapod.vmm.judge import Finding
+from katapod.vmm.proof import ProofPlan, Verdict
 from katapod.vmm.spec import Accelerator, CpuRemedy
 
 __all__ = ["KeptVerdict", "ProofFile", "now"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from katapod.model.inspection import Hypervisor, Missing
     from katapod.vmm.devices import Device
     from katapod.vmm.errors import VmmFailed
+    from katapod.vmm.judge import Judge
 
 __all__ = ["Capabilities", "Channel", "DiskError", "Handed", "VirtualMachine", "Vmm", "VmmLogs"]
 
@@ -158,6 +159,10 @@ class Vmm(Protocol):
     @property
     def name(self) -> str:
         """For people."""
+
+    @property
+    def judge(self) -> "Judge":
+        """Who can read what it says of a boot that failed."""
 
     def program(self, config: "Config") -> str: ...
     def options(self, config: "Config") -> VmmOptions: ...

@@ -21,7 +21,8 @@ from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
-from katapod.vmm.proof import BootFailure, Verdict
+from katapod.vmm.judge import BootFailure
+from katapod.vmm.proof import Verdict
 from katapod.vmm.protocol import Vmm
 from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
 

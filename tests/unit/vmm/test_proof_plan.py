@@ -6,19 +6,10 @@ from pathlib import Path
 import pytest
 
 from katapod.sandbox.vmms import DEFAULT_VMM
-from katapod.vmm.proof import (
-    BootFailure,
-    Finding,
-    Trial,
-    advise,
-    advise_setting,
-    explain_trials,
-    judge_failure,
-    next_remedy,
-    plan_proof,
-    words_of,
-)
+from katapod.vmm.judge import BootFailure, Finding, Trial
+from katapod.vmm.proof import plan_proof
 from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.qemu.judge import advise, advise_setting, explain_trials, judge_failure, next_remedy, words_of
 from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
 from kit.vm_values import changed_vm
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from katapod.model.config import Config
+from katapod.vmm.judge import Judge
 from katapod.vmm.protocol import Capabilities, Handed, VmmLogs
 from katapod.vmm.qemu.command_line import (
     BRIDGES_MAX,
@@ -28,6 +29,12 @@ TO_THE_GUEST = ("-append", "-initrd", "-smp", "-m ", "-chardev", "-mon", "-pidfi
 
 class Qemu(Struct, frozen=True):
     name: str = "QEMU"
+
+    @property
+    def judge(self) -> Judge:
+        from katapod.vmm.qemu.judge import QemuJudge  # for boots that fail
+
+        return QemuJudge()
 
     def program(self, config: Config) -> str:
         return config.qemu.path
