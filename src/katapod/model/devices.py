@@ -31,7 +31,9 @@ class NicEntry(Struct, frozen=True, forbid_unknown_fields=True):
     number: int  # of its tap, too
     slot: int
     interface: str
+    tap: str
     mac: str
+    mtu: int
     guest_path: str = ""
 
 

@@ -11,9 +11,10 @@ from msgspec import structs
 
 from katapod.model.devices import DeviceTable, DimmEntry, DiskEntry, NicEntry, ShareEntry
 from katapod.model.errors import KatapodError
+from katapod.plan.network import NicPlan
 from katapod.vmm.devices import Disk as VmDisk
 from katapod.vmm.devices import DiskSettings, Memory, Nic, SharedDirectory, dimm_sizes
-from katapod.vmm.errors import VmmRefused
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import Capabilities, VirtualMachine
 from katapod.vmm.spec import VmSpec
 
@@ -62,15 +63,16 @@ class Devices:
         self.table = self.table.with_disk(entry)
         return entry
 
-    def enter_nic(self, number: int, interface: str, mac: str) -> NicEntry:
+    def enter_nic(self, nic: NicPlan) -> NicEntry:
         """Raises KatapodError if no slot is free."""
+        interface = nic.interface
         slot = self.table.free_slot(self._can.nic_slots)
         if slot is None:
             raise KatapodError(
-                f"cannot plug the interface {interface}: all slots for interfaces are taken",
+                f"cannot plug the interface {interface.name}: all slots for interfaces are taken",
                 hint="raise default_bridges in configuration.toml, at most to 5",
             )
-        entry = NicEntry(number, slot, interface, mac)
+        entry = NicEntry(nic.number, slot, interface.name, nic.tap, interface.mac, interface.mtu)
         self.table = self.table.with_nic(entry)
         return entry
 
@@ -97,13 +99,15 @@ class Devices:
         self.table = self.table.with_share(structs.replace(entry, guest_path=path))
 
     async def attach_disk(self, disk_id: str) -> str:
-        """Returns where the guest finds it. Raises VmmRefused, VmmLinkBroken."""
+        """Returns where the guest finds it. Raises VmmRefused, VmmLinkBroken; NoSpace, KatapodError for a layer that
+        cannot be made."""
         entry = self.table.disk(disk_id)
         assert entry is not None
         try:
             path = await self._vm.attach(self._disk(entry))
-        except VmmRefused:
-            self.table = self.table.without_disk(disk_id)
+        except KatapodError as exc:
+            if not isinstance(exc, VmmLinkBroken):
+                self.table = self.table.without_disk(disk_id)
             raise
         self.table = self.table.with_disk(structs.replace(entry, guest_path=path))
         return path
@@ -113,7 +117,8 @@ class Devices:
         entry = self.table.nic(number)
         assert entry is not None
         try:
-            path = await self._vm.attach(Nic(number, entry.mac, entry.slot, queues, vhost))
+            device = Nic(number, entry.mac, entry.slot, entry.tap, entry.mtu, queues, vhost)
+            path = await self._vm.attach(device)
         except VmmRefused:
             self.table = self.table.without_nic(number)
             raise

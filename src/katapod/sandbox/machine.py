@@ -17,7 +17,6 @@ from typing import Any
 
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
-from katapod.host.layers import make_layer
 from katapod.host.logs import read_tail
 from katapod.host.tasks import finish, together
 from katapod.host.trace import span
@@ -296,8 +295,6 @@ async def _plug_rest(
 ) -> None:
     """Plug the root disk, NICs and memory: what differs between sandboxes."""
     if plan.root_disk is not None:
-        plan.root_disk.layer.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-        make_layer(plan.root_disk.layer, base=plan.root_disk.base)
         await devices.attach_disk(plan.root_disk.disk_id)
     if network is not None:
         await network.plug(devices)

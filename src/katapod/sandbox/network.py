@@ -96,7 +96,7 @@ class PodNetwork:
     def enter(self, devices: Devices, nics: tuple[NicPlan, ...] | None = None) -> None:
         """Into the table of devices. Raises KatapodError if the VM has no room for them."""
         for nic in self.nics if nics is None else nics:
-            devices.enter_nic(nic.number, nic.interface.name, nic.interface.mac)
+            devices.enter_nic(nic)
 
     async def plug(self, devices: Devices, nics: tuple[NicPlan, ...] | None = None) -> None:
         """Give the VMM the taps and the guest its NICs; ours are closed then. Raises VmmRefused, VmmLinkBroken."""

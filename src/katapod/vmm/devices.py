@@ -47,8 +47,8 @@ DEFAULT_DISKS = DiskSettings()
 
 
 class Disk(Struct, frozen=True):
-    """The raw file `path`, or block device of the host; or with `base` a qcow2 layer at `path`, which ends with the VM,
-    over the raw file `base`, which is never written to."""
+    """The raw file `path`, or block device of the host; or with `base` a layer at `path`, which is made anew when the
+    disk is attached and ends with the VM, over the raw file `base`, which is never written to."""
 
     disk_id: str
     path: Path
@@ -60,12 +60,14 @@ class Disk(Struct, frozen=True):
 
 
 class Nic(Struct, frozen=True):
-    """`queues` and `vhost` are the descriptors of a tap's queues, and of /dev/vhost-net for each of them or for none.
-    They are the caller's, who may close them once the NIC is attached; to detach it nobody needs them."""
+    """`queues` and `vhost` are the descriptors of the queues of `tap`, and of /dev/vhost-net for each of them or for
+    none. They are the caller's, who may close them once the NIC is attached; to detach it nobody needs them."""
 
     number: int
     mac: str
     slot: int
+    tap: str = ""
+    mtu: int = 1500
     queues: Sequence[int] = ()
     vhost: Sequence[int] = ()
 

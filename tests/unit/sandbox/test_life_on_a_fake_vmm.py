@@ -266,18 +266,11 @@ def share_fails(stage: Stage) -> None:
     stage.share_fails = KatapodError("cannot run virtiofsd")
 
 
-def base_is_missing(stage: Stage) -> None:
-    async def remove() -> None:
-        (stage.root / "base.raw").unlink()
-
-    stage.vmm.before["attach share kataShared"] = remove
-
-
 FAILURES = {
     "the VMM does not start": (vmm_fails("start", VmmFailed("cannot start")), VmmFailed, "cannot start"),
     "virtiofsd does not start": (share_fails, KatapodError, "cannot run virtiofsd"),
     "the share is refused": (vmm_fails("attach share kataShared", VmmRefused("no share")), VmmRefused, "no share"),
-    "the layer cannot be made": (base_is_missing, KatapodError, "cannot make the disk"),
+    "the layer cannot be made": (vmm_fails("attach disk root-1", NoSpace("no room")), NoSpace, "no room"),
     "the disk is refused": (vmm_fails("attach disk root-1", VmmRefused("no disk")), VmmRefused, "no disk"),
     "the link breaks at the disk": (vmm_fails("attach disk root-1", VmmLinkBroken("gone")), VmmLinkBroken, "gone"),
     "the guest does not run": (vmm_fails("run", VmmRefused("no run")), VmmRefused, "no run"),

@@ -31,9 +31,12 @@ def test_each_device_has_its_hot_plug_plan() -> None:
             plan_disk("d", path, 2, read_only=False, host_device=True),
         ),
         (Disk("d", path, 2, base=base), plan_layered_disk("d", path, base, 2)),
-        (Nic(1, "02:00:00:00:00:02", 31, (7, 8)), plan_nic_device(1, "02:00:00:00:00:02", 31, queues=2, vhost=False)),
         (
-            Nic(1, "02:00:00:00:00:02", 31, (7,), (9,)),
+            Nic(1, "02:00:00:00:00:02", 31, queues=(7, 8)),
+            plan_nic_device(1, "02:00:00:00:00:02", 31, queues=2, vhost=False),
+        ),
+        (
+            Nic(1, "02:00:00:00:00:02", 31, queues=(7,), vhost=(9,)),
             plan_nic_device(1, "02:00:00:00:00:02", 31, queues=1, vhost=True),
         ),
         (Memory(3, 256, hugepages=True), plan_memory(3, 256, hugepages=True)),
@@ -43,7 +46,10 @@ def test_each_device_has_its_hot_plug_plan() -> None:
 
 
 def test_a_nic_is_detached_without_its_descriptors() -> None:
-    assert plan_device(Nic(1, "02:00:00:00:00:02", 31)).undo == plan_device(Nic(1, "02:00:00:00:00:02", 31, (7,))).undo
+    assert (
+        plan_device(Nic(1, "02:00:00:00:00:02", 31)).undo
+        == plan_device(Nic(1, "02:00:00:00:00:02", 31, queues=(7,))).undo
+    )
 
 
 def test_disks_and_nics_come_from_the_two_ends_of_a_bridge() -> None:
@@ -51,13 +57,15 @@ def test_disks_and_nics_come_from_the_two_ends_of_a_bridge() -> None:
     assert (can.share_slot, can.disk_slots[:2], can.disk_slots[-1]) == (1, (2, 3), 31)
     assert can.nic_slots == (31, 30, 29, 28, 27, 26, 25, 24)
     more = Qemu().capabilities(replace(SPEC, options=QemuOptions(bridges=2)))
-    assert more.disk_slots[-1] == 32 + 31
+    assert (more.disk_slots[21:23], more.disk_slots[-1]) == ((23, 32 + 1), 31)
 
 
 def test_the_table() -> None:
     table = DeviceTable().with_share(ShareEntry("t", 1, "/s"))
     table = (
-        table.with_disk(DiskEntry("a", 2, "/a")).with_disk(DiskEntry("b", 3, "/b")).with_nic(NicEntry(0, 31, "e", "m"))
+        table.with_disk(DiskEntry("a", 2, "/a"))
+        .with_disk(DiskEntry("b", 3, "/b"))
+        .with_nic(NicEntry(0, 31, "e", "t", "m", 1500))
     )
     assert table.slots == {1, 2, 3, 31}
     assert table.free_slot((1, 2, 3, 4)) == 4

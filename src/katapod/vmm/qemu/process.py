@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from katapod.host.layers import make_layer
 from katapod.host.logs import kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
 from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
-from katapod.vmm.devices import Device, Nic
+from katapod.vmm.devices import Device, Disk, Nic
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import Channel, DiskError, VmmLogs
 from katapod.vmm.qemu.command_line import FdSlot, QemuPlan, render_qemu
@@ -74,6 +75,9 @@ class QemuProcess:
 
     async def attach(self, device: Device) -> str:
         plan = plan_device(device)
+        if isinstance(device, Disk) and device.base is not None:
+            device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
+            make_layer(device.path, base=device.base)
         if isinstance(device, Nic):
             for name, fd in zip(fd_names(device.number, len(device.queues)), device.queues, strict=True):
                 await self.qmp.give_fd(name, fd)

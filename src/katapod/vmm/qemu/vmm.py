@@ -23,7 +23,7 @@ from katapod.vmm.spec import VmSpec
 
 __all__ = ["Qemu"]
 
-NICS_MAX = 8  # their slots are the first bridge's last, since disks come from the other end
+NICS_MAX = 8  # of a pod; their slots are the first bridge's last, and disks take them when all others are taken
 TO_THE_GUEST = ("-append", "-initrd", "-smp", "-m ", "-chardev", "-mon", "-pidfile")
 
 
@@ -58,8 +58,8 @@ class Qemu(Struct, frozen=True):
     def capabilities(self, spec: VmSpec) -> Capabilities:
         share, *others = BRIDGE_SLOTS
         return Capabilities(
-            disk_slots=(*others, *more_bridge_slots(options_of(spec).bridges)),
-            nic_slots=tuple(reversed(BRIDGE_SLOTS[-NICS_MAX:])),
+            disk_slots=(*others[:-NICS_MAX], *more_bridge_slots(options_of(spec).bridges), *others[-NICS_MAX:]),
+            nic_slots=tuple(reversed(others[-NICS_MAX:])),
             share_slot=share,
         )
 
