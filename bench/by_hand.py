@@ -17,7 +17,8 @@ from bench.measure import Outcome, execute
 from bench.raw_boot import RawBoot, pack_initrd
 from katapod.model.config import Config
 from katapod.plan.virtiofsd import parse_dialect, plan_virtiofsd, render_virtiofsd
-from katapod.plan.vmm import Accelerator, VmSpec, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import plan_qemu, render_qemu
+from katapod.vmm.spec import Accelerator, VmSpec
 
 __all__ = ["MEMORY_MIB", "SHARE", "by_hand_initrd", "initrd_with", "plan_machine", "run_by_hand"]
 
@@ -102,17 +103,16 @@ def plan_machine(kernel: Path, initrd: Path, accelerator: str) -> list[str]:
     vm = VmSpec(
         sandbox_id="by-hand",
         uuid="",
-        qemu="qemu-system-x86_64",
+        program="qemu-system-x86_64",
         kernel=kernel,
         initrd=initrd,
         accelerator=Accelerator(accelerator),
-        boot_mem_mib=MEMORY_MIB,
+        mem_mib=MEMORY_MIB,
         max_mem_mib=MEMORY_MIB,
-        memory_slots=0,
         vcpus=1,
         max_vcpus=1,
         vm_dir=Path(),
-        tb_size_mib=config.katapod.translation_cache if accelerator == "tcg" else 0,
+        translation_cache_mib=config.katapod.translation_cache if accelerator == "tcg" else 0,
     )
     plan = plan_qemu(vm)
     kept = tuple(option for option in plan.options if option.switch in MACHINE)

@@ -13,11 +13,11 @@ from faults import write_config
 
 from katapod.host.facts import HostFacts, collect_host_facts
 from katapod.model.config import Config, load_config
-from katapod.plan.proof import Verdict
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof import kept_verdict
 from katapod.sandbox.proof_file import ProofFile
+from katapod.vmm.proof import Verdict
+from katapod.vmm.spec import Accelerator
 from kit.kata import Kata
 from kit.kvm_stand_in import ARCH_CAPABILITIES, KvmStandIn, Rule, kvm_answers
 from kit.template_dirs import TemplateDir

@@ -12,8 +12,8 @@ import pytest
 
 from katapod.model.errors import KatapodError
 from katapod.osbuilder import BuiltImage, ImageNotProven, ImageRequest, build_guest_image, current_image, read_recipe
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
+from katapod.vmm.spec import Accelerator
 from kit.kata import Kata, wait_for
 
 QEMU = "/usr/bin/qemu-system-x86_64"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
 
 from katapod.host.cgroup import (
     host_cgroup_version,
@@ -190,7 +190,7 @@ async def test_a_machine_in_its_cgroups(pod: str, only: bool) -> None:
                     limit = int((limited.directory / limited.limit_file).read_text())
                     assert limit == (512 + plan.cgroup.beside_mib) << 20
                 elif host_cgroup_version() == 1:
-                    vcpus = await sandbox.vm.qmp.execute("query-cpus-fast")
+                    vcpus = await qemu_of(sandbox).qmp.execute("query-cpus-fast")
                     assert len(vcpus) == 2
                     for vcpu in vcpus:
                         lines = membership(f"{sandbox.vm.pid}/task/{vcpu['thread-id']}")

@@ -15,7 +15,6 @@ import pytest_asyncio
 from vm_helper import Owned, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
 from katapod.host.mounts import mounts_below
-from katapod.host.qmp import QmpError
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, MissingProgram, NotFound
 from katapod.model.record import State
@@ -25,6 +24,7 @@ from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.stdio import NullSink, carry
+from katapod.vmm.errors import VmmRefused
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
@@ -112,7 +112,7 @@ async def test_a_disk_comes_and_goes(container_created: Container, tmp_path: Pat
     sandbox = container_created.sandbox
     before = await disks(container_created)
     image = tmp_path / "disk"
-    with pytest.raises(QmpError):
+    with pytest.raises(VmmRefused):
         await sandbox.add_disk("d1", image, read_only=False)
     image.write_bytes(bytes(8 << 20))
     for _ in range(2):  # the slot and the names are free again
@@ -151,7 +151,7 @@ async def test_growth_beyond_the_maximum(container_created: Container) -> None:
     with pytest.raises(KatapodError, match="cannot add") as caught:
         await sandbox.grow(vcpus=99, mem_mib=0)
     assert "default_maxvcpus" in caught.value.hint
-    with pytest.raises(QmpError, match="cannot device_add"):
+    with pytest.raises(VmmRefused, match="cannot device_add"):
         await sandbox.grow(vcpus=0, mem_mib=8192)
     before = await memory_mib(container_created)
     threads = await threads_max(container_created)

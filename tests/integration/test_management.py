@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
 
 from katapod.host.mounts import bind
 from katapod.host.state import StateStore
@@ -85,7 +85,7 @@ async def test_a_volume_is_found_by_what_is_mounted(tmp_path: Path) -> None:
 async def test_a_guest_that_has_gone_leaves_the_hosts_part(caplog: pytest.LogCaptureFixture) -> None:
     async with managed() as sandbox:
         sandbox.vm.stopping = sandbox.share.stopping = True
-        sandbox.vm.child.process.kill()
+        qemu_of(sandbox).child.process.kill()
         await sandbox.vm.wait_end()
         status, text = await ask(sandbox, "GET", "/metrics")
         assert status == 200

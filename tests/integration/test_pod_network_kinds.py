@@ -28,12 +28,13 @@ from katapod.host.state import StateStore
 from katapod.model.network import Interworking
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.network import NetworkSettings
-from katapod.plan.template import TemplateLimits, plan_template
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ready_machine
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.template import TemplateLimits, plan_template
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
@@ -57,7 +58,7 @@ def wired() -> Iterator[Pod]:
 def clone_plan(store: StateStore, sandbox_id: str, templates: Path) -> SandboxPlan:
     plan = sandbox_plan(store.layout, sandbox_id)
     identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
-    template = plan_template(plan.vm, identities, templates, LIMITS, boot_mem_mib=256)
+    template = plan_template(DEFAULT_VMM, plan.vm, identities, templates, LIMITS, mem_mib=256)
     return replace(plan, template=template, machine_key=template.key)
 
 

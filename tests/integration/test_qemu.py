@@ -13,15 +13,18 @@ from pathlib import Path
 import pytest
 from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 
-from katapod.host import qemu
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.errors import MissingProgram
-from katapod.plan.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
-from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
+from katapod.vmm.protocol import Channel, VmmLogs
+from katapod.vmm.qemu import process
+from katapod.vmm.qemu.command_line import plan_qemu
+from katapod.vmm.qemu.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
+from katapod.vmm.qemu.process import QemuProcess, running_qemu
+from katapod.vmm.spec import VmSpec
 from kit.library import layout_below
+from kit.vm_values import changed_vm
 
 pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
 
@@ -32,12 +35,12 @@ def spec(tmp_path: Path) -> VmSpec:
 
 
 @pytest.fixture
-def logs(tmp_path: Path) -> QemuLogs:
-    return QemuLogs(tmp_path / "console.log", tmp_path / "vmm.log", limit_bytes=16384)
+def logs(tmp_path: Path) -> VmmLogs:
+    return VmmLogs(tmp_path / "console.log", tmp_path / "vmm.log", limit_bytes=16384)
 
 
 @pytest.fixture
-async def vm_started(spec: VmSpec, logs: QemuLogs) -> AsyncIterator[QemuProcess]:
+async def vm_started(spec: VmSpec, logs: VmmLogs) -> AsyncIterator[QemuProcess]:
     async with running_qemu(plan_qemu(spec), logs) as vm:
         yield vm
 
@@ -59,7 +62,7 @@ async def test_starts_stopped_confined_and_on_our_descriptors(vm_started: QemuPr
     assert vm_started.plan.pid_file.read_text().strip() == str(vm_started.pid)
 
 
-async def test_a_directory_whose_sockets_have_long_paths(tmp_path: Path, logs: QemuLogs) -> None:
+async def test_a_directory_whose_sockets_have_long_paths(tmp_path: Path, logs: VmmLogs) -> None:
     """As that of a build below a long cache directory: the address of a socket has room for 107 bytes."""
     before = resources()
     long = tmp_path / ("d" * 120) / "vm"
@@ -70,7 +73,7 @@ async def test_a_directory_whose_sockets_have_long_paths(tmp_path: Path, logs: Q
     assert resources() == before
 
 
-async def test_a_soft_stop_leaves_nothing(spec: VmSpec, logs: QemuLogs) -> None:
+async def test_a_soft_stop_leaves_nothing(spec: VmSpec, logs: VmmLogs) -> None:
     before = resources()
     async with running_qemu(plan_qemu(spec), logs) as vm:
         assert await vm.stop() is True
@@ -81,18 +84,18 @@ async def test_a_soft_stop_leaves_nothing(spec: VmSpec, logs: QemuLogs) -> None:
 
 
 async def test_the_agent_s_socket_is_handed_over_once(vm_started: QemuProcess) -> None:
-    sock = vm_started.take_socket(FdSlot.AGENT)
+    sock = vm_started.take_channel(Channel.AGENT)
     assert sock is not None
-    assert vm_started.take_socket(FdSlot.AGENT) is None
+    assert vm_started.take_channel(Channel.AGENT) is None
     sock.close()
 
 
-async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: QemuLogs) -> None:
+async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: VmmLogs) -> None:
     async with running_qemu(plan_qemu(spec), logs) as vm:
         os.kill(vm.pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await vm.stop() is False
-        assert time.monotonic() - started < qemu.SOFT_STOP_S + 10
+        assert time.monotonic() - started < process.SOFT_STOP_S + 10
     assert is_gone(vm.pid)
 
 
@@ -102,41 +105,41 @@ async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
     async with asyncio.timeout(5):
         assert await vm_started.wait_end() == "killed by SIGKILL"
         assert "QEMU ended unexpectedly: killed by SIGKILL" in str(vm_started.explain_end())
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await waiting
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await vm_started.qmp.execute("query-status")
 
 
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"qemu": "/bin/false"}, "cannot start QEMU: exit status 1"),
+        ({"program": "/bin/false"}, "cannot start QEMU: exit status 1"),
         ({"cpu_features": "nonsense=1"}, "nonsense"),
         ({"kernel": Path("/none/kernel")}, "/none/kernel"),
-        ({"boot_mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
+        ({"mem_mib": 1 << 40}, "cannot start QEMU: exit status 1"),
         ({"machine_accelerators": "warp=on"}, "warp"),
     ],
 )
-async def test_a_qemu_that_does_not_start(spec: VmSpec, logs: QemuLogs, change: dict[str, object], cause: str) -> None:
+async def test_a_qemu_that_does_not_start(spec: VmSpec, logs: VmmLogs, change: dict[str, object], cause: str) -> None:
     before = resources()
-    with pytest.raises(QemuFailed, match=cause) as caught:
-        async with running_qemu(plan_qemu(replace(spec, **change)), logs):  # type: ignore[arg-type]
+    with pytest.raises(VmmFailed, match=cause) as caught:
+        async with running_qemu(plan_qemu(changed_vm(spec, change)), logs):
             pytest.fail("it started")
     assert "-append" in str(caught.value.context["command"])
     await asyncio.sleep(0)
     assert resources() == before
 
 
-async def test_no_qemu(spec: VmSpec, logs: QemuLogs) -> None:
+async def test_no_qemu(spec: VmSpec, logs: VmmLogs) -> None:
     with pytest.raises(MissingProgram, match="cannot run /none/qemu") as caught:
-        async with running_qemu(plan_qemu(replace(spec, qemu="/none/qemu")), logs):
+        async with running_qemu(plan_qemu(replace(spec, program="/none/qemu")), logs):
             pytest.fail("it started")
     assert "qemu-system-x86" in caught.value.hint
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.02, 0.05, 0.1, 0.2])
-async def test_a_cancelled_start_leaves_nothing(spec: VmSpec, logs: QemuLogs, delay_s: float) -> None:
+async def test_a_cancelled_start_leaves_nothing(spec: VmSpec, logs: VmmLogs, delay_s: float) -> None:
     async def start() -> None:
         async with running_qemu(plan_qemu(spec), logs):
             await asyncio.sleep(60)
@@ -163,12 +166,12 @@ def _command_line(pid: str) -> bytes:
         return b""
 
 
-async def test_what_qemu_says_is_kept_within_its_limit(spec: VmSpec, logs: QemuLogs, tmp_path: Path) -> None:
+async def test_what_qemu_says_is_kept_within_its_limit(spec: VmSpec, logs: VmmLogs, tmp_path: Path) -> None:
     flood = tmp_path / "qemu"
     flood.write_text("#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x >&2\necho the end >&2\nexit 3\n")
     flood.chmod(0o755)
-    with pytest.raises(QemuFailed, match="cannot start QEMU: exit status 3"):
-        async with running_qemu(plan_qemu(replace(spec, qemu=str(flood))), logs):
+    with pytest.raises(VmmFailed, match="cannot start QEMU: exit status 3"):
+        async with running_qemu(plan_qemu(replace(spec, program=str(flood))), logs):
             pytest.fail("it started")
     assert sum(path.stat().st_size for path in tmp_path.glob("vmm.log*")) <= logs.limit_bytes
     assert read_tail(logs.vmm, max_lines=1).endswith("the end")
@@ -178,7 +181,7 @@ async def test_memory_that_does_not_fit_is_taken_back(vm_started: QemuProcess) -
     """The backend comes first: without its removal no second attempt could use the slot's name."""
     qmp = vm_started.qmp
     for _ in range(2):
-        with pytest.raises(QmpError, match="cannot device_add"):
+        with pytest.raises(VmmRefused, match="cannot device_add"):
             await qmp.plug(plan_memory(0, 4096))
     await qmp.plug(plan_memory(0, 256))
     (dimm,) = await qmp.execute("query-memory-devices")
@@ -187,11 +190,11 @@ async def test_memory_that_does_not_fit_is_taken_back(vm_started: QemuProcess) -
 
 async def test_a_disk_that_cannot_be_plugged_is_taken_back(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp, disk = vm_started.qmp, tmp_path / "disk, with = odd name"
-    with pytest.raises(QmpError, match="cannot blockdev-add"):
+    with pytest.raises(VmmRefused, match="cannot blockdev-add"):
         await qmp.plug(plan_disk("d1", disk, 3, read_only=False))
     disk.write_bytes(bytes(1 << 20))
     await qmp.plug(plan_disk("d1", disk, 3, read_only=True))
-    with pytest.raises(QmpError, match="cannot device_add"):
+    with pytest.raises(VmmRefused, match="cannot device_add"):
         await qmp.plug(plan_disk("d2", disk, 3, read_only=True))  # the slot is in use
     nodes = [node["node-name"] for node in await qmp.execute("query-named-block-nodes")]
     assert sorted(nodes) == ["drive-d1", "file-d1"]
@@ -208,7 +211,7 @@ async def test_vcpus(vm_started: QemuProcess) -> None:
 async def test_a_share_that_nobody_serves(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp = vm_started.qmp
     before = {chardev["label"] for chardev in await qmp.execute("query-chardev")}
-    with pytest.raises(QmpError, match="cannot chardev-add"):
+    with pytest.raises(VmmRefused, match="cannot chardev-add"):
         await qmp.plug(plan_shared_directory("kataShared", tmp_path / "none.sock", 1))
     assert {chardev["label"] for chardev in await qmp.execute("query-chardev")} == before
 
@@ -218,11 +221,12 @@ import asyncio, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from vm_helper import vm_spec
-from katapod.host.qemu import QemuLogs, running_qemu
-from katapod.plan.vmm import plan_qemu
+from katapod.vmm.protocol import VmmLogs
+from katapod.vmm.qemu.process import running_qemu
+from katapod.vmm.qemu.command_line import plan_qemu
 
 async def own(directory):
-    async with running_qemu(plan_qemu(vm_spec(directory / "vm")), QemuLogs(directory / "c", directory / "v")) as vm:
+    async with running_qemu(plan_qemu(vm_spec(directory / "vm")), VmmLogs(directory / "c", directory / "v")) as vm:
         print(vm.pid, flush=True)
         await asyncio.sleep(60)
 
@@ -240,7 +244,7 @@ def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
     assert asyncio.run(settled(lambda: is_gone(child)))
 
 
-async def test_a_process_is_known_by_its_directory(tmp_path: Path, logs: QemuLogs) -> None:
+async def test_a_process_is_known_by_its_directory(tmp_path: Path, logs: VmmLogs) -> None:
     """Below other roots another sandbox may have the same id: it is none of ours to end."""
     ours, theirs = layout_below(tmp_path / "a"), layout_below(tmp_path / "b")
     spec = vm_spec(ours.sandbox("same").vm, "same")

@@ -26,8 +26,6 @@ from netns_helper import Pod as Wired
 from netns_helper import inside, links, pod, qdiscs
 from vm_helper import needs_guest_image, needs_vm, resources, settled
 
-from katapod.host.qemu import QemuProcess
-from katapod.host.qmp import QmpClient
 from katapod.host.state import StateStore
 from katapod.model.config import check_paths, load_config
 from katapod.model.errors import KatapodError, MissingProgram
@@ -41,6 +39,9 @@ from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
 from katapod.sandbox.recovery import find_leftovers
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.qemu import vmm as qemu
+from katapod.vmm.qemu.process import QemuProcess
+from katapod.vmm.qemu.qmp import QmpClient
 from kit.accel import ACCEL
 from kit.library import layout_below
 
@@ -288,10 +289,10 @@ STEPS: dict[str, tuple[Any, str]] = {
     "channel": (machine, "claim_channel"),
     "network": (machine, "attach_network"),
     "virtiofsd": (machine, "running_virtiofsd"),
-    "QEMU": (machine, "running_qemu"),
+    "QEMU": (qemu, "running_qemu"),
     "device state": (QemuProcess, "load_state"),
     "devices": (QmpClient, "plug"),
-    "first instruction": (QemuProcess, "resume"),
+    "first instruction": (QemuProcess, "run"),
     "agent": (machine, "connect_agent"),
     "wake": (machine, "_wake"),
     "clock": (machine, "_set_clock"),

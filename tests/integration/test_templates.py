@@ -28,15 +28,17 @@ from vm_helper import (
 
 from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
-from katapod.host.qemu import QemuLogs, running_qemu
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
-from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
-from katapod.plan.vmm import FdSlot, plan_qemu
 from katapod.sandbox.lifecycle import Sandbox, open_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.protocol import VmmLogs
+from katapod.vmm.qemu.command_line import FdSlot, plan_qemu
+from katapod.vmm.qemu.process import running_qemu
+from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
@@ -61,9 +63,9 @@ def small_root(root: Path) -> Iterator[Path]:
 def plan_for(store: StateStore, name: str, root: Path, *, agent_timeout_s: float = 60.0) -> SandboxPlan:
     """A sandbox of twice the template's size."""
     plan = sandbox_plan(store.layout, name, agent_timeout_s=agent_timeout_s)
-    vm = replace(plan.vm, boot_mem_mib=512, vcpus=2)
+    vm = replace(plan.vm, mem_mib=512, vcpus=2)
     identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
-    return replace(plan, vm=vm, template=plan_template(vm, identities, root, LIMITS, boot_mem_mib=256))
+    return replace(plan, vm=vm, template=plan_template(DEFAULT_VMM, vm, identities, root, LIMITS, mem_mib=256))
 
 
 def template_plan(store: StateStore, root: Path) -> TemplatePlan:
@@ -94,8 +96,8 @@ async def template_built(store: StateStore, pristine_root: Path) -> Path:
 async def test_a_large_guest_survives_the_zeroing_of_its_memory(store: StateStore, root: Path) -> None:
     """With huge pages, from 512 MiB on, the kernel keeps much more back: 16 MiB to spare were too few."""
     wanted = plan_for(store, "any", root).vm
-    vm = replace(wanted, boot_mem_mib=640, max_mem_mib=max(640, wanted.max_mem_mib))
-    await build_template(plan_template(vm, [], root, LIMITS, boot_mem_mib=640))
+    vm = replace(wanted, mem_mib=640, max_mem_mib=max(640, wanted.max_mem_mib))
+    await build_template(plan_template(DEFAULT_VMM, vm, [], root, LIMITS, mem_mib=640))
     (info,) = list_templates(root)
     assert info.memory_mib == 640
     assert info.size_bytes < 200 << 20  # the rest is as it was, or zero
@@ -248,14 +250,14 @@ async def save_unstarted(plan: TemplatePlan) -> None:
     scratch = plan.root / f".{plan.key}.test"
     vm_dir = scratch / "vm"
     vm_dir.mkdir(parents=True)
-    memory = new_memory(plan.vm.boot_mem_mib)
+    memory = new_memory(plan.vm.mem_mib)
     target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT)
     try:
         qemu = plan_qemu(replace(plan.vm, vm_dir=vm_dir))
-        logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
+        logs = VmmLogs(vm_dir / "console.log", vm_dir / "vmm.log")
         async with running_qemu(qemu, logs, given={FdSlot.MEMORY: memory}) as vm:
             await vm.save_state(scratch / "state")
-            data_bytes = save_memory(memory, target, plan.vm.boot_mem_mib)
+            data_bytes = save_memory(memory, target, plan.vm.mem_mib)
     finally:
         os.close(memory)
         os.close(target)
@@ -263,7 +265,7 @@ async def save_unstarted(plan: TemplatePlan) -> None:
         "format": FORMAT,
         "key": plan.key,
         "created_at": time.time(),
-        "memory_bytes": plan.vm.boot_mem_mib << 20,
+        "memory_bytes": plan.vm.mem_mib << 20,
         "data_bytes": data_bytes,
         "state_sha256": hashlib.sha256((scratch / "state").read_bytes()).hexdigest(),
         "description": "never run",

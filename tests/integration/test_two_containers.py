@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vm_helper import qemu_of
 
 from katapod.host.facts import collect_host_facts, virtiofsd_dialect
 from katapod.host.removal import NotRemoved
@@ -193,7 +194,7 @@ async def test_a_guest_that_overwrites_its_disk_harms_itself_only(kata: Kata) ->
         layer = sandbox.paths.layers / "first" / "root.qcow2"
         small = layer.stat().st_size
         command = f'qemu-io {disk} "write -P 0x5a 0 4M"'
-        said = await sandbox.vm.qmp.execute("human-monitor-command", {"command-line": command})
+        said = await qemu_of(sandbox).qmp.execute("human-monitor-command", {"command-line": command})
         assert "rror" not in said
         assert layer.stat().st_size >= 4 << 20 > small
         assert _head(base) == before
@@ -211,5 +212,5 @@ def _head(path: Path) -> bytes:
 
 async def _disks(sandbox: Sandbox) -> set[str]:
     """The names of what QEMU has as root disks."""
-    nodes = await sandbox.vm.qmp.execute("query-named-block-nodes", {"flat": True})
+    nodes = await qemu_of(sandbox).qmp.execute("query-named-block-nodes", {"flat": True})
     return {node["node-name"] for node in nodes if node["node-name"].startswith("drive-root-")}

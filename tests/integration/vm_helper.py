@@ -17,9 +17,12 @@ from katapod.model.config import find_virtiofsd
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
-from katapod.plan.vmm import VmSpec
+from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.qemu.command_line import QemuOptions
+from katapod.vmm.qemu.process import QemuProcess
+from katapod.vmm.spec import VmSpec
 from kit.accel import ACCELERATOR, REMEDY
 
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
@@ -39,17 +42,17 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
     return VmSpec(
         sandbox_id=sandbox_id,
         uuid=str(uuid.uuid4()),
-        qemu=qemu,
+        program=qemu,
         kernel=KERNEL,
         initrd=initrd,
         accelerator=ACCELERATOR,
         remedy=REMEDY,
-        boot_mem_mib=256,
+        mem_mib=256,
         max_mem_mib=1024,
-        memory_slots=2,
         vcpus=1,
         max_vcpus=2,
         vm_dir=vm_dir,
+        options=QemuOptions(memory_slots=2),
     )
 
 
@@ -72,6 +75,12 @@ def sandbox_plan(
         shm_size_bytes=1 << 20,
         agent_timeout_s=agent_timeout_s,
     )
+
+
+def qemu_of(sandbox: Sandbox) -> QemuProcess:
+    """For what only QEMU can be asked."""
+    assert isinstance(sandbox.vm, QemuProcess)
+    return sandbox.vm
 
 
 def busybox_rootfs(root: Path, *commands: str) -> Path:

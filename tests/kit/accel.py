@@ -9,9 +9,9 @@ import os
 from katapod.host.facts import collect_host_facts
 from katapod.model.config import load_config
 from katapod.model.layout import Layout
-from katapod.plan.proof import Verdict
-from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy
 from katapod.sandbox.proof import kept_verdict
+from katapod.vmm.proof import Verdict
+from katapod.vmm.spec import NO_REMEDY, Accelerator, CpuRemedy
 
 __all__ = ["ACCEL", "ACCELERATOR", "REMEDY"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from katapod.host.process_metrics import CallTimes
-from katapod.host.qmp import QmpLinkBroken
 from katapod.host.state import StateStore
+from katapod.model.inspection import Missing
 from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
@@ -38,9 +38,9 @@ class RecordedGuest:
         raise RpcError(StatusCode.UNIMPLEMENTED, "there is no guest")
 
 
-class _NoQemu:
-    async def execute(self, command: str, arguments: Any = None, *, limit_s: float = 1.0) -> Any:
-        raise QmpLinkBroken(f"cannot {command}: there is no QEMU")
+class _NoVmm:
+    async def facts(self, limit_s: float) -> Any:
+        return None, [Missing("hypervisor", "there is no VMM")]
 
 
 class VmlessSandbox(Managed):
@@ -67,8 +67,8 @@ class VmlessSandbox(Managed):
         return self._vmm_pid
 
     @property
-    def qmp(self) -> Any:
-        return _NoQemu()
+    def vm(self) -> Any:
+        return _NoVmm()
 
     @property
     def agent(self) -> RecordedGuest:

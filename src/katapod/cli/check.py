@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from katapod.model.config import Config
     from katapod.plan.check import Report
     from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
-    from katapod.plan.proof import Verdict
+    from katapod.vmm.proof import Verdict
 
 __all__ = ["check"]
 
@@ -123,7 +123,6 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
     from dataclasses import replace
 
     from katapod.plan.check_facts import AcceleratorFacts, Trial
-    from katapod.plan.vmm import Accelerator
     from katapod.sandbox.planning import proof_for
     from katapod.sandbox.proof import (
         KVM_LIMIT_S,
@@ -133,6 +132,7 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
         prove_machine,
         wanted_accelerator,
     )
+    from katapod.vmm.spec import Accelerator
 
     facts = AcceleratorFacts(wanted_accelerator(config))
     proof_file = settings.layout.proof_file

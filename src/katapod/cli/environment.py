@@ -19,9 +19,10 @@ __all__ = ["env"]
 def env(settings: Globals, as_json: bool, file: str) -> None:
     """Print versions, paths and settings: of this program, QEMU, the guest and the host."""
     from katapod.host.environment import collect_environment, render_toml
+    from katapod.sandbox.planning import usual_kernel_params
 
     parsed = settings.parse_config()
-    tree = collect_environment(parsed)
+    tree = collect_environment(parsed, usual_kernel_params(parsed.config))
     if as_json:
         import json
 

@@ -21,8 +21,8 @@ from katapod.model.errors import UsageError
 
 if TYPE_CHECKING:
     from katapod.model.config import Config
-    from katapod.plan.template import TemplatePlan
     from katapod.sandbox.template_store import TemplateInfo
+    from katapod.vmm.template import TemplatePlan
 
 __all__ = ["factory"]
 
@@ -130,9 +130,9 @@ def status(settings: Globals, as_json: bool) -> None:
 def _default_plans(settings: Globals, config: "Config") -> "list[TemplatePlan]":
     """Of both accelerators, as far as is known without a boot: to find out which one `auto` is may take one."""
     from katapod.host.facts import collect_host_facts
-    from katapod.plan.vmm import NO_REMEDY, Accelerator
     from katapod.sandbox.planning import default_template
     from katapod.sandbox.proof import kept_verdict
+    from katapod.vmm.spec import NO_REMEDY, Accelerator
 
     facts = collect_host_facts()
     kept = kept_verdict(config, facts, settings.layout.proof_file)

@@ -85,8 +85,8 @@ async def _build(request: "ImageRequest", qemu: str) -> None:
     """Build what is asked for, remove what nothing needs any more, and print both."""
     from katapod.cli.progress import step_progress
     from katapod.osbuilder import build_guest_image, prune_images
-    from katapod.plan.vmm import Accelerator
     from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
+    from katapod.vmm.spec import Accelerator
 
     async def prove(kernel: Path, initrd: Path) -> None:
         # in the build's own directory, which the next build removes if we are killed

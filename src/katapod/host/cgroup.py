@@ -55,7 +55,7 @@ def host_cgroup_version() -> int:
 def prepare_cgroup(
     sandbox_id: str, cgroups_path: str, *, sandbox_cgroup_only: bool, mem_mib: int, beside_mib: int
 ) -> CgroupPlan | None:
-    """Plan a sandbox's groups for this host: mem_mib is VmSize.boot_mem_mib, beside_mib its host_overhead_mib.
+    """Plan a sandbox's groups for this host: mem_mib is VmSize.mem_mib, beside_mib its host_overhead_mib.
 
     Its `directories` belong into the sandbox's record before they are made. None where there are no cgroups.
     Raises SpecError for a `cgroups_path` (linux.cgroupsPath) that makes no sense.

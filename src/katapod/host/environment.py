@@ -7,13 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from katapod import __version__
 from katapod.about import OCI_VERSION, commit, version_parts
 from katapod.host.pairs import first_cpu, kib_of, read_pairs
-from katapod.model.config import BUILT_IN, Config, ParsedConfig, config_kernel_params, find_virtiofsd
+from katapod.model.config import BUILT_IN, ParsedConfig, find_virtiofsd
 
 __all__ = ["FORMAT_VERSION", "collect_environment", "render_toml"]
 
@@ -26,8 +25,10 @@ CPU_FLAGS = {"GenuineIntel": ("vmx", "lm", "sse4_1"), "AuthenticAMD": ("svm", "l
 Tree = dict[str, Any]
 
 
-def collect_environment(parsed: ParsedConfig) -> Tree:
-    """Tables in the order of the walkthrough; keys of newer formats stand behind those that it shows."""
+def collect_environment(parsed: ParsedConfig, kernel_params: str) -> Tree:
+    """Tables in the order of the walkthrough; keys of newer formats stand behind those that it shows.
+
+    `kernel_params` is the guest kernel's command line."""
     config = parsed.config
     qemu, runtime = config.qemu, config.runtime
     return {
@@ -69,39 +70,13 @@ def collect_environment(parsed: ParsedConfig) -> Tree:
             },
         },
         "Image": {"Path": qemu.image},
-        "Kernel": {"Path": os.path.realpath(qemu.kernel), "Parameters": _kernel_params(config)},
+        "Kernel": {"Path": os.path.realpath(qemu.kernel), "Parameters": kernel_params},
         "Initrd": {"Path": os.path.realpath(qemu.initrd)},
         "Agent": {"Debug": config.agent.enable_debug, "Trace": False, "TraceMode": "", "TraceType": ""},
         "Host": _host(),
         # the program that watched a pod's network in Kata 1.x: the sandbox's owner does it now
         "Netmon": {"Path": "", "Debug": False, "Enable": False, "Version": _own_version()},
     }
-
-
-def _kernel_params(config: Config) -> str:
-    """The command line of a guest whose vCPUs are at most the host's."""
-    from katapod.plan.vmm import Accelerator, VmSpec, plan_kernel_params
-
-    cpus = len(os.sched_getaffinity(0))
-    qemu = config.qemu
-    vm = VmSpec(
-        sandbox_id="",
-        uuid="",
-        qemu=qemu.path,
-        kernel=Path(qemu.kernel),
-        initrd=Path(qemu.initrd),
-        accelerator=Accelerator.TCG,
-        boot_mem_mib=qemu.default_memory,
-        max_mem_mib=qemu.default_memory,
-        memory_slots=qemu.memory_slots,
-        vcpus=1,
-        max_vcpus=min(qemu.default_maxvcpus or cpus, cpus),
-        vm_dir=Path("/none"),
-        kernel_params=config_kernel_params(config),
-        debug=qemu.enable_debug,
-        debug_console=config.agent.debug_console_enabled,
-    )
-    return " ".join(plan_kernel_params(vm))
 
 
 def _own_version() -> Tree:

@@ -5,6 +5,7 @@ from enum import Enum
 import msgspec
 
 from katapod.model.attachment import AttachmentRecord
+from katapod.model.devices import DeviceTable
 from katapod.model.network import NetworkRecord
 
 __all__ = ["ContainerRecord", "SandboxRecord", "State"]
@@ -59,6 +60,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
+    devices: DeviceTable = DeviceTable()  # of the VM, and where it has them; empty in records of former versions
     error: str = ""  # why it ended, or what of the host failed it
     log_error: str = ""  # why the container's log is not complete
     cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal

@@ -109,11 +109,11 @@ class ContainerLimits(Struct, frozen=True, kw_only=True):
 
 
 class VmSize(Struct, frozen=True, kw_only=True):
-    boot_mem_mib: int
+    mem_mib: int
     """Memory size for the containers that are known. A guest that boots has it as its boot memory; a clone has it once
     its DIMMs are plugged, which is before its first container."""
     max_mem_mib: int
-    """Maximum memory; at least boot_mem_mib."""
+    """Maximum memory; at least mem_mib."""
     vcpus: int
     max_vcpus: int
     guest_overhead_mib: int
@@ -127,7 +127,7 @@ class VmSize(Struct, frozen=True, kw_only=True):
     def sandbox_cgroup_mib(self) -> int:
         """Memory limit of the host cgroup that holds QEMU and its helpers: it can never be hit by a guest
         that uses all of its memory."""
-        return self.boot_mem_mib + self.host_overhead_mib
+        return self.mem_mib + self.host_overhead_mib
 
     @property
     def pod_overhead_mib(self) -> int:
@@ -136,7 +136,7 @@ class VmSize(Struct, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         return (
-            f"{self.vcpus} of at most {self.max_vcpus} vCPUs, {self.boot_mem_mib} of at most "
+            f"{self.vcpus} of at most {self.max_vcpus} vCPUs, {self.mem_mib} of at most "
             f"{self.max_mem_mib} MiB, of which {self.guest_overhead_mib} for the guest; "
             f"{self.host_overhead_mib} MiB beside on the host"
         )
@@ -155,7 +155,7 @@ def size_sandbox(
     Raises UsageError if the host has not even the memory that any guest needs.
     """
     bound_mib = min(settings.default_maxmemory_mib or host.memory_mib, host.memory_mib)
-    boot_mem_mib, guest_overhead_mib = _memory(settings, containers)
+    mem_mib, guest_overhead_mib = _memory(settings, containers)
     if bound_mib < MIN_BOOT_MIB:
         raise UsageError(
             f"cannot give the sandbox {MIN_BOOT_MIB} MiB of memory: {_bound(bound_mib, host)}",
@@ -163,20 +163,20 @@ def size_sandbox(
         )
     clamped: list[str] = []
     max_mem_mib = max(bound_mib // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB, MIN_BOOT_MIB)
-    if boot_mem_mib > max_mem_mib:
+    if mem_mib > max_mem_mib:
         if any(container.memory_bytes is not None for container in containers):
             clamped.append(
-                f"its memory limits ask for a VM of {boot_mem_mib} MiB and {_bound(bound_mib, host)}: it gets "
+                f"its memory limits ask for a VM of {mem_mib} MiB and {_bound(bound_mib, host)}: it gets "
                 f"{max_mem_mib} MiB, and the limits stay"
             )
-        boot_mem_mib = max_mem_mib
+        mem_mib = max_mem_mib
     max_vcpus = _max_vcpus(settings, host)
     for container in containers:
         if container.cpus is not None and container.cpus > max_vcpus:
             clamped.append(f"its CPU limit of {container.cpus:g} is more than the {max_vcpus} vCPUs that it can have")
     vcpus = _vcpus(settings, max_vcpus, tuple(_capped(container, max_vcpus) for container in containers))
     return VmSize(
-        boot_mem_mib=boot_mem_mib,
+        mem_mib=mem_mib,
         max_mem_mib=max_mem_mib,
         vcpus=vcpus,
         max_vcpus=max_vcpus,
@@ -216,10 +216,10 @@ def size_pod(
     known = tuple(_capped(container, max_vcpus) for container in containers)
     size = size_sandbox(settings, host, known, translation_cache_mib=translation_cache_mib)
     if not known:
-        return msgspec.structs.replace(size, boot_mem_mib=MIN_BOOT_MIB, vcpus=1)
+        return msgspec.structs.replace(size, mem_mib=MIN_BOOT_MIB, vcpus=1)
     vcpus = max(size.vcpus, min(cpus_asked, max_vcpus))
     if static:
-        return msgspec.structs.replace(size, max_mem_mib=size.boot_mem_mib, vcpus=vcpus, max_vcpus=vcpus)
+        return msgspec.structs.replace(size, max_mem_mib=size.mem_mib, vcpus=vcpus, max_vcpus=vcpus)
     return msgspec.structs.replace(size, vcpus=vcpus)
 
 

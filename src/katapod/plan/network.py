@@ -1,4 +1,4 @@
-"""What is made in a pod's network namespace, what is plugged into the guest and what the guest is told, as values.
+"""What is made in a pod's network namespace, as values.
 
 Source: tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 """
@@ -16,22 +16,18 @@ from katapod.model.network import (
     NicRecord,
 )
 from katapod.plan.frames import bytecode, plan_held_frames
-from katapod.plan.hotplug import BRIDGE_SLOTS, HotplugPlan, QmpStep, on_bridge, pci_path
 
 __all__ = [
     "DEFAULT_NETWORK",
     "NetworkSettings",
     "NicPlan",
     "TcPlan",
-    "fd_names",
     "plan_hold",
     "plan_nic",
-    "plan_nic_device",
     "plan_redirect",
     "plan_undo",
     "render_address",
     "tap_name",
-    "vhost_fd_names",
 ]
 
 VIRTIO_QUEUES_MAX = 16  # more than a pod's NIC gains from
@@ -69,14 +65,9 @@ class NicPlan:
     model: Interworking
     direct: bool  # the interface is a tap itself, and is used as it is
     queues: int
-    slot: int  # on the bridge
     vhost: bool
     tc: TcPlan
     hold: tuple[str, ...] = ()  # lines for `tc -batch`: they can be repeated, and go with the tap
-
-    @property
-    def guest_path(self) -> str:
-        return pci_path(self.slot)
 
     @property
     def record(self) -> NicRecord:
@@ -90,18 +81,12 @@ class NicPlan:
             shaped=any(step.endswith(" root") for step in self.tc.undo),
         )
 
-    @property
-    def device(self) -> HotplugPlan:
-        return plan_nic_device(
-            self.number, self.interface.mac, self.slot, queues=self.queues, vhost=self.vhost, mtu=self.interface.mtu
-        )
-
     def describe(self) -> str:
         lines = [
             f"interface {self.interface.name} ({self.interface.kind.value}) by {self.tap}, model {self.model.value}",
             *(f"  tc {step}" for step in (*self.tc.steps, *self.hold)),
         ]
-        return "\n".join([*lines, *(f"  {line}" for line in self.device.describe().splitlines())])
+        return "\n".join(lines)
 
 
 def render_address(address: Address) -> str:
@@ -164,7 +149,7 @@ def _plan_rate(device: str, rate: int) -> TcPlan:
     )
 
 
-def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vcpus: int, slot: int) -> NicPlan:
+def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vcpus: int) -> NicPlan:
     """Raises NetworkError where the model does not go with the kind of interface."""
     if interface.kind is InterfaceKind.IPVLAN and settings.model is Interworking.MACVTAP:
         # its parent knows it by its addresses, which a macvtap would take away, and its MAC address is the parent's
@@ -192,7 +177,6 @@ def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vc
         model,
         direct,
         max(1, min(queues, VIRTIO_QUEUES_MAX)),
-        slot,
         settings.vhost,
         tc,
         plan_hold(interface, name, model) if settings.held else (),
@@ -219,45 +203,3 @@ def plan_undo(record: NicRecord) -> tuple[str, ...]:
         return ()
     shaped = (f"qdisc del dev {record.interface} root",) if record.shaped else ()
     return (*plan_redirect(record.interface, record.tap).undo, *shaped)
-
-
-def fd_names(number: int, queues: int) -> list[str]:
-    """What QEMU calls the descriptors of the tap's queues, with getfd."""
-    return [f"tap{number}-{queue}" for queue in range(queues)]
-
-
-def vhost_fd_names(number: int, queues: int) -> list[str]:
-    return [f"vhost{number}-{queue}" for queue in range(queues)]
-
-
-def plan_nic_device(number: int, mac: str, slot: int, *, queues: int, vhost: bool, mtu: int) -> HotplugPlan:
-    """A NIC whose tap queues QEMU was handed under the names of fd_names()."""
-    if slot not in BRIDGE_SLOTS:
-        raise ValueError(f"slot {slot} does not exist on the bridge")
-    netdev, device = f"network-{number}", f"virtio-net-{number}"
-    backend: dict[str, object] = {"type": "tap", "id": netdev, "fds": ":".join(fd_names(number, queues))}
-    if vhost:
-        backend |= {"vhost": True, "vhostfds": ":".join(vhost_fd_names(number, queues))}
-    several = {"mq": True, "vectors": 2 * queues + 2} if queues > 1 else {}
-    return HotplugPlan(
-        what=f"network interface {mac}",
-        steps=(
-            QmpStep("netdev_add", backend),
-            QmpStep(
-                "device_add",
-                {
-                    "driver": "virtio-net-pci",
-                    "id": device,
-                    "netdev": netdev,
-                    "mac": mac,
-                    "disable-legacy": "on",  # no I/O ports, which the guest would have to find room for
-                    "romfile": "",  # nobody boots from it
-                    **several,
-                    **on_bridge(slot),
-                },
-            ),
-        ),
-        undo=(QmpStep("device_del", {"id": device}), QmpStep("netdev_del", {"id": netdev})),
-        device_id=device,
-        guest_path=pci_path(slot),
-    )

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from katapod.host.facts import claim_vsock_cid
 from katapod.host.process_metrics import CallTimes
-from katapod.host.qemu import QemuProcess
 from katapod.host.vsock import connect_vsock
-from katapod.plan.vmm import FdSlot, VmSpec
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.sandbox.errors import AgentFailed
+from katapod.vmm.protocol import Channel, Handed, VirtualMachine
+from katapod.vmm.spec import VmSpec
 
 __all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
 
@@ -24,24 +24,24 @@ AGENT_CALLS = "kata_shim_agent_rpc_durations_histogram_milliseconds"
 
 
 def claim_channel(
-    spec: VmSpec, given: dict[FdSlot, int], stack: contextlib.ExitStack | contextlib.AsyncExitStack
+    spec: VmSpec, given: dict[Handed, int], stack: contextlib.ExitStack | contextlib.AsyncExitStack
 ) -> VmSpec:
     """The VM with a vsock CID of its own, if it has a vsock; its device joins `given` and is closed by `stack`."""
     if spec.vsock_cid is None:
         return spec
     cid, fd = claim_vsock_cid()
     stack.callback(os.close, fd)
-    given[FdSlot.VSOCK] = fd
+    given[Handed.VSOCK] = fd
     return replace(spec, vsock_cid=cid)
 
 
-async def connect_agent(vm: QemuProcess, spec: VmSpec, peer: str) -> AgentClient:
+async def connect_agent(vm: VirtualMachine, spec: VmSpec, peer: str) -> AgentClient:
     """Return a client of the agent, who may not serve yet. The caller closes its connection.
 
-    With a serial port nothing is polled: QEMU keeps our first request until the guest opens the port. A vsock
+    With a channel of the VMM's nothing is polled: it keeps our first request until the guest opens its end. A vsock
     refuses until the agent listens, so this waits for that. `peer` names the agent in errors.
     """
-    sock = vm.take_socket(FdSlot.AGENT)
+    sock = vm.take_channel(Channel.AGENT)
     if sock is None:
         assert spec.vsock_cid is not None
         sock = await _dial_vsock(spec.vsock_cid)

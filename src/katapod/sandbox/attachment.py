@@ -105,7 +105,7 @@ def _warn_once(exc: HostLacks) -> None:
 @contextlib.asynccontextmanager
 async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["asyncio.Task[AttachmentRecord]"]:
     """Attach beside what the block does; the task gives the record with its result, or raises. The namespace is
-    there when the block begins, so that QEMU can be started in it meanwhile.
+    there when the block begins, so that the VMM can be started in it meanwhile.
 
     Nothing is undone here: the sandbox's record names it, and it goes with that (release_attachment).
     """

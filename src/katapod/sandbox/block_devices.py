@@ -18,7 +18,7 @@ SYS_BLOCK = Path("/sys/dev/block")
 
 async def open_block_devices(sandbox: Sandbox, container_id: str, spec: oci.Spec) -> tuple[agent_pb2.Device, ...]:
     """Plug the container's block devices; returns what the agent has to know of them. What fails half-way is undone by
-    close_block_devices. Raises SpecError, NotFound, QmpError, KatapodError."""
+    close_block_devices. Raises SpecError, NotFound, VmmRefused, KatapodError."""
     wanted = _block_devices(spec)
     if len(wanted) > BLOCK_DEVICES_MAX:
         raise SpecError(
@@ -36,7 +36,7 @@ async def open_block_devices(sandbox: Sandbox, container_id: str, spec: oci.Spec
 
 
 async def close_block_devices(sandbox: Sandbox, container_id: str, spec: oci.Spec) -> None:
-    """Take out those that are plugged. Raises QmpError."""
+    """Take out those that are plugged. Raises VmmRefused."""
     for device in _block_devices(spec):
         disk_id = _disk_id(container_id, device)
         if sandbox.disk_path(disk_id):

@@ -7,15 +7,15 @@ import socket
 from typing import TYPE_CHECKING
 
 from katapod.host.vsock import connect_vsock
-from katapod.plan.vmm import FdSlot
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.console import CONSOLE_SERVICE_VPORT, VM_ID
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.vmm.protocol import Channel
 
 if TYPE_CHECKING:
-    from katapod.host.qemu import QemuProcess
+    from katapod.vmm.protocol import VirtualMachine
 
 __all__ = ["ConsoleLink"]
 
@@ -30,7 +30,7 @@ SIGHUP = 1
 class ConsoleLink:
     """`sessions` counts who has a shell there."""
 
-    def __init__(self, sandbox_id: str, vm: "QemuProcess", vsock_cid: int | None, *, enabled: bool) -> None:
+    def __init__(self, sandbox_id: str, vm: "VirtualMachine", vsock_cid: int | None, *, enabled: bool) -> None:
         self.enabled = enabled
         self.sessions = 0
         self._sandbox_id = sandbox_id
@@ -52,7 +52,7 @@ class ConsoleLink:
         return self._connection
 
     async def _open(self) -> socket.socket:
-        sock = self._vm.take_socket(FdSlot.DEBUG_CONSOLE)
+        sock = self._vm.take_channel(Channel.DEBUG_CONSOLE)
         if sock is not None:
             return sock
         if self._vsock_cid is None:

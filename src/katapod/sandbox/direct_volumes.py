@@ -51,7 +51,7 @@ class DirectVolumes:
         """Plug those that the container mounts; what fails half-way is undone by close().
 
         Returns the guest's paths by mount destination, and what the agent has to mount before.
-        Raises SpecError, NotFound, InvalidState (another sandbox has it), QmpError, KatapodError.
+        Raises SpecError, NotFound, InvalidState (another sandbox has it), VmmRefused, KatapodError.
         """
         sources: dict[str, str] = {}
         storages: dict[str, agent_pb2.Storage] = {}
@@ -95,7 +95,7 @@ class DirectVolumes:
 
     async def grow(self, sandbox: "Sandbox", path: str, size: int) -> None:
         """Have the guest see that the device has grown, to `size` bytes at least. What is no direct volume is left
-        alone. Raises KatapodError if it has not, QmpError."""
+        alone. Raises KatapodError if it has not, VmmRefused."""
         async with self._lock:
             found = [each for name, each in self._volumes.items() if path in (name, each.info.device)]
             for volume in found:
@@ -105,11 +105,10 @@ class DirectVolumes:
                         f"cannot resize the direct volume {path} to {size} bytes: {volume.info.device} has {actual}",
                         hint="make the device larger first",
                     )
-                arguments = {"node-name": f"drive-{volume.disk_id}", "size": actual}
-                await sandbox.guard(sandbox.vm.qmp.execute("block_resize", arguments))
+                await sandbox.guard(sandbox.vm.resize_disk(volume.disk_id, actual))
 
     async def close(self, sandbox: "Sandbox", container_id: str) -> None:
-        """The container has gone: take out the disks that nobody uses any more. Raises QmpError."""
+        """The container has gone: take out the disks that nobody uses any more. Raises VmmRefused."""
         async with self._lock:
             for path, volume in list(self._volumes.items()):
                 volume.users.discard(container_id)

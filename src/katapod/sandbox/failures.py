@@ -5,15 +5,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from katapod.host.qemu import QemuFailed
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
-from katapod.plan.proof import BootFailure, Finding, judge_failure
-from katapod.plan.vmm import Accelerator, VmSpec
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
+from katapod.vmm.errors import VmmFailed
+from katapod.vmm.judge import BootFailure, Finding
+from katapod.vmm.spec import Accelerator, VmSpec
 
 __all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
 
@@ -73,9 +73,9 @@ def watch_kvm(plan: SandboxPlan, layout: Layout, death: "asyncio.Future[KatapodE
 
 def _doubt(plan: SandboxPlan, layout: Layout, exc: KatapodError) -> bool:
     """Whether a verdict was dropped."""
-    if not plan.proof_key or not isinstance(exc, QemuFailed | AgentFailed):
+    if not plan.proof_key or not isinstance(exc, VmmFailed | AgentFailed):
         return False
-    status = exc.returncode if isinstance(exc, QemuFailed) else None
-    if judge_failure(BootFailure(said=str(exc), status=status)) is Finding.PASSING:
+    status = exc.returncode if isinstance(exc, VmmFailed) else None
+    if plan.vmm.judge.finding(BootFailure(said=str(exc), status=status)) is Finding.PASSING:
         return False
     return ProofFile(layout.proof_file, plan.record.boot_id).drop(plan.proof_key)

@@ -1,35 +1,22 @@
 """Memory that was plugged: the guest's word on it."""
 
 import asyncio
-from typing import Any
 
-from katapod.host.qemu import QemuProcess
-from katapod.host.qmp import QmpError
-from katapod.plan.hotplug import dimm_id
+from katapod.vmm.errors import VmmRefused
 
-__all__ = ["expect_grown", "until_grown"]
+__all__ = ["until_grown"]
 
 GROW_LIMIT_S = 20.0
 
 
-def expect_grown(vm: QemuProcess, last: int) -> "asyncio.Future[Any]":
-    """The guest's word on the last DIMM, or that it refuses one before."""
-
-    def is_it(data: Any) -> bool:
-        info = data["info"]
-        return bool(info["slot-type"] == "DIMM" and (info["status"] != 0 or info.get("device") == dimm_id(last)))
-
-    return vm.qmp.expect("ACPI_DEVICE_OST", is_it)
-
-
-async def until_grown(grown: "asyncio.Future[Any]", more_mib: int) -> None:
-    """Raises QmpError if the guest does not take the memory."""
+async def until_grown(grown: "asyncio.Future[str]", more_mib: int) -> None:
+    """`grown` is of VirtualMachine.expect_memory. Raises VmmRefused if the guest does not take the memory."""
     if more_mib <= 0:
         return
     try:
         async with asyncio.timeout(GROW_LIMIT_S):
-            status = (await grown)["info"]["status"]
+            refusal = await grown
     except TimeoutError as exc:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
-    if status != 0:
-        raise QmpError(f"cannot plug {more_mib} MiB: the guest refused with ACPI status {status:#x}")
+        raise VmmRefused(f"cannot plug {more_mib} MiB: the guest did not answer within {GROW_LIMIT_S:g} s") from exc
+    if refusal:
+        raise VmmRefused(f"cannot plug {more_mib} MiB: the guest refused with {refusal}")

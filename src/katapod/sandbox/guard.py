@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 
 __all__ = ["CAUSE_LIMIT_S", "guarded"]
 
@@ -27,15 +27,15 @@ async def guarded(
         if not task.done():
             raise death.result()
         return task.result()
-    except (QmpError, QmpLinkBroken) as exc:
-        # what QEMU says of a virtiofsd that has died, or a closed monitor, is a consequence: the cause is on its way
+    except (VmmRefused, VmmLinkBroken) as exc:
+        # what the VMM says of a virtiofsd that has died, or a broken link, is a consequence: the cause is on its way
         await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
         if death.done():
             raise death.result() from exc
         raise
     except RpcError as exc:
         if exc.code is StatusCode.UNAVAILABLE:
-            # the channel breaks a moment before the kernel tells us that QEMU has ended
+            # the channel breaks a moment before the kernel tells us that the VMM has ended
             await asyncio.wait({death}, timeout=CAUSE_LIMIT_S)
             if death.done():
                 raise death.result() from exc

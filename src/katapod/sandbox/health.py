@@ -9,7 +9,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from katapod.host.thread_times import thread_times
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed
@@ -18,7 +17,7 @@ from katapod.sandbox.guard import CAUSE_LIMIT_S
 if TYPE_CHECKING:
     from katapod.sandbox.lifecycle import Sandbox
 
-__all__ = ["busy_s", "declare_dead", "watch_health"]
+__all__ = ["declare_dead", "watch_health"]
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +32,16 @@ async def watch_health(sandbox: "Sandbox") -> None:
     gone = sandbox.agent.connection.closed
     while not sandbox.death.done():
         await asyncio.wait({gone}, timeout=HEALTH_PERIOD_S)
-        if gone.done():  # on a vsock that is how the agent's own death looks; QEMU's is known a moment later
+        if gone.done():  # on a vsock that is how the agent's own death looks; the VMM's is known a moment later
             await asyncio.wait({sandbox.death}, timeout=CAUSE_LIMIT_S)
             declare_dead(sandbox, AgentFailed(f"the agent of sandbox {sandbox.sandbox_id} has gone: {gone.result()}"))
             return
-        asked_at, busy = time.monotonic(), busy_s(sandbox.vm.pid)
+        asked_at, busy = time.monotonic(), sandbox.vm.busy_s()
         try:
             await sandbox.agent.check(timeout_s=HEALTH_LIMIT_S)
         except RpcError as exc:
             if exc.code is StatusCode.DEADLINE_EXCEEDED:
-                await _judge_silence(sandbox, asked_at, busy_s(sandbox.vm.pid) - busy)
+                await _judge_silence(sandbox, asked_at, sandbox.vm.busy_s() - busy)
             else:
                 log.debug("the agent of %s is alive, but says: %s", sandbox.sandbox_id, exc)
 
@@ -58,16 +57,6 @@ async def _judge_silence(sandbox: "Sandbox", asked_at: float, busy: float) -> No
     else:
         limit = f"its agent did not answer for {HEALTH_LIMIT_S:g} s"
         declare_dead(sandbox, AgentFailed(f"sandbox {sandbox_id} hangs: {limit}, and its guest had time to"))
-
-
-def busy_s(pid: int) -> float:
-    """Seconds that the virtual CPU with the most time to spare has run or waited for a CPU; 0 for a VMM that has ended.
-
-    QEMU calls their threads "CPU 0/KVM", "CPU 0/TCG" and so on (debug-threads); without such names all threads count.
-    """
-    threads = thread_times(pid)
-    vcpus = [each.run_ns + each.waited_ns for each in threads if each.name.startswith("CPU ")]
-    return min(vcpus, default=sum(each.run_ns + each.waited_ns for each in threads)) / 1e9
 
 
 def declare_dead(sandbox: "Sandbox", cause: KatapodError) -> None:

@@ -1,6 +1,6 @@
 """All that can be found out of a sandbox from another process, without disturbing it: for inspect and kata-monitor.
 
-Records, /proc and the network namespace are read here; QEMU and the guest are asked through the owner's management
+Records, /proc and the network namespace are read here; the VMM and the guest are asked through the owner's management
 socket. Whatever does not answer, or ends meanwhile, is named in the facts with the reason.
 """
 
@@ -77,19 +77,19 @@ async def collect_facts(store: StateStore, sandbox_id: str) -> SandboxFacts:
 
 async def _add_live(facts: SandboxFacts, store: StateStore, record: SandboxRecord, paths: SandboxPaths) -> SandboxFacts:
     processes = await asyncio.to_thread(sandbox_processes, record.owner_pid, record.vmm_pid)
-    qemu = next((process for process in processes if process.role == "qemu"), None)
-    (live, no_live), (network, no_network) = await asyncio.gather(_live(paths), _network(record, qemu))
+    vmm = next((process for process in processes if process.role == "qemu"), None)
+    (live, no_live), (network, no_network) = await asyncio.gather(_live(paths), _network(record, vmm))
     share, no_share = await asyncio.to_thread(_share, store, record, paths, processes)
     missing = [*no_live, *live.missing, *no_network, *no_share]
     state = facts.state
-    if qemu is None and record.state is State.CREATING:
+    if vmm is None and record.state is State.CREATING:
         missing.append(Missing("command_line", "QEMU does not run yet: the sandbox is being started"))
-    elif qemu is None:
+    elif vmm is None:
         state = State.STOPPED.value
         missing.append(Missing("command_line", "QEMU has ended; its owner still holds what is left of the sandbox"))
-    elif qemu.state == "T":
-        missing.append(Missing("hypervisor", f"QEMU, process {qemu.pid}, is stopped by a signal (SIGSTOP)"))
-    words = qemu.command if qemu is not None else ()
+    elif vmm.state == "T":
+        missing.append(Missing("hypervisor", f"QEMU, process {vmm.pid}, is stopped by a signal (SIGSTOP)"))
+    words = vmm.command if vmm is not None else ()
     parameters = word_after(words, "-append")
     if not parameters and live.guest is not None:
         parameters = live.guest.kernel_parameters
@@ -114,8 +114,8 @@ def _recheck(facts: SandboxFacts, store: StateStore, record: SandboxRecord) -> S
         now = store.read(record.sandbox_id)
     except (NotFound, KatapodError):
         now = None
-    qemu = next((process.pid for process in facts.processes if process.role == "qemu"), 0)
-    lives = not qemu or is_alive(qemu)
+    vmm = next((process.pid for process in facts.processes if process.role == "qemu"), 0)
+    lives = not vmm or is_alive(vmm)
     if lives and now is not None and now.state is not State.STOPPED and now.owner_pid == record.owner_pid:
         return facts
     ended = Missing("all that lives", "it ended while it was looked at: what was found before is shown")
@@ -170,7 +170,7 @@ async def _live(paths: SandboxPaths) -> tuple[LiveFacts, list[Missing]]:
     return LiveFacts(), [Missing("hypervisor", why), Missing("guest", why)]
 
 
-async def _network(record: SandboxRecord, qemu: Process | None) -> tuple[NetworkFacts | None, list[Missing]]:
+async def _network(record: SandboxRecord, vmm: Process | None) -> tuple[NetworkFacts | None, list[Missing]]:
     if record.network is None:
         return None, []
     netns = Path(record.network.netns)
@@ -178,9 +178,9 @@ async def _network(record: SandboxRecord, qemu: Process | None) -> tuple[Network
         if os.stat(netns).st_ino != record.network.inode:
             raise FileNotFoundError
     except OSError:
-        if qemu is None:
+        if vmm is None:
             return None, [Missing("network", f"there is no network namespace {netns} any more")]
-        netns = Path(f"/proc/{qemu.pid}/ns/net")  # its name is gone, or not ours to see
+        netns = Path(f"/proc/{vmm.pid}/ns/net")  # its name is gone, or not ours to see
     outside = [
         ("in the network namespace of the owner", Path(f"/proc/{record.owner_pid}/ns/net")),
         ("on the host", Path("/proc/1/ns/net")),
@@ -280,7 +280,7 @@ def _with_origins(live: LiveFacts, facts: SandboxFacts, words: tuple[str, ...]) 
 
 
 def _origin_of(device: Device, cold: set[str]) -> str:
-    """QEMU keeps no list of which devices it was started with. One without a name of its own is the machine's, or
+    """The VMM keeps no list of which devices it was started with. One without a name of its own is the machine's, or
     stands on the command line without an id."""
     if not device.device_id:
         return "machine or command line"

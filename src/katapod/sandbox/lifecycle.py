@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,6 @@ import msgspec
 from katapod.host.hints import hint_for
 from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
-from katapod.host.qmp import QmpError
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
@@ -30,16 +29,6 @@ from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.layout import SANDBOX_MOUNTS, Layout, SandboxPaths
 from katapod.model.mount_options import Access
 from katapod.model.record import State
-from katapod.plan.hotplug import (
-    BRIDGE_SLOTS,
-    HotplugPlan,
-    blocks_of,
-    dimm_sizes,
-    more_bridge_slots,
-    plan_disk,
-    plan_layered_disk,
-    plan_vcpus,
-)
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.clock import ClockKeeper
@@ -48,11 +37,14 @@ from katapod.sandbox.direct_volumes import DirectVolumes
 from katapod.sandbox.failures import doubting_kvm, watch_kvm
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.health import declare_dead, watch_health
-from katapod.sandbox.machine import Machine, answer_of, plan_dimm, running_machine
+from katapod.sandbox.machine import Machine, answer_of, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
+from katapod.vmm.devices import blocks_of
+from katapod.vmm.errors import VmmRefused
+from katapod.vmm.protocol import DiskError
 
 if TYPE_CHECKING:
     from katapod.sandbox.pool import ReadyMachine
@@ -83,20 +75,15 @@ class Sandbox:
         self.share = machine.share
         self.agent = machine.agent
         self.death = machine.death
-        self.guest_mem_mib = machine.mem_mib
+        self._mem_at_start_mib = machine.spec.mem_mib
         self.guest_vcpus = machine.spec.vcpus
-        self._free_slots = [*BRIDGE_SLOTS[1:], *more_bridge_slots(plan.vm.bridges)]  # slot 1 is the share's
-        self._disks: dict[str, tuple[int, HotplugPlan]] = {}
+        self.devices = machine.devices
+        self.devices.note = lambda table: self.save(devices=table)
         self._told_disks: set[str] = set()  # whose errors were told of
-        machine.vm.qmp.subscribe("BLOCK_IO_ERROR", self.take_disk_error)
-        if machine.root_disk is not None and plan.root_disk is not None:
-            self._disks[plan.root_disk.disk_id] = (self._free_slots.pop(0), machine.root_disk)
+        machine.vm.on_disk_error(self.take_disk_error)
         self.network = machine.network
-        for nic in self.network.nics if self.network is not None else ():
-            self._free_slots.remove(nic.slot)
         self.direct_volumes = DirectVolumes()
         self.volumes = SharedVolumes(self.paths.mounts)
-        self._dimms = machine.dimms
         self.vsock_cid = machine.spec.vsock_cid  # None: the agent has a serial port
         self.console = ConsoleLink(
             self.sandbox_id, machine.vm, machine.spec.vsock_cid, enabled=machine.spec.debug_console
@@ -111,6 +98,10 @@ class Sandbox:
     @property
     def sandbox_id(self) -> str:
         return self.record.sandbox_id
+
+    @property
+    def guest_mem_mib(self) -> int:
+        return self._mem_at_start_mib + self.devices.table.plugged_mib
 
     @property
     def closing(self) -> bool:
@@ -145,51 +136,34 @@ class Sandbox:
 
         Returns its guest PCI path.
 
-        Raises QmpError, KatapodError if the bridge is full.
+        Raises VmmRefused, KatapodError if the VM has no room for it.
         """
-        if not self._free_slots:
-            raise KatapodError(
-                f"cannot plug disk {disk_id}: all {len(BRIDGE_SLOTS)} slots of each bridge are taken",
-                hint="raise default_bridges in configuration.toml, at most to 5",
-            )
-        slot = self._free_slots.pop(0)
-        try:
-            if base is None:
-                plan = plan_disk(
-                    disk_id, Path(path), slot, read_only=read_only, host_device=host_device, settings=self.plan.disks
-                )
-            else:
-                plan = plan_layered_disk(disk_id, Path(path), Path(base), slot, settings=self.plan.disks)
-            await self.guard(self.vm.qmp.plug(plan))
-        except QmpError:
-            self._free_slots.insert(0, slot)
-            raise
-        self._disks[disk_id] = (slot, plan)
-        return plan.guest_path
+        below = Path(base) if base is not None else None
+        return await self.guard(
+            self.devices.add_disk(disk_id, Path(path), base=below, read_only=read_only, host_device=host_device)
+        )
 
     def disk_path(self, disk_id: str) -> str:
         """The guest PCI path of a disk that is plugged; empty if there is none of that id."""
-        return self._disks[disk_id][1].guest_path if disk_id in self._disks else ""
+        disk = self.devices.table.disk(disk_id)
+        return disk.guest_path if disk is not None else ""
 
-    def take_disk_error(self, event: Mapping[str, Any]) -> None:
-        """QEMU could not read or write a disk's file on the host (BLOCK_IO_ERROR).
-
-        If it has stopped the VM for it, the sandbox is dead: what it wrote could not be kept, and its programs would
-        never hear of it. Otherwise the guest was told, and the record says so.
-        """
-        disk_id = str(event.get("node-name", "")).removeprefix("drive-")
-        plan = self._disks[disk_id][1] if disk_id in self._disks else None
-        path = plan.host_path if plan is not None else f"disk {disk_id[:64]!r}"
-        verb = "write" if event.get("operation") == "write" else "read"
-        full = event.get("nospace") is True
-        cause = f"cannot {verb} {path}: {os.strerror(errno.ENOSPC if full else errno.EIO)}"
-        if event.get("action") == "stop":
-            kind = NoSpace if full else KatapodError
+    def take_disk_error(self, error: DiskError) -> None:
+        """If the VMM has stopped the guest for it, the sandbox is dead: what it wrote could not be kept, and its
+        programs would never hear of it. Otherwise the guest was told, and the record says so."""
+        disk = self.devices.table.disk(error.disk_id)
+        path = disk.path if disk is not None else f"disk {error.disk_id[:64]!r}"
+        verb = "write" if error.writing else "read"
+        cause = f"cannot {verb} {path}: {os.strerror(errno.ENOSPC if error.full else errno.EIO)}"
+        if error.stopped:
+            kind = NoSpace if error.full else KatapodError
             declare_dead(
                 self,
                 kind(
                     f"sandbox {self.sandbox_id} was ended: the host {cause}",
-                    hint="free some space on that file system" if full else "look for the cause in the host's dmesg",
+                    hint="free some space on that file system"
+                    if error.full
+                    else "look for the cause in the host's dmesg",
                 ),
             )
         elif path not in self._told_disks:
@@ -199,13 +173,11 @@ class Sandbox:
                 self.save(error=f"the host {cause}")
 
     async def remove_disk(self, disk_id: str) -> None:
-        """Take a disk out, once the guest has let go of it. Raises QmpError; NotFound if it is not plugged."""
-        if disk_id not in self._disks:
+        """Take a disk out, once the guest has let go of it. Raises VmmRefused; NotFound if it is not plugged."""
+        disk = self.devices.table.disk(disk_id)
+        if disk is None:
             raise NotFound(f"cannot unplug disk {disk_id}: it is not plugged")
-        slot, plan = self._disks[disk_id]
-        await self.guard(self.vm.qmp.unplug(plan))
-        del self._disks[disk_id]
-        self._free_slots.insert(0, slot)
+        await self.guard(self.devices.remove_disk(disk))
 
     async def rescan_network(self) -> bool:
         """Give the guest the interfaces that came to the pod since, take away those that went, and tell it of
@@ -220,21 +192,18 @@ class Sandbox:
             routes = network.routes
             gone, new, changed = await network.compare()
             for nic in gone:
-                await self.guard(self.vm.qmp.unplug(nic.device))
+                await self.guard(self.devices.remove_nic(nic.number))
                 await network.detach(nic)
-                self._free_slots.append(nic.slot)
             told = [await network.take_change(interface) for interface in changed]
             if new:
                 await guard_loopback(new)
             for interface in new:
                 nic = await network.attach(interface)
                 try:
-                    await self.guard(network.plug(self.vm.qmp, (nic,)))
+                    await self.guard(network.add(self.devices, nic))
                 except BaseException:
                     await network.detach(nic)
                     raise
-                if nic.slot in self._free_slots:
-                    self._free_slots.remove(nic.slot)
                 told.append(nic)
             moved = network.routes != routes
             if told or moved:
@@ -244,39 +213,41 @@ class Sandbox:
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; what it has more stays.
 
-        Memory comes in blocks of MEMORY_BLOCK_MIB. Raises QmpError, AgentFailed, KatapodError.
+        Memory comes in blocks of MEMORY_BLOCK_MIB. Raises VmmRefused, AgentFailed, KatapodError.
         """
         more_cpus = vcpus - self.guest_vcpus
         more_mib = blocks_of(mem_mib - self.guest_mem_mib)
         if self._cgroup is not None and more_mib > 0:
             self._cgroup.allow(self.guest_mem_mib + more_mib)
         if more_cpus > 0:
-            free = await self.guard(self.vm.qmp.execute("query-hotpluggable-cpus"))
-            try:
-                plan = plan_vcpus(free, more_cpus)
-            except ValueError as exc:
-                raise KatapodError(str(exc), hint="raise default_maxvcpus in configuration.toml") from exc
-            await self.guard(self.vm.qmp.plug(plan))
+            if not self.plan.vmm.capabilities(self.plan.vm).vcpu_hotplug:
+                raise KatapodError(f"cannot add {more_cpus} vCPUs: this VMM adds none while its guest runs")
+            await self.guard(self.vm.add_vcpus(more_cpus))
             self.guest_vcpus = vcpus
             await self.place_vcpus()
         if more_mib > 0:
-            for size_mib in dimm_sizes(self.guest_mem_mib, more_mib):
-                await self.guard(self.vm.qmp.plug(plan_dimm(self.plan, self._dimms, size_mib)))
-                self._dimms += 1
-                self.guest_mem_mib += size_mib
+            await self._plug_memory(more_mib)
         if more_cpus > 0 or more_mib > 0:
             request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=max(0, more_cpus), cpu_only=more_mib <= 0)
             await self.guard(self.agent.call("OnlineCPUMem", request))
             self.save(vcpus=self.guest_vcpus, mem_mib=self.guest_mem_mib)
 
+    async def _plug_memory(self, more_mib: int) -> None:
+        dimms = self.devices.enter_memory(self.guest_mem_mib, more_mib)
+        self.save(devices=self.devices.table)
+        try:
+            await self.guard(self.devices.attach_memory(dimms))
+        except VmmRefused:
+            self.save(devices=self.devices.table)
+            raise
+
     async def place_vcpus(self) -> None:
-        """Put the vCPUs' threads into their cgroup, where they have one. Raises QmpError, KatapodError."""
+        """Put the vCPUs' threads into their cgroup, where they have one. Raises VmmRefused, KatapodError."""
         if self._cgroup is not None and self._cgroup.wants_vcpus:
-            vcpus = await self.guard(self.vm.qmp.execute("query-cpus-fast"))
-            self._cgroup.place_vcpus(vcpu["thread-id"] for vcpu in vcpus)
+            self._cgroup.place_vcpus(await self.guard(self.vm.vcpu_threads()))
 
     async def wait_grown(self) -> None:
-        """Until the guest uses the memory that it was given as it began to run. Raises QmpError, KatapodError."""
+        """Until the guest uses the memory that it was given as it began to run. Raises VmmRefused, KatapodError."""
         if self._growing is not None:
             with span("wait for plugged memory"):
                 await self.guard(answer_of(self._growing))
@@ -362,11 +333,12 @@ async def open_sandbox(
             vmm_pid=machine.vm.pid,
             vcpus=machine.spec.vcpus,
             mem_mib=machine.mem_mib,
+            devices=machine.devices.table,
             template=machine.template,
         )
         with span("plug vCPUs and memory"):
             await sandbox.place_vcpus()
-            await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.boot_mem_mib)
+            await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.mem_mib)
     except BaseException:
         await stack.unwind(plan.record.sandbox_id)
         raise

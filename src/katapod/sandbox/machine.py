@@ -1,4 +1,4 @@
-"""The machine of a sandbox: virtiofsd, QEMU and an agent that answers, by a clone of a template or a cold boot.
+"""The machine of a sandbox: virtiofsd, a VMM and an agent that answers, by a clone of a template or a cold boot.
 
 Both are one path: a VM that has not run yet, devices plugged into it, its first instruction, the agent's first
 answer. They differ in where memory and device state come from.
@@ -17,32 +17,20 @@ from typing import Any
 
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
-from katapod.host.layers import make_layer
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.host.tasks import finish, together
 from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
+from katapod.model.devices import DimmEntry
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
-from katapod.plan.hotplug import (
-    BRIDGE_SLOTS,
-    HotplugPlan,
-    blocks_of,
-    dimm_sizes,
-    plan_layered_disk,
-    plan_memory,
-    plan_shared_directory,
-)
-from katapod.plan.template import clone_of
-from katapod.plan.vmm import FdSlot, VmSpec, plan_qemu
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.devices import Devices
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
-from katapod.sandbox.growth import expect_grown, until_grown
+from katapod.sandbox.growth import until_grown
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.patience import patient_timeout
@@ -51,6 +39,11 @@ from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.vmm.devices import blocks_of
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
+from katapod.vmm.protocol import Handed, VirtualMachine, VmmLogs
+from katapod.vmm.spec import VmSpec
+from katapod.vmm.template import clone_of
 
 __all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
 
@@ -58,8 +51,9 @@ log = logging.getLogger(__name__)
 
 SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kernel's pool holds
 CLOCK_TRIES, CLOCK_GOOD_S = 2, 0.05
-QEMU_END_S = 1.0  # between QEMU's goodbye to virtiofsd, which ends at once then, and its own end
-KILLED = (-9, -15)  # ends of QEMU that somebody wished for
+VMM_END_S = 1.0  # between the VMM's goodbye to virtiofsd, which ends at once then, and its own end
+VMM_SEEN_S = 0.3  # until the end of a VMM is seen that has made virtiofsd fail
+KILLED = (-9, -15)  # ends of a VMM that somebody wished for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +61,13 @@ class Machine:
     """A running guest. `death` is set when one of its processes ends unasked; `spec` is what it was started with."""
 
     spec: VmSpec
-    vm: QemuProcess
+    vm: VirtualMachine
     share: VirtiofsdProcess
     agent: AgentClient
     death: "asyncio.Future[KatapodError]"
     created: "asyncio.Task[Any]"  # CreateSandbox, under way
     mem_mib: int  # of the guest, with what was plugged
-    dimms: int  # that were plugged
-    root_disk: HotplugPlan | None  # in the second slot of the bridge, if plugged
+    devices: Devices
     template: str  # the key of what it was cloned from; empty after a cold boot
     network: PodNetwork | None = None
     growing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
@@ -83,7 +76,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class _Processes:
-    vm: QemuProcess
+    vm: VirtualMachine
     share: VirtiofsdProcess
     death: "asyncio.Future[KatapodError]"
 
@@ -93,8 +86,8 @@ class _CloneFailed(Exception):
 
 
 async def running_machine(plan: SandboxPlan, paths: SandboxPaths, stack: ReleaseStack, note: StartRecord) -> Machine:
-    """Start the machine; its releases go to `stack`. `note` writes the record: of QEMU before the guest
-    runs, of a network before it is made.
+    """Start the machine; its releases go to `stack`. `note` writes the record: of the VMM and
+    its devices before the guest has them, of a network before it is made.
 
     Where a template is wanted but cannot be had or does not work, the guest boots, with one warning. On failure
     nothing is left on the stack. Raises KatapodError.
@@ -142,12 +135,13 @@ async def _start(
 
 
 async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: StartRecord) -> Machine:
-    given: dict[FdSlot, int] = {}
+    given: dict[Handed, int] = {}
     spec = claim_channel(plan.vm, given, own)
-    networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
+    networks = await own.enter_async_context(ReleaseStack())  # released once the VMM has ended
     processes, network = await together(_launch(plan, paths, own, spec, given), _attach_network(plan, note, networks))
-    note(vmm_pid=processes.vm.pid)
-    await _plug_and_run(plan, paths, processes, network, dimms=())
+    devices = _enter_devices(plan, paths, processes, network, spec.mem_mib, 0)
+    note(vmm_pid=processes.vm.pid, devices=devices.table)
+    await _plug_and_run(plan, processes, network, devices)
     with span("boot until the agent answers"):
         agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=False)
     return Machine(
@@ -157,9 +151,8 @@ async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note:
         agent,
         processes.death,
         created,
-        mem_mib=spec.boot_mem_mib,
-        dimms=0,
-        root_disk=_root_disk_plan(plan),
+        mem_mib=spec.mem_mib,
+        devices=devices,
         template="",
         network=network,
     )
@@ -170,27 +163,27 @@ async def _clone(
 ) -> Machine:
     assert plan.template is not None
     memory = new_memory(template.memory_mib)
-    own.callback(os.close, memory)  # QEMU and virtiofsd have it as long as they need it
-    given = {FdSlot.MEMORY: memory, FdSlot.STATE: template.state_fd}
+    own.callback(os.close, memory)  # VMM and virtiofsd have it as long as they need it
+    given = {Handed.MEMORY: memory, Handed.STATE: template.state_fd}
     spec = claim_channel(clone_of(plan.template, plan.vm), given, own)
-    networks = await own.enter_async_context(ReleaseStack())  # released once QEMU has ended
+    networks = await own.enter_async_context(ReleaseStack())  # released once the VMM has ended
     try:
         (processes, _), network = await together(
             together(_launch(plan, paths, own, spec, given), _copy(template.memory_fd, memory)),
             _attach_network(plan, note, networks),
         )
-        note(vmm_pid=processes.vm.pid)
+        more_mib = blocks_of(plan.vm.mem_mib - spec.mem_mib)
+        devices = _enter_devices(plan, paths, processes, network, spec.mem_mib, more_mib)
+        note(vmm_pid=processes.vm.pid, devices=devices.table)
         with span("load device state"):
             await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
-        more_mib = blocks_of(plan.vm.boot_mem_mib - spec.boot_mem_mib)
-        dimms = dimm_sizes(spec.boot_mem_mib, more_mib)
-        grown = await _plug_and_run(plan, paths, processes, network, dimms=dimms)
+        grown = await _plug_and_run(plan, processes, network, devices)
         with span("wake the clone"):
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
             await guarded(until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
-    except (QmpError, QmpLinkBroken, QemuFailed, AgentFailed) as exc:
-        if isinstance(exc, QemuFailed) and exc.returncode in KILLED:
+    except (VmmRefused, VmmLinkBroken, VmmFailed, AgentFailed) as exc:
+        if isinstance(exc, VmmFailed) and exc.returncode in KILLED:
             raise  # no fault of the template
         raise _CloneFailed from exc
     return Machine(
@@ -200,9 +193,8 @@ async def _clone(
         agent,
         processes.death,
         created,
-        mem_mib=spec.boot_mem_mib + more_mib,
-        dimms=len(dimms),
-        root_disk=_root_disk_plan(plan),
+        mem_mib=spec.mem_mib + more_mib,
+        devices=devices,
         template=template.key,
         network=network,
     )
@@ -226,10 +218,10 @@ async def _copy(source: int, target: int) -> None:
 
 
 async def _launch(
-    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, spec: VmSpec, given: Mapping[FdSlot, int]
+    plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, spec: VmSpec, given: Mapping[Handed, int]
 ) -> _Processes:
-    """Start virtiofsd and QEMU side by side, and watch them. Raises QemuFailed, VirtiofsdFailed, MissingProgram."""
-    # apart from each other, so that QEMU is ended first whichever was up first: virtiofsd ends with it
+    """Start virtiofsd and the VMM side by side, and watch them. Raises VmmFailed, VirtiofsdFailed, MissingProgram."""
+    # apart from each other, so that the VMM is ended first whichever was up first: virtiofsd ends with it
     share_stack = await own.enter_async_context(contextlib.AsyncExitStack())
     vm_stack = await own.enter_async_context(contextlib.AsyncExitStack())
 
@@ -238,10 +230,10 @@ async def _launch(
             daemon = running_virtiofsd(plan.virtiofsd, _share_socket(paths), paths.state / "virtiofsd.log")
             return await share_stack.enter_async_context(daemon)
 
-    async def start_vm() -> QemuProcess:
-        logs = QemuLogs(paths.console_log, paths.vmm_log, plan.console_limit_bytes)
-        with span("start QEMU", "QEMU"):
-            return await vm_stack.enter_async_context(_named_qemu(spec, logs, given, plan.netns))
+    async def start_vm() -> VirtualMachine:
+        logs = VmmLogs(paths.console_log, paths.vmm_log, plan.console_limit_bytes)
+        with span(f"start {plan.vmm.name}", plan.vmm.name):
+            return await vm_stack.enter_async_context(_named_vmm(plan, spec, logs, given))
 
     share, vm = await together(start_share(), start_vm())
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
@@ -254,62 +246,70 @@ def _share_socket(paths: SandboxPaths) -> Path:
     return paths.vm / "vhost-fs.sock"
 
 
+def _enter_devices(
+    plan: SandboxPlan,
+    paths: SandboxPaths,
+    processes: _Processes,
+    network: PodNetwork | None,
+    mem_mib: int,
+    more_mib: int,
+) -> Devices:
+    """All that the machine gets, whose VMM has `mem_mib` of memory, entered and not attached yet. Raises KatapodError
+    if it has no room."""
+    devices = Devices(processes.vm, plan.vm, plan.vmm.capabilities(plan.vm), plan.disks)
+    devices.enter_share(SHARE_TAG, _share_socket(paths))
+    _enter_rest(plan, network, devices)
+    devices.enter_memory(mem_mib, more_mib)
+    return devices
+
+
+def _enter_rest(plan: SandboxPlan, network: PodNetwork | None, devices: Devices) -> None:
+    """The root disk and NICs: what differs between sandboxes."""
+    disk = plan.root_disk
+    if disk is not None:
+        devices.enter_disk(disk.disk_id, disk.layer, base=disk.base)
+    if network is not None:
+        network.enter(devices)
+
+
 async def _plug_and_run(
-    plan: SandboxPlan, paths: SandboxPaths, processes: _Processes, network: PodNetwork | None, *, dimms: tuple[int, ...]
-) -> "asyncio.Future[Any]":
+    plan: SandboxPlan, processes: _Processes, network: PodNetwork | None, devices: Devices
+) -> "asyncio.Future[str]":
     """Plug the shared directory, the root disk and memory while the guest stands still; then let it run.
 
-    Returns what will be the guest's word that the memory is in use: its answer (ACPI _OST) to the plugging.
+    Returns what will be the guest's word that the memory is in use.
     """
     vm, death, sandbox_id = processes.vm, processes.death, plan.record.sandbox_id
-    shared = plan_shared_directory(
-        SHARE_TAG, _share_socket(paths), BRIDGE_SLOTS[0], queue_size=plan.virtio_fs_queue_size
-    )
+    dimms = devices.table.dimms
     with span("plug devices"):
-        await guarded(vm.qmp.plug(shared), death, sandbox_id)
-        grown = expect_grown(vm, len(dimms) - 1)
-        await guarded(_plug_rest(plan, vm, network, dimms=dimms), death, sandbox_id)
-        await guarded(vm.resume(), death, sandbox_id)
+        await guarded(devices.attach_share(plan.virtio_fs_queue_size), death, sandbox_id)
+        grown = vm.expect_memory(len(dimms) - 1)
+        await guarded(_plug_rest(plan, network, devices, dimms), death, sandbox_id)
+        await guarded(vm.run(), death, sandbox_id)
     return grown
 
 
 async def _plug_rest(
-    plan: SandboxPlan, vm: QemuProcess, network: PodNetwork | None, *, dimms: tuple[int, ...], first: int = 0
+    plan: SandboxPlan, network: PodNetwork | None, devices: Devices, dimms: tuple[DimmEntry, ...]
 ) -> None:
     """Plug the root disk, NICs and memory: what differs between sandboxes."""
-    disk = _root_disk_plan(plan)
-    if plan.root_disk is not None and disk is not None:
-        plan.root_disk.layer.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-        make_layer(plan.root_disk.layer, base=plan.root_disk.base)
-        await vm.qmp.plug(disk)
+    if plan.root_disk is not None:
+        await devices.attach_disk(plan.root_disk.disk_id)
     if network is not None:
-        await network.plug(vm.qmp)
-    for number, size_mib in enumerate(dimms, first):
-        await vm.qmp.plug(plan_dimm(plan, number, size_mib))
-
-
-def plan_dimm(plan: SandboxPlan, number: int, size_mib: int) -> HotplugPlan:
-    """More memory, of the same kind as what the VM was started with."""
-    return plan_memory(number, size_mib, hugepages=plan.vm.hugepages, preallocated=plan.vm.preallocated)
-
-
-def _root_disk_plan(plan: SandboxPlan) -> HotplugPlan | None:
-    disk = plan.root_disk
-    if disk is None:
-        return None
-    return plan_layered_disk(disk.disk_id, disk.layer, disk.base, BRIDGE_SLOTS[1], settings=plan.disks)
+        await network.plug(devices)
+    await devices.attach_memory(dimms)
 
 
 @contextlib.asynccontextmanager
-async def _named_qemu(
-    spec: VmSpec, logs: QemuLogs, given: Mapping[FdSlot, int], netns: Path | None
-) -> AsyncIterator[QemuProcess]:
-    """running_qemu, whose failures name the guest's files: QEMU's own words often do not."""
+async def _named_vmm(
+    plan: SandboxPlan, spec: VmSpec, logs: VmmLogs, given: Mapping[Handed, int]
+) -> AsyncIterator[VirtualMachine]:
+    """A VM whose failures name the guest's files: the VMM's own words often do not."""
     async with contextlib.AsyncExitStack() as stack:
         try:
-            vm = await stack.enter_async_context(running_qemu(plan_qemu(spec), logs, given=given, netns=netns))
-        except QemuFailed as exc:
-            raise QemuFailed(
+            vm = await stack.enter_async_context(plan.vmm.start(spec, logs, given=given, netns=plan.netns))
+        except VmmFailed as exc:
+            raise VmmFailed(
                 f"{exc}\n{guest_of(spec)}", hint=exc.hint or hint_for(spec), returncode=exc.returncode, **exc.context
             ) from exc
         yield vm
@@ -346,10 +346,10 @@ async def _meet_agent(
             + (f"\nlast lines of the guest's console:\n{console}" if console else "; its console is silent"),
             hint=hint_for(spec),
         ) from exc
-    except QemuFailed as exc:
+    except VmmFailed as exc:
         if exc.returncode != 0:
             raise
-        # QEMU ended well: the guest's kernel panicked, or its init ended
+        # the VMM ended well: the guest's kernel panicked, or its init ended
         raise AgentFailed(
             f"cannot start sandbox {sandbox_id}: the guest does not boot: it stopped before its agent answered\n"
             f"{guest_of(spec)}\nlast lines of the guest's console:\n{read_tail(vm.logs.console)}",
@@ -435,23 +435,23 @@ async def adapt_machine(
     """Make a machine that stands still, started for one plan, the machine of another, and let it run.
 
     It gets what it lacks, names, and once more random numbers and a time of its own; memory may be `growing` still.
-    The network's release goes to `networks`, which outlives QEMU. Raises AgentFailed, QmpError, KatapodError.
+    The network's release goes to `networks`, which outlives the VMM. Raises AgentFailed, VmmRefused, KatapodError.
     """
     vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
-    more_mib = blocks_of(plan.vm.boot_mem_mib - machine.mem_mib)
-    dimms = dimm_sizes(machine.mem_mib, more_mib)
+    devices, more_mib = machine.devices, blocks_of(plan.vm.mem_mib - machine.mem_mib)
     network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
+    _enter_rest(plan, network, devices)
+    dimms = devices.enter_memory(machine.mem_mib, more_mib)
+    note(devices=devices.table)
     with span("plug devices"):
-        grown = expect_grown(vm, machine.dimms + len(dimms) - 1)
-        await guarded(_plug_rest(plan, vm, network, dimms=dimms, first=machine.dimms), death, sandbox_id)
-        await guarded(vm.resume(), death, sandbox_id)
+        grown = vm.expect_memory(len(devices.table.dimms) - 1)
+        await guarded(_plug_rest(plan, network, devices, dimms), death, sandbox_id)
+        await guarded(vm.run(), death, sandbox_id)
     with span("wake the machine"):
         await guarded(_wake_as(machine.agent, made_for, plan, network), death, sandbox_id)
     return replace(
         machine,
         mem_mib=machine.mem_mib + max(0, more_mib),
-        dimms=machine.dimms + len(dimms),
-        root_disk=_root_disk_plan(plan),
         network=network,
         growing=_send(until_grown(grown, more_mib), stack) if more_mib > 0 else None,
     )
@@ -467,15 +467,15 @@ async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan,
         await agent.call("UpdateEphemeralMounts", request)
 
 
-async def _watch_processes(vm: QemuProcess, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
-    """Name the process that died first. virtiofsd ends by itself when QEMU does, so QEMU gets a moment to be seen."""
-    vm_end = asyncio.create_task(vm.wait_end(), name="wait-qemu")
+async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
+    """Name the process that died first. virtiofsd ends by itself when the VMM does, which gets a moment to be seen."""
+    vm_end = asyncio.create_task(vm.wait_end(), name="wait-vmm")
     share_end = asyncio.create_task(share.wait_end(), name="wait-virtiofsd")
     try:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
-            # 0: QEMU has closed the connection
-            await asyncio.wait({vm_end}, timeout=0.3 if share.child.process.returncode else QEMU_END_S)
+            # 0: the VMM has closed the connection
+            await asyncio.wait({vm_end}, timeout=VMM_SEEN_S if share.child.process.returncode else VMM_END_S)
         if death.done():
             return
         if vm_end.done() and not vm.stopping:

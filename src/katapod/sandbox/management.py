@@ -42,7 +42,7 @@ from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.management_door import bound_listener
 
 if TYPE_CHECKING:
-    from katapod.sandbox.live import Monitor
+    from katapod.sandbox.live import HasFacts
 
 __all__ = [
     "Caller",
@@ -75,7 +75,7 @@ class Managed(Protocol):
     @property
     def agent(self) -> Caller: ...
     @property
-    def qmp(self) -> "Monitor": ...
+    def vm(self) -> "HasFacts": ...
     @property
     def vmm_pid(self) -> int: ...
     @property
@@ -123,8 +123,8 @@ class ManagedSandbox:
         return self._sandbox.agent
 
     @property
-    def qmp(self) -> "Monitor":
-        return self._sandbox.vm.qmp
+    def vm(self) -> "HasFacts":
+        return self._sandbox.vm
 
     @property
     def vmm_pid(self) -> int:
@@ -339,10 +339,10 @@ class _Routes:
         return Response()
 
     async def _inspect(self, request: Request) -> Response:
-        """LiveFacts as JSON: what only we can ask QEMU and the agent."""
+        """LiveFacts as JSON: what only we can ask the VMM and the agent."""
         from katapod.sandbox.live import live_facts
 
-        found = await live_facts(self._managed.qmp, self._managed.agent, self._managed.agent_url)
+        found = await live_facts(self._managed.vm, self._managed.agent, self._managed.agent_url)
         return Response(encode_json(found), content_type="application/json")
 
     async def _call(self, method: str, request: Any) -> Any:
@@ -350,7 +350,7 @@ class _Routes:
 
 
 def metrics_text(managed: Managed) -> str:
-    """The host's part: owner, QEMU, virtiofsd. Reads /proc."""
+    """The host's part: owner, VMM, virtiofsd. Reads /proc."""
     own = os.getpid()
     return "".join(
         [

@@ -19,7 +19,6 @@ from katapod.host.netns import (
     open_vhost,
     scan_netns,
 )
-from katapod.host.qmp import QmpClient
 from katapod.host.trace import span
 from katapod.model.network import (
     LINK_FLAGS,
@@ -30,22 +29,22 @@ from katapod.model.network import (
     PodNetworkFacts,
     Route,
 )
-from katapod.plan.hotplug import BRIDGE_SLOTS
-from katapod.plan.network import NetworkSettings, NicPlan, fd_names, plan_hold, plan_nic, vhost_fd_names
+from katapod.plan.network import NetworkSettings, NicPlan, plan_hold, plan_nic
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2, types_pb2
+from katapod.sandbox.devices import Devices
 from katapod.sandbox.release import ReleaseStack
 
 __all__ = ["PodNetwork", "attach_network"]
 
 log = logging.getLogger(__name__)
 
-NICS_MAX = 8  # of a pod; their slots are the bridge's last, since disks come from the other end
+NICS_MAX = 8  # of a pod
 
 
 @dataclass
 class PodNetwork:
-    """What is attached. `fds` are held for QEMU until it has its own copies."""
+    """What is attached. `fds` are held for the VMM until it has its own copies."""
 
     netns: Path
     inode: int
@@ -56,6 +55,7 @@ class PodNetwork:
     nics: list[NicPlan] = field(default_factory=list)
     fds: dict[int, list[int]] = field(default_factory=dict)
     vhost_fds: dict[int, list[int]] = field(default_factory=dict)
+    guest_paths: dict[int, str] = field(default_factory=dict)  # of those that are plugged, by number
 
     @property
     def record(self) -> NetworkRecord:
@@ -67,7 +67,7 @@ class PodNetwork:
         number = next((number for number in range(NICS_MAX) if number not in used), -1)
         if number < 0:
             raise NetworkError(f"cannot attach the interface {interface.name}: a pod has {NICS_MAX} at most")
-        return plan_nic(interface, number, self.settings, vcpus=self.vcpus, slot=BRIDGE_SLOTS[-1 - number])
+        return plan_nic(interface, number, self.settings, vcpus=self.vcpus)
 
     async def attach(self, interface: Interface) -> NicPlan:
         """Recorded first, then made. Raises KatapodError, OSError."""
@@ -93,25 +93,37 @@ class PodNetwork:
         close_all(self.fds.pop(nic.number, []))
         close_all(self.vhost_fds.pop(nic.number, []))
 
-    async def plug(self, qmp: QmpClient, nics: tuple[NicPlan, ...] | None = None) -> None:
-        """Give QEMU the taps and the guest its NICs; ours are closed then. Raises QmpError, QmpLinkBroken."""
+    def enter(self, devices: Devices, nics: tuple[NicPlan, ...] | None = None) -> None:
+        """Into the table of devices. Raises KatapodError if the VM has no room for them."""
+        for nic in self.nics if nics is None else nics:
+            devices.enter_nic(nic)
+
+    async def plug(self, devices: Devices, nics: tuple[NicPlan, ...] | None = None) -> None:
+        """Give the VMM the taps and the guest its NICs; ours are closed then. Raises VmmRefused, VmmLinkBroken."""
         for nic in self.nics if nics is None else nics:
             try:
-                for name, fd in zip(fd_names(nic.number, nic.queues), self.fds[nic.number], strict=True):
-                    await qmp.give_fd(name, fd)
-                for name, fd in zip(
-                    vhost_fd_names(nic.number, nic.queues), self.vhost_fds.get(nic.number, ()), strict=False
-                ):
-                    await qmp.give_fd(name, fd)
-                await qmp.plug(nic.device)
+                queues, vhost = self.fds[nic.number], self.vhost_fds.get(nic.number, ())
+                self.guest_paths[nic.number] = await devices.attach_nic(nic.number, queues, vhost)
             finally:
                 self.let_go(nic)
+
+    async def add(self, devices: Devices, nic: NicPlan) -> None:
+        """While the guest runs. Raises as enter and plug."""
+        self.enter(devices, (nic,))
+        devices.note(devices.table)
+        try:
+            await self.plug(devices, (nic,))
+        finally:
+            devices.note(devices.table)
 
     async def tell_guest(self, agent: AgentClient, nics: tuple[NicPlan, ...] | None = None) -> None:
         """Interfaces side by side, then routes and neighbours side by side. Raises RpcError."""
         new = tuple(self.nics) if nics is None else nics
         with span("set up the guest's network"):
-            await _all(agent.call("UpdateInterface", _interface_request(nic)) for nic in new)
+            await _all(
+                agent.call("UpdateInterface", _interface_request(nic, self.guest_paths.get(nic.number, "")))
+                for nic in new
+            )
             neighbours = _neighbours_request(new)
             calls = [agent.call("UpdateRoutes", _routes_request(tuple(self.nics), self.routes))]
             if neighbours.neighbors.ARPNeighbors:
@@ -119,7 +131,7 @@ class PodNetwork:
             await _all(calls)
 
     async def release(self) -> None:
-        """Undo all in the namespace; QEMU has ended, or has let go. Raises KatapodError, OSError."""
+        """Undo all in the namespace; the VMM has ended, or has let go. Raises KatapodError, OSError."""
         for nic in self.nics:
             self.let_go(nic)
         record, self.nics = self.record, []
@@ -128,7 +140,7 @@ class PodNetwork:
             self.note(None)  # or a later removal would undo what another sandbox has made here since
 
     async def detach(self, nic: NicPlan) -> None:
-        """Undo one NIC that QEMU has let go of."""
+        """Undo one NIC that the VMM has let go of."""
         only = NetworkRecord(str(self.netns), self.inode, (nic.record,))
         self.let_go(nic)
         await detach_nics(self.netns, only)
@@ -208,7 +220,7 @@ async def attach_network(
     return network
 
 
-def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
+def _interface_request(nic: NicPlan, guest_path: str) -> agent_pb2.UpdateInterfaceRequest:
     interface = nic.interface
     return agent_pb2.UpdateInterfaceRequest(
         interface=types_pb2.Interface(
@@ -216,7 +228,7 @@ def _interface_request(nic: NicPlan) -> agent_pb2.UpdateInterfaceRequest:
             name=interface.name,
             mtu=interface.mtu,
             hwAddr=interface.mac,
-            devicePath=nic.guest_path,
+            devicePath=guest_path,
             raw_flags=interface.flags & LINK_FLAGS["NOARP"],
             exact=True,
             link_flags=interface.flags,

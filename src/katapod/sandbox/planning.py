@@ -1,5 +1,6 @@
 """From configuration and host facts to the plan of a sandbox. Nothing is acquired here."""
 
+import os
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_sandbox
 from katapod.plan.cgroup import CgroupPlan
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
-from katapod.plan.hotplug import DEFAULT_DISKS, DiskSettings
 from katapod.plan.network import DEFAULT_NETWORK, NetworkSettings
-from katapod.plan.proof import ProofPlan, plan_proof
-from katapod.plan.template import TemplateLimits, TemplatePlan, plan_template
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan, plan_virtiofsd
-from katapod.plan.vmm import ANY_CID, BRIDGES_MAX, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.devices import DEFAULT_DISKS, DiskSettings
+from katapod.vmm.proof import ProofPlan, plan_proof
+from katapod.vmm.protocol import Vmm
+from katapod.vmm.spec import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec
+from katapod.vmm.template import TemplateLimits, TemplatePlan, plan_template
 
 __all__ = [
     "RootDisk",
@@ -32,6 +35,7 @@ __all__ = [
     "proof_for",
     "size_for",
     "template_for",
+    "usual_kernel_params",
 ]
 
 
@@ -70,10 +74,11 @@ class SandboxPlan:
     bind_mounts: tuple[Path, ...] = ()  # of the host, shown to the guest read-only
     guest_hook_path: str = ""
     proof_key: str = ""  # of the verdict that KVM works; empty: nothing was proven
+    vmm: Vmm = DEFAULT_VMM
 
     def describe(self) -> str:
         cgroup = [self.cgroup.describe()] if self.cgroup is not None else []
-        return "\n".join([plan_qemu(self.vm).describe(), self.virtiofsd.describe(), *cgroup])
+        return "\n".join([self.vmm.describe(self.vm), self.virtiofsd.describe(), *cgroup])
 
 
 def size_for(
@@ -105,6 +110,7 @@ def plan_sandbox(
     pod: bool = False,
     remedy: CpuRemedy = NO_REMEDY,
     proof_key: str = "",
+    vmm: Vmm = DEFAULT_VMM,
 ) -> SandboxPlan:
     """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`, which is ours if it is
     `attached_to` a network, and an engine's else.
@@ -112,8 +118,8 @@ def plan_sandbox(
     `accelerator`, `remedy` and `proof_key` are those of a Verdict.
     """
     qemu, paths = config.qemu, layout.sandbox(sandbox_id)
-    vm = _plan_vm(sandbox_id, config, facts, accelerator, size, paths.vm, remedy)
-    template = template_for(config, vm)
+    vm = _plan_vm(vmm, sandbox_id, config, facts, accelerator, size, paths.vm, remedy)
+    template = template_for(config, vm, vmm)
     record = SandboxRecord(
         sandbox_id=sandbox_id,
         created_at=time.time(),
@@ -123,7 +129,7 @@ def plan_sandbox(
         accelerator=accelerator.value,
         kernel=qemu.kernel,
         vcpus=size.vcpus,
-        mem_mib=size.boot_mem_mib,
+        mem_mib=size.mem_mib,
         labels=labels or {},
         pod=pod,
         cgroups=cgroup.directories if cgroup is not None else (),
@@ -160,6 +166,7 @@ def plan_sandbox(
         bind_mounts=tuple(Path(path) for path in config.runtime.sandbox_bind_mounts),
         guest_hook_path=qemu.guest_hook_path,
         proof_key=proof_key if accelerator is Accelerator.KVM else "",
+        vmm=vmm,
     )
 
 
@@ -185,12 +192,8 @@ def _disks(config: Config) -> DiskSettings:
         no_flush=qemu.block_device_cache_noflush,
         logical_sector_bytes=qemu.block_device_logical_sector_size,
         physical_sector_bytes=qemu.block_device_physical_sector_size,
-        iothreads=_iothreads(config),
+        iothreads=qemu.indep_iothreads or int(qemu.enable_iothreads),
     )
-
-
-def _iothreads(config: Config) -> int:
-    return config.qemu.indep_iothreads or int(config.qemu.enable_iothreads)
 
 
 def plan_ready_machine(
@@ -204,10 +207,11 @@ def plan_ready_machine(
     owner_pid: int,
     remedy: CpuRemedy = NO_REMEDY,
     proof_key: str = "",
+    vmm: Vmm = DEFAULT_VMM,
 ) -> SandboxPlan:
     """Plan a machine that is to become anybody's sandbox: as small as one can be, since it grows when it is taken."""
     usual = size_for(config, facts, (ContainerLimits(),))
-    small = min(config.katapod.template_memory, usual.boot_mem_mib)
+    small = min(config.katapod.template_memory, usual.mem_mib)
     return plan_sandbox(
         machine_id,
         config,
@@ -215,17 +219,19 @@ def plan_ready_machine(
         layout,
         accelerator=accelerator,
         dialect=dialect,
-        size=msgspec.structs.replace(usual, boot_mem_mib=small, vcpus=1),
+        size=msgspec.structs.replace(usual, mem_mib=small, vcpus=1),
         owner_pid=owner_pid,
         hostname=machine_id,
         shm_size_bytes=DEFAULT_SHM_BYTES,
         auto_remove=True,
         remedy=remedy,
         proof_key=proof_key,
+        vmm=vmm,
     )
 
 
 def _plan_vm(
+    vmm: Vmm,
     sandbox_id: str,
     config: Config,
     facts: HostFacts,
@@ -236,67 +242,66 @@ def _plan_vm(
 ) -> VmSpec:
     qemu = config.qemu
     features = qemu.cpu_features if accelerator is Accelerator.KVM else _without_pmu(qemu.cpu_features)
-    return VmSpec(
+    vm = VmSpec(
         sandbox_id=sandbox_id,
         uuid=str(uuid.uuid4()),
-        qemu=qemu.path,
+        program=vmm.program(config),
         kernel=Path(qemu.kernel),
         initrd=Path(qemu.initrd),
         accelerator=accelerator,
-        boot_mem_mib=size.boot_mem_mib,
+        mem_mib=size.mem_mib,
         max_mem_mib=size.max_mem_mib,
-        memory_slots=qemu.memory_slots,
         vcpus=size.vcpus,
         max_vcpus=size.max_vcpus,
         vm_dir=vm_dir,
         cpu_features=features,
         remedy=remedy,
         entropy_source=qemu.entropy_source,
-        seccomp_sandbox=qemu.seccompsandbox,
         kernel_params=config_kernel_params(config),
         debug=qemu.enable_debug,
         debug_console=config.agent.debug_console_enabled or _asks_for_console(qemu.kernel_params),
         vsock_cid=ANY_CID if facts.vhost_vsock else None,
-        machine_accelerators=",".join(part.strip() for part in qemu.machine_accelerators.split(",") if part.strip()),
-        bridges=min(qemu.default_bridges, BRIDGES_MAX),
-        root_ports=qemu.pcie_root_port,
-        memory_offset_mib=qemu.memory_offset,
         preallocated=qemu.enable_mem_prealloc,
         hugepages=qemu.enable_hugepages,
         reports_free_pages=qemu.reclaim_guest_freed_memory,
-        iothreads=_iothreads(config),
-        firmware=qemu.firmware,
-        extra_monitor=qemu.extra_monitor_socket if qemu.enable_debug else "",
-        tb_size_mib=config.katapod.translation_cache if accelerator is Accelerator.TCG else 0,
+        options=vmm.options(config),
+        translation_cache_mib=config.katapod.translation_cache if accelerator is Accelerator.TCG else 0,
     )
+    return vm if vmm.capabilities(vm).vsock else replace(vm, vsock_cid=None)
 
 
 def default_template(
-    config: Config, facts: HostFacts, accelerator: Accelerator, remedy: CpuRemedy = NO_REMEDY
+    config: Config,
+    facts: HostFacts,
+    accelerator: Accelerator,
+    remedy: CpuRemedy = NO_REMEDY,
+    vmm: Vmm = DEFAULT_VMM,
 ) -> TemplatePlan | None:
     """The template of a sandbox whose containers have no limits; None as with template_for."""
     size = size_for(config, facts, (ContainerLimits(),))
-    return template_for(config, _plan_vm("template", config, facts, accelerator, size, Path("/none"), remedy))
+    return template_for(config, _plan_vm(vmm, "template", config, facts, accelerator, size, Path("/none"), remedy), vmm)
 
 
-def proof_for(config: Config, facts: HostFacts) -> ProofPlan:
+def proof_for(config: Config, facts: HostFacts, vmm: Vmm = DEFAULT_VMM) -> ProofPlan:
     """What has to boot before KVM is used: the machine of a sandbox whose containers have no limits.
 
     Where there is no KVM one answer holds for all. Raises OSError if a file that it names is missing.
     """
     size = size_for(config, facts, (ContainerLimits(),))
-    vm = _plan_vm("proof", config, facts, Accelerator.KVM, size, Path("/none"))
-    identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.firmware) if path != ""]
+    vm = _plan_vm(vmm, "proof", config, facts, Accelerator.KVM, size, Path("/none"))
+    identities = [file_identity(path) for path in vmm.files(vm)]
     identities.append(kvm_settings())
-    plan = plan_proof(vm, identities, initrd_identity=file_identity(vm.initrd))
+    plan = plan_proof(vmm, vm, identities, initrd_identity=file_identity(vm.initrd))
     return plan if facts.kvm else replace(plan, key="without /dev/kvm")
 
 
-def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
+def template_for(config: Config, vm: VmSpec, vmm: Vmm = DEFAULT_VMM) -> TemplatePlan | None:
     """The template that `vm` is cloned from; None where a file is missing: a cold boot says which."""
     settings = config.katapod
+    if not vmm.capabilities(vm).templates:
+        return None
     try:
-        identities = [file_identity(path) for path in (vm.qemu, vm.kernel, vm.initrd, vm.firmware) if path != ""]
+        identities = [file_identity(path) for path in (*vmm.files(vm), vm.initrd)]
     except OSError:
         return None
     if vm.accelerator is Accelerator.KVM:
@@ -308,7 +313,29 @@ def template_for(config: Config, vm: VmSpec) -> TemplatePlan | None:
         boot_s=float(config.agent.dial_timeout),
     )
     root = Path(config.factory.template_path)
-    return plan_template(vm, identities, root, limits, boot_mem_mib=settings.template_memory)
+    return plan_template(vmm, vm, identities, root, limits, mem_mib=settings.template_memory)
+
+
+def usual_kernel_params(config: Config, vmm: Vmm = DEFAULT_VMM) -> str:
+    """The kernel's command line of an emulated guest whose vCPUs are at most the host's."""
+    qemu, cpus = config.qemu, len(os.sched_getaffinity(0))
+    vm = VmSpec(
+        sandbox_id="",
+        uuid="",
+        program=vmm.program(config),
+        kernel=Path(qemu.kernel),
+        initrd=Path(qemu.initrd),
+        accelerator=Accelerator.TCG,
+        mem_mib=qemu.default_memory,
+        max_mem_mib=qemu.default_memory,
+        vcpus=1,
+        max_vcpus=min(qemu.default_maxvcpus or cpus, cpus),
+        vm_dir=Path("/none"),
+        kernel_params=config_kernel_params(config),
+        debug=qemu.enable_debug,
+        debug_console=config.agent.debug_console_enabled,
+    )
+    return vmm.kernel_params(vm)
 
 
 def _asks_for_console(kernel_params: str) -> bool:

@@ -110,14 +110,14 @@ class Pod:
         """Give the sandbox the size that all its containers need with these limits for one of them.
 
         It never shrinks, and with static_sandbox_resource_mgmt it stays as it is.
-        Raises UsageError, QmpError, AgentFailed, KatapodError.
+        Raises UsageError, VmmRefused, AgentFailed, KatapodError.
         """
         async with self._sizing:
             wanted = {**self._limits, container_id: limits}
             if not self.config.runtime.static_sandbox_resource_mgmt:
                 size = _size(self._request, self.config, self._facts, tuple(wanted.values()))
                 self._warn_of(size)
-                await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.boot_mem_mib)
+                await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.mem_mib)
             self._limits = wanted
 
     def _warn_of(self, size: VmSize) -> None:
@@ -157,7 +157,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
         request.sandbox_id,
         request.cgroups_path,
         sandbox_cgroup_only=config.runtime.sandbox_cgroup_only,
-        mem_mib=size.boot_mem_mib,
+        mem_mib=size.mem_mib,
         beside_mib=beside_mib,
     )
     await reap_dead(store)

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.host.qemu import QemuLogs
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.tasks import finish
@@ -29,6 +27,8 @@ from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.stdio import NullSink
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
+from katapod.vmm.protocol import VmmLogs
 
 __all__ = ["ReadyMachine", "new_machine_id", "ready_machine", "rehearse"]
 
@@ -66,13 +66,13 @@ class ReadyMachine:
             not self.gone
             and self.plan.machine_key != ""
             and _kind(self.plan) == _kind(plan)
-            and self.machine.mem_mib <= plan.vm.boot_mem_mib
+            and self.machine.mem_mib <= plan.vm.mem_mib
             and self.machine.spec.vcpus <= plan.vm.vcpus
         )
 
     async def park(self) -> None:
-        """Let the guest stand still: it uses no CPU then. Raises QmpError, KatapodError."""
-        await guarded(self.machine.vm.qmp.execute("stop"), self.machine.death, self.machine_id)
+        """Let the guest stand still: it uses no CPU then. Raises VmmRefused, KatapodError."""
+        await guarded(self.machine.vm.pause(), self.machine.death, self.machine_id)
 
     async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine:
         """Make the machine the sandbox's own, whose record, `note`, names it; its releases go to `stack`.
@@ -82,7 +82,7 @@ class ReadyMachine:
         assert plan.record.machine_id == self.machine_id
         note(vmm_pid=self.machine.vm.pid)  # first of all: whoever cleans up after the sandbox must find the machine
         self._move_logs(self.store.layout.sandbox(plan.record.sandbox_id, self.machine_id).state)
-        networks = await stack.enter_async_context(ReleaseStack())  # released once QEMU has ended
+        networks = await stack.enter_async_context(ReleaseStack())  # released once the VMM has ended
         stack.push_async_callback(self._stack.aclose)
         self._drop_record()
         return await adapt_machine(self.machine, self.plan, plan, networks, stack, note)
@@ -94,7 +94,7 @@ class ReadyMachine:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(source / part, target / part)
         vm, share = self.machine.vm, self.machine.share
-        vm.logs = QemuLogs(target / vm.logs.console.name, target / vm.logs.vmm.name, vm.logs.limit_bytes)
+        vm.logs = VmmLogs(target / vm.logs.console.name, target / vm.logs.vmm.name, vm.logs.limit_bytes)
         share.log_path = target / share.log_path.name
 
     def _drop_record(self) -> None:
@@ -111,7 +111,7 @@ class ReadyMachine:
         lock, self._lock = self._lock, -1
         self.machine.vm.stopping = self.machine.share.stopping = True
         try:
-            with contextlib.suppress(QmpError, QmpLinkBroken):
+            with contextlib.suppress(VmmRefused, VmmLinkBroken):
                 await self.machine.vm.stop(soft=False)  # there is nothing in it that would have to be written out
             await self._stack.aclose()
         finally:
@@ -142,7 +142,7 @@ async def ready_machine(plan: SandboxPlan, store: StateStore) -> AsyncIterator[R
 
 
 async def rehearse(ready: ReadyMachine, plan: ContainerPlan) -> None:
-    """Run a container to its end, of which nothing stays but what became warm: code that QEMU has translated, files
+    """Run a container to its end, of which nothing stays but what became warm: code that the VMM has translated, files
     that the guest has read, modules that its agent has loaded. Raises KatapodError."""
     sandbox = Sandbox(ready.plan, ready.store, ready.machine)
     data = sandbox.paths.data
@@ -167,6 +167,7 @@ async def _unwind(stack: ReleaseStack, store: StateStore, machine_id: str) -> No
 def _kind(plan: SandboxPlan) -> tuple[object, ...]:
     """What two machines must have in common for one to stand in for the other; their sizes are another matter."""
     return (
+        plan.vmm,
         plan.machine_key,
         plan.template is None,
         replace(plan.virtiofsd, shared_dir=Path()),

@@ -1,7 +1,7 @@
 """Accelerator by proof: KVM is used only where the machine that sandboxes start with has been seen to boot under it.
 
-/dev/kvm that opens proves nothing: there are hosts where QEMU ends, or where guest kernels hang. The plan of a proof
-and what a failure means are plan/proof.py's, what is kept is proof_file.py's. Here guests are booted.
+/dev/kvm that opens proves nothing: there are hosts where the VMM ends, or where guest kernels hang. The plan of a proof
+and what a failure means are vmm/proof.py's, what is kept is proof_file.py's. Here guests are booted.
 """
 
 import asyncio
@@ -22,32 +22,20 @@ import msgspec
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QMP_LIMIT_S, QemuFailed, QemuLogs, QemuProcess, running_qemu
-from katapod.host.qmp import QmpError, QmpLinkBroken
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
-from katapod.plan.proof import (
-    NO_KVM,
-    PROOF_MEM_MIB,
-    BootFailure,
-    Finding,
-    ProofPlan,
-    Trial,
-    Verdict,
-    advise,
-    advise_setting,
-    explain_trials,
-    judge_failure,
-    next_remedy,
-    words_of,
-)
-from katapod.plan.vmm import NO_REMEDY, Accelerator, CpuRemedy, FdSlot, VmSpec, plan_qemu
 from katapod.sandbox.agent_link import claim_channel
 from katapod.sandbox.failures import guest_of
 from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
+from katapod.vmm.judge import BootFailure, Finding, Trial
+from katapod.vmm.proof import NO_KVM, PROOF_MEM_MIB, ProofPlan, Verdict
+from katapod.vmm.protocol import Handed, VirtualMachine, Vmm, VmmLogs
+from katapod.vmm.spec import NO_REMEDY, Accelerator, CpuRemedy, VmSpec
 
 __all__ = [
     "BootNotProven",
@@ -67,6 +55,7 @@ KVM_LIMIT_S = 10.0  # of one boot
 KVM_ALL_S = 15.0  # of one boot and those with remedies
 TCG_LIMIT_S = 90.0
 TURN_LIMIT_S = 90.0  # for another who finds out: the longest dial_timeout that is in use, and more
+SILENCE_S = 10.0  # that is told of a VMM that did not come up
 CONSOLE_S = 0.05  # for the console's last bytes
 _SHORT_OF = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
@@ -84,35 +73,37 @@ class BootNotProven(KatapodError):
 async def prove_boot(
     kernel: Path,
     initrd: Path,
-    qemu: str,
+    program: str,
     accelerator: Accelerator,
     *,
     limit_s: float,
     scratch_parent: Path | None = None,
+    vmm: Vmm = DEFAULT_VMM,
 ) -> None:
     """Boot a guest image once, in a machine with nothing but a console. As prove_machine."""
     spec = VmSpec(
         sandbox_id="proof",
         uuid=str(uuid.uuid4()),
-        qemu=qemu,
+        program=program,
         kernel=kernel,
         initrd=initrd,
         accelerator=accelerator,
-        boot_mem_mib=PROOF_MEM_MIB,
+        mem_mib=PROOF_MEM_MIB,
         max_mem_mib=PROOF_MEM_MIB,
-        memory_slots=0,
         vcpus=1,
         max_vcpus=1,
         vm_dir=Path("/proof"),
     )
-    await prove_machine(spec, limit_s=limit_s, scratch_parent=scratch_parent)
+    await prove_machine(spec, limit_s=limit_s, scratch_parent=scratch_parent, vmm=vmm)
 
 
-async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None) -> None:
+async def prove_machine(
+    vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None, vmm: Vmm = DEFAULT_VMM
+) -> None:
     """Boot the machine once, until its agent says that all it needs works.
 
     Its files lie in a new directory below `scratch_parent`, else in the system's temporary directory.
-    Raises BootNotProven with the tail of the guest's console and what QEMU said.
+    Raises BootNotProven with the tail of the guest's console and what the VMM said.
     """
     token = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(
@@ -126,13 +117,13 @@ async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | No
             vm_dir=directory,
             kernel_params=(*vm.kernel_params, f"katapod.prove={token}"),
         )
-        logs = QemuLogs(directory / "console.log", directory / "vmm.log")
+        logs = VmmLogs(directory / "console.log", directory / "vmm.log")
         try:
-            end = await _boot_once(spec, logs, limit_s)
-        except (QemuFailed, QmpError, QmpLinkBroken) as exc:
+            end = await _boot_once(vmm, spec, logs, limit_s)
+        except (VmmFailed, VmmRefused, VmmLinkBroken) as exc:
             said = read_tail(logs.vmm, max_lines=10) or str(exc)
-            status = exc.returncode if isinstance(exc, QemuFailed) else None
-            end = _End(status, QMP_LIMIT_S if status is None else 0.0, said, cause=exc)  # None: it hung, or was slow
+            status = exc.returncode if isinstance(exc, VmmFailed) else None
+            end = _End(status, SILENCE_S if status is None else 0.0, said, cause=exc)  # None: it hung, or was slow
         console = read_tail(logs.console, max_bytes=16384, max_lines=25)
     if f"katapod-agent: proven {token}" in console:
         return
@@ -141,46 +132,45 @@ async def prove_machine(vm: VmSpec, *, limit_s: float, scratch_parent: Path | No
     if end.cause is not None and not console:
         raise BootNotProven(f"{what}: {end.cause}", failure) from end.cause
     shown = f"\nlast lines of its console:\n{console}" if console else "; its console is silent"
-    raise BootNotProven(f"{what}: {failure.summary()}{shown}", failure)
+    raise BootNotProven(f"{what}: {vmm.judge.summarize(failure)}{shown}", failure)
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
     """How a boot of the proof ended."""
 
-    status: int | None  # of QEMU; None: it runs still
+    status: int | None  # of the VMM; None: it runs still
     timed_out_s: float
     said: str
     cause: KatapodError | None = None
 
 
-async def _boot_once(spec: VmSpec, logs: QemuLogs, limit_s: float) -> _End:
-    """Raises QemuFailed, QmpError, QmpLinkBroken, DeviceMissing."""
+async def _boot_once(vmm: Vmm, spec: VmSpec, logs: VmmLogs, limit_s: float) -> _End:
+    """Raises VmmFailed, VmmRefused, VmmLinkBroken, DeviceMissing."""
     with contextlib.ExitStack() as claims:
-        given: dict[FdSlot, int] = {}
+        given: dict[Handed, int] = {}
         spec = claim_channel(spec, given, claims)
-        async with running_qemu(plan_qemu(spec), logs, given=given) as vm:
-            stopped = vm.qmp.expect("STOP")
+        async with vmm.start(spec, logs, given=given) as vm:
+            stopped = vm.expect_stop()
             timed_out = 0.0
             try:
                 async with patient_timeout(limit_s, vm.pid):
-                    with contextlib.suppress(QmpLinkBroken):  # QEMU's own end is the cause, and seen next
-                        await vm.resume()
+                    with contextlib.suppress(VmmLinkBroken):  # the VMM's own end is the cause, and seen next
+                        await vm.run()
                     await _end_or_stop(vm, stopped)
             except TimeoutError:
                 timed_out = limit_s
             await asyncio.sleep(CONSOLE_S)
-            status = vm.child.process.returncode
-            return _End(status, timed_out, read_tail(logs.vmm, max_lines=10))
+            return _End(vm.returncode, timed_out, read_tail(logs.vmm, max_lines=10))
 
 
-async def _end_or_stop(vm: QemuProcess, stopped: "asyncio.Future[Any]") -> None:
-    """Until QEMU ends, or stops the guest by itself: KVM gave up then, and QEMU has said why."""
+async def _end_or_stop(vm: VirtualMachine, stopped: "asyncio.Future[Any]") -> None:
+    """Until the VMM ends, or stops the guest by itself: KVM gave up then, and the VMM has said why."""
     ended = asyncio.create_task(vm.wait_end(), name="wait-proof")
     try:
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() and stopped.exception() is not None:
-            await ended  # the monitor went a moment before its QEMU
+            await ended  # the link broke a moment before the VMM's end
     finally:
         ended.cancel()
 
@@ -275,28 +265,29 @@ async def _find_out(
     first_s = float(config.agent.dial_timeout) if forced else KVM_LIMIT_S
 
     async def boot(vm: VmSpec, limit_s: float) -> None:
-        await prove_machine(vm, limit_s=limit_s, scratch_parent=scratch_parent)
+        await prove_machine(vm, limit_s=limit_s, scratch_parent=scratch_parent, vmm=plan.vmm)
 
     all_s = first_s if forced else KVM_ALL_S
     remedy, trials = await try_kvm(plan, boot, cpu_vendor=cpu_vendor(), first_s=first_s, all_s=all_s)
     if remedy is None:
         return _failed(plan, trials, retry_s(file.hangs_before(plan) + 1))
-    reason = "the guest image boots under KVM"
+    reason, judge = "the guest image boots under KVM", plan.vmm.judge
     if remedy:
-        reason += f" with {remedy} (without: {explain_trials(trials[:1])})"
-    advice = advise_setting(remedy, plan.vm.cpu_features)
-    found = Verdict(Accelerator.KVM, reason, fresh=True, remedy=remedy, advice=advice, said=words_of(trials))
+        reason += f" with {remedy} (without: {judge.explain_trials(trials[:1])})"
+    advice = judge.advise_setting(remedy, plan.vm.cpu_features)
+    found = Verdict(Accelerator.KVM, reason, fresh=True, remedy=remedy, advice=advice, said=judge.words_of(trials))
     return replace(found, key=plan.key), None
 
 
 def _failed(plan: ProofPlan, trials: list[Trial], hang_s: float) -> tuple[Verdict, Finding]:
-    findings = {judge_failure(trial.failure) for trial in trials}
+    judge = plan.vmm.judge
+    findings = {judge.finding(trial.failure) for trial in trials}
     worst = next(kind for kind in (Finding.PASSING, Finding.HANGS, Finding.FAILS) if kind in findings)
     opening = "KVM could not be tried" if worst is Finding.PASSING else NO_KVM
-    reason = f"{opening}: {explain_trials(trials)}"
+    reason = f"{opening}: {judge.explain_trials(trials)}"
     log.info("KVM is not used: %s", reason)
-    advice = advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
-    verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=words_of(trials), key=plan.key)
+    advice = judge.advise(trials, retry_s=hang_s if worst is Finding.HANGS else 0.0)
+    verdict = Verdict(Accelerator.TCG, reason, fresh=True, advice=advice, said=judge.words_of(trials), key=plan.key)
     return replace(verdict, console=trials[-1].failure.console), worst
 
 
@@ -322,9 +313,9 @@ async def try_kvm(
             trials.append(Trial(remedy, BootFailure(said=str(exc.strerror), status=1)))
         else:
             return remedy, trials
-        if judge_failure(trials[-1].failure) is Finding.PASSING:
+        if plan.vmm.judge.finding(trials[-1].failure) is Finding.PASSING:
             break
-        remedy = next_remedy(trials, cpu_vendor=cpu_vendor, planned_features=plan.vm.cpu_features)
+        remedy = plan.vmm.judge.next_remedy(trials, cpu_vendor=cpu_vendor, planned_features=plan.vm.cpu_features)
         left_s -= max(time.monotonic() - began, trials[-1].failure.timed_out_s)
         limit_s = min(KVM_LIMIT_S, left_s)
         if limit_s < 1.0:

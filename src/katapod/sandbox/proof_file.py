@@ -16,8 +16,9 @@ import msgspec
 
 from katapod.host.state import write_atomically
 from katapod.model.errors import KatapodError
-from katapod.plan.proof import Finding, ProofPlan, Verdict
-from katapod.plan.vmm import Accelerator, CpuRemedy
+from katapod.vmm.judge import Finding
+from katapod.vmm.proof import ProofPlan, Verdict
+from katapod.vmm.spec import Accelerator, CpuRemedy
 
 __all__ = ["KeptVerdict", "ProofFile", "now"]
 
@@ -32,7 +33,7 @@ def now() -> float:
 
 
 class KeptVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One answer. `tried` and `said` are for people: each boot in words, and what QEMU said."""
+    """One answer. `tried` and `said` are for people: each boot in words, and what the VMM said."""
 
     accelerator: Accelerator
     reason: str

@@ -26,11 +26,13 @@ from katapod.host.removal import clear_away, sweep_aside
 from katapod.host.state import StateStore, owner_alive
 from katapod.host.tasks import finish
 from katapod.images import ImageStore
+from katapod.model.devices import DeviceTable
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.attachment import release_attachment
+from katapod.vmm.processes import is_vm
 
 __all__ = ["find_leftovers", "reap_dead", "release_kept", "remove_sandbox", "settle"]
 
@@ -283,7 +285,8 @@ def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float
             else msgspec.structs.replace(item, state=State.STOPPED, error=error, exit_code=137, finished_at=time.time())
             for item in record.containers
         )
-        store.write(msgspec.structs.replace(record, state=State.STOPPED, error=error, vmm_pid=0, containers=containers))
+        stopped = msgspec.structs.replace(record, state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
+        store.write(msgspec.structs.replace(stopped, error=error, containers=containers))
 
 
 def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:
@@ -332,9 +335,9 @@ def _lock_holder(paths: SandboxPaths) -> int | None:
 
 
 def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
-    """QEMU and virtiofsd of this machine: their command lines name its directories, which no other layout has."""
+    """VMM and virtiofsd of this machine: their command lines name its directories, which no other layout has."""
     paths = layout.sandbox(machine_id)
-    marks = (f"\0{paths.vm}/pid\0", f"{paths.shared},", f"{paths.shared}\0")
+    shares = (f"{paths.shared},", f"{paths.shared}\0")
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
@@ -344,9 +347,8 @@ def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:
             if exc.errno not in (errno.ENOENT, errno.ESRCH):
                 raise
             continue
-        program = command.partition("\0")[0]
-        ours = "qemu" in program or "virtiofsd" in program
-        if ours and any(mark in command for mark in marks):
+        is_share = "virtiofsd" in command.partition("\0")[0] and any(mark in command for mark in shares)
+        if is_share or is_vm(command, paths.vm):
             yield int(entry)
 
 

@@ -7,7 +7,6 @@ in the shared directory: an overlay on the host, or a directory as it is.
 from dataclasses import dataclass
 from pathlib import Path
 
-from katapod.host.layers import make_layer
 from katapod.host.mounts import bind, mount_overlay
 from katapod.host.trace import span
 from katapod.model.errors import NotFound
@@ -42,7 +41,7 @@ class GuestRootfs:
 async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> GuestRootfs:
     """Bring the root file system to the guest. Undone by container.remove_host_files and close_root_disk.
 
-    Raises QmpError, NoSpace, NotFound, KatapodError.
+    Raises VmmRefused, NoSpace, NotFound, KatapodError.
     """
     disk = root_disk_of(sandbox.paths, container_id, rootfs)
     if disk is not None:
@@ -70,7 +69,6 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
     pci_path = sandbox.disk_path(disk.disk_id)
     if not pci_path:
         with span("plug the root disk"):
-            make_layer(disk.layer, base=disk.base)
             pci_path = await sandbox.add_disk(disk.disk_id, disk.layer, read_only=False, base=disk.base)
     path = f"{GUEST_SANDBOX_DIR}/layers/{container_id}"
     storage = agent_pb2.Storage(
@@ -80,7 +78,7 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
 
 
 async def close_root_disk(sandbox: Sandbox, container_id: str) -> None:
-    """Take the disk of a container out, if it has one; the guest has unmounted it. Raises QmpError."""
+    """Take the disk of a container out, if it has one; the guest has unmounted it. Raises VmmRefused."""
     try:
         await sandbox.remove_disk(root_disk_id(container_id))
     except NotFound:

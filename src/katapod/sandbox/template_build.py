@@ -15,12 +15,9 @@ import msgspec
 
 from katapod.host.guest_memory import new_memory, save_memory
 from katapod.host.logs import read_tail
-from katapod.host.qemu import QemuLogs, QemuProcess, running_qemu
 from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.template import FORMAT, TemplatePlan
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, connect_agent
 from katapod.sandbox.clock import ClockKeeper
@@ -35,6 +32,9 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.vmm.protocol import Handed, VirtualMachine, VmmLogs
+from katapod.vmm.spec import Accelerator, VmSpec
+from katapod.vmm.template import FORMAT, TemplatePlan
 
 __all__ = ["build_template", "open_template", "prepare_template"]
 
@@ -139,7 +139,7 @@ async def build_template(plan: TemplatePlan) -> None:
     scratch = plan.root / f".{plan.key}.{os.getpid()}"
     try:
         scratch.mkdir(mode=0o700)
-        needed_mib = SPARE_MIB + plan.vm.boot_mem_mib // PACKING
+        needed_mib = SPARE_MIB + plan.vm.mem_mib // PACKING
         free_mib = shutil.disk_usage(plan.root).free >> 20
         if free_mib < needed_mib:
             raise NoSpace(f"cannot make a template in {plan.root}: {free_mib} MiB are free, {needed_mib} are needed")
@@ -159,25 +159,25 @@ async def build_template(plan: TemplatePlan) -> None:
 async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
     vm_dir = scratch / "vm"
     vm_dir.mkdir(mode=0o700)
-    logs = QemuLogs(vm_dir / "console.log", vm_dir / "vmm.log")
+    logs = VmmLogs(vm_dir / "console.log", vm_dir / "vmm.log")
     with contextlib.ExitStack() as stack:
-        memory = new_memory(plan.vm.boot_mem_mib)
+        memory = new_memory(plan.vm.mem_mib)
         stack.callback(os.close, memory)
         target = os.open(scratch / "memory", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, target)
-        given = {FdSlot.MEMORY: memory}
+        given = {Handed.MEMORY: memory}
         spec = claim_channel(replace(plan.vm, vm_dir=vm_dir), given, stack)
-        async with running_qemu(plan_qemu(spec), logs, given=given) as vm:
-            await vm.resume()
+        async with plan.vmm.start(spec, logs, given=given) as vm:
+            await vm.run()
             await _settle_guest(vm, spec, plan.limits.boot_s)
             await vm.save_state(scratch / "state")
             # to its end: a thread goes on when we are cancelled, and these descriptors would soon mean other files
-            data_bytes = await finish(asyncio.to_thread(save_memory, memory, target, plan.vm.boot_mem_mib))
+            data_bytes = await finish(asyncio.to_thread(save_memory, memory, target, plan.vm.mem_mib))
     meta = TemplateMeta(
         format=FORMAT,
         key=plan.key,
         created_at=time.time(),
-        memory_bytes=plan.vm.boot_mem_mib << 20,
+        memory_bytes=plan.vm.mem_mib << 20,
         data_bytes=data_bytes,
         state_sha256=hashlib.sha256((scratch / "state").read_bytes()).hexdigest(),
         description=plan.describe(),
@@ -188,14 +188,14 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
     log.info("template %s holds %d MiB of memory", plan.key, data_bytes >> 20)
 
 
-async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
-    """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, QemuFailed, RpcError."""
+async def _settle_guest(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
+    """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, VmmFailed, RpcError."""
     ended = asyncio.create_task(vm.wait_end(), name="wait-template")
     work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
     try:
         await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and isinstance(work.exception(), RpcError):
-            # a channel that breaks may be the first sign of a QEMU that ends: its end is the cause to be told
+            # a channel that breaks may be the first sign of a VMM that ends: its end is the cause to be told
             await asyncio.wait({ended}, timeout=CAUSE_LIMIT_S)
         if ended.done():
             raise vm.explain_end()
@@ -206,7 +206,7 @@ async def _settle_guest(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
         await asyncio.wait({ended, work})
 
 
-async def _settle(vm: QemuProcess, spec: VmSpec, boot_s: float) -> None:
+async def _settle(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
     step, limit_s = "boot", boot_s
     try:
         async with asyncio.timeout(limit_s) as limit:

@@ -1,6 +1,6 @@
 """Templates on disk: found, opened, listed, removed.
 
-ROOT/KEY/ holds `memory` (sparse), `state` (QEMU's device state), `meta.json` and `uses` (a byte for each clone). The
+ROOT/KEY/ holds `memory` (sparse), `state` (of the VM's devices), `meta.json` and `uses` (a byte for each clone). The
 folder appears and goes by a rename, so nobody sees half a template. ROOT/KEY.lock is held by who builds KEY;
 ROOT/.KEY.* is what a builder or remover has in hand, and litter once nobody holds the lock.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.model.errors import KatapodError
-from katapod.plan.template import FORMAT, KEY_LENGTH, TemplatePlan
+from katapod.vmm.template import FORMAT, KEY_LENGTH, TemplatePlan
 
 __all__ = [
     "Template",

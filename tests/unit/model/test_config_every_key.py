@@ -24,12 +24,13 @@ from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, size_pod
 from katapod.plan.cgroup import Hierarchy, plan_cgroup
 from katapod.plan.container_spec import ContainerOptions
-from katapod.plan.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox import planning
 from katapod.sandbox.machine import _create_request
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.vmm.qemu.command_line import options_of
+from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
+from katapod.vmm.spec import Accelerator
 
 QEMU, AGENT, RUNTIME, FACTORY = "hypervisor.qemu", "agent.kata", "runtime", "factory"
 
@@ -296,7 +297,7 @@ def observe(config: Config) -> str:
             plan.describe(),
             f"template: {template}",
             *(disk.describe() for disk in disks),
-            f"more slots: {more_bridge_slots(plan.vm.bridges)}",
+            f"more slots: {more_bridge_slots(options_of(plan.vm).bridges)}",
             str(plan.network),
             str(_create_request(plan)),
             f"agent answers within {plan.agent_timeout_s}",

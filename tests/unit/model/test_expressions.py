@@ -34,7 +34,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "model/seccomp_profile.py": "releases of kernels that a profile of root names",
     "osbuilder": "packages and kernels of this host",
     "plan/check_software.py": "what installed programs say of themselves",
-    "plan/proof.py": "what QEMU of this host says, and lines of a console's bounded tail",
+    "vmm/qemu/judge.py": "what QEMU of this host says, and lines of a console's bounded tail",
     "plan/left_out.py": "places in the config.json of an engine",
     "plan/guest_image.py": "names of the host's kernel modules",
     "sandbox/container.py": "names of our own directories",

@@ -41,7 +41,7 @@ def cpus(number: float) -> ContainerLimits:
 
 
 @pytest.mark.parametrize(
-    ("limits", "boot_mem_mib"),
+    ("limits", "mem_mib"),
     [
         ((), 2048),
         ((ContainerLimits(),), 2048),
@@ -56,35 +56,35 @@ def cpus(number: float) -> ContainerLimits:
         ((limit(GIB), ContainerLimits()), 3072),
     ],
 )
-def test_memory(limits: tuple[ContainerLimits, ...], boot_mem_mib: int) -> None:
-    assert size(*limits).boot_mem_mib == math.ceil(boot_mem_mib / MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB
+def test_memory(limits: tuple[ContainerLimits, ...], mem_mib: int) -> None:
+    assert size(*limits).mem_mib == math.ceil(mem_mib / MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB
 
 
 def test_overhead_is_configurable_and_part_of_the_size() -> None:
     small = size(limit(GIB), settings=SizeSettings(guest_base_memory_mib=64))
-    assert (small.boot_mem_mib, small.guest_overhead_mib) == (1152, 64)
+    assert (small.mem_mib, small.guest_overhead_mib) == (1152, 64)
     assert small.sandbox_cgroup_mib == 1152 + HOST_OVERHEAD_MIB
 
 
 def test_the_translation_cache_counts_for_the_host() -> None:
     found = size_sandbox(SETTINGS, HOST, (limit(GIB),), translation_cache_mib=256)
     assert found.host_overhead_mib == HOST_OVERHEAD_MIB + 256
-    assert found.boot_mem_mib == size(limit(GIB)).boot_mem_mib
+    assert found.mem_mib == size(limit(GIB)).mem_mib
 
 
 def test_limits_above_the_hosts_memory_get_what_there_is() -> None:
     found = size(limit(100 * GIB))
-    assert (found.boot_mem_mib, found.max_mem_mib) == (65536, 65536)
+    assert (found.mem_mib, found.max_mem_mib) == (65536, 65536)
     (told,) = found.clamped
     assert re.fullmatch(
         r"its memory limits ask for a VM of 10\d+ MiB and this host has 65536 MiB: it gets 65536 MiB, "
         r"and the limits stay",
         told,
     )
-    assert size(limit(64 * GIB)).boot_mem_mib == 65536
-    assert size(limit(1 << 62)).boot_mem_mib == 65536
+    assert size(limit(64 * GIB)).mem_mib == 65536
+    assert size(limit(1 << 62)).mem_mib == 65536
     small = size(limit(GIB), settings=SizeSettings(default_maxmemory_mib=1100))
-    assert small.boot_mem_mib == 1024
+    assert small.mem_mib == 1024
     assert "default_maxmemory is 1100 MiB" in small.clamped[0]
     assert size(limit(GIB)).clamped == size().clamped == ()
 
@@ -92,14 +92,14 @@ def test_limits_above_the_hosts_memory_get_what_there_is() -> None:
 def test_so_do_those_of_a_pod() -> None:
     for static in (False, True):
         found = size_pod(SETTINGS, HOST, announced=limit(100 * GIB), static=static)
-        assert found.boot_mem_mib == 65536
+        assert found.mem_mib == 65536
         assert len(found.clamped) == 1
     grown = size_pod(SETTINGS, HOST, (limit(40 * GIB), limit(40 * GIB)))
-    assert (grown.boot_mem_mib, len(grown.clamped)) == (65536, 1)
+    assert (grown.mem_mib, len(grown.clamped)) == (65536, 1)
 
 
 def test_a_small_host_gets_what_it_has_when_nobody_asked_for_more() -> None:
-    assert size(host=HostCapacity(cpus=1, memory_mib=1950)).boot_mem_mib == 1920
+    assert size(host=HostCapacity(cpus=1, memory_mib=1950)).mem_mib == 1920
     with pytest.raises(UsageError, match="this host has 200 MiB"):
         size(host=HostCapacity(cpus=1, memory_mib=200))
 
@@ -172,11 +172,11 @@ def test_describe_has_the_numbers() -> None:
 def test_every_container_fits_and_the_cgroup_holds_the_vm(containers: list[ContainerLimits]) -> None:
     found = size(*containers)
     wanted = sum(c.memory_bytes or 0 for c in containers)
-    assert found.boot_mem_mib * MIB >= wanted + found.guest_overhead_mib * MIB
-    assert found.boot_mem_mib >= MIN_BOOT_MIB
-    assert found.boot_mem_mib % MEMORY_BLOCK_MIB == 0
-    assert found.max_mem_mib >= found.boot_mem_mib
-    assert found.sandbox_cgroup_mib > found.boot_mem_mib
+    assert found.mem_mib * MIB >= wanted + found.guest_overhead_mib * MIB
+    assert found.mem_mib >= MIN_BOOT_MIB
+    assert found.mem_mib % MEMORY_BLOCK_MIB == 0
+    assert found.max_mem_mib >= found.mem_mib
+    assert found.sandbox_cgroup_mib > found.mem_mib
     assert 1 <= found.vcpus <= found.max_vcpus == 8
     if containers and all(c.memory_bytes for c in containers):
         assert found.sandbox_cgroup_mib * MIB <= wanted + found.pod_overhead_mib * MIB

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from katapod.plan.explain import UNKNOWN, explain_command_line, explain_kernel_parameters, word_after
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import FdSlot, QemuOptions, plan_qemu, render_qemu
+from katapod.vmm.spec import Accelerator, VmSpec
 
 COMMAND = """
 /usr/libexec/qemu-kiwi -name sandbox-42f0 -uuid 1cd86e5c-3f86-45e8-bce2-96b16dce635a -machine
@@ -50,13 +51,12 @@ def test_all_of_our_own_is_known() -> None:
         spec = VmSpec(
             sandbox_id="s,1",
             uuid="u",
-            qemu="qemu-system-x86_64",
+            program="qemu-system-x86_64",
             kernel=Path("/k"),
             initrd=Path("/i"),
             accelerator=accelerator,
-            boot_mem_mib=256,
+            mem_mib=256,
             max_mem_mib=2048,
-            memory_slots=10,
             vcpus=1,
             max_vcpus=2,
             vm_dir=Path("/run/vc/vm/s1"),
@@ -64,7 +64,8 @@ def test_all_of_our_own_is_known() -> None:
             debug_console=True,
             memory_is_given=restored,
             restored=restored,
-            tb_size_mib=128,
+            translation_cache_mib=128,
+            options=QemuOptions(memory_slots=10),
         )
         plan = plan_qemu(spec)
         words = render_qemu(plan, dict.fromkeys(FdSlot, 9))

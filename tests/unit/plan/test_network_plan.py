@@ -12,7 +12,7 @@ VMTAP = replace(ETH0, name="vmtap", kind=InterfaceKind.TAP)
 
 
 def test_tcfilter() -> None:
-    plan = plan_nic(ETH0, 0, NetworkSettings(), vcpus=1, slot=31)
+    plan = plan_nic(ETH0, 0, NetworkSettings(), vcpus=1)
     assert plan.describe() == (
         "interface eth0 (veth) by tap0_kata, model tcfilter\n"
         "  tc qdisc add dev eth0 ingress\n"
@@ -20,28 +20,18 @@ def test_tcfilter() -> None:
         "action mirred egress redirect dev tap0_kata\n"
         "  tc qdisc add dev tap0_kata ingress\n"
         "  tc filter add dev tap0_kata parent ffff: protocol all u32 match u8 0 0 "
-        "action mirred egress redirect dev eth0\n"
-        "  plug network interface 02:00:00:00:00:02\n"
-        "    netdev_add {'type': 'tap', 'id': 'network-0', 'fds': 'tap0-0'}\n"
-        "    device_add {'driver': 'virtio-net-pci', 'id': 'virtio-net-0', 'netdev': 'network-0', "
-        "'mac': '02:00:00:00:00:02', 'disable-legacy': 'on', 'romfile': '', 'bus': 'pci-bridge-0', 'addr': '0x1f'}"
+        "action mirred egress redirect dev eth0"
     )
-    assert plan.guest_path == "02/1f"
     assert plan_undo(plan.record) == plan.tc.undo == ("qdisc del dev eth0 ingress",)
 
 
 def test_a_queue_for_each_vcpu_and_vhost() -> None:
-    plan = plan_nic(ETH0, 1, NetworkSettings(vhost=True), vcpus=2, slot=30)
-    backend, device = plan.device.steps
-    assert backend.arguments["fds"] == "tap1-0:tap1-1"
-    assert backend.arguments["vhost"] is True
-    assert backend.arguments["vhostfds"] == "vhost1-0:vhost1-1"
-    assert (device.arguments["mq"], device.arguments["vectors"]) == (True, 6)
-    assert [step.command for step in plan.device.undo] == ["device_del", "netdev_del"]
+    plan = plan_nic(ETH0, 1, NetworkSettings(vhost=True), vcpus=2)
+    assert (plan.queues, plan.vhost) == (2, True)
 
 
 def test_rates() -> None:
-    plan = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000, tx_rate=2000), vcpus=1, slot=31)
+    plan = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000, tx_rate=2000), vcpus=1)
     assert [step for step in plan.tc.steps if "root" in step or "class" in step] == [
         "qdisc add dev tap0_kata root handle 1: htb default 2",
         "class add dev tap0_kata parent 1: classid 1:1 htb rate 1000bit ceil 1000bit",
@@ -51,23 +41,23 @@ def test_rates() -> None:
         "class add dev eth0 parent 1:1 classid 1:2 htb rate 2000bit ceil 2000bit",
     ]
     assert plan_undo(plan.record) == plan.tc.undo == ("qdisc del dev eth0 ingress", "qdisc del dev eth0 root")
-    only_rx = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000), vcpus=1, slot=31)
+    only_rx = plan_nic(ETH0, 0, NetworkSettings(rx_rate=1000), vcpus=1)
     assert plan_undo(only_rx.record) == only_rx.tc.undo == ("qdisc del dev eth0 ingress",)
 
 
 def test_other_models_leave_tc_alone() -> None:
-    macvtap = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.MACVTAP), vcpus=1, slot=31)
+    macvtap = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.MACVTAP), vcpus=1)
     assert macvtap.tc.steps == plan_undo(macvtap.record) == ()
     assert macvtap.record == NicRecord("eth0", "tap0_kata", "macvtap", ETH0.mac, ("10.0.0.2/24",))
-    none = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.NONE), vcpus=1, slot=31)
+    none = plan_nic(ETH0, 0, NetworkSettings(model=Interworking.NONE), vcpus=1)
     assert none.tc.steps == plan_undo(none.record) == ()
     assert none.tap == "tap0_kata"
 
 
 def test_a_tap_is_used_directly_and_never_deleted() -> None:
-    plan = plan_nic(VMTAP, 0, NetworkSettings(), vcpus=4, slot=31)
+    plan = plan_nic(VMTAP, 0, NetworkSettings(), vcpus=4)
     assert (plan.direct, plan.tap, plan.queues, plan.record.tap) == (True, "vmtap", 1, "")
-    assert plan_nic(replace(VMTAP, multi_queue=True), 0, NetworkSettings(), vcpus=4, slot=31).queues == 4
+    assert plan_nic(replace(VMTAP, multi_queue=True), 0, NetworkSettings(), vcpus=4).queues == 4
 
 
 @pytest.mark.parametrize(
@@ -76,14 +66,14 @@ def test_a_tap_is_used_directly_and_never_deleted() -> None:
 )
 def test_rates_where_there_is_nothing_to_shape(interface: Interface, settings: NetworkSettings) -> None:
     with pytest.raises(NetworkError, match="cannot limit the rate"):
-        plan_nic(interface, 0, settings, vcpus=1, slot=31)
+        plan_nic(interface, 0, settings, vcpus=1)
 
 
 def test_an_ipvlan_has_no_macvtap() -> None:
     ipvlan = replace(ETH0, kind=InterfaceKind.IPVLAN)
-    assert plan_nic(ipvlan, 0, NetworkSettings(), vcpus=1, slot=31).tc.steps
+    assert plan_nic(ipvlan, 0, NetworkSettings(), vcpus=1).tc.steps
     with pytest.raises(NetworkError, match="cannot put a macvtap on eth0: it is an ipvlan"):
-        plan_nic(ipvlan, 0, NetworkSettings(Interworking.MACVTAP), vcpus=1, slot=31)
+        plan_nic(ipvlan, 0, NetworkSettings(Interworking.MACVTAP), vcpus=1)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +85,16 @@ def test_an_ipvlan_has_no_macvtap() -> None:
     ],
 )
 def test_frames_held_to_the_addresses(model: Interworking, steps: list[str]) -> None:
-    plan = plan_nic(ETH0, 0, NetworkSettings(model, held=True), vcpus=1, slot=31)
+    plan = plan_nic(ETH0, 0, NetworkSettings(model, held=True), vcpus=1)
     assert [step.partition(" protocol")[0] for step in plan.hold] == steps
     assert "protocol all prio 1 handle 1 bpf da bytecode '" in plan.hold[-1]
     assert plan.hold[-1] in plan.describe()
-    assert plan_nic(ETH0, 0, NetworkSettings(model), vcpus=1, slot=31).hold == ()
+    assert plan_nic(ETH0, 0, NetworkSettings(model), vcpus=1).hold == ()
 
 
 def test_a_tap_of_the_pods_own_cannot_be_held() -> None:
     with pytest.raises(NetworkError, match="cannot hold vmtap to its addresses"):
-        plan_nic(VMTAP, 0, NetworkSettings(held=True), vcpus=1, slot=31)
+        plan_nic(VMTAP, 0, NetworkSettings(held=True), vcpus=1)
 
 
 def test_a_redirect_to_itself_makes_no_sense() -> None:

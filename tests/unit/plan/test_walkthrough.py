@@ -14,10 +14,11 @@ from katapod.model.config import parse_config
 from katapod.model.layout import SHARE_TAG, Layout
 from katapod.model.network import Interworking
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.hotplug import HotplugPlan, plan_shared_directory
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator, plan_kernel_params, plan_qemu
 from katapod.sandbox.planning import SandboxPlan, plan_sandbox, size_for
+from katapod.vmm.qemu.command_line import plan_kernel_params, plan_qemu
+from katapod.vmm.qemu.hotplug import HotplugPlan, plan_shared_directory
+from katapod.vmm.spec import Accelerator
 
 DOC = Path(__file__).parents[3] / "docs" / "walkthrough-qemu.md"
 SANDBOX = "42f003b365352a71ab87e8a1f49b1c301b6c3c856ec5520b4986aa8b9e43151f"

@@ -7,19 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from katapod.model.devices import DeviceTable, DiskEntry
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.hotplug import plan_layered_disk
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.sandbox import health, lifecycle
 from katapod.sandbox.errors import AgentFailed
-from katapod.sandbox.health import busy_s, watch_health
+from katapod.sandbox.health import watch_health
+from katapod.vmm.qemu.process import busy_s, disk_error
 
 
 class Console:
@@ -29,7 +29,7 @@ class Console:
 
 def sandbox_of(agent: AgentClient, pid: int, *, stopping: bool = False) -> Any:
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    vm = SimpleNamespace(stopping=stopping, pid=pid)
+    vm = SimpleNamespace(stopping=stopping, pid=pid, busy_s=lambda: busy_s(pid))
     return SimpleNamespace(sandbox_id="s1", agent=agent, death=death, vm=vm, console=Console())
 
 
@@ -99,7 +99,7 @@ def test_what_has_ended_is_not_busy() -> None:
 
 def taken(**event: object) -> tuple[KatapodError | None, list[dict[str, Any]]]:
     """What becomes of a BLOCK_IO_ERROR: why the sandbox is dead, if it is, and what was saved."""
-    layer = plan_layered_disk("root-1", Path("/sandbox/root.qcow2"), Path("/image/root.ext4"), 3)
+    layer = DiskEntry("root-1", 3, "/sandbox/root.qcow2", base="/image/root.ext4")
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     saved: list[dict[str, Any]] = []
     sandbox: Any = SimpleNamespace(
@@ -107,11 +107,11 @@ def taken(**event: object) -> tuple[KatapodError | None, list[dict[str, Any]]]:
         death=death,
         vm=SimpleNamespace(stopping=False),
         save=lambda **changes: saved.append(changes),
-        _disks={"root-1": (3, layer)},
+        devices=SimpleNamespace(table=DeviceTable(disks=(layer,))),
         _told_disks=set(),
     )
     for _ in range(2):
-        lifecycle.Sandbox.take_disk_error(sandbox, event)
+        lifecycle.Sandbox.take_disk_error(sandbox, disk_error(event))
     return death.result() if death.done() else None, saved
 
 

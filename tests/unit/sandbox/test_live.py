@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katapod.rpc.pb import inspection_pb2
-from katapod.sandbox.live import ENTRIES_MAX, TEXT_MAX, parse_guest, parse_hypervisor
+from katapod.sandbox.live import ENTRIES_MAX, TEXT_MAX, parse_guest
+from katapod.vmm.qemu.facts import parse_hypervisor
 
 DISK = "/machine/peripheral/virtio-root-1/virtio-backend"
 ANSWERS: dict[str, Any] = {

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from katapod.host.process_metrics import CallTimes, family_text
-from katapod.host.qmp import QmpLinkBroken
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.guest_metrics import LINES_MAX
 from katapod.model.inspection import Channel, LiveFacts
@@ -21,6 +20,8 @@ from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.management import Managed, management_socket
+from katapod.vmm.errors import VmmLinkBroken
+from katapod.vmm.qemu.facts import ask_hypervisor
 
 
 class Guest:
@@ -49,8 +50,11 @@ class Qemu:
 
     async def execute(self, command: str, arguments: Any = None, *, limit_s: float = 1.0) -> Any:
         if command not in self.answers:
-            raise QmpLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
+            raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s")
         return self.answers[command]
+
+    async def facts(self, limit_s: float) -> Any:
+        return await ask_hypervisor(self, limit_s)
 
 
 class Pod(Managed):
@@ -68,7 +72,7 @@ class Pod(Managed):
         return self.guest
 
     @property
-    def qmp(self) -> Qemu:
+    def vm(self) -> Qemu:
         return self.monitor
 
     @property

@@ -14,10 +14,10 @@ from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine, plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine, new_machine_id
 from katapod.sandbox.release import ReleaseStack
+from katapod.vmm.spec import Accelerator
 
 FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b", kernel_release="6")
 
@@ -40,7 +40,7 @@ def ready(config: Config, accelerator: Accelerator = Accelerator.TCG, lock: int 
     plan = plan_ready_machine(
         new_machine_id(), config, FACTS, Layout(), accelerator=accelerator, dialect=VirtiofsdDialect.C, owner_pid=1
     )
-    machine: Any = SimpleNamespace(mem_mib=plan.vm.boot_mem_mib, spec=SimpleNamespace(vcpus=plan.vm.vcpus))
+    machine: Any = SimpleNamespace(mem_mib=plan.vm.mem_mib, spec=SimpleNamespace(vcpus=plan.vm.vcpus))
     return ReadyMachine(plan, StateStore(Layout()), machine, ReleaseStack(), lock)
 
 
@@ -104,7 +104,7 @@ def test_another_accelerator_or_initrd_does_not_fit(config: Config) -> None:
 def test_a_machine_cannot_shrink(config: Config) -> None:
     plan = wanted(config, ContainerLimits())
     machine = ready(config)
-    small = dataclasses.replace(plan, vm=dataclasses.replace(plan.vm, boot_mem_mib=machine.machine.mem_mib - 128))
+    small = dataclasses.replace(plan, vm=dataclasses.replace(plan.vm, mem_mib=machine.machine.mem_mib - 128))
     assert not machine.fits(small)
 
 

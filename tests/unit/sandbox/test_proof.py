@@ -9,20 +9,22 @@ import msgspec
 import pytest
 
 from katapod.host.facts import HostFacts
-from katapod.host.qemu import QemuFailed
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, MissingProgram, UsageError
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
-from katapod.plan.proof import BootFailure, Verdict
 from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
-from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec
 from katapod.sandbox import proof, proof_file
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import doubting_kvm, refuse_second_try, watch_kvm
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
+from katapod.vmm.errors import VmmFailed
+from katapod.vmm.judge import BootFailure
+from katapod.vmm.proof import Verdict
+from katapod.vmm.protocol import Vmm
+from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 WITH_KVM = replace(FACTS, kvm=True)
@@ -50,7 +52,7 @@ class Host:
         self._monkeypatch = monkeypatch
 
     def boots(self, fails: Callable[[VmSpec], BootFailure | None]) -> None:
-        async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None) -> None:
+        async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None, vmm: Vmm) -> None:
             self.booted.append((vm, limit_s))
             await asyncio.sleep(0.05)
             failure = fails(vm)
@@ -279,7 +281,7 @@ async def test_the_reason_is_kept_in_qemus_words(host: Host) -> None:
 
 
 def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPlan:
-    vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 0, 1, 1, Path("/vm"))
+    vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 1, 1, Path("/vm"))
     return SandboxPlan(
         record=SandboxRecord("s1", created_at=1.0, owner_pid=1, boot_id="boot-1"),
         vm=vm,
@@ -297,9 +299,9 @@ def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPl
     [
         (GuestHangs("the guest does not boot"), True),
         (AgentFailed("the guest stopped before its agent answered"), True),
-        (QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1), True),
-        (QemuFailed("cannot start QEMU: exit status 1: Cannot allocate memory", returncode=1), False),
-        (QemuFailed("QEMU ended unexpectedly: killed", returncode=-9), False),
+        (VmmFailed("QEMU ended: error: kvm run failed Bad address", returncode=1), True),
+        (VmmFailed("cannot start QEMU: exit status 1: Cannot allocate memory", returncode=1), False),
+        (VmmFailed("QEMU ended unexpectedly: killed", returncode=-9), False),
         (KatapodError("cannot mount /x"), False),
     ],
 )
@@ -319,7 +321,7 @@ async def test_a_verdict_goes_when_a_machine_dies_of_kvm(host: Host) -> None:
     verdict = await host.choose(facts=WITH_KVM)
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     watch_kvm(plan_with(verdict.key), host.layout, death)
-    death.set_result(QemuFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
+    death.set_result(VmmFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
     await asyncio.sleep(0)
     assert host.kept() is None
 

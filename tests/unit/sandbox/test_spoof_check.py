@@ -12,8 +12,8 @@ from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.bridge import plan_bridge
 from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.plan.vmm import Accelerator
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.vmm.spec import Accelerator
 
 FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b", kernel_release="6")
 BUILT_IN = plan_bridge("10.186.0.0/16", firewall=False, publish=True)

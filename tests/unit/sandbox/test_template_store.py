@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError
-from katapod.plan.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
-from katapod.plan.vmm import Accelerator, VmSpec
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,
@@ -25,20 +23,24 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.qemu.command_line import QemuOptions
+from katapod.vmm.spec import Accelerator, VmSpec
+from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
 SPEC = VmSpec(
     sandbox_id="s1",
     uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    qemu="/usr/bin/qemu-system-x86_64",
+    program="/usr/bin/qemu-system-x86_64",
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
-    boot_mem_mib=256,
+    mem_mib=256,
     max_mem_mib=1024,
-    memory_slots=2,
     vcpus=1,
     max_vcpus=2,
     vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=2),
 )
 LIMITS = TemplateLimits(max_age_s=600.0, max_uses=3, unused_s=600.0)
 MEMORY_MIB = 4
@@ -53,11 +55,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(root: Path) -> TemplatePlan:
-    return plan_template(SPEC, ["kernel 1"], root, LIMITS, boot_mem_mib=256)
+    return plan_template(DEFAULT_VMM, SPEC, ["kernel 1"], root, LIMITS, mem_mib=256)
 
 
 def another(plan: TemplatePlan, number: int = 1) -> TemplatePlan:
-    return plan_template(SPEC, [f"another kernel {number}"], plan.root, plan.limits, boot_mem_mib=256)
+    return plan_template(DEFAULT_VMM, SPEC, [f"another kernel {number}"], plan.root, plan.limits, mem_mib=256)
 
 
 def write_template(plan: TemplatePlan, **meta: Any) -> Path:

@@ -1,147 +1,24 @@
-"""The proof of an accelerator as data: what is booted for it, what a failure says, what is tried next.
+"""What QEMU's and KVM's words mean: whether a boot that failed speaks of KVM, and what may help."""
 
-What is proven is the machine that sandboxes start with, so whatever changes that machine is proven anew. A failure
-counts against KVM only where it speaks of KVM; a host that is short of something for a while says nothing of it.
-"""
-
-import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-from pathlib import Path
 
-from katapod.plan.vmm import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.vmm.judge import BootFailure, Finding, Trial
+from katapod.vmm.spec import CpuRemedy
 
 __all__ = [
-    "NO_KVM",
-    "PROOF_MEM_MIB",
-    "BootFailure",
-    "Finding",
-    "ProofPlan",
-    "Trial",
-    "Verdict",
+    "QemuJudge",
     "advise",
     "advise_setting",
     "explain_trials",
     "judge_failure",
     "next_remedy",
-    "plan_proof",
+    "summarize",
     "words_of",
 ]
 
-PROOF_MEM_MIB = 512
-SCRATCH = Path("/proof")  # stands for the directory of whoever proves
-PROOF_UUID = "00000000-0000-0000-0000-000000000000"
-KEY_LENGTH = 24
 SAID_MAX = 2000  # characters kept of what QEMU said
 LINE_MAX = 300
-
-NO_KVM = "/dev/kvm opens, but the guest image does not boot under it"
-
-
-class Finding(Enum):
-    """What a boot that failed says of the accelerator."""
-
-    FAILS = "fails"  # the accelerator does not run this plan: kept
-    HANGS = "hangs"  # it did not get done in time, which load can do too: kept for a while
-    PASSING = "passing"  # nothing: another failure, or a shortage that passes
-
-
-@dataclass(frozen=True, slots=True)
-class BootFailure:
-    """A guest that was booted for the proof and did not say that it works."""
-
-    said: str = ""  # by QEMU, last lines first to last
-    console: str = ""  # the guest's last lines
-    timed_out_s: float = 0.0  # the limit that it reached; 0: it ended before
-    status: int | None = None  # of QEMU, negative for a signal; None: it did not end by itself
-
-    def summary(self) -> str:
-        """One line: QEMU's own words where it had any."""
-        if line := _error_line(self.said):
-            return f"QEMU said: {line}"
-        if self.timed_out_s:
-            return f"the guest did not finish booting within {round(self.timed_out_s, 1):g} s"
-        last = self.console.rpartition("\n")[2][:LINE_MAX]
-        end = "QEMU ended" if self.status else "the guest ended"
-        return f"{end} without the agent's word" + (f", its console's last line: {last}" if last else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One boot of the proof that failed."""
-
-    remedy: CpuRemedy
-    failure: BootFailure
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The accelerator to use. `key` names what it was found for; empty if nothing was proven."""
-
-    accelerator: Accelerator
-    reason: str
-    fresh: bool  # found out just now: worth a word to the user
-    remedy: CpuRemedy = NO_REMEDY
-    advice: str = ""  # what to set, or empty
-    said: str = ""  # QEMU's own words, of the boots that failed
-    key: str = ""
-    age_s: float | None = None  # of a verdict that was kept
-    console: str = ""  # the last lines of a guest that did not boot; not kept
-
-    def describe(self) -> str:
-        """One line for people."""
-        return f"using {self.accelerator.value}: {self.reason}" + (f" ({self.advice})" if self.advice else "")
-
-
-@dataclass(frozen=True, slots=True)
-class ProofPlan:
-    """A question: does this machine boot under its accelerator?
-
-    `key` is equal for plans that have one answer. `scope` leaves out what the guest is told (initrd, kernel
-    parameters): a host on which guests hang makes those of the same scope hang, and need not be asked for each.
-    """
-
-    key: str
-    scope: str
-    vm: VmSpec
-
-    def with_remedy(self, remedy: CpuRemedy) -> VmSpec:
-        return replace(self.vm, remedy=remedy)
-
-
-def plan_proof(wanted: VmSpec, identities: Sequence[str], *, initrd_identity: str) -> ProofPlan:
-    """Plan the proof of the machine `wanted`: its command line, under other names and of a fixed size.
-
-    `identities` stand for what the command line does not show: contents of QEMU, kernel and firmware, KVM's settings.
-    What backs memory is left out: a host without a free huge page is short of them, whatever its KVM can do.
-    """
-    vm = replace(
-        wanted,
-        sandbox_id="proof",
-        uuid=PROOF_UUID,
-        boot_mem_mib=PROOF_MEM_MIB,
-        max_mem_mib=max(PROOF_MEM_MIB, wanted.max_mem_mib),
-        vcpus=1,
-        vm_dir=SCRATCH,
-        vsock_cid=None if wanted.vsock_cid is None else ANY_CID,
-        preallocated=False,
-        hugepages=False,
-        extra_monitor="",
-        memory_is_given=False,
-        restored=False,
-        remedy=NO_REMEDY,
-    )
-    text = [*plan_qemu(vm).describe().splitlines(), *identities]
-    guest = ("-append", "-initrd", "-smp", "-m ", "-chardev", "-mon", "-pidfile")
-    scope = [line for line in text if not line.strip().startswith(guest)]
-    return ProofPlan(_digest([*text, initrd_identity]), _digest(scope), vm)
-
-
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:KEY_LENGTH]
-
 
 _SHORTAGES = re.compile(
     r"cannot allocate memory|out of memory|too many open files|no space left on device|disk quota exceeded"
@@ -221,7 +98,7 @@ def explain_trials(trials: Sequence[Trial]) -> str:
     """Why boots failed, in one line, each with what was changed for it."""
     parts: list[str] = []
     for trial in trials:
-        summary = trial.failure.summary()
+        summary = summarize(trial.failure)
         parts.append(f"with {trial.remedy}: {summary}" if trial.remedy else summary)
     return "; ".join(parts)
 
@@ -253,3 +130,26 @@ def advise_setting(remedy: CpuRemedy, planned_features: str) -> str:
         return ""
     features = ",".join(part for part in (planned_features, remedy.features) if part)
     return f'to set it for good: cpu_features = "{features}" in [hypervisor.qemu]'
+
+
+def summarize(failure: BootFailure) -> str:
+    """One line: QEMU's own words where it had any."""
+    if line := _error_line(failure.said):
+        return f"QEMU said: {line}"
+    if failure.timed_out_s:
+        return f"the guest did not finish booting within {round(failure.timed_out_s, 1):g} s"
+    last = failure.console.rpartition("\n")[2][:LINE_MAX]
+    end = "QEMU ended" if failure.status else "the guest ended"
+    return f"{end} without the agent's word" + (f", its console's last line: {last}" if last else "")
+
+
+class QemuJudge:
+    """A Judge."""
+
+    advise = staticmethod(advise)
+    advise_setting = staticmethod(advise_setting)
+    explain_trials = staticmethod(explain_trials)
+    finding = staticmethod(judge_failure)
+    next_remedy = staticmethod(next_remedy)
+    summarize = staticmethod(summarize)
+    words_of = staticmethod(words_of)

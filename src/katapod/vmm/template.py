@@ -1,8 +1,8 @@
 """What a VM template is made of, and what tells one from another.
 
 A template is a guest that was stopped when its agent was ready: memory and device state in files. A clone of it
-must be given exactly the machine that it was saved from, so the key is taken from all of that machine's command
-line and from the files that it names; what differs between sandboxes (names, uuid, vsock CID) is left out, and
+must be given exactly the machine that it was saved from, so the key is taken from all of that machine's
+description and from the files that it names; what differs between sandboxes (names, uuid, vsock CID) is left out, and
 what a sandbox has beyond the template (vCPUs, memory, devices) is plugged into the clone.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from katapod.plan.vmm import ANY_CID, VmSpec, plan_qemu
+from katapod.vmm.protocol import Vmm
+from katapod.vmm.spec import ANY_CID, VmSpec
 
 __all__ = ["TemplateLimits", "TemplatePlan", "clone_of", "plan_template"]
 
@@ -44,37 +45,38 @@ class TemplatePlan:
     root: Path
     vm: VmSpec
     limits: TemplateLimits
+    vmm: Vmm
 
     @property
     def folder(self) -> Path:
         return self.root / self.key
 
     def describe(self) -> str:
-        return f"template {self.key} in {self.root}\n{plan_qemu(self.vm).describe()}"
+        return f"template {self.key} in {self.root}\n{self.vmm.describe(self.vm)}"
 
 
 def plan_template(
-    wanted: VmSpec, identities: Iterable[str], root: Path, limits: TemplateLimits, *, boot_mem_mib: int
+    vmm: Vmm, wanted: VmSpec, identities: Iterable[str], root: Path, limits: TemplateLimits, *, mem_mib: int
 ) -> TemplatePlan:
     """Plan the template that a sandbox with the VM `wanted` is cloned from.
 
-    `identities` stand for what the command line does not show: contents of QEMU, kernel and initrd, the host's
-    CPU. The template's memory is `boot_mem_mib`, at most what is wanted.
+    `identities` stand for what the VMM's description does not show: contents of the VMM, kernel and initrd, the host's
+    CPU. The template's memory is `mem_mib`, at most what is wanted.
     """
     vm = replace(
         wanted,
         sandbox_id="template",
         uuid=NO_UUID,  # the guest's firmware tables are part of the template: no clone may take it for its own
-        boot_mem_mib=min(boot_mem_mib, wanted.boot_mem_mib),
+        mem_mib=min(mem_mib, wanted.mem_mib),
         vcpus=1,
         vm_dir=SCRATCH,
         vsock_cid=None if wanted.vsock_cid is None else ANY_CID,
         memory_is_given=True,
-        tb_size_mib=0,  # no part of the machine: a clone, which runs less code than a boot, may have less
+        translation_cache_mib=0,  # no part of the machine: a clone, which runs less code than a boot, may have less
         restored=False,
     )
-    text = "\n".join([str(FORMAT), plan_qemu(vm).describe(), *identities])
-    return TemplatePlan(hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH], root, vm, limits)
+    text = "\n".join([str(FORMAT), vmm.describe(vm), *identities])
+    return TemplatePlan(hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH], root, vm, limits, vmm)
 
 
 def clone_of(template: TemplatePlan, wanted: VmSpec) -> VmSpec:
@@ -85,6 +87,6 @@ def clone_of(template: TemplatePlan, wanted: VmSpec) -> VmSpec:
         uuid=wanted.uuid,
         vm_dir=wanted.vm_dir,
         vsock_cid=wanted.vsock_cid,
-        tb_size_mib=wanted.tb_size_mib,
+        translation_cache_mib=wanted.translation_cache_mib,
         restored=True,
     )

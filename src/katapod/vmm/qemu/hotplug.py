@@ -9,33 +9,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from katapod.plan.vmm import BRIDGE_SLOT
+from katapod.vmm.devices import (
+    DEFAULT_DISKS,
+    MEMORY_BLOCK_MIB,
+    Device,
+    Disk,
+    DiskSettings,
+    Memory,
+    Nic,
+    SharedDirectory,
+)
+from katapod.vmm.qemu.command_line import BRIDGE_SLOT
 
 __all__ = [
     "BRIDGE_SLOTS",
-    "DEFAULT_DISKS",
-    "MEMORY_BLOCK_MIB",
-    "DiskSettings",
     "HotplugPlan",
     "QmpStep",
-    "blocks_of",
     "dimm_id",
-    "dimm_sizes",
+    "disk_node",
+    "disk_of_node",
+    "fd_names",
     "more_bridge_slots",
     "on_bridge",
     "pci_path",
+    "plan_device",
     "plan_disk",
     "plan_layered_disk",
     "plan_memory",
+    "plan_nic_device",
     "plan_shared_directory",
     "plan_vcpus",
+    "vhost_fd_names",
 ]
 
 BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free, as with an SHPC
 SLOTS_PER_BRIDGE = 32  # slots are counted through: 33 is the first of the second bridge
-DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with "drive-"
-MEMORY_BLOCK_MIB = 128  # what an x86 guest can bring online at once
-DIMM_GROWTH = 8  # a DIMM of 8 times the guest's memory takes an eighth of it
+DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with NODE_PREFIX
+NODE_PREFIX = "drive-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,6 @@ class HotplugPlan:
     undo: tuple[QmpStep, ...]
     device_id: str = ""
     guest_path: str = ""
-    host_path: str = ""  # what of the host a disk is written to
 
     @property
     def removable(self) -> bool:
@@ -87,33 +96,49 @@ def on_bridge(slot: int) -> dict[str, str]:
     return {"bus": f"pci-bridge-{bridge}", "addr": f"{own:#x}"}
 
 
-@dataclass(frozen=True, slots=True)
-class DiskSettings:
-    """What the configuration says of disks. The layer over an image only takes its thread: it ends with the VM."""
-
-    aio: str = "threads"
-    cache_set: bool = False
-    direct: bool = False
-    no_flush: bool = False
-    logical_sector_bytes: int = 0  # 0: QEMU's choice
-    physical_sector_bytes: int = 0
-    iothreads: int = 0  # of the machine, which the disks share
-
-    def cache(self) -> dict[str, Any]:
-        # QEMU's native AIO works with O_DIRECT only
-        if not self.cache_set:
-            return {"cache": {"direct": True}} if self.aio == "native" else {}
-        return {"cache": {"direct": self.direct or self.aio == "native", "no-flush": self.no_flush}}
-
-    def device(self) -> dict[str, Any]:
-        sizes = {"logical_block_size": self.logical_sector_bytes, "physical_block_size": self.physical_sector_bytes}
-        return {name: size for name, size in sizes.items() if size}
-
-    def thread(self, slot: int) -> dict[str, Any]:
-        return {"iothread": f"iothread{slot % self.iothreads}"} if self.iothreads else {}
+def plan_device(device: Device) -> HotplugPlan:
+    """Raises ValueError for a value that no device can have."""
+    match device:
+        case SharedDirectory():
+            return plan_shared_directory(device.tag, device.socket, device.slot, queue_size=device.queue_size)
+        case Disk():
+            return _plan_any_disk(device)
+        case Nic():
+            queues, vhost = len(device.queues), bool(device.vhost)
+            return plan_nic_device(device.number, device.mac, device.slot, queues=queues, vhost=vhost)
+        case Memory():
+            return plan_memory(
+                device.number, device.size_mib, hugepages=device.hugepages, preallocated=device.preallocated
+            )
 
 
-DEFAULT_DISKS = DiskSettings()
+def _plan_any_disk(disk: Disk) -> HotplugPlan:
+    if disk.base is not None:
+        return plan_layered_disk(disk.disk_id, disk.path, disk.base, disk.slot, settings=disk.settings)
+    return plan_disk(
+        disk.disk_id,
+        disk.path,
+        disk.slot,
+        read_only=disk.read_only,
+        host_device=disk.host_device,
+        settings=disk.settings,
+    )
+
+
+def _cache(settings: DiskSettings) -> dict[str, Any]:
+    # QEMU's native AIO works with O_DIRECT only
+    if not settings.cache_set:
+        return {"cache": {"direct": True}} if settings.aio == "native" else {}
+    return {"cache": {"direct": settings.direct or settings.aio == "native", "no-flush": settings.no_flush}}
+
+
+def _sectors(settings: DiskSettings) -> dict[str, Any]:
+    sizes = {"logical_block_size": settings.logical_sector_bytes, "physical_block_size": settings.physical_sector_bytes}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _thread(settings: DiskSettings, slot: int) -> dict[str, Any]:
+    return {"iothread": f"iothread{slot % settings.iothreads}"} if settings.iothreads else {}
 
 
 def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size: int = 1024) -> HotplugPlan:
@@ -164,11 +189,11 @@ def plan_disk(
 ) -> HotplugPlan:
     """A raw file, or a block device of the host, as a virtio-blk disk."""
     driver = "host_device" if host_device else "file"
-    cache = settings.cache()
+    cache = _cache(settings)
     file = {"driver": driver, "filename": str(path), "aio": settings.aio, "node-name": f"file-{disk_id}", **cache}
     source = {"driver": "raw", "read-only": read_only, "file": file, **cache}
     # a full disk of the host is not the guest's to handle; a broken one is, as on any machine
-    more = {"werror": "enospc", "rerror": "report", **settings.device(), **settings.thread(slot)}
+    more = {"werror": "enospc", "rerror": "report", **_sectors(settings), **_thread(settings, slot)}
     return _plan_block_device(disk_id, path, slot, source, more)
 
 
@@ -191,7 +216,7 @@ def plan_layered_disk(
         "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
     }
     # disable-legacy: no I/O ports, which the guest would have to find room for
-    more = {"werror": "stop", "rerror": "report", "disable-legacy": "on", **settings.thread(slot)}
+    more = {"werror": "stop", "rerror": "report", "disable-legacy": "on", **_thread(settings, slot)}
     return _plan_block_device(disk_id, layer, slot, source, more)
 
 
@@ -200,7 +225,7 @@ def _plan_block_device(
 ) -> HotplugPlan:
     if len(disk_id) > DISK_ID_MAX:
         raise ValueError(f"cannot plug disk {disk_id}: its id has more than {DISK_ID_MAX} characters")
-    node, device = f"drive-{disk_id}", f"virtio-{disk_id}"
+    node, device = disk_node(disk_id), f"virtio-{disk_id}"
     return HotplugPlan(
         what=f"disk {path}",
         steps=(
@@ -220,7 +245,54 @@ def _plan_block_device(
         undo=(QmpStep("device_del", {"id": device}), QmpStep("blockdev-del", {"node-name": node})),
         device_id=device,
         guest_path=pci_path(slot),
-        host_path=str(path),
+    )
+
+
+def disk_node(disk_id: str) -> str:
+    return f"{NODE_PREFIX}{disk_id}"
+
+
+def disk_of_node(node: str) -> str:
+    return node.removeprefix(NODE_PREFIX)
+
+
+def fd_names(number: int, queues: int) -> list[str]:
+    """What QEMU calls the descriptors of the tap's queues, with getfd."""
+    return [f"tap{number}-{queue}" for queue in range(queues)]
+
+
+def vhost_fd_names(number: int, queues: int) -> list[str]:
+    return [f"vhost{number}-{queue}" for queue in range(queues)]
+
+
+def plan_nic_device(number: int, mac: str, slot: int, *, queues: int, vhost: bool) -> HotplugPlan:
+    """A NIC whose tap queues QEMU was handed under the names of fd_names()."""
+    netdev, device = f"network-{number}", f"virtio-net-{number}"
+    backend: dict[str, object] = {"type": "tap", "id": netdev, "fds": ":".join(fd_names(number, queues))}
+    if vhost:
+        backend |= {"vhost": True, "vhostfds": ":".join(vhost_fd_names(number, queues))}
+    several = {"mq": True, "vectors": 2 * queues + 2} if queues > 1 else {}
+    return HotplugPlan(
+        what=f"network interface {mac}",
+        steps=(
+            QmpStep("netdev_add", backend),
+            QmpStep(
+                "device_add",
+                {
+                    "driver": "virtio-net-pci",
+                    "id": device,
+                    "netdev": netdev,
+                    "mac": mac,
+                    "disable-legacy": "on",  # no I/O ports, which the guest would have to find room for
+                    "romfile": "",  # nobody boots from it
+                    **several,
+                    **on_bridge(slot),
+                },
+            ),
+        ),
+        undo=(QmpStep("device_del", {"id": device}), QmpStep("netdev_del", {"id": netdev})),
+        device_id=device,
+        guest_path=pci_path(slot),
     )
 
 
@@ -237,27 +309,6 @@ def plan_vcpus(hotpluggable: Iterable[Mapping[str, Any]], count: int) -> Hotplug
         steps.append(QmpStep("device_add", {"driver": entry["type"], "id": name, **props}))
     undo = tuple(QmpStep("device_del", {"id": step.arguments["id"]}) for step in reversed(steps))
     return HotplugPlan(what=f"{count} vCPUs", steps=tuple(steps), undo=undo)
-
-
-def blocks_of(wanted_mib: int) -> int:
-    """`wanted_mib` rounded up to whole blocks; 0 if nothing is wanted."""
-    return max(0, -(-wanted_mib // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB)
-
-
-def dimm_sizes(present_mib: int, more_mib: int) -> tuple[int, ...]:
-    """More memory as DIMMs that a guest with `present_mib` can take one after the other; none if nothing is wanted.
-
-    Its kernel keeps 64 bytes for each page that is plugged, and takes them from what it has already: a small guest that
-    is given one big DIMM runs out of memory and panics. Each is at most DIMM_GROWTH times of what is there by then.
-    Source: the kernel's admin-guide/mm/memory-hotplug.
-    """
-    sizes: list[int] = []
-    while more_mib > 0:
-        largest_mib = max(present_mib * DIMM_GROWTH // MEMORY_BLOCK_MIB, 1) * MEMORY_BLOCK_MIB
-        sizes.append(min(more_mib, largest_mib))
-        present_mib += sizes[-1]
-        more_mib -= sizes[-1]
-    return tuple(sizes)
 
 
 def dimm_id(slot: int) -> str:

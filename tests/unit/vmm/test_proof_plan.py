@@ -5,33 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.proof import (
-    BootFailure,
-    Finding,
-    Trial,
-    advise,
-    advise_setting,
-    explain_trials,
-    judge_failure,
-    next_remedy,
-    plan_proof,
-    words_of,
-)
-from katapod.plan.vmm import Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm.judge import BootFailure, Finding, Trial
+from katapod.vmm.proof import plan_proof
+from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.qemu.judge import advise, advise_setting, explain_trials, judge_failure, next_remedy, words_of
+from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
+from kit.vm_values import changed_vm
 
 VM = VmSpec(
     sandbox_id="s1",
     uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    qemu="/usr/bin/qemu-system-x86_64",
+    program="/usr/bin/qemu-system-x86_64",
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.KVM,
-    boot_mem_mib=2048,
+    mem_mib=2048,
     max_mem_mib=8192,
-    memory_slots=10,
     vcpus=3,
     max_vcpus=4,
     vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=10),
 )
 MSR = (
     "qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69\n"
@@ -40,7 +34,7 @@ MSR = (
 
 
 def keys(vm: VmSpec, *identities: str, initrd: str = "initrd") -> tuple[str, str]:
-    plan = plan_proof(vm, identities, initrd_identity=initrd)
+    plan = plan_proof(DEFAULT_VMM, vm, identities, initrd_identity=initrd)
     return plan.key, plan.scope
 
 
@@ -59,20 +53,20 @@ def keys(vm: VmSpec, *identities: str, initrd: str = "initrd") -> tuple[str, str
     ],
 )
 def test_what_changes_the_machine_is_proven_anew(change: dict[str, object]) -> None:
-    assert keys(replace(VM, **change))[0] != keys(VM)[0]  # type: ignore[arg-type]
+    assert keys(changed_vm(VM, change))[0] != keys(VM)[0]
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"sandbox_id": "s2", "uuid": "u", "vm_dir": Path("/elsewhere")},
-        {"boot_mem_mib": 256, "vcpus": 1},
+        {"mem_mib": 256, "vcpus": 1},
         {"hugepages": True, "preallocated": True},
         {"vsock_cid": None},
     ],
 )
 def test_what_differs_between_sandboxes_is_not(change: dict[str, object]) -> None:
-    assert keys(replace(VM, **change)) == keys(VM)  # type: ignore[arg-type]
+    assert keys(changed_vm(VM, change)) == keys(VM)
 
 
 def test_files_and_settings_of_the_host_count() -> None:
@@ -83,12 +77,16 @@ def test_guests_hang_alike_whatever_they_are_told() -> None:
     scope = keys(VM)[1]
     assert keys(replace(VM, kernel_params=("x",), max_vcpus=2, max_mem_mib=4096), initrd="other")[1] == scope
     for change in ({"cpu_features": "vmx=off"}, {"machine_accelerators": "hpet=off"}, {"vsock_cid": 3}):
-        assert keys(replace(VM, **change))[1] != scope
+        assert keys(changed_vm(VM, change))[1] != scope
 
 
 def test_the_proof_boots_the_machine_of_sandboxes() -> None:
-    wanted = replace(VM, cpu_features="pmu=off", machine_accelerators="hpet=off", firmware="/bios", vsock_cid=9)
-    shown = plan_qemu(plan_proof(wanted, [], initrd_identity="").with_remedy(CpuRemedy("vmx=off"))).describe()
+    wanted = changed_vm(
+        VM, {"cpu_features": "pmu=off", "machine_accelerators": "hpet=off", "firmware": "/bios", "vsock_cid": 9}
+    )
+    shown = plan_qemu(
+        plan_proof(DEFAULT_VMM, wanted, [], initrd_identity="").with_remedy(CpuRemedy("vmx=off"))
+    ).describe()
     for part in (
         "-cpu host,pmu=off,vmx=off",
         "q35,sata=off,smbus=off,vmport=off,hpet=off",

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from katapod.host.qmp import LINE_MAX, QmpClient, QmpError, QmpLinkBroken
-from katapod.plan.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
+from katapod.vmm.qemu.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.qemu.qmp import LINE_MAX, QmpClient
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 
@@ -88,7 +89,7 @@ async def test_negotiates_and_runs_commands(opened: Opened) -> None:
 async def test_a_refusal(opened: Opened) -> None:
     client, monitor = opened
     monitor.answers["cont"] = ValueError("no guest")
-    with pytest.raises(QmpError, match="cannot cont: QEMU says: no guest"):
+    with pytest.raises(VmmRefused, match="cannot cont: QEMU says: no guest"):
         await client.execute("cont")
     assert await client.execute("stop") == {}
 
@@ -106,7 +107,7 @@ async def test_replies_in_any_order(opened: Opened) -> None:
 async def test_a_late_reply_goes_nowhere(opened: Opened) -> None:
     client, monitor = opened
     monitor.silent.add("slow")
-    with pytest.raises(QmpLinkBroken, match=r"cannot slow: QEMU did not answer within 0\.05 s"):
+    with pytest.raises(VmmLinkBroken, match=r"cannot slow: QEMU did not answer within 0\.05 s"):
         await client.execute("slow", limit_s=0.05)
     monitor.reply(2, "late")
     monitor.reply(99, "never asked")
@@ -148,11 +149,11 @@ async def test_a_monitor_that_speaks_nonsense_fails_every_waiter(opened: Opened,
     monitor.writer.write(line)
     monitor.writer.write_eof()
     async with asyncio.timeout(5):
-        with pytest.raises(QmpLinkBroken, match="the link to QEMU broke"):
+        with pytest.raises(VmmLinkBroken, match="the link to QEMU broke"):
             await call
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await event
-    with pytest.raises(QmpLinkBroken, match="cannot stop: "):
+    with pytest.raises(VmmLinkBroken, match="cannot stop: "):
         await client.execute("stop")
 
 
@@ -163,7 +164,7 @@ async def test_a_closed_monitor_fails_every_waiter(opened: Opened) -> None:
     await asyncio.sleep(0.01)
     monitor.writer.close()
     async with asyncio.timeout(5):
-        with pytest.raises(QmpLinkBroken, match="QEMU closed its monitor"):
+        with pytest.raises(VmmLinkBroken, match="QEMU closed its monitor"):
             await call
 
 
@@ -171,7 +172,7 @@ async def test_an_event_to_be_waited_for_after_the_link_broke(opened: Opened) ->
     client, _ = opened
     await client.close()
     async with asyncio.timeout(5):
-        with pytest.raises(QmpLinkBroken):
+        with pytest.raises(VmmLinkBroken):
             await client.expect("SHUTDOWN")
 
 
@@ -185,7 +186,7 @@ async def test_close_does_not_wait_for_a_monitor_that_reads_nothing() -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(json.dumps(GREETING).encode() + b"\n" + b'{"id": 1, "return": {}}\n')
     client = await QmpClient.open(ours, limit_s=5)
-    with pytest.raises(QmpLinkBroken, match="did not answer"):
+    with pytest.raises(VmmLinkBroken, match="did not answer"):
         await client.execute("x", {"data": "x" * 2_000_000}, limit_s=0.05)
     async with asyncio.timeout(2):
         await client.close()
@@ -230,7 +231,7 @@ async def test_a_monitor_that_does_not_open(talk: Talk, cause: str) -> None:
     _, writer = await asyncio.open_unix_connection(sock=theirs)
     talking = asyncio.create_task(talk(writer))
     async with asyncio.timeout(5):
-        with pytest.raises(QmpLinkBroken, match=cause):
+        with pytest.raises(VmmLinkBroken, match=cause):
             await QmpClient.open(ours, limit_s=0.2 if cause in SILENT else 4)
     await talking
     writer.close()
@@ -252,7 +253,7 @@ async def test_a_plan_that_fails_half_way_is_undone_backwards(opened: Opened, fa
     client, monitor = opened
     monitor.answers[f"add-{fails}"] = ValueError("full")
     monitor.answers["del-b"] = ValueError("an undo that fails does not stop the others")
-    with pytest.raises(QmpError, match=f"cannot add-{fails}: QEMU says: full"):
+    with pytest.raises(VmmRefused, match=f"cannot add-{fails}: QEMU says: full"):
         await client.plug(_plan("a", "b", "c"))
     commands = [name for name, _ in monitor.commands]
     assert commands[commands.index(f"add-{fails}") + 1 :] == undone
@@ -270,7 +271,7 @@ async def test_unplug_waits_for_the_guest(opened: Opened) -> None:
 
 async def test_unplug_of_what_the_guest_keeps(opened: Opened) -> None:
     client, monitor = opened
-    with pytest.raises(QmpError, match="cannot unplug a device: the guest did not let go within"):
+    with pytest.raises(VmmRefused, match="cannot unplug a device: the guest did not let go within"):
         await client.unplug(_plan("node", "device"), limit_s=0.05)
     assert monitor.commands[-1][0] == "del-device"
     assert client._watchers == []
@@ -279,7 +280,7 @@ async def test_unplug_of_what_the_guest_keeps(opened: Opened) -> None:
 async def test_unplug_again_takes_up_what_is_left(opened: Opened) -> None:
     client, monitor = opened
     plan = _plan("node", "device")
-    with pytest.raises(QmpError, match="did not let go"):
+    with pytest.raises(VmmRefused, match="did not let go"):
         await client.unplug(plan, limit_s=0.05)
     monitor.answers["del-device"] = ValueError("already in the process of unplug")
     work = asyncio.create_task(client.unplug(plan, limit_s=5))
@@ -287,20 +288,20 @@ async def test_unplug_again_takes_up_what_is_left(opened: Opened) -> None:
     await monitor.heard("del-device")
     monitor.answers["del-node"] = ValueError("in use")
     monitor.say({"event": "DEVICE_DELETED", "data": {"device": "device", "path": "/machine/x"}})
-    with pytest.raises(QmpError, match="in use"):
+    with pytest.raises(VmmRefused, match="in use"):
         await work
     monitor.commands.clear()
     monitor.answers["del-node"] = {}
     await client.unplug(plan, limit_s=5)
     assert [name for name, _ in monitor.commands] == ["del-node"]
-    with pytest.raises(QmpError, match="already"):  # another device of that name is another matter
+    with pytest.raises(VmmRefused, match="already"):  # another device of that name is another matter
         await client.unplug(plan, limit_s=5)
 
 
 async def test_unplug_that_is_refused_leaves_no_watcher(opened: Opened) -> None:
     client, monitor = opened
     monitor.answers["del-device"] = ValueError("not found")
-    with pytest.raises(QmpError, match="not found"):
+    with pytest.raises(VmmRefused, match="not found"):
         await client.unplug(_plan("node", "device"))
     assert client._watchers == []
 
@@ -308,6 +309,6 @@ async def test_unplug_that_is_refused_leaves_no_watcher(opened: Opened) -> None:
 async def test_unplug_of_what_stays(opened: Opened) -> None:
     client, monitor = opened
     plan = HotplugPlan(what="256 MiB of memory", steps=(), undo=(QmpStep("device_del", {"id": "m"}),))
-    with pytest.raises(QmpError, match="it stays until the VM ends"):
+    with pytest.raises(VmmRefused, match="it stays until the VM ends"):
         await client.unplug(plan)
     assert [name for name, _ in monitor.commands] == ["qmp_capabilities"]

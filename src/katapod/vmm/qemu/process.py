@@ -5,20 +5,36 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from katapod.host.layers import make_layer
 from katapod.host.logs import kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
-from katapod.host.qmp import QmpClient, QmpError, QmpLinkBroken
 from katapod.host.tasks import finish
+from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
-from katapod.plan.vmm import FdSlot, QemuPlan, render_qemu
+from katapod.vmm.devices import Device, Disk, Nic
+from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
+from katapod.vmm.protocol import Channel, DiskError, VmmLogs
+from katapod.vmm.qemu.command_line import FdSlot, QemuPlan, render_qemu
+from katapod.vmm.qemu.hotplug import (
+    dimm_id,
+    disk_node,
+    disk_of_node,
+    fd_names,
+    plan_device,
+    plan_vcpus,
+    vhost_fd_names,
+)
+from katapod.vmm.qemu.qmp import QmpClient
 
-__all__ = ["QMP_LIMIT_S", "QemuFailed", "QemuLogs", "QemuProcess", "running_qemu"]
+if TYPE_CHECKING:
+    from katapod.model.inspection import Hypervisor, Missing
+
+__all__ = ["QMP_LIMIT_S", "QemuProcess", "busy_s", "disk_error", "running_qemu"]
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +43,8 @@ STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
 
 
-class QemuFailed(KatapodError):
-    """QEMU did not start, or ended by itself. Carries its command line and, if it has ended, its status."""
-
-    def __init__(self, what: str, *, hint: str = "", returncode: int | None = None, **context: object) -> None:
-        super().__init__(what, hint=hint, **context)
-        self.returncode = returncode  # negative: a signal
-
-
-@dataclass(frozen=True, slots=True)
-class QemuLogs:
-    console: Path  # what the guest kernel and its init say
-    vmm: Path  # what QEMU says
-    limit_bytes: int = 256 * 1024
-
-
 class QemuProcess:
-    """One VM. `agent` is our end of the agent channel (None with vsock)."""
+    """One VM: a VirtualMachine."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class QemuProcess:
         child: Child,
         qmp: QmpClient,
         sockets: dict[FdSlot, socket.socket],
-        logs: QemuLogs,
+        logs: VmmLogs,
     ) -> None:
         self.plan = plan
         self.child = child
@@ -65,16 +66,76 @@ class QemuProcess:
     def pid(self) -> int:
         return self.child.pid
 
-    def take_socket(self, slot: FdSlot) -> socket.socket | None:
-        """Hand our end of a channel to the caller, who owns it from now on."""
-        return self._sockets.pop(slot, None)
+    @property
+    def returncode(self) -> int | None:
+        return self.child.process.returncode
+
+    def take_channel(self, channel: Channel) -> socket.socket | None:
+        return self._sockets.pop(FdSlot[channel.name], None)
+
+    async def attach(self, device: Device) -> str:
+        plan = plan_device(device)
+        if isinstance(device, Disk) and device.base is not None:
+            device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
+            make_layer(device.path, base=device.base)
+        if isinstance(device, Nic):
+            for name, fd in zip(fd_names(device.number, len(device.queues)), device.queues, strict=True):
+                await self.qmp.give_fd(name, fd)
+            for name, fd in zip(vhost_fd_names(device.number, len(device.vhost)), device.vhost, strict=True):
+                await self.qmp.give_fd(name, fd)
+        await self.qmp.plug(plan)
+        return plan.guest_path
+
+    async def detach(self, device: Device) -> None:
+        await self.qmp.unplug(plan_device(device))
+
+    def expect_memory(self, last: int) -> asyncio.Future[str]:
+        """By ACPI's _OST, with which the guest's kernel answers."""
+
+        def is_it(data: Any) -> bool:
+            info = data["info"]
+            return bool(info["slot-type"] == "DIMM" and (info["status"] != 0 or info.get("device") == dimm_id(last)))
+
+        def said(data: Any) -> str:
+            status = data["info"]["status"]
+            return f"ACPI status {status:#x}" if status else ""
+
+        return self.qmp.expect("ACPI_DEVICE_OST", is_it, said)
+
+    async def add_vcpus(self, count: int) -> None:
+        free = await self.qmp.execute("query-hotpluggable-cpus")
+        try:
+            plan = plan_vcpus(free, count)
+        except ValueError as exc:
+            raise KatapodError(str(exc), hint="raise default_maxvcpus in configuration.toml") from exc
+        await self.qmp.plug(plan)
+
+    async def vcpu_threads(self) -> list[int]:
+        return [vcpu["thread-id"] for vcpu in await self.qmp.execute("query-cpus-fast")]
+
+    def busy_s(self) -> float:
+        return busy_s(self.pid)
+
+    async def resize_disk(self, disk_id: str, size: int) -> None:
+        await self.qmp.execute("block_resize", {"node-name": disk_node(disk_id), "size": size})
+
+    async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
+        from katapod.vmm.qemu.facts import ask_hypervisor  # only for who looks on
+
+        return await ask_hypervisor(self.qmp, limit_s)
+
+    def on_disk_error(self, handler: Callable[[DiskError], None]) -> None:
+        self.qmp.subscribe("BLOCK_IO_ERROR", lambda event: handler(disk_error(event)))
+
+    def expect_stop(self) -> asyncio.Future[Any]:
+        return self.qmp.expect("STOP")
 
     async def wait_end(self) -> str:
         """Block until QEMU ends; returns how, in words."""
         await self.child.process.wait()
         return self.child.describe_end()
 
-    def explain_end(self) -> QemuFailed:
+    def explain_end(self) -> VmmFailed:
         """The error to raise when QEMU has ended and nobody asked it to."""
         said = read_tail(self.logs.vmm, max_lines=5)
         console = read_tail(self.logs.console)
@@ -83,15 +144,16 @@ class QemuProcess:
             text += f"; it said: {said}"
         if console:
             text += f"\nlast lines of the guest's console:\n{console}"
-        return QemuFailed(text, returncode=self.child.process.returncode, command=" ".join(self.child.argv))
+        return VmmFailed(text, returncode=self.child.process.returncode, command=" ".join(self.child.argv))
 
-    async def resume(self) -> None:
+    async def run(self) -> None:
         await self.qmp.execute("cont")
 
-    async def save_state(self, path: Path) -> None:
-        """Stop the guest and write the state of its devices to the file `path`, without its memory, which stays in
-        FdSlot.MEMORY. Raises QmpError, QmpLinkBroken, OSError."""
+    async def pause(self) -> None:
         await self.qmp.execute("stop")
+
+    async def save_state(self, path: Path) -> None:
+        await self.pause()
         meeting = self.plan.vm_dir / "state.sock"
         with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
             listener.setblocking(False)
@@ -101,16 +163,13 @@ class QemuProcess:
                 async with asyncio.timeout(STATE_LIMIT_S):
                     await taking
             except TimeoutError as exc:
-                raise QmpError(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
+                raise VmmRefused(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
             finally:
                 taking.cancel()
                 await asyncio.wait({taking})
 
     async def load_state(self, state_fd: int) -> None:
-        """Take over the state of a saved guest, whose memory FdSlot.MEMORY holds by now; it is stopped then.
-
-        QEMU ends when it cannot: another machine, a damaged file. Raises QmpError, QmpLinkBroken.
-        """
+        """QEMU ends when it cannot: another machine, a damaged file."""
         await self._migrate("migrate-incoming", f"fd:{state_fd}")
 
     async def _migrate(self, command: str, uri: str) -> None:
@@ -123,9 +182,9 @@ class QemuProcess:
             async with asyncio.timeout(STATE_LIMIT_S):
                 status = (await ended)["status"]
         except TimeoutError as exc:
-            raise QmpError(f"cannot {command}: no end within {STATE_LIMIT_S:g} s") from exc
+            raise VmmRefused(f"cannot {command}: no end within {STATE_LIMIT_S:g} s") from exc
         if status != "completed":
-            raise QmpError(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
+            raise VmmRefused(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
         """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it went softly."""
@@ -133,7 +192,7 @@ class QemuProcess:
         if self.child.process.returncode is None and soft and not self.expendable:
             try:
                 async with asyncio.timeout(SOFT_STOP_S):  # for both: a QEMU that does not answer does not quit
-                    with contextlib.suppress(QmpError, QmpLinkBroken):
+                    with contextlib.suppress(VmmRefused, VmmLinkBroken):
                         await self.qmp.execute("quit")
                     await self.child.process.wait()
             except TimeoutError:
@@ -146,16 +205,34 @@ class QemuProcess:
         return graceful
 
 
+def busy_s(pid: int) -> float:
+    """As VirtualMachine.busy_s. QEMU calls the threads of virtual CPUs "CPU 0/KVM", "CPU 0/TCG" and so on
+    (debug-threads); without such names all threads count."""
+    threads = thread_times(pid)
+    vcpus = [each.run_ns + each.waited_ns for each in threads if each.name.startswith("CPU ")]
+    return min(vcpus, default=sum(each.run_ns + each.waited_ns for each in threads)) / 1e9
+
+
+def disk_error(event: Mapping[str, Any]) -> DiskError:
+    """Of the event BLOCK_IO_ERROR."""
+    return DiskError(
+        disk_id=disk_of_node(str(event.get("node-name", ""))),
+        writing=event.get("operation") == "write",
+        full=event.get("nospace") is True,
+        stopped=event.get("action") == "stop",
+    )
+
+
 @contextlib.asynccontextmanager
 async def running_qemu(
-    plan: QemuPlan, logs: QemuLogs, *, given: Mapping[FdSlot, int] | None = None, netns: Path | None = None
+    plan: QemuPlan, logs: VmmLogs, *, given: Mapping[FdSlot, int] | None = None, netns: Path | None = None
 ) -> AsyncIterator[QemuProcess]:
     """Start QEMU, stopped before its first instruction (-S), with its monitor open; stop it at the end.
 
     `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
     STATE for load_state. It runs in the network namespace `netns`, if given.
 
-    Raises QemuFailed with what QEMU said when it does not come up.
+    Raises VmmFailed with what QEMU said when it does not come up.
     """
     async with contextlib.AsyncExitStack() as stack:
         find_program(plan.program, package="qemu-system-x86")
@@ -175,7 +252,7 @@ async def running_qemu(
         for slot in plan.slots:
             if slot in (FdSlot.VSOCK, FdSlot.MEMORY):
                 if slot not in theirs:
-                    raise QemuFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
+                    raise VmmFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
             elif slot is FdSlot.CPU_TABLE:
                 theirs[slot] = closing.enter_context(_file_of(plan.cpu_table)).fileno()
             elif slot is not FdSlot.QMP:
@@ -194,7 +271,7 @@ async def running_qemu(
         stack.push_async_callback(stop_child, child, soft=False)
         try:
             qmp = await QmpClient.open(client, limit_s=QMP_LIMIT_S)
-        except QmpLinkBroken as exc:
+        except VmmLinkBroken as exc:
             with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
                 async with asyncio.timeout(1.0):
                     await child.process.wait()
@@ -203,7 +280,7 @@ async def running_qemu(
             await stop_child(child, soft=False)
             await said_to.wait_end(1.0)
             said = read_tail(logs.vmm, max_lines=10)
-            raise QemuFailed(
+            raise VmmFailed(
                 f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
                 returncode=ended_with,
                 command=" ".join(child.argv),

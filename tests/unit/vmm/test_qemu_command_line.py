@@ -7,22 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.plan.cpu_table import cpu_table
-from katapod.plan.vmm import Accelerator, FdSlot, VmSpec, escape, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import FdSlot, QemuOptions, escape, plan_qemu, render_qemu
+from katapod.vmm.qemu.cpu_table import cpu_table
+from katapod.vmm.spec import Accelerator, VmSpec
+from kit.vm_values import changed_vm
 
 SPEC = VmSpec(
     sandbox_id="s1",
     uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    qemu="/usr/bin/qemu-system-x86_64",
+    program="/usr/bin/qemu-system-x86_64",
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
-    boot_mem_mib=256,
+    mem_mib=256,
     max_mem_mib=2048,
-    memory_slots=10,
     vcpus=1,
     max_vcpus=4,
     vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=10),
 )
 
 PARAMS = (
@@ -121,23 +123,23 @@ def test_debug_console() -> None:
 
 
 def test_the_translation_cache_is_bounded_under_emulation_only() -> None:
-    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, tb_size_mib=64)).describe()) == [
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, translation_cache_mib=64)).describe()) == [
         "--accel tcg",
         "+-accel tcg,tb-size=64",
     ]
-    assert "tb-size" not in plan_qemu(replace(SPEC, tb_size_mib=64, accelerator=Accelerator.KVM)).describe()
+    assert "tb-size" not in plan_qemu(replace(SPEC, translation_cache_mib=64, accelerator=Accelerator.KVM)).describe()
 
 
 @pytest.mark.parametrize("change", [{"max_mem_mib": 256}, {"memory_slots": 0}])
 def test_no_room_for_memory_is_asked_for_where_none_can_be_plugged(change: dict[str, int]) -> None:
-    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, **change)).describe()) == [  # type: ignore[arg-type]
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(changed_vm(SPEC, change)).describe()) == [
         "--m 256M,slots=10,maxmem=2048M",
         "+-m 256M",
     ]
 
 
 def test_the_seccomp_filter_can_be_left_out() -> None:
-    assert "-sandbox" not in plan_qemu(replace(SPEC, seccomp_sandbox="")).describe()
+    assert "-sandbox" not in plan_qemu(changed_vm(SPEC, {"seccomp_sandbox": ""})).describe()
 
 
 def test_render_names_descriptors() -> None:

@@ -8,23 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katapod.plan import template as module
-from katapod.plan.template import TemplateLimits, TemplatePlan, clone_of, plan_template
-from katapod.plan.vmm import ANY_CID, Accelerator, CpuRemedy, VmSpec, plan_qemu
+from katapod.sandbox.vmms import DEFAULT_VMM
+from katapod.vmm import template as module
+from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.spec import ANY_CID, Accelerator, CpuRemedy, VmSpec
+from katapod.vmm.template import TemplateLimits, TemplatePlan, clone_of, plan_template
+from kit.vm_values import QEMU_FIELDS, changed_vm
 
 WANTED = VmSpec(
     sandbox_id="s1",
     uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    qemu="/usr/bin/qemu-system-x86_64",
+    program="/usr/bin/qemu-system-x86_64",
     kernel=Path("/img/vmlinux"),
     initrd=Path("/img/initrd"),
     accelerator=Accelerator.TCG,
-    boot_mem_mib=2048,
+    mem_mib=2048,
     max_mem_mib=4096,
-    memory_slots=10,
     vcpus=2,
     max_vcpus=4,
     vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=10),
 )
 IDENTITIES = ("qemu:1", "kernel:2", "initrd:3")
 ROOT = Path("/run/vc/vm/template")
@@ -35,15 +38,15 @@ OWN: dict[str, Any] = {
     "uuid": "6f1d7f5c-0000-4000-8000-000000000002",
     "vm_dir": Path("/run/vc/vm/s2"),
     "vcpus": 3,
-    "boot_mem_mib": 256,
+    "mem_mib": 256,
     "memory_is_given": True,
-    "tb_size_mib": 64,
+    "translation_cache_mib": 64,
     "restored": True,
 }
 """What sandboxes of one template may differ in."""
 
 DECISIVE: dict[str, Any] = {
-    "qemu": "/usr/bin/qemu-kiwi",
+    "program": "/usr/bin/qemu-kiwi",
     "kernel": Path("/img/other"),
     "initrd": Path("/img/other"),
     "accelerator": Accelerator.KVM,
@@ -72,22 +75,22 @@ DECISIVE: dict[str, Any] = {
 
 
 def template_of(wanted: VmSpec, identities: tuple[str, ...] = IDENTITIES, memory_mib: int = 256) -> TemplatePlan:
-    return plan_template(wanted, identities, ROOT, LIMITS, boot_mem_mib=memory_mib)
+    return plan_template(DEFAULT_VMM, wanted, identities, ROOT, LIMITS, mem_mib=memory_mib)
 
 
 def test_every_field_of_a_vm_is_its_own_or_decisive() -> None:
     """A new field of VmSpec has to be put into one of the two: a wrong clone would come of forgetting it."""
-    assert {field.name for field in fields(VmSpec)} == {*OWN, *DECISIVE}
+    assert ({field.name for field in fields(VmSpec)} - {"options"}) | QEMU_FIELDS == {*OWN, *DECISIVE}
 
 
 @pytest.mark.parametrize("field", OWN)
 def test_what_sandboxes_of_one_template_may_differ_in(field: str) -> None:
-    assert template_of(replace(WANTED, **{field: OWN[field]})).key == template_of(WANTED).key
+    assert template_of(changed_vm(WANTED, {field: OWN[field]})).key == template_of(WANTED).key
 
 
 @pytest.mark.parametrize("field", DECISIVE)
 def test_what_needs_another_template(field: str) -> None:
-    assert template_of(replace(WANTED, **{field: DECISIVE[field]})).key != template_of(WANTED).key
+    assert template_of(changed_vm(WANTED, {field: DECISIVE[field]})).key != template_of(WANTED).key
 
 
 def test_any_vsock_is_like_another() -> None:
@@ -113,10 +116,10 @@ def test_the_form_of_the_files_is_decisive(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory_of_the_template() -> None:
-    assert template_of(WANTED, memory_mib=512).vm.boot_mem_mib == 512
+    assert template_of(WANTED, memory_mib=512).vm.mem_mib == 512
     assert template_of(WANTED, memory_mib=512).key != template_of(WANTED, memory_mib=256).key
     # never more than is wanted: a clone can grow, not shrink
-    assert template_of(replace(WANTED, boot_mem_mib=300), memory_mib=512).vm.boot_mem_mib == 300
+    assert template_of(replace(WANTED, mem_mib=300), memory_mib=512).vm.mem_mib == 300
 
 
 def test_the_folder_is_named_by_the_key() -> None:
@@ -124,7 +127,7 @@ def test_the_folder_is_named_by_the_key() -> None:
     assert plan.folder == ROOT / plan.key
     assert len(plan.key) == 24
     assert set(plan.key) <= set("0123456789abcdef")
-    assert plan.describe().splitlines()[:2] == [f"template {plan.key} in {ROOT}", WANTED.qemu]
+    assert plan.describe().splitlines()[:2] == [f"template {plan.key} in {ROOT}", WANTED.program]
 
 
 def test_a_clone_is_the_templates_machine_under_its_own_names() -> None:
@@ -156,7 +159,7 @@ def test_a_clone_has_the_vsock_of_its_sandbox() -> None:
 @settings(deadline=None)
 @given(st.text("abcdef0123456789", min_size=2, max_size=20), st.integers(1, 4), st.integers(256, 100_000))
 def test_names_and_sizes_never_split_templates(name: str, vcpus: int, memory_mib: int) -> None:
-    wanted = replace(WANTED, sandbox_id=name, vm_dir=Path("/run/vc/vm") / name, vcpus=vcpus, boot_mem_mib=memory_mib)
+    wanted = replace(WANTED, sandbox_id=name, vm_dir=Path("/run/vc/vm") / name, vcpus=vcpus, mem_mib=memory_mib)
     assert template_of(wanted).key == template_of(WANTED).key
     assert template_of(wanted).vm == template_of(WANTED).vm
 

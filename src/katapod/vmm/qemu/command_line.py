@@ -1,7 +1,7 @@
 """The QEMU command line as a value.
 
 The VM starts with CPUs, memory, one PCI bridge for hot-plug, rng, vmgenid, console and agent channel;
-all else is plugged over QMP (plan/hotplug.py), before the first instruction or while the guest runs.
+all else is plugged over QMP (hotplug.py), before the first instruction or while the guest runs.
 Names and order follow Kata's where they are visible to people.
 """
 
@@ -10,55 +10,28 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from katapod.plan.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
+from msgspec import structs
+
+from katapod.vmm.qemu.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
+from katapod.vmm.spec import AGENT_PORT_NAME, CONSOLE_PORT_NAME, Accelerator, VmmOptions, VmSpec
 
 __all__ = [
-    "AGENT_PORT_NAME",
-    "ANY_CID",
-    "BRIDGE_ID",
     "BRIDGES_MAX",
     "BRIDGE_SLOT",
-    "CONSOLE_PORT_NAME",
-    "NO_REMEDY",
-    "Accelerator",
-    "CpuRemedy",
     "FdSlot",
     "QemuOption",
+    "QemuOptions",
     "QemuPlan",
-    "VmSpec",
+    "escape",
+    "options_of",
+    "plan_kernel_params",
     "plan_qemu",
     "render_qemu",
 ]
 
-AGENT_PORT_NAME = "katapod.agent.0"
-CONSOLE_PORT_NAME = "katapod.console.0"
-ANY_CID = 3  # in a plan: a vsock with whatever CID is claimed for it; the lowest that a guest may have
-BRIDGE_ID = "pci-bridge-0"
 BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"; further bridges follow
 BRIDGES_MAX = 5
 FIRST_PORT_CHASSIS = 16  # of PCIe root ports; bridges have the numbers below
-
-
-class Accelerator(Enum):
-    KVM = "kvm"
-    TCG = "tcg"
-
-
-@dataclass(frozen=True, slots=True)
-class CpuRemedy:
-    """What of the CPU differs from the plan, since KVM does not run guests without (plan/proof.py). Empty: nothing."""
-
-    features: str = ""  # behind the configuration's
-    model: str = ""  # in place of the accelerator's
-
-    def __bool__(self) -> bool:
-        return bool(self.features or self.model)
-
-    def __str__(self) -> str:
-        return ",".join(part for part in (f"-cpu {self.model}" if self.model else "", self.features) if part)
-
-
-NO_REMEDY = CpuRemedy()
 
 
 class FdSlot(Enum):
@@ -74,48 +47,33 @@ class FdSlot(Enum):
     STATE = "state"  # file of the device state of a template; named over QMP, not on the command line
 
 
-@dataclass(frozen=True, slots=True)
-class VmSpec:
-    """One VM, decided. Sizes in MiB."""
+class QemuOptions(VmmOptions, frozen=True):
+    """What of a VM only QEMU has."""
 
-    sandbox_id: str
-    uuid: str
-    qemu: str
-    kernel: Path
-    initrd: Path
-    accelerator: Accelerator
-    boot_mem_mib: int
-    max_mem_mib: int
-    memory_slots: int
-    vcpus: int
-    max_vcpus: int
-    vm_dir: Path
-    vsock_cid: int | None = None
-    cpu_features: str = ""
-    remedy: CpuRemedy = NO_REMEDY
+    memory_slots: int = 0  # for DIMMs
     machine_accelerators: str = ""
-    entropy_source: str = "/dev/urandom"
     seccomp_sandbox: str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-    kernel_params: tuple[str, ...] = ()
-    debug: bool = False
-    debug_console: bool = False
-    memory_is_given: bool = False  # guest memory is FdSlot.MEMORY, ours to save or to fill, not QEMU's own
-    tb_size_mib: int = 0  # bound of TCG's translation cache; 0: QEMU's own, up to 1 GiB
     bridges: int = 1
     root_ports: int = 0
-    memory_offset_mib: int = 0  # of address space, beyond max_mem_mib
-    preallocated: bool = False  # all memory is taken from the host at once
-    hugepages: bool = False  # and is of huge pages
-    reports_free_pages: bool = True
+    memory_offset_mib: int = 0  # of address space, beyond the memory that the VM may have
     iothreads: int = 0
     firmware: str = ""  # empty: QEMU's own
     extra_monitor: str = ""  # hmp, qmp, qmp-pretty
-    restored: bool = False  # state comes from a template: no kernel is loaded, QEMU waits for migrate-incoming
 
-    @property
-    def has_cpu_table(self) -> bool:
-        """Whether the guest would not know of the CPUs that may be plugged in: see plan/cpu_table.py."""
-        return self.accelerator is Accelerator.TCG and self.vcpus < self.max_vcpus <= CPUS_MAX
+    def without_onlookers(self) -> "QemuOptions":
+        return structs.replace(self, extra_monitor="")
+
+
+DEFAULT_OPTIONS = QemuOptions()
+
+
+def options_of(vm: VmSpec) -> QemuOptions:
+    return vm.options if isinstance(vm.options, QemuOptions) else DEFAULT_OPTIONS
+
+
+def has_cpu_table(vm: VmSpec) -> bool:
+    """Whether the guest would not know of the CPUs that may be plugged in: see cpu_table.py."""
+    return vm.accelerator is Accelerator.TCG and vm.vcpus < vm.max_vcpus <= CPUS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +119,7 @@ def escape(value: str) -> str:
 
 def plan_qemu(vm: VmSpec) -> QemuPlan:
     """Plan one VM. The order of the options is the order in which they are explained above."""
+    extra = options_of(vm)
     options = [
         QemuOption("-name", f"sandbox-{escape(vm.sandbox_id)},debug-threads=on"),
         QemuOption("-uuid", vm.uuid),
@@ -171,7 +130,7 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-mon", "chardev=qmp,mode=control"),
         *_extra_monitor(vm),
         QemuOption("-m", _memory(vm)),
-        *(_bridge(number) for number in range(vm.bridges)),
+        *(_bridge(number) for number in range(extra.bridges)),
         QemuOption("-device", "virtio-serial-pci,id=serial0"),
         QemuOption("-chardev", "socket,id=charconsole0,fd={fd}", FdSlot.CONSOLE),
         QemuOption("-device", "isa-serial,chardev=charconsole0,id=console0"),
@@ -179,7 +138,7 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-object", f"rng-random,id=rng0,filename={escape(vm.entropy_source)}"),
         QemuOption("-device", "virtio-rng-pci,rng=rng0"),
         *_balloon(vm),
-        *(_root_port(number) for number in range(vm.root_ports)),
+        *(_root_port(number) for number in range(extra.root_ports)),
         QemuOption("-device", "vmgenid,guid=auto"),
         QemuOption("-rtc", "base=utc,driftfix=slew,clock=host"),
         QemuOption("-vga", "none"),
@@ -190,27 +149,28 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         _boot_memory(vm),
         QemuOption("-numa", "node,memdev=dimm1"),
         *_boot(vm),
-        *([QemuOption("-bios", vm.firmware)] if vm.firmware else []),
-        *(QemuOption("-object", f"iothread,id=iothread{number}") for number in range(vm.iothreads)),
+        *([QemuOption("-bios", extra.firmware)] if extra.firmware else []),
+        *(QemuOption("-object", f"iothread,id=iothread{number}") for number in range(extra.iothreads)),
         QemuOption("-S"),
         QemuOption("-pidfile", str(vm.vm_dir / "pid")),
-        *([QemuOption("-sandbox", vm.seccomp_sandbox)] if vm.seccomp_sandbox else []),
+        *([QemuOption("-sandbox", extra.seccomp_sandbox)] if extra.seccomp_sandbox else []),
         QemuOption("-smp", f"{vm.vcpus},cores=1,threads=1,sockets={vm.max_vcpus},maxcpus={vm.max_vcpus}"),
-        *([QemuOption("-acpitable", "file=/proc/self/fd/{fd}", FdSlot.CPU_TABLE)] if vm.has_cpu_table else []),
+        *([QemuOption("-acpitable", "file=/proc/self/fd/{fd}", FdSlot.CPU_TABLE)] if has_cpu_table(vm) else []),
     ]
-    return QemuPlan(vm.qemu, tuple(options), vm.vm_dir, cpu_table(vm.max_vcpus) if vm.has_cpu_table else b"")
+    return QemuPlan(vm.program, tuple(options), vm.vm_dir, cpu_table(vm.max_vcpus) if has_cpu_table(vm) else b"")
 
 
 def _machine(vm: VmSpec) -> str:
+    options = options_of(vm)
     # no SATA, no SMBus, no vmport, no floppy: less for the guest to probe and less to attack
     parts = ["q35", "sata=off", "smbus=off", "vmport=off"]
-    return ",".join([*parts, *([vm.machine_accelerators] if vm.machine_accelerators else [])])
+    return ",".join([*parts, *([options.machine_accelerators] if options.machine_accelerators else [])])
 
 
 def _accelerator(vm: VmSpec) -> list[QemuOption]:
     if vm.accelerator is Accelerator.KVM:
         return [QemuOption("-accel", "kvm"), QemuOption("-global", "kvm-pit.lost_tick_policy=discard")]
-    return [QemuOption("-accel", "tcg" + (f",tb-size={vm.tb_size_mib}" if vm.tb_size_mib else ""))]
+    return [QemuOption("-accel", "tcg" + (f",tb-size={vm.translation_cache_mib}" if vm.translation_cache_mib else ""))]
 
 
 def _cpu(vm: VmSpec) -> str:
@@ -248,25 +208,27 @@ def _balloon(vm: VmSpec) -> list[QemuOption]:
 
 
 def _extra_monitor(vm: VmSpec) -> list[QemuOption]:
-    if not vm.extra_monitor:
+    options = options_of(vm)
+    if not options.extra_monitor:
         return []
-    switch = {"hmp": "-monitor", "qmp": "-qmp", "qmp-pretty": "-qmp-pretty"}[vm.extra_monitor]
+    switch = {"hmp": "-monitor", "qmp": "-qmp", "qmp-pretty": "-qmp-pretty"}[options.extra_monitor]
     path = escape(str(vm.vm_dir / "extra-monitor.sock"))
     return [QemuOption(switch, f"unix:{path},server=on,wait=off")]
 
 
 def _memory(vm: VmSpec) -> str:
-    if vm.max_mem_mib <= vm.boot_mem_mib or vm.memory_slots == 0:
-        return f"{vm.boot_mem_mib}M"
-    return f"{vm.boot_mem_mib}M,slots={vm.memory_slots},maxmem={vm.max_mem_mib + vm.memory_offset_mib}M"
+    options = options_of(vm)
+    if vm.max_mem_mib <= vm.mem_mib or options.memory_slots == 0:
+        return f"{vm.mem_mib}M"
+    return f"{vm.mem_mib}M,slots={options.memory_slots},maxmem={vm.max_mem_mib + options.memory_offset_mib}M"
 
 
 def _boot_memory(vm: VmSpec) -> QemuOption:
     # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
     if not vm.memory_is_given:
         more = (",hugetlb=on" if vm.hugepages else "") + (",prealloc=on" if vm.hugepages or vm.preallocated else "")
-        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.boot_mem_mib}M,share=on{more}")
-    backend = f"memory-backend-file,id=dimm1,size={vm.boot_mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
+        return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.mem_mib}M,share=on{more}")
+    backend = f"memory-backend-file,id=dimm1,size={vm.mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
     return QemuOption("-object", backend, FdSlot.MEMORY)
 
 
@@ -320,7 +282,7 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         "debug" if vm.debug else "quiet",
         "panic=1",
         f"nr_cpus={vm.max_vcpus}",
-        *([f"maxcpus={vm.vcpus}", f"acpi_apic_instance={KERNEL_INSTANCE}"] if vm.has_cpu_table else []),
+        *([f"maxcpus={vm.vcpus}", f"acpi_apic_instance={KERNEL_INSTANCE}"] if has_cpu_table(vm) else []),
         "selinux=0",
         "cgroup_no_v1=all",
         "agent.hotplug_timeout=30",  # 40 guests that start at once on two cores are slow to find their devices

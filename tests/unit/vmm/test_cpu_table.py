@@ -1,6 +1,6 @@
 """The table of CPUs is QEMU's own but for its owner and its flags."""
 
-from katapod.plan.cpu_table import cpu_table
+from katapod.vmm.qemu.cpu_table import cpu_table
 
 OF_QEMU = bytes.fromhex(
     "41504943 80000000 03 76 424f43485320 4258504320202020 01000000 42585043 01000000 0000e0fe 01000000"

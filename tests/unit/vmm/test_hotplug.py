@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.hotplug import (
+from katapod.vmm.devices import dimm_sizes
+from katapod.vmm.qemu.hotplug import (
     HotplugPlan,
     QmpStep,
-    dimm_sizes,
     pci_path,
     plan_disk,
     plan_layered_disk,
     plan_memory,
+    plan_nic_device,
     plan_shared_directory,
     plan_vcpus,
 )
@@ -45,6 +46,27 @@ def test_shared_directory() -> None:
         "  device_add {'driver': 'vhost-user-fs-pci', 'id': 'fs-kataShared', 'chardev': 'char-kataShared', "
         "'tag': 'kataShared', 'queue-size': 1024, 'bus': 'pci-bridge-0', 'addr': '0x1'}"
     )
+
+
+def test_nic() -> None:
+    plan = plan_nic_device(0, "02:00:00:00:00:02", 31, queues=1, vhost=False)
+    assert plan.describe() == (
+        "plug network interface 02:00:00:00:00:02\n"
+        "  netdev_add {'type': 'tap', 'id': 'network-0', 'fds': 'tap0-0'}\n"
+        "  device_add {'driver': 'virtio-net-pci', 'id': 'virtio-net-0', 'netdev': 'network-0', "
+        "'mac': '02:00:00:00:00:02', 'disable-legacy': 'on', 'romfile': '', 'bus': 'pci-bridge-0', 'addr': '0x1f'}"
+    )
+    assert plan.guest_path == "02/1f"
+
+
+def test_a_nic_with_a_queue_for_each_vcpu_and_vhost() -> None:
+    plan = plan_nic_device(1, "02:00:00:00:00:02", 30, queues=2, vhost=True)
+    backend, device = plan.steps
+    assert backend.arguments["fds"] == "tap1-0:tap1-1"
+    assert backend.arguments["vhost"] is True
+    assert backend.arguments["vhostfds"] == "vhost1-0:vhost1-1"
+    assert (device.arguments["mq"], device.arguments["vectors"]) == (True, 6)
+    assert [step.command for step in plan.undo] == ["device_del", "netdev_del"]
 
 
 def test_disk() -> None:

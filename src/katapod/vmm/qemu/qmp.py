@@ -9,31 +9,19 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from katapod.model.errors import KatapodError
-from katapod.plan.hotplug import HotplugPlan, QmpStep
+from katapod.vmm.errors import VmmLinkBroken, VmmRefused
+from katapod.vmm.qemu.hotplug import HotplugPlan, QmpStep
 
-__all__ = ["QmpClient", "QmpError", "QmpLinkBroken"]
+__all__ = ["QmpClient"]
 
 log = logging.getLogger(__name__)
 
 REPLY_LIMIT_S = 20.0
 LINE_MAX = 4 * 1024 * 1024
-
-
-class QmpError(KatapodError):
-    """QEMU refused a command; `kind` is the error's class."""
-
-    def __init__(self, what: str, *, hint: str = "", kind: str = "", **context: object) -> None:
-        super().__init__(what, hint=hint, **context)
-        self.kind = kind
-
-
-class QmpLinkBroken(KatapodError):
-    """The monitor is gone: QEMU has ended, or does not speak QMP."""
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -50,6 +38,13 @@ class _Reply(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(_Reply)
 
 
+class _Watcher(NamedTuple):
+    event: str
+    wanted: Callable[[Any], bool]
+    meaning: Callable[[Any], Any]
+    future: asyncio.Future[Any]
+
+
 class QmpClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
         self._reader = reader
@@ -57,7 +52,7 @@ class QmpClient:
         self._sock = sock
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._watchers: list[tuple[Callable[[str, Any], bool], asyncio.Future[Any]]] = []
+        self._watchers: list[_Watcher] = []
         self._handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {}
         self._leaving: set[str] = set()  # devices that the guest was asked to let go of
         self._unplugged: dict[str, int] = {}  # by device, the steps that are done of an unplugging that failed
@@ -66,21 +61,21 @@ class QmpClient:
 
     @classmethod
     async def open(cls, sock: socket.socket, *, limit_s: float) -> "QmpClient":
-        """Negotiate on a connected socket, which the client owns. Raises QmpLinkBroken."""
+        """Negotiate on a connected socket, which the client owns. Raises VmmLinkBroken."""
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LINE_MAX)
         client = cls(reader, writer, sock)
         try:
             async with asyncio.timeout(limit_s):
                 line = await reader.readline()
             if not line:
-                raise QmpLinkBroken("QEMU closed its monitor before it greeted")
+                raise VmmLinkBroken("QEMU closed its monitor before it greeted")
             if _decoder.decode(line).QMP is None:
-                raise QmpLinkBroken("cannot open QEMU's monitor: it does not greet as QMP does")
+                raise VmmLinkBroken("cannot open QEMU's monitor: it does not greet as QMP does")
             client._task = asyncio.create_task(client._read(), name="qmp-reader")
             await client.execute("qmp_capabilities", limit_s=limit_s)
-        except (QmpError, OSError, ValueError, RecursionError) as exc:  # as in _read; a TimeoutError is an OSError
+        except (VmmRefused, OSError, ValueError, RecursionError) as exc:  # as in _read; a TimeoutError is an OSError
             await client.close()
-            raise QmpLinkBroken(f"cannot open QEMU's monitor: {str(exc) or 'no greeting in time'}") from exc
+            raise VmmLinkBroken(f"cannot open QEMU's monitor: {str(exc) or 'no greeting in time'}") from exc
         except BaseException:
             await client.close()
             raise
@@ -89,9 +84,9 @@ class QmpClient:
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, limit_s: float = REPLY_LIMIT_S, fd: int = -1
     ) -> Any:
-        """Run one command; returns its `return` value. `fd` goes with it (getfd). Raises QmpError, QmpLinkBroken."""
+        """Run one command; returns its `return` value. `fd` goes with it (getfd). Raises VmmRefused, VmmLinkBroken."""
         if self._broken is not None:
-            raise QmpLinkBroken(f"cannot {command}: {self._broken}")
+            raise VmmLinkBroken(f"cannot {command}: {self._broken}")
         number = next(self._ids)
         message: dict[str, Any] = {"execute": command, "id": number}
         if arguments:
@@ -108,14 +103,14 @@ class QmpClient:
                 await self._writer.drain()
                 reply: _Reply = await future
         except TimeoutError as exc:
-            raise QmpLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s") from exc
+            raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s") from exc
         except OSError as exc:
-            raise QmpLinkBroken(f"cannot {command}: {exc}") from exc
+            raise VmmLinkBroken(f"cannot {command}: {exc}") from exc
         finally:
             self._waiting.pop(number, None)
         if reply.error is not None:
             said = reply.error.get("desc", "?")
-            raise QmpError(f"cannot {command}: QEMU says: {said}", kind=reply.error.get("class", ""))
+            raise VmmRefused(f"cannot {command}: QEMU says: {said}", kind=reply.error.get("class", ""))
         return reply.result
 
     async def _send_with(self, data: bytes, fd: int) -> bytes:
@@ -142,17 +137,17 @@ class QmpClient:
             for step in plan.steps:
                 await self.execute(step.command, step.arguments)
                 done += 1
-        except QmpError:
+        except VmmRefused:
             for step in plan.undo[len(plan.undo) - done :] if done else ():
-                with contextlib.suppress(QmpError):
+                with contextlib.suppress(VmmRefused):
                     await self.execute(step.command, step.arguments)
             raise
 
     async def unplug(self, plan: HotplugPlan, *, limit_s: float = REPLY_LIMIT_S) -> None:
         """Take a device out; waits until the guest has let go of it. After a failure it may be called again, and takes
-        up what is left. Raises QmpError, QmpLinkBroken."""
+        up what is left. Raises VmmRefused, VmmLinkBroken."""
         if not plan.removable:
-            raise QmpError(f"cannot unplug {plan.what}: it stays until the VM ends")
+            raise VmmRefused(f"cannot unplug {plan.what}: it stays until the VM ends")
         deleted = self.expect("DEVICE_DELETED", lambda data: data.get("device") == plan.device_id)
         first, *rest = plan.undo
         done = self._unplugged.get(plan.device_id, 0)
@@ -160,19 +155,19 @@ class QmpClient:
             try:
                 await self._delete(plan.device_id, first, deleted, limit_s)
             except TimeoutError as exc:
-                raise QmpError(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
+                raise VmmRefused(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
             finally:
-                self._watchers = [watcher for watcher in self._watchers if watcher[1] is not deleted]
+                self._watchers = [watcher for watcher in self._watchers if watcher.future is not deleted]
         for step in rest[max(0, done - 1) :]:
             self._unplugged[plan.device_id] = 1 + rest.index(step)
             await self.execute(step.command, step.arguments)
         self._unplugged.pop(plan.device_id, None)
 
     async def _delete(self, device_id: str, step: QmpStep, deleted: "asyncio.Future[Any]", limit_s: float) -> None:
-        """Ask for the removal, and wait for the guest. Raises QmpError, QmpLinkBroken, TimeoutError."""
+        """Ask for the removal, and wait for the guest. Raises VmmRefused, VmmLinkBroken, TimeoutError."""
         try:
             await self.execute(step.command, step.arguments)
-        except QmpError as exc:
+        except VmmRefused as exc:
             if device_id not in self._leaving:
                 raise
             if exc.kind == "DeviceNotFound":  # the guest has let go since we asked
@@ -183,14 +178,20 @@ class QmpClient:
             await deleted
         self._leaving.discard(device_id)
 
-    def expect(self, event: str, wanted: Callable[[Any], bool] = lambda data: True) -> asyncio.Future[Any]:
-        """Return a future of the next `event` whose data is `wanted`. Call it before what causes the event."""
+    def expect(
+        self,
+        event: str,
+        wanted: Callable[[Any], bool] = lambda data: True,
+        meaning: Callable[[Any], Any] = lambda data: data,
+    ) -> asyncio.Future[Any]:
+        """Return a future of the `meaning` of the next `event` whose data is `wanted`. Call it before what causes the
+        event."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._broken is not None:
-            future.set_exception(QmpLinkBroken(f"cannot wait for {event}: {self._broken}"))
+            future.set_exception(VmmLinkBroken(f"cannot wait for {event}: {self._broken}"))
             future.exception()  # as in _fail
             return future
-        self._watchers.append((lambda name, data: name == event and wanted(data or {}), future))
+        self._watchers.append(_Watcher(event, wanted, meaning, future))
         return future
 
     def subscribe(self, event: str, handler: Callable[[Mapping[str, Any]], None]) -> None:
@@ -211,9 +212,9 @@ class QmpClient:
     def _fail(self, cause: str) -> None:
         if self._broken is None:
             self._broken = cause
-        for future in [*self._waiting.values(), *(future for _, future in self._watchers)]:
+        for future in [*self._waiting.values(), *(watcher.future for watcher in self._watchers)]:
             if not future.done():
-                future.set_exception(QmpLinkBroken(f"the link to QEMU broke: {cause}"))
+                future.set_exception(VmmLinkBroken(f"the link to QEMU broke: {cause}"))
                 future.exception()  # a watcher may be gone: not an error of its own
         self._watchers.clear()
 
@@ -231,11 +232,11 @@ class QmpClient:
             if reply.event in self._handlers:
                 self._handlers[reply.event](reply.data or {})
             for watcher in list(self._watchers):
-                wanted, future = watcher
-                if future.done() or wanted(reply.event, reply.data):
+                if watcher.future.done():
                     self._watchers.remove(watcher)
-                    if not future.done():
-                        future.set_result(reply.data)
+                elif watcher.event == reply.event and watcher.wanted(reply.data or {}):
+                    self._watchers.remove(watcher)
+                    watcher.future.set_result(watcher.meaning(reply.data))
         elif reply.id is not None:
             waiter = self._waiting.get(reply.id)
             if waiter is not None and not waiter.done():

@@ -1,0 +1,189 @@
+"""What a VMM can do, and what may be asked of a VM that it runs: the seam between a sandbox and its VMM.
+
+A VMM is a value without a state of its own; it starts a VirtualMachine, which stands still until run(). Before that
+devices are attached, or a saved state is loaded; what may still be changed while the guest runs, Capabilities say. A
+VMM that takes devices on its command line only may begin its real work with run(); its process is there from the start,
+so that whoever cleans up finds it.
+
+Errors of all calls: VmmRefused, where the machine is as before; VmmLinkBroken, where it is not known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from katapod.vmm.spec import VmmOptions, VmSpec
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from katapod.model.config import Config
+    from katapod.model.inspection import Hypervisor, Missing
+    from katapod.vmm.devices import Device
+    from katapod.vmm.errors import VmmFailed
+    from katapod.vmm.judge import Judge
+
+__all__ = ["Capabilities", "Channel", "DiskError", "Handed", "VirtualMachine", "Vmm", "VmmLogs"]
+
+
+class Channel(Enum):
+    """A stream of bytes between the guest and us. With a vsock it has none of them: both ends dial there."""
+
+    AGENT = "agent"
+    DEBUG_CONSOLE = "debug-console"
+
+
+class Handed(Enum):
+    """A descriptor that whoever starts a VM has opened, and closes."""
+
+    VSOCK = "vsock"  # /dev/vhost-vsock with the CID of VmSpec claimed
+    MEMORY = "memory"  # a memfd of VmSpec.mem_mib
+    STATE = "state"  # a file of a template, for load_state
+
+
+@dataclass(frozen=True, slots=True)
+class VmmLogs:
+    console: Path  # what the guest kernel and its init say
+    vmm: Path  # what the VMM says
+    limit_bytes: int = 256 * 1024
+
+
+class Capabilities(Struct, frozen=True):
+    """What of a VM can be changed, and how it is reached.
+
+    Slots are numbers for places in the machine; no two devices have the same one. They are taken in the order in which
+    they stand here, and a slot may be in both lists.
+    """
+
+    disk_slots: tuple[int, ...]
+    nic_slots: tuple[int, ...]
+    share_slot: int
+    vsock: bool = True  # else Channel.AGENT
+    templates: bool = True
+    hotplug: bool = True  # disks and NICs, while the guest runs
+    memory_hotplug: bool = True
+    vcpu_hotplug: bool = True
+
+
+class DiskError(Struct, frozen=True):
+    """The VMM could not read or write a disk's file on the host."""
+
+    disk_id: str
+    writing: bool
+    full: bool  # for want of space; else for an error of the file's
+    stopped: bool  # the VMM has stopped the guest for it; else the guest was told
+
+
+class VirtualMachine(Protocol):
+    """One VM. `stopping`: its end is wished for; `expendable`: nothing in the guest is worth a soft end."""
+
+    logs: VmmLogs
+    stopping: bool
+    expendable: bool
+
+    @property
+    def pid(self) -> int:
+        """Of the process that is the VM: what it uses, the VM uses, and with it the VM ends."""
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative: a signal."""
+
+    def take_channel(self, channel: Channel) -> socket | None:
+        """Hand our end of a channel to the caller, who owns it from now on; None if there is none, or it was taken."""
+
+    async def run(self) -> None: ...
+    async def pause(self) -> None: ...
+
+    async def attach(self, device: "Device") -> str:
+        """Returns where the guest finds it: for disks and NICs a path of PCI slots, "02/01"; empty for memory.
+
+        What was done of an attachment that fails is undone. Raises NoSpace, KatapodError for a layer that cannot be
+        made, too.
+        """
+
+    async def detach(self, device: "Device") -> None:
+        """Take a disk or a NIC out; waits until the guest has let go of it. After a failure it may be called again, and
+        takes up what is left."""
+
+    def expect_memory(self, last: int) -> "asyncio.Future[str]":
+        """The guest's word on the DIMM of this number, or that it refuses one before: empty if it uses all of them,
+        else what it says. Call it before they are attached."""
+
+    async def add_vcpus(self, count: int) -> None:
+        """Raises KatapodError too: the machine has no room for so many."""
+
+    async def vcpu_threads(self) -> Sequence[int]:
+        """Thread ids."""
+
+    def busy_s(self) -> float:
+        """Seconds that the virtual CPU with the most time to spare has run or waited for a CPU; 0 once it has ended."""
+
+    async def resize_disk(self, disk_id: str, size: int) -> None:
+        """Have the guest see that the file of a disk has another size by now, bytes."""
+
+    async def save_state(self, path: Path) -> None:
+        """Stop the guest and write its state to the file `path`, without its memory, which stays in Handed.MEMORY.
+        Raises OSError too."""
+
+    async def load_state(self, state_fd: int) -> None:
+        """Take over the state of a saved guest, whose memory Handed.MEMORY holds by now; it is stopped then."""
+
+    async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
+        """What it says of itself, and why something is missing. Raises nothing: who looks on gets what there is."""
+
+    def on_disk_error(self, handler: Callable[[DiskError], None]) -> None:
+        """Have `handler` called from now on. It must raise nothing."""
+
+    def expect_stop(self) -> "asyncio.Future[Any]":
+        """When the VMM next stops the guest by itself. Call it before run()."""
+
+    async def wait_end(self) -> str:
+        """Block until the VM has ended; returns how, in words."""
+
+    def explain_end(self) -> "VmmFailed":
+        """The error to raise when it has ended and nobody asked it to."""
+
+    async def stop(self, *, soft: bool = True) -> bool:
+        """End it: by a request, a wait and a kill; at once if it is expendable. Returns whether it went softly."""
+
+
+class Vmm(Protocol):
+    """A kind of VMM. Equal ones make the same machine of the same VmSpec."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def judge(self) -> "Judge":
+        """Who can read what it says of a boot that failed."""
+
+    def program(self, config: "Config") -> str: ...
+    def options(self, config: "Config") -> VmmOptions: ...
+    def capabilities(self, spec: VmSpec) -> Capabilities: ...
+
+    def describe(self, spec: VmSpec) -> str:
+        """The whole machine in lines: equal for machines that can be restored from the same state."""
+
+    def describe_for_host(self, spec: VmSpec) -> str:
+        """The same without what only the guest is told, or what it is reached by: what the host has to be able to."""
+
+    def files(self, spec: VmSpec) -> tuple[str | Path, ...]:
+        """Beside the initrd, those whose content makes the machine."""
+
+    def kernel_params(self, spec: VmSpec) -> str: ...
+
+    def start(
+        self, spec: VmSpec, logs: VmmLogs, *, given: Mapping[Handed, int] | None = None, netns: Path | None = None
+    ) -> AbstractAsyncContextManager[VirtualMachine]:
+        """Start a VM that stands still; stop it at the end. It runs in the network namespace `netns`, if given.
+
+        Raises VmmFailed with what the VMM said when it does not come up, MissingProgram.
+        """

@@ -1,0 +1,1 @@
+"""All of QEMU: its command line, hot-plug, its monitor (QMP), its process."""
