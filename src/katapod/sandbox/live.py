@@ -11,14 +11,14 @@ from katapod.model.inspection import LiveFacts, Missing
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.vmm.spec import AGENT_PORT_NAME
 
-__all__ = ["Informant", "Machine", "live_facts", "parse_guest"]
+__all__ = ["Informant", "HasFacts", "live_facts", "parse_guest"]
 
 LIMIT_S = 5.0  # for all that is asked of one of them
 ENTRIES_MAX = 512
 TEXT_MAX = 512
 
 
-class Machine(Protocol):
+class HasFacts(Protocol):
     """Part of VirtualMachine."""
 
     async def facts(self, limit_s: float) -> tuple[facts.Hypervisor | None, list[Missing]]: ...
@@ -30,7 +30,7 @@ class Informant(Protocol):
     async def inspect(self, timeout_s: float) -> Any: ...
 
 
-async def live_facts(vm: Machine, agent: Informant, agent_url: str) -> LiveFacts:
+async def live_facts(vm: HasFacts, agent: Informant, agent_url: str) -> LiveFacts:
     """Ask both, side by side. Raises nothing that the sandbox can cause."""
     (hypervisor, no_hypervisor), (guest, no_guest) = await asyncio.gather(vm.facts(LIMIT_S), _ask_guest(agent))
     channel = facts.Channel(kind="vsock", address=agent_url)

@@ -42,7 +42,7 @@ from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.management_door import bound_listener
 
 if TYPE_CHECKING:
-    from katapod.sandbox.live import Machine
+    from katapod.sandbox.live import HasFacts
 
 __all__ = [
     "Caller",
@@ -75,7 +75,7 @@ class Managed(Protocol):
     @property
     def agent(self) -> Caller: ...
     @property
-    def vm(self) -> "Machine": ...
+    def vm(self) -> "HasFacts": ...
     @property
     def vmm_pid(self) -> int: ...
     @property
@@ -123,7 +123,7 @@ class ManagedSandbox:
         return self._sandbox.agent
 
     @property
-    def vm(self) -> "Machine":
+    def vm(self) -> "HasFacts":
         return self._sandbox.vm
 
     @property

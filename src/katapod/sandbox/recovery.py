@@ -26,6 +26,7 @@ from katapod.host.removal import clear_away, sweep_aside
 from katapod.host.state import StateStore, owner_alive
 from katapod.host.tasks import finish
 from katapod.images import ImageStore
+from katapod.model.devices import DeviceTable
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout, SandboxPaths
@@ -284,7 +285,8 @@ def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float
             else msgspec.structs.replace(item, state=State.STOPPED, error=error, exit_code=137, finished_at=time.time())
             for item in record.containers
         )
-        store.write(msgspec.structs.replace(record, state=State.STOPPED, error=error, vmm_pid=0, containers=containers))
+        stopped = msgspec.structs.replace(record, state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
+        store.write(msgspec.structs.replace(stopped, error=error, containers=containers))
 
 
 def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:

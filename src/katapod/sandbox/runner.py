@@ -18,6 +18,7 @@ from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
+from katapod.model.devices import DeviceTable
 from katapod.model.errors import KatapodError
 from katapod.model.mount_options import Access, parse_access
 from katapod.model.record import SandboxRecord, State
@@ -141,7 +142,7 @@ async def _close(sandbox: Sandbox, store: StateStore, *, keep: bool, expendable:
             await sandbox.close(expendable=expendable)
     finally:
         if keep:
-            sandbox.save(state=State.STOPPED, vmm_pid=0)
+            sandbox.save(state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
             await release_kept(store, sandbox.sandbox_id)
         else:
             await remove_sandbox(store, sandbox.sandbox_id)
