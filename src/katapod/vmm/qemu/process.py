@@ -34,7 +34,7 @@ from katapod.vmm.qemu.qmp import QmpClient
 if TYPE_CHECKING:
     from katapod.model.inspection import Hypervisor, Missing
 
-__all__ = ["QMP_LIMIT_S", "QemuProcess", "busy_s", "disk_error", "running_qemu"]
+__all__ = ["QemuProcess", "busy_s", "disk_error", "running_qemu"]
 
 log = logging.getLogger(__name__)
 
