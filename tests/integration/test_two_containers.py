@@ -25,7 +25,7 @@ from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_
 from katapod.sandbox import container as container_module
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
 from katapod.sandbox.errors import CommandNotFound
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import remove_sandbox
@@ -82,7 +82,7 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             shm_size_bytes=16 << 20,
             auto_remove=True,
         )
-        sandbox = await open_sandbox(plan, store)
+        sandbox = await start_sandbox(plan, store)
         try:
             yield sandbox
         finally:

@@ -26,7 +26,7 @@ from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, Vm
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.sandbox.container import Container, ContainerPlan, create_container
 from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.loopback import loopback_door
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import plan_sandbox
@@ -146,7 +146,7 @@ class Pod:
 async def open_pod(request: PodRequest, config: Config, store: StateStore, call_times: Sequence[CallTimes] = ()) -> Pod:
     """Start a sandbox. On failure, or when cancelled, nothing of it is left. `call_times` are shown among its metrics.
 
-    Raises AlreadyExists, UsageError, and as open_sandbox.
+    Raises AlreadyExists, UsageError, and as start_sandbox.
     """
     facts = collect_host_facts()
     first = (request.limits,) if request.limits is not None else ()
@@ -200,7 +200,7 @@ async def open_pod(request: PodRequest, config: Config, store: StateStore, call_
             cgroup=cgroup,
             pod=request.several,
         )
-        sandbox = await open_sandbox(plan, store)
+        sandbox = await start_sandbox(plan, store)
         stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
         stack.push_async_callback(_close_sandbox, sandbox)
         pod = Pod(sandbox, request, config, facts, contextlib.AsyncExitStack())

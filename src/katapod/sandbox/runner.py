@@ -24,7 +24,7 @@ from katapod.model.mount_options import Access, parse_access
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
 from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ReadyMachine
@@ -106,7 +106,7 @@ async def run_container(
     """
     paths = store.layout.sandbox(plan.record.sandbox_id)
     root_disk = root_disk_of(paths, container_plan.container_id, container_plan.rootfs)
-    sandbox = await open_sandbox(replace(plan, root_disk=root_disk), store, ready, attaching)
+    sandbox = await start_sandbox(replace(plan, root_disk=root_disk), store, ready, attaching)
     keep = False
     try:
         container_plan = with_network(container_plan, sandbox.record.attachment)

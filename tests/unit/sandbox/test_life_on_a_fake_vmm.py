@@ -24,7 +24,7 @@ from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox import guard, health, lifecycle, machine
 from katapod.sandbox.errors import AgentFailed, GuestHangs
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import RootDisk, SandboxPlan
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
@@ -70,7 +70,7 @@ class Stage:
     async def open(self, plan: SandboxPlan | None = None) -> Sandbox:
         plan = plan or self.plan()
         self.locks.append(self.store.create(plan.record))
-        return await open_sandbox(plan, self.store)
+        return await start_sandbox(plan, self.store)
 
     @property
     def record(self) -> SandboxRecord:
