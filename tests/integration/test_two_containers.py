@@ -26,10 +26,10 @@ from katapod.sandbox import container as container_module
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
 from katapod.sandbox.errors import CommandNotFound
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
+from katapod.sandbox.opening import claimed
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import remove_sandbox
-from katapod.sandbox.runner import claimed
 from katapod.sandbox.stdio import NullSink
 from kit.kata import Kata
 
@@ -69,7 +69,7 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             layout.sandbox(name).state,
         )
         plan = plan_sandbox(
-            name,
+            record,
             config,
             facts,
             layout,
@@ -77,10 +77,8 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             remedy=verdict.remedy,
             dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
             size=size_for(config, facts, (limits, limits)),
-            owner_pid=os.getpid(),
             hostname="both",
             shm_size_bytes=16 << 20,
-            auto_remove=True,
         )
         sandbox = await start_sandbox(plan, store)
         try:

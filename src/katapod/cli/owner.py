@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,6 @@ from katapod.cli.progress import image_progress
 from katapod.cli.run_request import RunRequest
 from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
-from katapod.host.facts import collect_host_facts, virtiofsd_dialect
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.trace import span
 from katapod.images import ImageStore
@@ -30,8 +28,8 @@ from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.flags import parse_signal
 from katapod.model.image import ImageRecord
-from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
+from katapod.plan.cgroup import path_without_engine
 from katapod.plan.container_spec import (
     ContainerOptions,
     ProcessDefaults,
@@ -40,18 +38,16 @@ from katapod.plan.container_spec import (
     with_etc_files,
 )
 from katapod.plan.seccomp import GuestKernel, wants_kernel_version
-from katapod.sandbox.attachment import attached, container_files, plan_attachment
+from katapod.sandbox.attachment import container_files
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
-from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine
-from katapod.sandbox.proof import accelerator_for
-from katapod.sandbox.recovery import reap_dead
-from katapod.sandbox.runner import Outcome, Streams, claimed, run_container
+from katapod.sandbox.request import SandboxRequest
+from katapod.sandbox.runner import Outcome, Streams, run_container
 from katapod.sandbox.stdio import InputFd, OutputFd
 
-__all__ = ["ENDING", "RunRequest", "cancel_once", "own_container", "plan_container", "run_attached", "run_detached"]
+__all__ = ["ENDING", "RunRequest", "cancel_once", "own_container", "prepare_container", "run_attached", "run_detached"]
 
 log = logging.getLogger(__name__)
 
@@ -129,62 +125,43 @@ async def own_container(
     bundle_spec = _load_bundle(request) if request.bundle else None
     with span("load configuration"):
         config = settings.load_config(annotations=bundle_spec.annotations if bundle_spec else None)
-        facts, store = collect_host_facts(), settings.states()
-    size = size_for(config, facts, (_limits(request.options, bundle_spec),))
-    for told in size.clamped:
-        print(f"kata-runtime: WARNING: {request.container_id}: {told}", file=sys.stderr)
-    with span("look for dead owners"):
-        await reap_dead(store)
-    with contextlib.ExitStack() as held:
-        network = await plan_attachment(request.network, config.katapod, request.container_id, held)
-        record = SandboxRecord(
-            sandbox_id=request.container_id,
-            created_at=time.time(),
-            owner_pid=os.getpid(),
-            boot_id=facts.boot_id,
-            auto_remove=request.remove,
-            attachment=network,
-            labels=request.labels,
+    wanted = SandboxRequest(
+        sandbox_id=request.container_id,
+        hostname=(bundle_spec or request.options).hostname or request.container_id,
+        limits=_limits(request.options, bundle_spec),
+        fixed=True,
+        network=request.network,
+        cgroups_path=_cgroups_path(config, request.container_id, bundle_spec),
+        shm_size_bytes=request.options.shm_bytes,
+        accelerator=request.accel,
+        auto_remove=request.remove,
+        labels=request.labels,
+    )
+
+    async def prepare() -> ContainerPlan:
+        with span("acquire image"):
+            return await prepare_container(settings, config, request, bundle_spec)
+
+    with contextlib.ExitStack() as terminal:
+        return await run_container(
+            wanted,
+            config,
+            settings.states(),
+            streams,
+            prepare,
+            on_started=_take_terminal(request, terminal, on_started),
+            ready=ready,
+            with_network=partial(_with_network_files, settings, request),
+            tell=lambda text: print(f"kata-runtime: {text}", file=sys.stderr),
         )
-        async with claimed(store, record), contextlib.AsyncExitStack() as stack:
-            attaching = await stack.enter_async_context(attached(network, request.container_id)) if network else None
-            dialect = asyncio.create_task(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
-            with span("acquire image"):
-                container = await plan_container(settings, config, request, bundle_spec)
-            verdict = await accelerator_for(config, facts, store.layout, request.container_id, request.accel)
-            if verdict.fresh:
-                print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
-            plan = plan_sandbox(
-                request.container_id,
-                config,
-                facts,
-                store.layout,
-                accelerator=verdict.accelerator,
-                remedy=verdict.remedy,
-                proof_key=verdict.key,
-                dialect=await dialect,
-                size=size,
-                owner_pid=os.getpid(),
-                hostname=container.spec.hostname or request.container_id,
-                shm_size_bytes=request.options.shm_bytes,
-                auto_remove=request.remove,
-                labels=request.labels,
-                netns=Path(network.netns) if network is not None else None,
-                attached_to=network.config if network is not None else None,
-            )
-            plan = replace(plan, record=msgspec.structs.replace(plan.record, attachment=network))
-            with contextlib.ExitStack() as terminal:
-                with_terminal = _take_terminal(request, container, terminal, on_started)
-                return await run_container(
-                    plan,
-                    container,
-                    store,
-                    streams,
-                    on_started=with_terminal,
-                    ready=ready,
-                    attaching=attaching,
-                    with_network=partial(_with_network_files, settings, request),
-                )
+
+
+def _cgroups_path(config: Config, container_id: str, bundle_spec: oci.Spec | None) -> str | None:
+    """With sandbox_cgroup_only=false the cgroups are those of a pod, from whose limits they keep a VM's own threads:
+    here nobody has set such limits."""
+    if not config.runtime.sandbox_cgroup_only:
+        return None
+    return path_without_engine(container_id, bundle_spec.linux.cgroups_path if bundle_spec is not None else "")
 
 
 def _with_network_files(
@@ -202,16 +179,17 @@ def _with_network_files(
 
 def _take_terminal(
     request: RunRequest,
-    container: ContainerPlan,
     stack: contextlib.ExitStack,
     on_started: Callable[[Container], None],
 ) -> Callable[[Container], None]:
     """Wrap `on_started` so that a started container with a terminal gets ours, until `stack` is closed."""
-    if not container.spec.process.terminal or not os.isatty(0):
+    if not os.isatty(0):
         return on_started
 
     def started(running: Container) -> None:
         on_started(running)
+        if not running.plan.spec.process.terminal:
+            return
         if request.interactive:
             stack.enter_context(raw_terminal(0))
         stack.enter_context(follow_size(running.process, 0))
@@ -238,7 +216,7 @@ def _load_bundle(request: RunRequest) -> oci.Spec:
     )
 
 
-async def plan_container(
+async def prepare_container(
     settings: Globals, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
 ) -> ContainerPlan:
     seccomp, timeout_s = not config.runtime.disable_guest_seccomp, float(config.runtime.create_container_timeout)
@@ -254,6 +232,7 @@ async def plan_container(
             stop_signal=request.stop_signal or signal.SIGTERM,
             guest_seccomp=seccomp,
             create_timeout_s=timeout_s,
+            bundle=request.bundle,
         )
     if request.rootfs is not None:
         _check_rootfs(request.rootfs)

@@ -24,7 +24,7 @@ import msgspec
 from katapod import __version__
 from katapod.cli import main as program
 from katapod.cli import pool_wire as wire
-from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, plan_container, run_attached
+from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, prepare_container, run_attached
 from katapod.cli.pool_peer import Client, read_request
 from katapod.cli.settings import Globals
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
@@ -39,6 +39,7 @@ from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
 from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, rehearse
 from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
 from katapod.sandbox.runner import Streams
+from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
 
@@ -140,7 +141,7 @@ class _Member:
         if verdict.fresh:
             print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
         return plan_ready_machine(
-            new_machine_id(),
+            new_record(new_machine_id(), around.facts, auto_remove=True, pooled=True),
             around.config,
             around.facts,
             self.store.layout,
@@ -148,7 +149,6 @@ class _Member:
             remedy=verdict.remedy,
             proof_key=verdict.key,
             dialect=await virtiofsd_dialect(qemu.virtio_fs_daemon),
-            owner_pid=os.getpid(),
         )
 
     async def _warm_up(self, around: _Surroundings, ready: ReadyMachine) -> None:
@@ -167,7 +167,7 @@ class _Member:
             stop_signal=None,
         )
         try:
-            plan = await plan_container(self.settings, around.config, request, None)
+            plan = await prepare_container(self.settings, around.config, request, None)
         except KatapodError as exc:
             log.info("not warmed up: %s", exc)
             return

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from katapod.rpc.status import StatusCode
 from katapod.sandbox.block_devices import close_block_devices, open_block_devices
 from katapod.sandbox.client import require_features, string_user
 from katapod.sandbox.errors import AgentFailed, command_error
+from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
@@ -54,6 +56,7 @@ class ContainerPlan:
     etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
     holds_pid_namespace: bool = False  # containers that join the sandbox's PID namespace join this one's
     shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
+    bundle: Path | None = None  # of the OCI runtime specification, whose hooks are run; None: it has none
 
     def record(self) -> ContainerRecord:
         process = self.spec.process
@@ -78,6 +81,7 @@ class Container:
         self.process = GuestProcess(
             sandbox.agent, plan.container_id, plan.container_id, terminal=plan.spec.process.terminal
         )
+        self.hooks = HookedContainer(plan.container_id, plan.bundle, plan.spec)
 
     @property
     def container_id(self) -> str:

@@ -32,8 +32,9 @@ from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
 from katapod.sandbox.errors import AgentFailed
-from katapod.sandbox.hooks import HookedContainer
-from katapod.sandbox.pod import Pod, PodRequest, open_pod
+from katapod.sandbox.opening import open_sandbox
+from katapod.sandbox.pod import Pod
+from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.stdio import GuestProcess, carry
 from katapod.shim.background import Background, end_tasks
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
@@ -119,7 +120,7 @@ class Tasks:
     async def create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
-        """Raises what Pod.create_container and open_pod raise; nothing is left then."""
+        """Raises what Pod.create_container and open_sandbox raise; nothing is left then."""
         if container_id in self._tasks or container_id in self._creating:
             raise AlreadyExists(f"cannot create task {container_id}: it already exists")
         if self._ending:
@@ -164,26 +165,16 @@ class Tasks:
                 create_timeout_s=float(pod.config.runtime.create_container_timeout),
                 holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                 shared_shm=True,
+                bundle=bundle,
             )
             container = await pod.create_container(plan, limits_of(spec, about))
-            undo.push_async_callback(self._give_up, pod, container_id)
-            hooked = HookedContainer(container_id, bundle, spec)
-            await hooked.created(self.pid)
             undo.pop_all()
-        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs, hooked)
+        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
         io = events_pb2.TaskIO(stdin=uris.stdin, stdout=uris.stdout, stderr=uris.stderr, terminal=uris.terminal)
         self._events.publish(
             "/tasks/create",
             events_pb2.TaskCreate(container_id=container_id, bundle=str(bundle), rootfs=mounts, io=io, pid=self.pid),
         )
-
-    async def _give_up(self, pod: Pod, container_id: str) -> None:
-        """Remove a container whose hooks failed after it was created, in a pod that continues without it."""
-        if container_id == pod.sandbox.sandbox_id:
-            return  # all of it goes
-        with contextlib.suppress(KatapodError):
-            await pod.find(container_id).kill(signal.SIGKILL, everyone=True)
-            await pod.remove_container(container_id)
 
     async def _pod_for(
         self,
@@ -203,7 +194,7 @@ class Tasks:
                     raise InvalidState(
                         f"cannot create {container_id}: its sandbox {sandbox_id} does not run here{cause}"
                     )
-                request = PodRequest(
+                request = SandboxRequest(
                     sandbox_id=parse_container_name(sandbox_id),
                     hostname=spec.hostname or short_id(sandbox_id),
                     limits=limits_of(spec, about),
@@ -212,11 +203,11 @@ class Tasks:
                     netns=netns_of(spec),
                     cgroups_path=spec.linux.cgroups_path,
                     dns=dns_of(spec),
-                    several=about.kind is ContainerKind.SANDBOX,
+                    is_pod=about.kind is ContainerKind.SANDBOX,
                     labels=labels_of(about, self._namespace),
                 )
                 config = self._load_config(config_path, spec.annotations)
-                pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
+                pod = self._pod = await open_sandbox(request, config, self._store, call_times=(self.call_times,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
                 self._watch = {
@@ -254,7 +245,7 @@ class Tasks:
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
         task.following = self._background.start(self._follow(task, stack), name=f"follow-{container_id}")
-        await task.hooked.started(self.pid)
+        await task.container.hooks.started(self.pid)
 
     async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
         """Wait for the end of a container's init process and of its streams; then report it."""
@@ -489,7 +480,7 @@ class Tasks:
             await pod.remove_container(container_id)
         if process.rootfs is not None:
             unmount_below(process.rootfs)
-        await process.hooked.stopped()
+        await process.container.hooks.stopped()
         for left in process.execs.values():
             left.mark_exited(0)
         del self._tasks[container_id]
