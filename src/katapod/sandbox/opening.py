@@ -26,7 +26,7 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox.attachment import attached, prepare_attachment
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import start_sandbox
-from katapod.sandbox.loopback import loopback_door
+from katapod.sandbox.loopback import listening_on_loopback, loopback_door
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.planning import RootDisk, plan_sandbox
 from katapod.sandbox.pod import Pod, size_of
@@ -90,6 +90,8 @@ async def open_sandbox(
         if network is not None:
             attaching = await stack.enter_async_context(attached(network, request.sandbox_id))
         netns = Path(network.netns) if network is not None else await _netns_of(request)
+        level = logging.INFO if request.fixed else logging.WARNING  # only engines forward ports so
+        listener = await stack.enter_async_context(listening_on_loopback(netns, level))
         dialect = await stack.enter_async_context(_dialect(config.qemu.virtio_fs_daemon))
         disk = await root_disk()
         verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
@@ -120,7 +122,7 @@ async def open_sandbox(
             control_socket(sandbox.paths, lambda: list(pod.containers.values()), shut_down or pod.refuse_shutdown)
         )
         await stack.enter_async_context(management_door(sandbox, call_times))
-        await stack.enter_async_context(loopback_door(sandbox, netns))
+        await stack.enter_async_context(loopback_door(sandbox, await listener))
         pod.adopt(stack.pop_all())
     return pod
 

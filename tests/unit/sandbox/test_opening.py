@@ -29,6 +29,7 @@ from katapod.sandbox.hooks import HookFailed
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.planning import RootDisk, plan_sandbox
 from katapod.sandbox.pod import Pod
+from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import GuestRootfs, Rootfs
 from katapod.vmm.errors import VmmFailed, VmmRefused
@@ -110,7 +111,7 @@ async def test_the_record_can_stay(door: Door) -> None:
     assert (door.stage.record.state, door.stage.record.vmm_pid) == (State.STOPPED, 0)
     assert door.stage.vmm.vm.said[-1] == "kill"
     assert not any((door.state / name).exists() for name in SOCKETS)
-    await opening.remove_sandbox(door.stage.store, "s1")
+    await remove_sandbox(door.stage.store, "s1")
 
 
 async def test_the_first_disk_is_found_once_the_name_is_taken(door: Door) -> None:
@@ -184,6 +185,7 @@ STEPS: dict[str, Callable[[Door, pytest.MonkeyPatch], None]] = {
             "start_sandbox",
             "control_socket",
             "management_door",
+            "listening_on_loopback",
             "loopback_door",
         )
     },
