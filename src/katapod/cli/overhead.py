@@ -1,8 +1,6 @@
 """`kata-runtime overhead`: the RuntimeClass overhead that this node needs, from measurement."""
 
 import asyncio
-import contextlib
-import io
 import signal
 import sys
 from collections.abc import Callable
@@ -108,8 +106,7 @@ def _start(settings: Globals, name: str, limit_mib: int) -> int:
         stop_signal=None,
         network=NetworkRequest(name=NO_NETWORK),
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the name
-        return run_detached(settings, request)
+    return run_detached(settings.run_context(), request)
 
 
 async def _measure_own(store: "StateStore", config: "Config", name: str, limit_mib: int, as_json: bool) -> int:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -15,9 +14,8 @@ from typing import Any
 
 import msgspec
 
-from katapod.cli.progress import image_progress
+from katapod.cli.run_context import RunContext
 from katapod.cli.run_request import RunRequest
-from katapod.cli.settings import Globals
 from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.trace import span
@@ -55,7 +53,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachine | None = None) -> int:
+async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMachine | None = None) -> int:
     """Run in the foreground, in the machine `ready` if that fits; returns the exit status."""
     streams = Streams(
         stdin=InputFd(0) if request.interactive else None,
@@ -64,7 +62,7 @@ async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachi
         keep_log=not request.remove,
     )
     container: list[Container] = []
-    task = asyncio.create_task(own_container(settings, request, streams, container.append, ready), name="run")
+    task = asyncio.create_task(own_container(context, request, streams, container.append, ready), name="run")
     caught: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
     sending: set[asyncio.Task[None]] = set()
@@ -92,7 +90,7 @@ async def run_attached(settings: Globals, request: RunRequest, ready: ReadyMachi
         if caught:
             return 128 + caught[0]
         raise
-    return _report(request, outcome)
+    return _report(context, request, outcome)
 
 
 def cancel_once(task: "asyncio.Task[Any]") -> None:
@@ -106,16 +104,16 @@ async def _forward(container: Container, number: int) -> None:
         await container.kill(number)
 
 
-def _report(request: RunRequest, outcome: Outcome) -> int:
+def _report(context: RunContext, request: RunRequest, outcome: Outcome) -> int:
     if outcome.oom_killed:
         limit = request.options.memory_bytes
         shown = f" (its limit: {limit >> 20} MiB)" if limit else ""
-        print(f"kata-runtime: {request.container_id} was killed: out of memory{shown}", file=sys.stderr)
+        context.tell(f"{request.container_id} was killed: out of memory{shown}")
     return outcome.exit_code
 
 
 async def own_container(
-    settings: Globals,
+    context: RunContext,
     request: RunRequest,
     streams: Streams,
     on_started: Callable[[Container], None],
@@ -124,7 +122,7 @@ async def own_container(
     """The whole way from a request to its outcome."""
     bundle_spec = _load_bundle(request) if request.bundle else None
     with span("load configuration"):
-        config = settings.load_config(annotations=bundle_spec.annotations if bundle_spec else None)
+        config = context.load_config(bundle_spec.annotations if bundle_spec else None)
     wanted = SandboxRequest(
         sandbox_id=request.container_id,
         hostname=(bundle_spec or request.options).hostname or request.container_id,
@@ -140,19 +138,19 @@ async def own_container(
 
     async def prepare() -> ContainerPlan:
         with span("acquire image"):
-            return await prepare_container(settings, config, request, bundle_spec)
+            return await prepare_container(context, config, request, bundle_spec)
 
     with contextlib.ExitStack() as terminal:
         return await run_container(
             wanted,
             config,
-            settings.states(),
+            context.states(),
             streams,
             prepare,
             on_started=_take_terminal(request, terminal, on_started),
             ready=ready,
-            with_network=partial(_with_network_files, settings, request),
-            tell=lambda text: print(f"kata-runtime: {text}", file=sys.stderr),
+            with_network=partial(_with_network_files, context, request),
+            tell=context.tell,
         )
 
 
@@ -165,13 +163,13 @@ def _cgroups_path(config: Config, container_id: str, bundle_spec: oci.Spec | Non
 
 
 def _with_network_files(
-    settings: Globals, request: RunRequest, container: ContainerPlan, network: AttachmentRecord | None
+    context: RunContext, request: RunRequest, container: ContainerPlan, network: AttachmentRecord | None
 ) -> ContainerPlan:
     """The container's files of /etc know its address. A bundle has files of its own."""
     if container.rootfs.direct:
         return container
     etc = container_files(container.spec.hostname, request.network, network)
-    directory = str(settings.layout.sandbox(request.container_id).etc(request.container_id))
+    directory = str(context.layout.sandbox(request.container_id).etc(request.container_id))
     more = [name for name in etc if name == "resolv.conf"]  # the others are mounted already
     more = _files_of_etc(container.rootfs.lower, more)
     return replace(container, etc=etc, spec=with_etc_files(container.spec, directory, more))
@@ -217,7 +215,7 @@ def _load_bundle(request: RunRequest) -> oci.Spec:
 
 
 async def prepare_container(
-    settings: Globals, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
+    context: RunContext, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
 ) -> ContainerPlan:
     seccomp, timeout_s = not config.runtime.disable_guest_seccomp, float(config.runtime.create_container_timeout)
     if bundle_spec is not None:
@@ -238,8 +236,8 @@ async def prepare_container(
         _check_rootfs(request.rootfs)
         defaults, digest, rootfs = ProcessDefaults(), "", Rootfs(request.rootfs)
     else:
-        store = settings.image_store()
-        with image_progress() as progress:
+        store = context.image_store()
+        with context.image_progress() as progress:
             found = await store.acquire(request.image, request.container_id, progress=progress)
         image = found.config
         defaults = ProcessDefaults(
@@ -256,7 +254,7 @@ async def prepare_container(
     user = effective_user(defaults, request.options)
     spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
     _check_sources(spec)
-    directory = str(settings.layout.sandbox(request.container_id).etc(request.container_id))
+    directory = str(context.layout.sandbox(request.container_id).etc(request.container_id))
     return ContainerPlan(
         container_id=request.container_id,
         image=request.image or str(request.rootfs),
@@ -338,14 +336,17 @@ def _check_sources(spec: oci.Spec) -> None:
             )
 
 
-def run_detached(settings: Globals, request: RunRequest) -> int:
-    """Run in a child that goes on when we have ended; returns once the container runs, or raises its error."""
+def run_detached(context: RunContext, request: RunRequest) -> int:
+    """Run in a child that goes on when we have ended; returns once the container runs, or raises its error.
+
+    The status is 0, or says which signal has ended the start.
+    """
     reader, writer = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until both sides have handlers
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        os._exit(_background(settings, request, writer))
+        os._exit(_background(context, request, writer))
     os.close(writer)
     caught: list[int] = []
 
@@ -370,11 +371,10 @@ def run_detached(settings: Globals, request: RunRequest) -> int:
         os.waitpid(pid, 0)
         kind = {127: CommandNotFound, 126: CommandNotExecutable}.get(answer["code"], KatapodError)
         raise kind(answer["error"], hint=answer["hint"])
-    print(request.container_id)
     return 0
 
 
-def _background(settings: Globals, request: RunRequest, writer: int) -> int:
+def _background(context: RunContext, request: RunRequest, writer: int) -> int:
     """The child: a session of its own; standard error stays the caller's until the container runs."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -391,7 +391,7 @@ def _background(settings: Globals, request: RunRequest, writer: int) -> int:
         os.dup2(null, 2)
 
     async def own() -> None:
-        task = asyncio.create_task(own_container(settings, request, Streams(), started), name="run")
+        task = asyncio.create_task(own_container(context, request, Streams(), started), name="run")
         loop = asyncio.get_running_loop()
         for number in ENDING:
             loop.add_signal_handler(number, cancel_once, task)

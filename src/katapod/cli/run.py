@@ -173,13 +173,17 @@ def run(settings: Globals, /, **parameters: Any) -> int:
         is_loaded()
     need_root("run")
     request = _request(flags)
+    context = settings.run_context()
     if settings.keep_run is not None:
-        settings.keep_run(settings, request, flags.detach)
+        settings.keep_run(context, request, flags.detach)
         return 0
     if flags.detach:
-        return run_detached(settings, request)
+        status = run_detached(context, request)
+        if status == 0:
+            print(request.container_id)
+        return status
     leave_host_mounts()
-    return asyncio.run(run_attached(settings, request))
+    return asyncio.run(run_attached(context, request))
 
 
 def _request(flags: RunFlags) -> "RunRequest":

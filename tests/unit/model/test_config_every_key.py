@@ -290,7 +290,7 @@ def observe(config: Config) -> str:
         labels={},
         stop_signal=None,
     )
-    container = asyncio.run(prepare_container(Globals(), config, request, spec))
+    container = asyncio.run(prepare_container(Globals().run_context(), config, request, spec))
     return "\n".join(
         [
             plan.describe(),
