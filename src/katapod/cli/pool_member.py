@@ -22,9 +22,7 @@ import msgspec
 
 from katapod import __version__
 from katapod.cli import pool_wire as wire
-from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, prepare_container, run_attached
 from katapod.cli.pool_peer import Client, read_request
-from katapod.cli.run_context import KeepRun, RunContext
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.priority import leave_background, stay_in_background
@@ -40,6 +38,8 @@ from katapod.sandbox.runner import Streams
 from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
+from katapod.supervisor.run import ENDING, RunRequest, cancel_once, own_container, prepare_container, run_attached
+from katapod.supervisor.run_context import KeepRun, RunContext
 
 __all__ = ["CommandLine", "MemberReport", "member_main"]
 

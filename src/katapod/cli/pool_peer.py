@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from katapod.cli import pool_wire as wire
-from katapod.cli.owner import FORWARDED, cancel_once
+from katapod.supervisor.run import FORWARDED, cancel_once
 
 __all__ = ["Client", "read_request"]
 

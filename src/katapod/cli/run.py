@@ -45,10 +45,10 @@ from katapod.model.net_flags import (
 from katapod.model.text import need_text
 
 if TYPE_CHECKING:
-    from katapod.cli.run_request import RunRequest
     from katapod.model import oci
     from katapod.model.seccomp_profile import SeccompProfile
     from katapod.plan.container_spec import ContainerOptions
+    from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["run"]
 
@@ -167,8 +167,8 @@ def run(settings: Globals, /, **parameters: Any) -> int:
     with span("load the runtime"):
         import asyncio
 
-        from katapod.cli.owner import run_attached, run_detached
         from katapod.host.own_mounts import leave_host_mounts
+        from katapod.supervisor.run import run_attached, run_detached
 
         is_loaded()
     need_root("run")
@@ -188,7 +188,7 @@ def run(settings: Globals, /, **parameters: Any) -> int:
 
 def _request(flags: RunFlags) -> "RunRequest":
     """Raises UsageError for what makes no sense."""
-    from katapod.cli.run_request import RunRequest
+    from katapod.supervisor.run_request import RunRequest
 
     image, command = _image_and_command(flags)
     for word in command:

@@ -12,11 +12,11 @@ from katapod.model.plain import LINES, plain
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from katapod.cli.run_context import KeepRun, RunContext
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
     from katapod.model.config import Config, ParsedConfig
     from katapod.model.layout import Layout
+    from katapod.supervisor.run_context import KeepRun, RunContext
 
 __all__ = ["Globals", "need_root", "print_error"]
 
@@ -86,7 +86,7 @@ class Globals:
 
     def run_context(self) -> "RunContext":
         from katapod.cli.progress import image_progress
-        from katapod.cli.run_context import RunContext
+        from katapod.supervisor.run_context import RunContext
 
         return RunContext(
             layout=self.layout,

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from katapod.cli.owner import RunRequest, prepare_container
 from katapod.cli.pool import end_pool
 from katapod.cli.settings import Globals
 from katapod.host.facts import HostFacts
@@ -29,6 +28,7 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox import planning
 from katapod.sandbox.machine import _create_request
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.supervisor.run import RunRequest, prepare_container
 from katapod.vmm.qemu.command_line import options_of
 from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 from katapod.vmm.spec import Accelerator

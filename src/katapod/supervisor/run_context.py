@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from katapod.cli.run_request import RunRequest
 from katapod.host.state import StateStore
 from katapod.images import ImageStore
 from katapod.model.config import Config
 from katapod.model.layout import Layout
+from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["KeepRun", "RunContext"]
 

@@ -14,9 +14,6 @@ from typing import Any
 
 import msgspec
 
-from katapod.cli.run_context import RunContext
-from katapod.cli.run_request import RunRequest
-from katapod.cli.terminal import follow_size, raw_terminal
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.trace import span
 from katapod.images import ImageStore
@@ -44,6 +41,9 @@ from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.runner import Outcome, Streams, run_container
 from katapod.sandbox.stdio import InputFd, OutputFd
+from katapod.supervisor.run_context import RunContext
+from katapod.supervisor.run_request import RunRequest
+from katapod.supervisor.terminal import follow_size, raw_terminal
 
 __all__ = ["ENDING", "RunRequest", "cancel_once", "own_container", "prepare_container", "run_attached", "run_detached"]
 
