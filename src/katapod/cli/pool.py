@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_client import exchange
 from katapod.cli.settings import Globals
 from katapod.model.errors import KatapodError
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_client import exchange
 
 if TYPE_CHECKING:
     from katapod.model.config import Config
@@ -25,9 +25,9 @@ ANSWER_LIMIT_S = 60.0  # to end its machines it may take half of that
 def serve_pool(settings: Globals, config: "Config") -> int:
     """Keep machines ready until SIGTERM, SIGINT or `factory destroy`. Raises AlreadyExists, KatapodError."""
     from katapod.cli import main as program
-    from katapod.cli.pool_member import CommandLine, member_main
-    from katapod.cli.pool_server import PoolServer, listening
     from katapod.sandbox.recovery import reap_dead
+    from katapod.supervisor.pool_member import CommandLine, member_main
+    from katapod.supervisor.pool_server import PoolServer, listening
 
     command_line = CommandLine(
         call=partial(program.call, program.load_command("run")),

@@ -21,8 +21,6 @@ from typing import Any
 import msgspec
 
 from katapod import __version__
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_peer import Client, read_request
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.priority import leave_background, stay_in_background
@@ -38,6 +36,8 @@ from katapod.sandbox.runner import Streams
 from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_peer import Client, read_request
 from katapod.supervisor.run import ENDING, RunRequest, cancel_once, own_container, prepare_container, run_attached
 from katapod.supervisor.run_context import KeepRun, RunContext
 
