@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from katapod.host.allowance import Allowance
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -21,7 +20,6 @@ from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
-from katapod.rpc.agent import AgentClient
 from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import StatusCode
@@ -34,11 +32,9 @@ from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
 from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 
-__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "oom_allowance", "watch_oom"]
+__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container"]
 
 log = logging.getLogger(__name__)
-
-OOM_BURST, OOM_PER_S = 32, 1.0  # events of a guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +77,7 @@ class Container:
         self.process = GuestProcess(
             sandbox.agent, plan.container_id, plan.container_id, terminal=plan.spec.process.terminal
         )
+        self.out_of_memory = asyncio.Event()  # its limit made the guest kill a process of it
         self.hooks = HookedContainer(plan.container_id, plan.bundle, plan.spec)
 
     @property
@@ -274,18 +271,3 @@ def remove_host_files(sandbox: Sandbox, container_id: str) -> list[str]:
         except KatapodError as exc:
             problems.append(str(exc))
     return problems
-
-
-async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:
-    """Set the event of each container whose memory limit made the guest kill a process. Runs until cancelled."""
-    allowance = oom_allowance()
-    while True:
-        event = await agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None)
-        if event.container_id in container_ids:
-            container_ids[event.container_id].set()
-        await asyncio.sleep(allowance.take())
-
-
-def oom_allowance() -> Allowance:
-    """How often a guest is asked for events, which it may make up: it keeps those of some time."""
-    return Allowance(OOM_BURST, OOM_PER_S)

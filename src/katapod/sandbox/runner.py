@@ -21,7 +21,7 @@ from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.mount_options import Access, parse_access
 from katapod.model.record import State
-from katapod.sandbox.container import Container, ContainerPlan, watch_oom
+from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.planning import RootDisk
@@ -29,6 +29,7 @@ from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import root_disk_of
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
+from katapod.sandbox.task import follow, watch_oom
 
 __all__ = ["Outcome", "Streams", "run_container"]
 
@@ -135,8 +136,7 @@ async def _run_created(
 ) -> Outcome:
     """Start it, follow it to its end, and record that. `stop` asks for its end."""
     sandbox = container.sandbox
-    oom = asyncio.Event()
-    watcher = asyncio.create_task(watch_oom({container.container_id: oom}, sandbox.agent), name="watch-oom")
+    watcher = asyncio.create_task(watch_oom(sandbox, {container.container_id: container}), name="watch-oom")
     stopper = asyncio.create_task(_stop_when_asked(stop, container), name="stopper")
     try:
         if container.hooks.set_up_network:
@@ -145,15 +145,8 @@ async def _run_created(
             stdout, stderr = _with_log(sandbox, streams, files)
             with span("start container"):
                 await container.start()
-            code = await _follow(container, Streams(streams.stdin, stdout, stderr), on_started)
-        if code == 128 + signal.SIGKILL and not oom.is_set():
-            # the event travels beside the exit status: give it a moment
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await oom.wait()
-        if oom.is_set():
-            container.save(oom_killed=True)
-        return Outcome(code, oom_killed=oom.is_set())
+            code = await _carry(container, Streams(streams.stdin, stdout, stderr), on_started)
+        return Outcome(code, oom_killed=container.out_of_memory.is_set())
     finally:
         for task in (watcher, stopper):
             task.cancel()
@@ -161,9 +154,9 @@ async def _run_created(
                 await task
 
 
-async def _follow(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
+async def _carry(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
     """Carry its streams, also while hooks are run before anybody hears that it was started; returns its exit status."""
-    carrying = asyncio.create_task(container.carry(streams.stdin, streams.stdout, streams.stderr), name="carry")
+    carrying = asyncio.create_task(follow(container, streams.stdin, streams.stdout, streams.stderr), name="carry")
     try:
         await container.hooks.started(container.sandbox.vm.pid)
         on_started(container)

@@ -74,7 +74,6 @@ class TaskProcess(_Process):
         self.rootfs = rootfs
         self.deleting = asyncio.Lock()
         self.insisting: asyncio.Task[None] | None = None
-        self.out_of_memory = asyncio.Event()
         self.execs: dict[str, ExecProcess] = {}
 
     @property

@@ -27,15 +27,16 @@ from katapod.model.ids import parse_container_name, short_id
 from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_host_devices
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import RpcError, StatusCode
+from katapod.rpc.status import StatusCode
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.client import start_exec
-from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
 from katapod.shim.background import Background, end_tasks
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
@@ -47,7 +48,7 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
-DEAD_STATUS = 128 + signal.SIGKILL  # of processes that ended with their VM
+DEAD_STATUS = KILLED_STATUS  # of processes that ended with their VM
 HARMLESS = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
     | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -56,7 +57,6 @@ HARMLESS = frozenset(
 PAUSE_GRACE_S = 2.0  # of a pause container, between SIGTERM and SIGKILL
 EXEC_DRAIN_S = 2.0  # as in containerd's shim for runc
 INPUT_READ_S = 10.0
-OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
 CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
 
@@ -212,7 +212,7 @@ class Tasks:
                 undo.push_async_callback(self.close_pod)
                 self._watch = {
                     self._background.start(self._watch_death(pod), name="watch-death"),
-                    self._background.start(self._watch_oom(pod), name="watch-oom"),
+                    self._background.start(watch_oom(pod.sandbox, pod.containers, self._tell_oom), name="watch-oom"),
                 }
             elif sandbox_id != self._pod.sandbox.sandbox_id:
                 raise InvalidState(
@@ -253,12 +253,7 @@ class Tasks:
         assert task.streams is not None
         status = DEAD_STATUS
         try:
-            status = await task.container.carry(task.streams.stdin, task.streams.stdout, task.streams.stderr)
-            if status == DEAD_STATUS and container_id == task.container.sandbox.sandbox_id:
-                # the OOM event travels apart from the exit status, and the VM ends next
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(OOM_WORD_S):
-                        await task.out_of_memory.wait()
+            status = await follow(task.container, task.streams.stdin, task.streams.stdout, task.streams.stderr)
         except KatapodError as exc:
             log.error("task %s has ended: %s", container_id, exc)
         finally:
@@ -552,24 +547,14 @@ class Tasks:
         log.error("sandbox %s has died: %s", pod.sandbox.sandbox_id, error)
         self._close_soon()
 
-    async def _watch_oom(self, pod: Pod) -> None:
+    def _tell_oom(self, container: Container) -> None:
         """CRI-O looks for a file in the bundle, containerd for the event."""
-        allowance = oom_allowance()
-        while True:
-            await asyncio.sleep(allowance.take())
-            try:
-                request = agent_pb2.GetOOMEventRequest()
-                event = await pod.sandbox.guard(pod.sandbox.agent.call("GetOOMEvent", request, timeout_s=None))
-            except (KatapodError, RpcError) as exc:
-                log.debug("no more OOM events: %s", exc)
-                return
-            task = self._tasks.get(event.container_id)
-            if task is None:
-                continue
-            task.out_of_memory.set()
-            with contextlib.suppress(OSError):
-                (task.bundle / "oom").touch()
-            self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.container_id))
+        task = self._tasks.get(container.container_id)
+        if task is None:
+            return
+        with contextlib.suppress(OSError):
+            (task.bundle / "oom").touch()
+        self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=container.container_id))
 
 
 def _told_to_end(container_id: str) -> InvalidState:
