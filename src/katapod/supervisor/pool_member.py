@@ -37,9 +37,11 @@ from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
 from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.container_source import prepare_container
 from katapod.supervisor.pool_peer import Client, read_request
-from katapod.supervisor.run import ENDING, RunRequest, cancel_once, own_container, prepare_container, run_attached
+from katapod.supervisor.run import ENDING, cancel_once, own_container, run_attached
 from katapod.supervisor.run_context import KeepRun, RunContext
+from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["CommandLine", "MemberReport", "member_main"]
 

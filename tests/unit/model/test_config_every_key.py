@@ -28,7 +28,8 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox import planning
 from katapod.sandbox.machine import _create_request
 from katapod.sandbox.planning import plan_sandbox, size_for
-from katapod.supervisor.run import RunRequest, prepare_container
+from katapod.supervisor.container_source import prepare_container
+from katapod.supervisor.run_request import RunRequest
 from katapod.vmm.qemu.command_line import options_of
 from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 from katapod.vmm.spec import Accelerator
