@@ -175,6 +175,21 @@ def test_the_default_is_the_bridge(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert "inet 10.186." in done.out
 
 
+def test_the_loopback_of_its_namespace_is_the_guests(name: str) -> None:
+    """As port-forwarding finds it with pods: a connection there is one inside."""
+    with started(name, "--net", "bridge", "busybox", "sh", "-c", SERVER):
+        code = (
+            "import socket\n"
+            "s = socket.create_connection(('127.0.0.1', 80), 20)\n"
+            "s.sendall(b'GET /x\\r\\n\\r\\n')\n"
+            "print(s.recv(4096))\n"
+        )
+        asked = ["nsenter", f"--net=/run/netns/kata-{name}", "--", "python3", "-c", code]
+        wait_until(
+            "an answer", lambda: subprocess.run(asked, capture_output=True).stdout.startswith(b"b'"), period_s=0.2
+        )
+
+
 def test_no_network(name: str) -> None:
     done = run("--name", name, "--net", "none", "busybox", "ls", "/sys/class/net")
     assert (done.code, done.err, done.out.split()) == (0, "", ["lo"])

@@ -27,7 +27,7 @@ from katapod.host.cgroup import (
 from katapod.host.process import run
 from katapod.host.state import StateStore
 from katapod.plan.cgroup import CgroupPlan, Hierarchy, plan_cgroup
-from katapod.sandbox.lifecycle import open_sandbox
+from katapod.sandbox.lifecycle import start_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import remove_sandbox
 from kit.library import layout_below
@@ -175,7 +175,7 @@ async def test_a_machine_in_its_cgroups(pod: str, only: bool) -> None:
         plan = with_cgroup(sandbox_plan(store.layout, sandbox_id), prepared(pod, only=only, sandbox_id=sandbox_id))
         before = membership()
         with Owned(store, sandbox_id):
-            sandbox = await open_sandbox(plan, store)
+            sandbox = await start_sandbox(plan, store)
             try:
                 assert plan.cgroup is not None
                 assert store.read(sandbox_id).cgroups == plan.cgroup.directories
@@ -211,14 +211,14 @@ from katapod.host.state import StateStore
 from test_cgroup import with_cgroup, prepared
 from kit.library import layout_below
 from vm_helper import sandbox_plan
-from katapod.sandbox.lifecycle import open_sandbox
+from katapod.sandbox.lifecycle import start_sandbox
 
 async def main() -> None:
     root, sandbox_id, pod = sys.argv[1:]
     store = StateStore(layout_below(Path(root)))
     plan = with_cgroup(sandbox_plan(store.layout, sandbox_id), prepared(pod, sandbox_id=sandbox_id))
     lock = store.create(plan.record)
-    await open_sandbox(plan, store)
+    await start_sandbox(plan, store)
     print("runs", flush=True)
     await asyncio.sleep(600)
 

@@ -28,7 +28,7 @@ from katapod.model.net_flags import NetworkRequest, parse_publish
 from katapod.model.record import SandboxRecord
 from katapod.plan.attachment import attachment_of, result_of
 from katapod.plan.loopback_guard import guard_rules
-from katapod.sandbox.attachment import attached, plan_attachment, release_attachment
+from katapod.sandbox.attachment import attached, prepare_attachment, release_attachment
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
 from kit.kata import RUN_PREFIX
 
@@ -100,7 +100,7 @@ def settings(tmp_path: Path) -> KatapodConfig:
 
 async def plan(request: NetworkRequest, settings: KatapodConfig, sandbox_id: str) -> AttachmentRecord:
     with contextlib.ExitStack() as held:
-        record = await plan_attachment(request, settings, sandbox_id, held)
+        record = await prepare_attachment(request, settings, sandbox_id, held)
     assert record is not None
     return record
 
@@ -320,11 +320,11 @@ def test_what_the_host_lacks_is_named(host: Host, settings: KatapodConfig, tmp_p
         assert "containernetworking-plugins" in caught.value.hint
         with contextlib.ExitStack() as held:
             for request in (NetworkRequest(name="none"), NetworkRequest()):
-                assert await plan_attachment(request, bare, "x", held) is None
+                assert await prepare_attachment(request, bare, "x", held) is None
             with pytest.raises(MissingProgram):  # who wants a port wants a network
-                await plan_attachment(NetworkRequest(ports=parse_publish("80")), bare, "x", held)
+                await prepare_attachment(NetworkRequest(ports=parse_publish("80")), bare, "x", held)
             with pytest.raises(UsageError, match="cannot publish ports"):
-                await plan_attachment(NetworkRequest(name="none", ports=parse_publish("80")), bare, "x", held)
+                await prepare_attachment(NetworkRequest(name="none", ports=parse_publish("80")), bare, "x", held)
 
     host.run(life)
 
@@ -333,9 +333,9 @@ def test_a_taken_port_is_refused_before_anything_is_made(host: Host, settings: K
     async def life() -> None:
         with contextlib.ExitStack() as held:
             request = NetworkRequest(name="bridge", ports=parse_publish("8080:80"))
-            await plan_attachment(request, settings, "x", held)
+            await prepare_attachment(request, settings, "x", held)
             with pytest.raises(AlreadyExists, match="port 8080/tcp"):
-                await plan_attachment(request, settings, "y", held)
+                await prepare_attachment(request, settings, "y", held)
 
     host.run(life)
 

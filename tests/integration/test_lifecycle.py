@@ -22,7 +22,7 @@ from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_
 from katapod.rpc.oci_message import process_to_message
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.stdio import NullSink, carry
 from katapod.vmm.errors import VmmRefused
 
@@ -45,7 +45,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vm_booted(store: StateStore) -> AsyncIterator[Sandbox]:
     with Owned(store, "booted") as owned:
-        sandbox = await open_sandbox(sandbox_plan(store.layout, "booted"), store)
+        sandbox = await start_sandbox(sandbox_plan(store.layout, "booted"), store)
         try:
             yield sandbox
         finally:
@@ -186,7 +186,7 @@ async def test_the_end_of_one_that_hangs(vm_booted: Sandbox, store: StateStore) 
 @pytest.mark.parametrize("victim", ["qemu"])
 async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateStore, victim: str) -> None:
     with Owned(store, f"killed-{victim}") as owned:
-        sandbox = await open_sandbox(sandbox_plan(store.layout, owned.sandbox_id), store)
+        sandbox = await start_sandbox(sandbox_plan(store.layout, owned.sandbox_id), store)
         waiting = asyncio.create_task(sandbox.guard(sandbox.agent.wait_process("none", "none")))
         asleep = asyncio.create_task(sandbox.guard(asyncio.sleep(60)))
         os.kill(sandbox.vm.pid, signal.SIGKILL)
@@ -229,7 +229,7 @@ async def test_a_start_that_fails_leaves_nothing(
     name = f"fails-{uuid.uuid4().hex[:8]}"
     with Owned(store, name) as owned:
         with pytest.raises((KatapodError, MissingProgram), match=cause):
-            await open_sandbox(sandbox_plan(store.layout, name, **change), store)  # type: ignore[arg-type]
+            await start_sandbox(sandbox_plan(store.layout, name, **change), store)  # type: ignore[arg-type]
         assert await settled(lambda: owned.left() == []), owned.left()
     await asyncio.sleep(0.05)
     assert resources() == before
@@ -242,7 +242,7 @@ async def test_a_cancelled_start_leaves_nothing(store: StateStore, delay_s: floa
     before = resources()
     name = f"cancelled-{int(delay_s * 1000)}-{times}"
     with Owned(store, name) as owned:
-        task = asyncio.create_task(open_sandbox(sandbox_plan(store.layout, name), store))
+        task = asyncio.create_task(start_sandbox(sandbox_plan(store.layout, name), store))
         await asyncio.sleep(delay_s)
         for _ in range(times):
             task.cancel()

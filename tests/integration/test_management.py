@@ -13,7 +13,7 @@ from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
 
 from katapod.host.mounts import bind
 from katapod.host.state import StateStore
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
 from kit.library import layout_below
@@ -27,7 +27,7 @@ async def managed() -> AsyncIterator[Sandbox]:
     with tempfile.TemporaryDirectory(prefix="kp") as root:
         store = StateStore(layout_below(Path(root)))
         with Owned(store, sandbox_id):
-            sandbox = await open_sandbox(sandbox_plan(store.layout, sandbox_id), store)
+            sandbox = await start_sandbox(sandbox_plan(store.layout, sandbox_id), store)
             try:
                 async with management_door(sandbox):
                     yield sandbox

@@ -26,7 +26,7 @@ from katapod.model.layout import Layout
 from katapod.monitor.main import running_monitor
 from katapod.monitor.options import Address
 from katapod.monitor.token import link_of
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
 from kit.browser import Browser, running_browser
@@ -46,7 +46,7 @@ async def machine(layout: Layout) -> AsyncIterator[Sandbox]:
     """A real VM."""
     store, sandbox_id = StateStore(layout), f"vm-{uuid.uuid4().hex[:6]}"
     with Owned(store, sandbox_id):
-        sandbox = await open_sandbox(sandbox_plan(layout, sandbox_id), store)
+        sandbox = await start_sandbox(sandbox_plan(layout, sandbox_id), store)
         try:
             async with management_door(sandbox):
                 yield sandbox

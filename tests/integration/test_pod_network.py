@@ -20,7 +20,7 @@ from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_
 from katapod.rpc.pb import agent_pb2, types_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.recovery import find_leftovers, remove_sandbox
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
@@ -57,7 +57,7 @@ async def running(store: StateStore, two_nics: Pod) -> AsyncIterator[Sandbox]:
     with Owned(store, "net") as owned:
         before = links(two_nics.netns), qdiscs(two_nics.netns)
         plan = replace(sandbox_plan(store.layout, "net"), netns=two_nics.path)
-        sandbox = await open_sandbox(plan, store)
+        sandbox = await start_sandbox(plan, store)
         try:
             yield sandbox
         finally:
@@ -198,12 +198,12 @@ from kit.library import layout_below
 from vm_helper import Owned, busybox_rootfs, sandbox_plan
 from katapod.host.state import StateStore
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
-from katapod.sandbox.lifecycle import open_sandbox
+from katapod.sandbox.lifecycle import start_sandbox
 
 async def main():
     store = StateStore(layout_below(Path(sys.argv[1])))
     with Owned(store, "doomed"):
-        await open_sandbox(replace(sandbox_plan(store.layout, "doomed"), netns=Path(sys.argv[2])), store)
+        await start_sandbox(replace(sandbox_plan(store.layout, "doomed"), netns=Path(sys.argv[2])), store)
         print("ready", flush=True)
         await asyncio.sleep(1000)
 

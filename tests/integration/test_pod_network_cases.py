@@ -18,7 +18,7 @@ from katapod.host.state import StateStore
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 
 pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
 
@@ -184,7 +184,7 @@ def wired() -> Iterator[Pod]:
 async def running(store: StateStore, wired: Pod, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sandbox]:
     rootfs = busybox_rootfs(tmp_path_factory.mktemp("rootfs"), "sleep", "ip")
     with Owned(store, "cases"):
-        sandbox = await open_sandbox(replace(sandbox_plan(store.layout, "cases"), netns=wired.path), store)
+        sandbox = await start_sandbox(replace(sandbox_plan(store.layout, "cases"), netns=wired.path), store)
         try:
             options = ContainerOptions(args=("sleep", "1000"))
             spec = plan_container_spec(ProcessDefaults(env=("PATH=/bin",)), options, str(rootfs))

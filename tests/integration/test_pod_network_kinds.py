@@ -30,7 +30,7 @@ from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_
 from katapod.plan.network import NetworkSettings
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.pool import ready_machine
 from katapod.sandbox.vmms import DEFAULT_VMM
@@ -67,7 +67,7 @@ async def opened(store: StateStore, plan: SandboxPlan, wired: Pod) -> AsyncItera
     """The sandbox in the pod; all is as it was when it has ended."""
     before = links(wired.netns), qdiscs(wired.netns)
     with Owned(store, plan.record.sandbox_id):
-        sandbox = await open_sandbox(plan, store)
+        sandbox = await start_sandbox(plan, store)
         try:
             yield sandbox
         finally:
@@ -98,7 +98,7 @@ async def test_a_machine_of_the_pool_gets_the_network(store: StateStore, templat
         await ready.park()
         with Owned(store, "taken"):
             plan = replace(clone_plan(store, "taken", templates), netns=wired.path)
-            sandbox = await open_sandbox(plan, store, ready)
+            sandbox = await start_sandbox(plan, store, ready)
             try:
                 assert sandbox.record.machine_id == "pooled"
                 await reach(wired)

@@ -33,11 +33,12 @@ from katapod.model.ids import ContainerId
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.agent import AgentClient
-from katapod.sandbox import container, lifecycle, machine
-from katapod.sandbox import pod as pod_module
+from katapod.sandbox import container, lifecycle, machine, opening
 from katapod.sandbox.container import ContainerPlan, Rootfs
-from katapod.sandbox.pod import Pod, PodRequest, open_pod
+from katapod.sandbox.opening import open_sandbox
+from katapod.sandbox.pod import Pod
 from katapod.sandbox.recovery import find_leftovers
+from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.stdio import NullSink
 from katapod.vmm.qemu import vmm as qemu
 from katapod.vmm.qemu.process import QemuProcess
@@ -94,11 +95,11 @@ class Start:
     async def run(self) -> None:
         """All steps in their order, to the end of a container that ends by itself."""
         config = check_paths(load_config(self.config_file()), os.path.exists)
-        request = PodRequest(
+        request = SandboxRequest(
             ContainerId(self.sandbox_id), "guest", limits=LIMITS, netns=self.netns or str(self.wired.path),
             cgroups_path=f"/{self.sandbox_id}/c1", shm_size_bytes=16 << 20, accelerator=ACCEL,
         )  # fmt: skip
-        opened = await open_pod(request, config, self.store)
+        opened = await open_sandbox(request, config, self.store)
         try:
             await self._container(opened)
         finally:
@@ -280,8 +281,8 @@ class Injected(KatapodError):
 
 STEPS: dict[str, tuple[Any, str]] = {
     "record": (StateStore, "write"),
-    "accelerator": (pod_module, "accelerator_for"),
-    "plan": (pod_module, "plan_sandbox"),
+    "accelerator": (opening, "accelerator_for"),
+    "plan": (opening, "plan_sandbox"),
     "share": (lifecycle, "export_directory"),
     "template": (machine, "open_template"),
     "cgroup": (machine, "joined_cgroup"),
@@ -298,9 +299,9 @@ STEPS: dict[str, tuple[Any, str]] = {
     "clock": (machine, "_set_clock"),
     "CreateSandbox": (machine, "_create_sandbox"),
     "plugged memory": (machine, "until_grown"),
-    "control socket": (pod_module, "control_socket"),
-    "management socket": (pod_module, "management_door"),
-    "loopback": (pod_module, "loopback_door"),
+    "control socket": (opening, "control_socket"),
+    "management socket": (opening, "management_door"),
+    "loopback": (opening, "loopback_door"),
     "root file system": (container, "open_rootfs"),
     "files of the container": (container, "prepare_host_files"),
 }

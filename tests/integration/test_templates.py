@@ -30,7 +30,7 @@ from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
 from katapod.host.state import StateStore
 from katapod.model.errors import NoSpace
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.template_build import build_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
@@ -119,7 +119,7 @@ async def test_a_clone_that_has_grown(store: StateStore, template_built: Path) -
     before = resources()
     plan = template_plan(store, template_built)
     with Owned(store, "cloned") as owned:
-        sandbox = await open_sandbox(plan_for(store, "cloned", template_built), store)
+        sandbox = await start_sandbox(plan_for(store, "cloned", template_built), store)
         try:
             record = store.read("cloned")
             assert (record.template, record.vcpus, record.mem_mib) == (plan.key, 2, 512)
@@ -152,7 +152,7 @@ async def test_a_guest_that_never_wakes_boots_instead(
     before = resources()
     with Owned(store, "asleep") as owned:
         with caplog.at_level(logging.WARNING):
-            sandbox = await open_sandbox(plan, store)
+            sandbox = await start_sandbox(plan, store)
         try:
             assert (sandbox.record.template, sandbox.guest_vcpus) == ("", 2)
             await sandbox.agent.check(timeout_s=10.0)
@@ -202,7 +202,7 @@ async def test_a_cancelled_clone_leaves_nothing(store: StateStore, template_buil
     before = resources()
     name = f"cancelled-{int(delay_s * 1000)}"
     with Owned(store, name) as owned:
-        task = asyncio.create_task(open_sandbox(plan_for(store, name, template_built), store))
+        task = asyncio.create_task(start_sandbox(plan_for(store, name, template_built), store))
         await asyncio.wait({task}, timeout=delay_s)
         task.cancel()
         (result,) = await asyncio.gather(task, return_exceptions=True)

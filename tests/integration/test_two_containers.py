@@ -23,14 +23,15 @@ from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.sandbox import container as container_module
-from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container, watch_oom
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_container
 from katapod.sandbox.errors import CommandNotFound
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
+from katapod.sandbox.opening import claimed
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import remove_sandbox
-from katapod.sandbox.runner import claimed
 from katapod.sandbox.stdio import NullSink
+from katapod.sandbox.task import watch_oom
 from kit.kata import Kata
 
 pytestmark = pytest.mark.usefixtures("guest_image", "leaves_nothing")
@@ -69,7 +70,7 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             layout.sandbox(name).state,
         )
         plan = plan_sandbox(
-            name,
+            record,
             config,
             facts,
             layout,
@@ -77,12 +78,10 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             remedy=verdict.remedy,
             dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
             size=size_for(config, facts, (limits, limits)),
-            owner_pid=os.getpid(),
             hostname="both",
             shm_size_bytes=16 << 20,
-            auto_remove=True,
         )
-        sandbox = await open_sandbox(plan, store)
+        sandbox = await start_sandbox(plan, store)
         try:
             yield sandbox
         finally:
@@ -116,8 +115,8 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
 ) -> None:
     """And who could not be removed at first, is removed when what hindered it is over."""
     async with _sandbox(kata.name()) as sandbox:
-        talk, out_of_memory = _Kept(), asyncio.Event()
-        events = asyncio.create_task(watch_oom({"greedy": out_of_memory}, sandbox.agent))
+        talk, containers = _Kept(), dict[str, Container]()
+        events = asyncio.create_task(watch_oom(sandbox, containers))
         neighbour = await _container(
             sandbox,
             "neighbour",
@@ -127,10 +126,10 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
             on_disk=on_disk,
         )
         carrying = asyncio.create_task(neighbour.carry(None, talk, NullSink()))
-        greedy = await _container(sandbox, "greedy", "tail", "/dev/zero", on_disk=on_disk)
+        greedy = containers["greedy"] = await _container(sandbox, "greedy", "tail", "/dev/zero", on_disk=on_disk)
         async with asyncio.timeout(60):
             assert await greedy.carry(None, NullSink(), NullSink()) == 137
-            await asyncio.wait_for(out_of_memory.wait(), 2)
+            await asyncio.wait_for(greedy.out_of_memory.wait(), 2)
             assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
 
             with monkeypatch.context() as patch:

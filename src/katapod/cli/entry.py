@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from katapod.cli.pool_client import run_in_pool
+from katapod.supervisor.pool_client import run_in_pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without importing typing, which a start from the pool would pay for

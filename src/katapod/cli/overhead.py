@@ -1,8 +1,6 @@
 """`kata-runtime overhead`: the RuntimeClass overhead that this node needs, from measurement."""
 
 import asyncio
-import contextlib
-import io
 import signal
 import sys
 from collections.abc import Callable
@@ -83,10 +81,10 @@ def overhead(settings: Globals, source: str, memory: str, as_json: bool) -> int:
 
 def _start(settings: Globals, name: str, limit_mib: int) -> int:
     """Start a container that fills its memory at SIGUSR1. Returns 0, or the status if a signal came between."""
-    from katapod.cli.owner import run_detached
-    from katapod.cli.run_request import RunRequest
     from katapod.model.flags import parse_tmpfs
     from katapod.plan.container_spec import ContainerOptions
+    from katapod.supervisor.run import run_detached
+    from katapod.supervisor.run_request import RunRequest
 
     fill = f"dd if=/dev/zero of=/load/fill bs=1M count={limit_mib - SPARE_MIB} 2>/dev/null"
     script = f"trap '{fill}' USR1; sleep 100000 & wait; sleep 100000 & wait"
@@ -108,8 +106,7 @@ def _start(settings: Globals, name: str, limit_mib: int) -> int:
         stop_signal=None,
         network=NetworkRequest(name=NO_NETWORK),
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the name
-        return run_detached(settings, request)
+    return run_detached(settings.run_context(), request)
 
 
 async def _measure_own(store: "StateStore", config: "Config", name: str, limit_mib: int, as_json: bool) -> int:

@@ -3,15 +3,16 @@
 import asyncio
 import gc
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_client import exchange
 from katapod.cli.settings import Globals
 from katapod.model.errors import KatapodError
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_client import exchange
 
 if TYPE_CHECKING:
     from katapod.model.config import Config
@@ -24,17 +25,22 @@ ANSWER_LIMIT_S = 60.0  # to end its machines it may take half of that
 def serve_pool(settings: Globals, config: "Config") -> int:
     """Keep machines ready until SIGTERM, SIGINT or `factory destroy`. Raises AlreadyExists, KatapodError."""
     from katapod.cli import main as program
-    from katapod.cli.pool_member import member_main
-    from katapod.cli.pool_server import PoolServer, listening
     from katapod.sandbox.recovery import reap_dead
+    from katapod.supervisor.pool_member import CommandLine, member_main
+    from katapod.supervisor.pool_server import PoolServer, listening
 
-    command = program.load_command("run")
+    command_line = CommandLine(
+        call=partial(program.call, program.load_command("run")),
+        explain=program.explain,
+        flush_output=program.flush_output,
+    )
+    context = settings.run_context()
 
     def live(control: socket.socket) -> int:
-        return member_main(settings, command, control)
+        return member_main(context, command_line, control)
 
     def clean_up() -> None:
-        asyncio.run(reap_dead(settings.states()))
+        asyncio.run(reap_dead(context.states()))
 
     with listening(Path(config.factory.vm_cache_endpoint)) as listener:
         clean_up()  # after a server that was killed

@@ -45,10 +45,10 @@ from katapod.model.net_flags import (
 from katapod.model.text import need_text
 
 if TYPE_CHECKING:
-    from katapod.cli.run_request import RunRequest
     from katapod.model import oci
     from katapod.model.seccomp_profile import SeccompProfile
     from katapod.plan.container_spec import ContainerOptions
+    from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["run"]
 
@@ -167,24 +167,28 @@ def run(settings: Globals, /, **parameters: Any) -> int:
     with span("load the runtime"):
         import asyncio
 
-        from katapod.cli.owner import run_attached, run_detached
         from katapod.host.own_mounts import leave_host_mounts
+        from katapod.supervisor.run import run_attached, run_detached
 
         is_loaded()
     need_root("run")
     request = _request(flags)
+    context = settings.run_context()
     if settings.keep_run is not None:
-        settings.keep_run(settings, request, flags.detach)
+        settings.keep_run(context, request, flags.detach)
         return 0
     if flags.detach:
-        return run_detached(settings, request)
+        status = run_detached(context, request)
+        if status == 0:
+            print(request.container_id)
+        return status
     leave_host_mounts()
-    return asyncio.run(run_attached(settings, request))
+    return asyncio.run(run_attached(context, request))
 
 
 def _request(flags: RunFlags) -> "RunRequest":
     """Raises UsageError for what makes no sense."""
-    from katapod.cli.run_request import RunRequest
+    from katapod.supervisor.run_request import RunRequest
 
     image, command = _image_and_command(flags)
     for word in command:

@@ -10,15 +10,13 @@ from katapod.model.errors import KatapodError
 from katapod.model.plain import LINES, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from katapod.cli.run_request import RunRequest
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
     from katapod.model.config import Config, ParsedConfig
     from katapod.model.layout import Layout
-
-    KeepRun = Callable[["Globals", RunRequest, bool], None]
+    from katapod.supervisor.run_context import KeepRun, RunContext
 
 __all__ = ["Globals", "need_root", "print_error"]
 
@@ -85,6 +83,18 @@ class Globals:
         from katapod.images import ImageStore
 
         return ImageStore(self.layout.image_root)
+
+    def run_context(self) -> "RunContext":
+        from katapod.cli.progress import image_progress
+        from katapod.supervisor.run_context import RunContext
+
+        return RunContext(
+            layout=self.layout,
+            config_file=self.config_file,
+            load_config=lambda annotations: self.load_config(annotations=annotations),
+            image_progress=image_progress,
+            tell=lambda text: print(f"kata-runtime: {text}", file=sys.stderr),
+        )
 
 
 def need_root(verb: str) -> None:

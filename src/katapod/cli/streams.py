@@ -40,9 +40,9 @@ async def carry_streams(process: "GuestProcess", *, interactive: bool, hang_up: 
 
     With `hang_up` whatever tells us to end is the end of a connection to the process: a shell ignores SIGTERM.
     """
-    from katapod.cli.terminal import follow_size, raw_terminal
     from katapod.rpc.status import RpcError
     from katapod.sandbox.stdio import InputFd, OutputFd, carry
+    from katapod.supervisor.terminal import follow_size, raw_terminal
 
     loop = asyncio.get_running_loop()
     sending: set[asyncio.Task[None]] = set()

@@ -91,8 +91,8 @@ def _how_to_enable(settings: Globals, record: SandboxRecord) -> str:
 async def _run_raw(settings: Globals, record: SandboxRecord, wanted: VmShell, vport: int) -> int:
     """With an agent of upstream, or on a port that is not the usual one: no size, no exit status."""
     from katapod.cli.management import ask
-    from katapod.cli.terminal import raw_terminal
     from katapod.sandbox.raw_console import carry_raw, dial_vsock
+    from katapod.supervisor.terminal import raw_terminal
 
     if wanted.command:
         raise UsageError(

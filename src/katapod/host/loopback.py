@@ -39,16 +39,18 @@ _SK_PASS = 1
 _FAMILY, _PROTOCOL, _LOCAL_IP4, _LOCAL_IP6 = 8, 12, 40, 44
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoopbackListener:
     """Listening sockets, not blocking, one for each family that there is. What they accept has as its own address the
-    one that the client asked for. The owner calls `close`."""
+    one that the client asked for. The owner calls `close`, which is idempotent."""
 
     sockets: tuple[socket.socket, ...]
     link_fd: int
 
     def close(self) -> None:
-        os.close(self.link_fd)
+        if self.link_fd >= 0:
+            os.close(self.link_fd)
+            self.link_fd = -1
         for each in self.sockets:
             each.close()
 

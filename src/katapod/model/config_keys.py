@@ -310,8 +310,9 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     `/run/kata-containers/shared/containers/sandbox-mounts`. Their last components differ."""
 
     sandbox_cgroup_only: Annotated[bool, _POD] = False
-    """All processes of a pod's sandbox are in one cgroup of the host below the pod's. Off: only its vCPUs are, and its
-    other threads are in `/kata_overhead`, where no limit of a pod can kill them: docs/how-to/memory.md."""
+    """All processes of a sandbox are in one cgroup of the host: a pod's below that of the pod, one of `run` in `/vc`.
+    Off: only a pod's vCPUs are, and its other threads are in `/kata_overhead`, where no limit of a pod can kill them; a
+    sandbox of `run` stays in the cgroups of who starts it: docs/how-to/memory.md."""
 
     static_sandbox_resource_mgmt: bool = False
     """A pod's VM gets its size once, from what the kubelet announces, and never grows."""

@@ -12,9 +12,19 @@ from pathlib import Path, PurePosixPath
 
 from katapod.model.errors import SpecError
 
-__all__ = ["CgroupPlan", "Group", "Hierarchy", "Setting", "parent_of_sandbox", "parse_hierarchies", "plan_cgroup"]
+__all__ = [
+    "CgroupPlan",
+    "Group",
+    "Hierarchy",
+    "Setting",
+    "parent_of_sandbox",
+    "parse_hierarchies",
+    "path_without_engine",
+    "plan_cgroup",
+]
 
 OVERHEAD = "/kata_overhead"
+DEFAULT_PARENT = "/vc"  # upstream's too, of sandboxes that no engine has a cgroup for
 V1_CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids", "blkio"})
 """Those that limit or count. devices and freezer stay as they are for the owner."""
 V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
@@ -77,13 +87,13 @@ class CgroupPlan:
         return (guest_mib + self.beside_mib) << 20
 
     def without(self, present: frozenset[Path]) -> "CgroupPlan":
-        """This plan on a host where the directories `present` are there already: they stay, but for /kata_overhead.
-        Whichever sandbox made that may end before others that are in it, so the last one removes it."""
+        """This plan on a host where the directories `present` are there already: they stay, but for /kata_overhead and
+        /vc. Whichever sandbox made those may end before others that are in them, so the last one removes them."""
         wanted = dict.fromkeys(
             path
             for group in self.groups
             for path in group.parents
-            if path not in present or path == _join(group.hierarchy, OVERHEAD)
+            if path not in present or path in (_join(group.hierarchy, OVERHEAD), _join(group.hierarchy, DEFAULT_PARENT))
         )
         return replace(self, new_parents=tuple(sorted(wanted, key=lambda path: -len(path.parts))))
 
@@ -148,6 +158,15 @@ def parent_of_sandbox(cgroups_path: str) -> str:
     if ".." in parts or "\0" in cgroups_path:
         raise SpecError(f"cannot use linux.cgroupsPath {cgroups_path!r}: it leads out of the cgroups")
     return "/" + "/".join(parts[:-1])
+
+
+def path_without_engine(sandbox_id: str, cgroups_path: str = "") -> str:
+    """The cgroupsPath of a sandbox that no engine asks for: `cgroups_path` if its spec has one, else below /vc, as a
+    relative path is. Source: OCI runtime-spec, config-linux.md (Cgroups Path); Kata Containers, pkg/resourcecontrol."""
+    is_slice = cgroups_path.count(":") == 2 and "/" not in cgroups_path
+    if cgroups_path.startswith("/") or is_slice:
+        return cgroups_path
+    return f"{DEFAULT_PARENT}/{cgroups_path or sandbox_id}"
 
 
 def _slice_path(name: str) -> str:

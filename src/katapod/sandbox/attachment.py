@@ -27,7 +27,7 @@ from katapod.plan.attachment import (
 )
 from katapod.plan.bridge import BRIDGE, choose_subnet, plan_bridge
 
-__all__ = ["AUTO", "attached", "container_files", "find_config", "plan_attachment", "release_attachment"]
+__all__ = ["AUTO", "attached", "container_files", "find_config", "prepare_attachment", "release_attachment"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ RELEASE_TRIES = 3
 RELEASE_PAUSE_S = 0.3
 
 
-async def plan_attachment(
+async def prepare_attachment(
     request: NetworkRequest, settings: KatapodConfig, sandbox_id: str, held: contextlib.ExitStack
 ) -> AttachmentRecord | None:
     """What is going to be attached; None for no network. Ports are held from here on, until `held` is closed.

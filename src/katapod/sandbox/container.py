@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from katapod.host.allowance import Allowance
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -20,23 +20,21 @@ from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
-from katapod.rpc.agent import AgentClient
 from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import StatusCode
 from katapod.sandbox.block_devices import close_block_devices, open_block_devices
 from katapod.sandbox.client import require_features, string_user
 from katapod.sandbox.errors import AgentFailed, command_error
+from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.rootfs import Rootfs, close_root_disk, open_rootfs
 from katapod.sandbox.states import check_move, require
 from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 
-__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container", "oom_allowance", "watch_oom"]
+__all__ = ["Container", "ContainerPlan", "Rootfs", "create_container"]
 
 log = logging.getLogger(__name__)
-
-OOM_BURST, OOM_PER_S = 32, 1.0  # events of a guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,7 @@ class ContainerPlan:
     etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
     holds_pid_namespace: bool = False  # containers that join the sandbox's PID namespace join this one's
     shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
+    bundle: Path | None = None  # of the OCI runtime specification, whose hooks are run; None: it has none
 
     def record(self) -> ContainerRecord:
         process = self.spec.process
@@ -78,6 +77,8 @@ class Container:
         self.process = GuestProcess(
             sandbox.agent, plan.container_id, plan.container_id, terminal=plan.spec.process.terminal
         )
+        self.out_of_memory = asyncio.Event()  # its limit made the guest kill a process of it
+        self.hooks = HookedContainer(plan.container_id, plan.bundle, plan.spec)
 
     @property
     def container_id(self) -> str:
@@ -270,18 +271,3 @@ def remove_host_files(sandbox: Sandbox, container_id: str) -> list[str]:
         except KatapodError as exc:
             problems.append(str(exc))
     return problems
-
-
-async def watch_oom(container_ids: dict[str, asyncio.Event], agent: AgentClient) -> None:
-    """Set the event of each container whose memory limit made the guest kill a process. Runs until cancelled."""
-    allowance = oom_allowance()
-    while True:
-        event = await agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None)
-        if event.container_id in container_ids:
-            container_ids[event.container_id].set()
-        await asyncio.sleep(allowance.take())
-
-
-def oom_allowance() -> Allowance:
-    """How often a guest is asked for events, which it may make up: it keeps those of some time."""
-    return Allowance(OOM_BURST, OOM_PER_S)

@@ -28,15 +28,20 @@ LIMIT_S = 60.0  # of a hook that names none: nothing may wait for ever
 
 @dataclass(frozen=True, slots=True)
 class HookedContainer:
-    """What hooks are told. `pid`: of the VMM, which is in the sandbox's network namespace."""
+    """What hooks are told. `pid`: of the VMM, which is in the sandbox's network namespace. Without a bundle, none."""
 
     container_id: str
-    bundle: Path
+    bundle: Path | None
     spec: Spec
 
     @property
     def _hooks(self) -> Hooks:
-        return self.spec.hooks or Hooks()
+        return (self.spec.hooks if self.bundle is not None else None) or Hooks()
+
+    @property
+    def set_up_network(self) -> bool:
+        """Whether there are hooks in which engines do so."""
+        return bool(self._hooks.prestart or self._hooks.create_runtime)
 
     async def created(self, pid: int) -> None:
         """Raises HookFailed: then the container must not start."""

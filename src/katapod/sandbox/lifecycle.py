@@ -1,6 +1,6 @@
 """A sandbox from its first record on disk to its last file removed.
 
-`open_sandbox` acquires in one order, each step with its release; success hands the stack of releases to
+`start_sandbox` acquires in one order, each step with its release; success hands the stack of releases to
 the Sandbox, failure unwinds it. From then on watchers tell why a sandbox died: the first cause wins.
 """
 
@@ -49,7 +49,7 @@ from katapod.vmm.protocol import DiskError
 if TYPE_CHECKING:
     from katapod.sandbox.pool import ReadyMachine
 
-__all__ = ["Sandbox", "open_sandbox", "start_machine"]
+__all__ = ["Sandbox", "start_sandbox", "start_machine"]
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ class Sandbox:
         await finish(self._stack.aclose(), name="sandbox-close")
 
     def adopt(self, stack: contextlib.AsyncExitStack) -> None:
-        """Take over the releases of what open_sandbox acquired."""
+        """Take over the releases of what start_sandbox acquired."""
         self._stack = stack
 
 
@@ -291,7 +291,7 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
     return machine
 
 
-async def open_sandbox(
+async def start_sandbox(
     plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None, attaching: Attaching | None = None
 ) -> Sandbox:
     """Start a sandbox, in the machine `ready` if that fits; if not, the machine is ended.

@@ -20,7 +20,7 @@ from katapod.rpc.agent import AgentClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.lifecycle import Sandbox
 
-__all__ = ["CONNECTIONS_MAX", "loopback_door"]
+__all__ = ["CONNECTIONS_MAX", "listening_on_loopback", "loopback_door"]
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,24 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger
 
 
 @contextlib.asynccontextmanager
-async def loopback_door(sandbox: Sandbox, netns: Path | None) -> AsyncIterator[None]:
-    """Carry while the block runs; what is under way at its end is reset. A host that cannot gets a warning."""
-    listener = await _listen(netns) if netns is not None else None
+async def listening_on_loopback(
+    netns: Path | None, level: int = logging.WARNING
+) -> AsyncIterator["asyncio.Task[LoopbackListener | None]"]:
+    """Listen while the block runs, which does not wait for it. A host that cannot says so in the log, at `level`."""
+    task = asyncio.create_task(_listen(netns, level), name="listen-on-loopback")
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        listener = task.result() if not task.cancelled() and task.exception() is None else None
+        if listener is not None:
+            listener.close()
+
+
+@contextlib.asynccontextmanager
+async def loopback_door(sandbox: Sandbox, listener: LoopbackListener | None) -> AsyncIterator[None]:
+    """Carry what it accepts while the block runs; what is under way at its end is reset, and it is closed."""
     if listener is None:
         yield
         return
@@ -53,13 +68,15 @@ async def loopback_door(sandbox: Sandbox, netns: Path | None) -> AsyncIterator[N
         listener.close()
 
 
-async def _listen(netns: Path) -> LoopbackListener | None:
+async def _listen(netns: Path | None, level: int) -> LoopbackListener | None:
+    if netns is None:
+        return None
     found: list[LoopbackListener] = []
     try:
         # a thread cannot be cancelled: if we are, what it opens is closed again
         await finish(asyncio.to_thread(lambda: found.append(listen_on_loopback(netns))), name="listen-on-loopback")
     except OSError as exc:
-        log.warning("connections to the loopback of %s will be refused, and so will port-forwarding: %s", netns, exc)
+        log.log(level, "connections to the loopback of %s will be refused, and so will port-forwarding: %s", netns, exc)
     except BaseException:
         for listener in found:
             listener.close()

@@ -1,7 +1,6 @@
 """From configuration and host facts to the plan of a sandbox. Nothing is acquired here."""
 
 import os
-import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +89,7 @@ def size_for(
 
 
 def plan_sandbox(
-    sandbox_id: str,
+    record: SandboxRecord,
     config: Config,
     facts: HostFacts,
     layout: Layout,
@@ -98,42 +97,28 @@ def plan_sandbox(
     accelerator: Accelerator,
     dialect: VirtiofsdDialect,
     size: VmSize,
-    owner_pid: int,
     hostname: str,
     dns: tuple[str, ...] = (),
     shm_size_bytes: int,
-    auto_remove: bool,
-    labels: dict[str, str] | None = None,
     netns: Path | None = None,
-    attached_to: NetworkConfig | None = None,
     cgroup: CgroupPlan | None = None,
-    pod: bool = False,
+    root_disk: RootDisk | None = None,
     remedy: CpuRemedy = NO_REMEDY,
     proof_key: str = "",
     vmm: Vmm = DEFAULT_VMM,
 ) -> SandboxPlan:
-    """Plan a sandbox of `size`, with the interfaces of the network namespace `netns`, which is ours if it is
-    `attached_to` a network, and an engine's else.
+    """Plan the sandbox of `record`, of this `size`, with the interfaces of the network namespace `netns`, which is ours
+    if the record has an attachment to a network, and an engine's else.
 
     `accelerator`, `remedy` and `proof_key` are those of a Verdict.
     """
-    qemu, paths = config.qemu, layout.sandbox(sandbox_id)
-    vm = _plan_vm(vmm, sandbox_id, config, facts, accelerator, size, paths.vm, remedy)
+    qemu, paths = config.qemu, layout.sandbox(record.sandbox_id)
+    vm = _plan_vm(vmm, record.sandbox_id, config, facts, accelerator, size, paths.vm, remedy)
     template = template_for(config, vm, vmm)
-    record = SandboxRecord(
-        sandbox_id=sandbox_id,
-        created_at=time.time(),
-        owner_pid=owner_pid,
-        boot_id=facts.boot_id,
-        auto_remove=auto_remove,
-        accelerator=accelerator.value,
-        kernel=qemu.kernel,
-        vcpus=size.vcpus,
-        mem_mib=size.mem_mib,
-        labels=labels or {},
-        pod=pod,
-        cgroups=cgroup.directories if cgroup is not None else (),
+    record = msgspec.structs.replace(
+        record, accelerator=accelerator.value, kernel=qemu.kernel, vcpus=size.vcpus, mem_mib=size.mem_mib
     )
+    attached_to = record.attachment.config if record.attachment is not None else None
     return SandboxPlan(
         record=record,
         vm=vm,
@@ -165,6 +150,7 @@ def plan_sandbox(
         disks=_disks(config),
         bind_mounts=tuple(Path(path) for path in config.runtime.sandbox_bind_mounts),
         guest_hook_path=qemu.guest_hook_path,
+        root_disk=root_disk,
         proof_key=proof_key if accelerator is Accelerator.KVM else "",
         vmm=vmm,
     )
@@ -197,14 +183,13 @@ def _disks(config: Config) -> DiskSettings:
 
 
 def plan_ready_machine(
-    machine_id: str,
+    record: SandboxRecord,
     config: Config,
     facts: HostFacts,
     layout: Layout,
     *,
     accelerator: Accelerator,
     dialect: VirtiofsdDialect,
-    owner_pid: int,
     remedy: CpuRemedy = NO_REMEDY,
     proof_key: str = "",
     vmm: Vmm = DEFAULT_VMM,
@@ -213,17 +198,15 @@ def plan_ready_machine(
     usual = size_for(config, facts, (ContainerLimits(),))
     small = min(config.katapod.template_memory, usual.mem_mib)
     return plan_sandbox(
-        machine_id,
+        record,
         config,
         facts,
         layout,
         accelerator=accelerator,
         dialect=dialect,
         size=msgspec.structs.replace(usual, mem_mib=small, vcpus=1),
-        owner_pid=owner_pid,
-        hostname=machine_id,
+        hostname=record.sandbox_id,
         shm_size_bytes=DEFAULT_SHM_BYTES,
-        auto_remove=True,
         remedy=remedy,
         proof_key=proof_key,
         vmm=vmm,

@@ -1,65 +1,31 @@
-"""A sandbox for doors that are told of its containers one by one: containerd's shim.
+"""An open sandbox and its containers, as whoever asked for it has them (opening.py).
 
-The sandbox is started for its first container and lives until it is closed. What containers come later makes it grow.
+It was started for its first container, and lives until it is closed. What containers come later makes it grow.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import signal
 
-from katapod.host.cgroup import prepare_cgroup
-from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
-from katapod.host.named_netns import make_netns, netns_path
-from katapod.host.process_metrics import CallTimes
-from katapod.host.state import StateStore
+from katapod.host.facts import HostFacts
 from katapod.host.tasks import finish
+from katapod.host.trace import span
 from katapod.model.config import Config
+from katapod.model.devices import DeviceTable
 from katapod.model.errors import AlreadyExists, KatapodError, NotFound
-from katapod.model.ids import ContainerId
-from katapod.model.record import SandboxRecord
+from katapod.model.record import State
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_pod
-from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.sandbox.container import Container, ContainerPlan, create_container
-from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
-from katapod.sandbox.loopback import loopback_door
-from katapod.sandbox.management_door import management_door
-from katapod.sandbox.planning import plan_sandbox
-from katapod.sandbox.proof import accelerator_for
-from katapod.sandbox.recovery import reap_dead, remove_sandbox
-from katapod.sandbox.runner import claimed
+from katapod.sandbox.hooks import HookedContainer
+from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.planning import size_for
+from katapod.sandbox.recovery import release_kept, remove_sandbox
+from katapod.sandbox.request import SandboxRequest
 
-__all__ = ["Pod", "PodRequest", "open_pod"]
+__all__ = ["Pod", "size_of"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PodRequest:
-    """What is known when a sandbox is asked for.
-
-    `limits`: of its first container; None: that one is not counted (a pause container). `announced` and `cpus_asked`
-    as in size_pod. `netns`: path of the pod's network namespace, empty: one is made, which the engine fills later;
-    None: there is none. `cgroups_path`: of the OCI spec. `dns`: lines of the pod's resolv.conf, for the guest itself.
-    """
-
-    sandbox_id: ContainerId
-    hostname: str
-    limits: ContainerLimits | None = None
-    announced: ContainerLimits | None = None
-    cpus_asked: int = 0
-    netns: str | None = None
-    cgroups_path: str = ""
-    dns: tuple[str, ...] = ()
-    shm_size_bytes: int = DEFAULT_SHM_BYTES
-    accelerator: str = ""
-    several: bool = False  # its first container is only the pod's own
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Pod:
@@ -68,10 +34,9 @@ class Pod:
     def __init__(
         self,
         sandbox: Sandbox,
-        request: PodRequest,
+        request: SandboxRequest,
         config: Config,
         facts: HostFacts,
-        stack: contextlib.AsyncExitStack,
     ) -> None:
         self.sandbox = sandbox
         self.config = config
@@ -81,7 +46,9 @@ class Pod:
         self._limits: dict[str, ContainerLimits] = {}
         self._sizing = asyncio.Lock()
         self.warned = False  # that the limits ask for more than the VM can have
-        self._stack = stack
+        self._stack = contextlib.AsyncExitStack()
+        self._keep = self._expendable = False
+        self._failed: HookedContainer | None = None  # its first container, if a hook of its creation failed
 
     def find(self, container_id: str) -> Container:
         """Raises NotFound."""
@@ -92,7 +59,10 @@ class Pod:
     async def create_container(self, plan: ContainerPlan, limits: ContainerLimits | None) -> Container:
         """Create a container, for which the sandbox grows first; `limits` None: it is not counted (a pause container).
 
-        Raises AlreadyExists, UsageError (the host has not that much), and as create_container.
+        Then its hooks are run on the host. If one of them fails the container is removed again; the sandbox's first
+        one goes with it, since whoever asked for the sandbox closes it then.
+
+        Raises AlreadyExists, UsageError (the host has not that much), HookFailed, and as create_container.
         """
         if plan.container_id in self.containers:
             raise AlreadyExists(f"cannot create container {plan.container_id}: it exists already")
@@ -104,7 +74,21 @@ class Pod:
             self._limits.pop(plan.container_id, None)
             raise
         self.containers[plan.container_id] = container
+        try:
+            await container.hooks.created(self.sandbox.vm.pid)
+        except BaseException:
+            await self._give_up(container)
+            raise
         return container
+
+    async def _give_up(self, container: Container) -> None:
+        if container.container_id == self.sandbox.sandbox_id:
+            self._failed = container.hooks
+            return
+        with contextlib.suppress(KatapodError):
+            await container.kill(signal.SIGKILL, everyone=True)
+            await self.remove_container(container.container_id)
+        await container.hooks.stopped()
 
     async def grow_for(self, container_id: str, limits: ContainerLimits) -> None:
         """Give the sandbox the size that all its containers need with these limits for one of them.
@@ -115,7 +99,7 @@ class Pod:
         async with self._sizing:
             wanted = {**self._limits, container_id: limits}
             if not self.config.runtime.static_sandbox_resource_mgmt:
-                size = _size(self._request, self.config, self._facts, tuple(wanted.values()))
+                size = size_of(self._request, self.config, self._facts, tuple(wanted.values()))
                 self._warn_of(size)
                 await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.mem_mib)
             self._limits = wanted
@@ -124,7 +108,8 @@ class Pod:
         """Once, however many containers come."""
         if size.clamped and not self.warned:
             self.warned = True
-            _warn(self._request.sandbox_id, size)
+            for told in size.clamped:
+                log.warning("%s: %s", self._request.sandbox_id, told)
 
     async def remove_container(self, container_id: str) -> None:
         """Take out a container that does not run. Raises NotFound, InvalidState, AgentFailed."""
@@ -132,89 +117,58 @@ class Pod:
         del self.containers[container_id]
         self._limits.pop(container_id, None)
 
-    async def close(self) -> None:
+    def adopt(self, stack: contextlib.AsyncExitStack) -> None:
+        """Take over the releases of what open_sandbox acquired."""
+        self._stack = stack
+
+    async def close(self, *, keep: bool = False, expendable: bool = False) -> None:
         """End the sandbox and remove all that it held; runs to its end whatever happens to the caller. Idempotent;
-        after a failure the next call takes up what is left. Raises KatapodError."""
+        after a failure the next call takes up what is left. Raises KatapodError.
+
+        With `keep` its record, as stopped, and its logs stay. `expendable` as for Sandbox.close.
+        """
+        self._keep, self._expendable = keep, expendable
         stack, self._stack = self._stack, contextlib.AsyncExitStack()
         try:
             await finish(stack.aclose(), name="close-pod")
         except BaseException:
             self._stack.push_async_callback(remove_sandbox, self.sandbox.store, self.sandbox.sandbox_id)
             raise
+        finally:
+            failed, self._failed = self._failed, None
+            if failed is not None:
+                await failed.stopped()
 
+    async def release(self) -> None:
+        """End the VM, then remove what is on disk, or bring it to rest. Raises KatapodError."""
+        store, sandbox_id = self.sandbox.store, self.sandbox.sandbox_id
+        try:
+            with span("close"):
+                await self.sandbox.close(expendable=self._expendable)
+        except ExceptionGroup as group:
+            for error in group.exceptions:
+                log.error("sandbox %s: %s", sandbox_id, error)
+        finally:
+            if self._keep:
+                self.sandbox.save(state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
+                await release_kept(store, sandbox_id)
+            else:
+                await remove_sandbox(store, sandbox_id)
 
-async def open_pod(request: PodRequest, config: Config, store: StateStore, call_times: Sequence[CallTimes] = ()) -> Pod:
-    """Start a sandbox. On failure, or when cancelled, nothing of it is left. `call_times` are shown among its metrics.
-
-    Raises AlreadyExists, UsageError, and as open_sandbox.
-    """
-    facts = collect_host_facts()
-    first = (request.limits,) if request.limits is not None else ()
-    size = _size(request, config, facts, first)
-    _warn(request.sandbox_id, size)
-    beside_mib = config.katapod.translation_cache + size.host_overhead_mib
-    cgroup = prepare_cgroup(
-        request.sandbox_id,
-        request.cgroups_path,
-        sandbox_cgroup_only=config.runtime.sandbox_cgroup_only,
-        mem_mib=size.mem_mib,
-        beside_mib=beside_mib,
-    )
-    await reap_dead(store)
-    record = SandboxRecord(
-        sandbox_id=request.sandbox_id,
-        created_at=time.time(),
-        owner_pid=os.getpid(),
-        boot_id=facts.boot_id,
-        auto_remove=True,
-        pod=request.several,
-        labels=request.labels,
-        cgroups=cgroup.directories if cgroup is not None else (),
-    )
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(claimed(store, record))
-        netns = Path(request.netns) if request.netns else None
-        if request.netns == "":
-            netns = netns_path(request.sandbox_id)
-            await make_netns(netns)
-        verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
-        if verdict.fresh:
-            log.warning("%s", verdict.describe())
-        plan = plan_sandbox(
-            request.sandbox_id,
-            config,
-            facts,
-            store.layout,
-            accelerator=verdict.accelerator,
-            remedy=verdict.remedy,
-            proof_key=verdict.key,
-            dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
-            size=size,
-            owner_pid=os.getpid(),
-            hostname=request.hostname,
-            dns=request.dns,
-            shm_size_bytes=request.shm_size_bytes,
-            auto_remove=True,
-            labels=request.labels,
-            netns=netns,
-            cgroup=cgroup,
-            pod=request.several,
+    def refuse_shutdown(self) -> None:
+        """The answer to another command that asks for its end."""
+        raise KatapodError(
+            f"cannot shut down {self.sandbox.sandbox_id}: it belongs to a container engine",
+            hint="use the engine's own command",
         )
-        sandbox = await open_sandbox(plan, store)
-        stack.push_async_callback(remove_sandbox, store, request.sandbox_id)
-        stack.push_async_callback(_close_sandbox, sandbox)
-        pod = Pod(sandbox, request, config, facts, contextlib.AsyncExitStack())
-        pod.warned = bool(size.clamped)
-        await stack.enter_async_context(
-            control_socket(sandbox.paths, lambda: list(pod.containers.values()), lambda: _refuse_shutdown(sandbox))
-        )
-        await stack.enter_async_context(management_door(sandbox, call_times))
-        await stack.enter_async_context(loopback_door(sandbox, netns))
-        pod._stack = stack.pop_all()
-    return pod
 
 
-def _size(request: PodRequest, config: Config, facts: HostFacts, containers: tuple[ContainerLimits, ...]) -> VmSize:
+def size_of(
+    request: SandboxRequest, config: Config, facts: HostFacts, containers: tuple[ContainerLimits, ...]
+) -> VmSize:
+    """The size of the VM for these of its containers. Raises UsageError if it does not fit the host."""
+    if request.fixed:
+        return size_for(config, facts, containers)
     static = config.runtime.static_sandbox_resource_mgmt
     return size_pod(
         SizeSettings.of(config),
@@ -223,23 +177,4 @@ def _size(request: PodRequest, config: Config, facts: HostFacts, containers: tup
         announced=request.announced or (request.limits if static else None),
         cpus_asked=request.cpus_asked,
         static=static,
-    )
-
-
-def _warn(sandbox_id: str, size: VmSize) -> None:
-    for told in size.clamped:
-        log.warning("sandbox %s: %s", sandbox_id, told)
-
-
-async def _close_sandbox(sandbox: Sandbox) -> None:
-    try:
-        await sandbox.close()
-    except ExceptionGroup as group:
-        for error in group.exceptions:
-            log.error("sandbox %s: %s", sandbox.sandbox_id, error)
-
-
-def _refuse_shutdown(sandbox: Sandbox) -> None:
-    raise KatapodError(
-        f"cannot shut down {sandbox.sandbox_id}: it belongs to a container engine", hint="use the engine's own command"
     )

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -18,22 +17,21 @@ from katapod.host.tasks import finish
 from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
-from katapod.model.devices import DeviceTable
+from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.mount_options import Access, parse_access
-from katapod.model.record import SandboxRecord, State
-from katapod.sandbox.container import Container, ContainerPlan, create_container, watch_oom
-from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import Sandbox, open_sandbox
-from katapod.sandbox.management_door import management_door
-from katapod.sandbox.planning import SandboxPlan
+from katapod.model.record import State
+from katapod.sandbox.container import Container, ContainerPlan
+from katapod.sandbox.lifecycle import Sandbox
+from katapod.sandbox.opening import open_sandbox
+from katapod.sandbox.planning import RootDisk
 from katapod.sandbox.pool import ReadyMachine
-from katapod.sandbox.recovery import release_kept, remove_sandbox
+from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import root_disk_of
-from katapod.sandbox.start_record import Attaching
 from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
+from katapod.sandbox.task import follow, watch_oom
 
-__all__ = ["Outcome", "Streams", "claimed", "run_container"]
+__all__ = ["Outcome", "Streams", "run_container"]
 
 log = logging.getLogger(__name__)
 
@@ -58,71 +56,57 @@ class Outcome:
     oom_killed: bool = False
 
 
-@contextlib.asynccontextmanager
-async def claimed(store: StateStore, record: SandboxRecord) -> AsyncIterator[None]:
-    """Take the sandbox's id, and own it while the block runs; the first thing written, the last removed.
-
-    If the block fails before the sandbox kept a record of its own (run_container), all is removed.
-    Raises AlreadyExists.
-    """
-    lock = store.create(record)
-    try:
-        yield
-    except BaseException:
-        if not _has_settled(store, record.sandbox_id):
-            try:
-                await finish(remove_sandbox(store, record.sandbox_id), name="unclaim")
-            except KatapodError as left:  # beside the first cause, which is what the caller gets
-                log.error("%s", left)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _has_settled(store: StateStore, sandbox_id: str) -> bool:
-    with contextlib.suppress(KatapodError):
-        return store.read(sandbox_id).state is State.STOPPED
-    return False
-
-
 async def run_container(
-    plan: SandboxPlan,
-    container_plan: ContainerPlan,
+    request: SandboxRequest,
+    config: Config,
     store: StateStore,
     streams: Streams,
+    prepare: Callable[[], Awaitable[ContainerPlan]],
     *,
     on_started: Callable[[Container], None] = lambda container: None,
     ready: ReadyMachine | None = None,
-    attaching: Attaching | None = None,
     with_network: Callable[[ContainerPlan, AttachmentRecord | None], ContainerPlan] = lambda plan, network: plan,
+    tell: Callable[[str], None] = log.warning,
 ) -> Outcome:
-    """Run a container to its end, inside `claimed`.
+    """Run a container to its end in a sandbox of its own.
 
-    `with_network` completes its plan by what `attaching` has brought, once the sandbox is open.
+    `prepare` finds what it is made of, once its name is taken; `with_network` completes that by what the plugins of its
+    network have said, once the sandbox is open. `ready` and `tell` as for open_sandbox.
 
     Whatever happens nothing of the VM stays; with auto_remove nothing at all does, and without it the
     record (with exit code or error) and the log do, once the container has run. A cancelled start is as
     if it had never been.
     """
-    paths = store.layout.sandbox(plan.record.sandbox_id)
-    root_disk = root_disk_of(paths, container_plan.container_id, container_plan.rootfs)
-    sandbox = await open_sandbox(replace(plan, root_disk=root_disk), store, ready, attaching)
-    keep = False
+    paths = store.layout.sandbox(request.sandbox_id)
+    prepared: list[ContainerPlan] = []
+    stop = asyncio.Event()
+
+    async def find_disk() -> RootDisk | None:
+        plan = await prepare()
+        prepared.append(plan)
+        return root_disk_of(paths, plan.container_id, plan.rootfs)
+
+    pod = await open_sandbox(request, config, store, ready=ready, root_disk=find_disk, tell=tell, shut_down=stop.set)
+    sandbox, plan = pod.sandbox, prepared[0]
+    container, keep = None, False
     try:
-        container_plan = with_network(container_plan, sandbox.record.attachment)
+        plan = with_network(plan, sandbox.record.attachment)
         with span("create container"):
-            container = await create_container(sandbox, container_plan)
+            container = await pod.create_container(plan, None)
         await sandbox.wait_grown()  # before its first instruction
-        outcome = await _run_started(sandbox, container, streams, on_started)
-        keep = not plan.record.auto_remove
+        outcome = await _run_created(container, streams, on_started, stop)
+        keep = not request.auto_remove
     except BaseException as exc:
-        keep = not plan.record.auto_remove and any(item.started_at for item in sandbox.record.containers)
+        keep = not request.auto_remove and any(item.started_at for item in sandbox.record.containers)
         if keep:
             _record_error(sandbox, exc)
         raise
     finally:
-        expendable = not _writes_to_host(container_plan, sandbox.paths.data)
-        await finish(_close(sandbox, store, keep=keep, expendable=expendable), name="close")
+        try:
+            await pod.close(keep=keep, expendable=not _writes_to_host(plan, sandbox.paths.data))
+        finally:
+            if container is not None:
+                await finish(container.hooks.stopped(), name="poststop")
     return outcome
 
 
@@ -136,18 +120,6 @@ def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
     )
 
 
-async def _close(sandbox: Sandbox, store: StateStore, *, keep: bool, expendable: bool) -> None:
-    try:
-        with span("close"):
-            await sandbox.close(expendable=expendable)
-    finally:
-        if keep:
-            sandbox.save(state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
-            await release_kept(store, sandbox.sandbox_id)
-        else:
-            await remove_sandbox(store, sandbox.sandbox_id)
-
-
 def _record_error(sandbox: Sandbox, exc: BaseException) -> None:
     text = str(exc) if isinstance(exc, KatapodError) else "it was stopped by a signal"
     containers = tuple(
@@ -159,42 +131,46 @@ def _record_error(sandbox: Sandbox, exc: BaseException) -> None:
     sandbox.save(error=text, containers=containers)
 
 
-async def _run_started(
-    sandbox: Sandbox, container: Container, streams: Streams, on_started: Callable[[Container], None]
+async def _run_created(
+    container: Container, streams: Streams, on_started: Callable[[Container], None], stop: asyncio.Event
 ) -> Outcome:
-    oom = asyncio.Event()
-    watcher = asyncio.create_task(watch_oom({container.container_id: oom}, sandbox.agent), name="watch-oom")
-    stop = asyncio.Event()
+    """Start it, follow it to its end, and record that. `stop` asks for its end."""
+    sandbox = container.sandbox
+    watcher = asyncio.create_task(watch_oom(sandbox, {container.container_id: container}), name="watch-oom")
     stopper = asyncio.create_task(_stop_when_asked(stop, container), name="stopper")
     try:
-        async with management_door(sandbox), control_socket(sandbox.paths, lambda: [container], stop.set):
-            with contextlib.ExitStack() as files:
-                stdout, stderr = _with_log(sandbox, streams, files)
-                with span("start container"):
-                    await container.start()
-                on_started(container)
-                try:
-                    with span("carry its streams"):
-                        code = await container.carry(streams.stdin, stdout, stderr)
-                except BrokenPipeError:
-                    # nobody reads our output: end as any local process would, by SIGPIPE
-                    with contextlib.suppress(KatapodError):
-                        await container.kill(signal.SIGKILL)
-                    container.save(state=State.STOPPED, exit_code=SIGPIPE_STATUS, finished_at=time.time())
-                    code = SIGPIPE_STATUS
-            if code == 128 + signal.SIGKILL and not oom.is_set():
-                # the event travels beside the exit status: give it a moment
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.3):
-                        await oom.wait()
-            if oom.is_set():
-                container.save(oom_killed=True)
-            return Outcome(code, oom_killed=oom.is_set())
+        if container.hooks.set_up_network:
+            await sandbox.rescan_network()
+        with contextlib.ExitStack() as files:
+            stdout, stderr = _with_log(sandbox, streams, files)
+            with span("start container"):
+                await container.start()
+            code = await _carry(container, Streams(streams.stdin, stdout, stderr), on_started)
+        return Outcome(code, oom_killed=container.out_of_memory.is_set())
     finally:
         for task in (watcher, stopper):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
+
+
+async def _carry(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
+    """Carry its streams, also while hooks are run before anybody hears that it was started; returns its exit status."""
+    carrying = asyncio.create_task(follow(container, streams.stdin, streams.stdout, streams.stderr), name="carry")
+    try:
+        await container.hooks.started(container.sandbox.vm.pid)
+        on_started(container)
+        with span("carry its streams"):
+            return await carrying
+    except BrokenPipeError:
+        # nobody reads our output: end as any local process would, by SIGPIPE
+        with contextlib.suppress(KatapodError):
+            await container.kill(signal.SIGKILL)
+        container.save(state=State.STOPPED, exit_code=SIGPIPE_STATUS, finished_at=time.time())
+        return SIGPIPE_STATUS
+    finally:
+        carrying.cancel()
+        await asyncio.gather(carrying, return_exceptions=True)
 
 
 def _with_log(sandbox: Sandbox, streams: Streams, files: contextlib.ExitStack) -> tuple[Sink, Sink]:

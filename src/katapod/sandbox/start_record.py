@@ -1,19 +1,34 @@
 """The record of a sandbox while it starts: on disk before each thing that it names is acquired."""
 
 import asyncio
+import os
+import time
 from typing import Any
 
 import msgspec
 
+from katapod.host.facts import HostFacts
 from katapod.host.state import StateStore
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.record import SandboxRecord
 
-__all__ = ["Attaching", "StartRecord"]
+__all__ = ["Attaching", "StartRecord", "new_record"]
 
 Attaching = asyncio.Task[AttachmentRecord]
 """CNI plugins at work on the sandbox's network namespace; gives the record with their result, or raises."""
+
+
+def new_record(sandbox_id: str, facts: HostFacts, *, auto_remove: bool, **fields: Any) -> SandboxRecord:
+    """The first record of a sandbox that this process is going to own."""
+    return SandboxRecord(
+        sandbox_id=sandbox_id,
+        created_at=time.time(),
+        owner_pid=os.getpid(),
+        boot_id=facts.boot_id,
+        auto_remove=auto_remove,
+        **fields,
+    )
 
 
 class StartRecord:

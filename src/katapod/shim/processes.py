@@ -7,7 +7,6 @@ from pathlib import Path
 from katapod.model import oci
 from katapod.model.errors import InvalidState
 from katapod.sandbox.container import Container
-from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.stdio import GuestProcess
 from katapod.shim.pb import task_pb2
 from katapod.shim.streams import IoUris, Streams
@@ -67,18 +66,14 @@ class _Process:
 class TaskProcess(_Process):
     """The init process of a container."""
 
-    def __init__(
-        self, container: Container, uris: IoUris, bundle: Path, rootfs: Path | None, hooked: HookedContainer
-    ) -> None:
+    def __init__(self, container: Container, uris: IoUris, bundle: Path, rootfs: Path | None) -> None:
         """`rootfs`: where we have mounted its root file system; None if the engine has."""
         super().__init__(uris)
         self.container = container
         self.bundle = bundle
         self.rootfs = rootfs
-        self.hooked = hooked
         self.deleting = asyncio.Lock()
         self.insisting: asyncio.Task[None] | None = None
-        self.out_of_memory = asyncio.Event()
         self.execs: dict[str, ExecProcess] = {}
 
     @property

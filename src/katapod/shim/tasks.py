@@ -27,14 +27,16 @@ from katapod.model.ids import parse_container_name, short_id
 from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_host_devices
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import RpcError, StatusCode
+from katapod.rpc.status import StatusCode
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.client import start_exec
-from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.errors import AgentFailed
-from katapod.sandbox.hooks import HookedContainer
-from katapod.sandbox.pod import Pod, PodRequest, open_pod
+from katapod.sandbox.opening import open_sandbox
+from katapod.sandbox.pod import Pod
+from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
 from katapod.shim.background import Background, end_tasks
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
@@ -46,7 +48,7 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
-DEAD_STATUS = 128 + signal.SIGKILL  # of processes that ended with their VM
+DEAD_STATUS = KILLED_STATUS  # of processes that ended with their VM
 HARMLESS = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
     | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -55,7 +57,6 @@ HARMLESS = frozenset(
 PAUSE_GRACE_S = 2.0  # of a pause container, between SIGTERM and SIGKILL
 EXEC_DRAIN_S = 2.0  # as in containerd's shim for runc
 INPUT_READ_S = 10.0
-OOM_WORD_S = 0.5
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
 CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
 
@@ -119,7 +120,7 @@ class Tasks:
     async def create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
-        """Raises what Pod.create_container and open_pod raise; nothing is left then."""
+        """Raises what Pod.create_container and open_sandbox raise; nothing is left then."""
         if container_id in self._tasks or container_id in self._creating:
             raise AlreadyExists(f"cannot create task {container_id}: it already exists")
         if self._ending:
@@ -164,26 +165,16 @@ class Tasks:
                 create_timeout_s=float(pod.config.runtime.create_container_timeout),
                 holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
                 shared_shm=True,
+                bundle=bundle,
             )
             container = await pod.create_container(plan, limits_of(spec, about))
-            undo.push_async_callback(self._give_up, pod, container_id)
-            hooked = HookedContainer(container_id, bundle, spec)
-            await hooked.created(self.pid)
             undo.pop_all()
-        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs, hooked)
+        self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
         io = events_pb2.TaskIO(stdin=uris.stdin, stdout=uris.stdout, stderr=uris.stderr, terminal=uris.terminal)
         self._events.publish(
             "/tasks/create",
             events_pb2.TaskCreate(container_id=container_id, bundle=str(bundle), rootfs=mounts, io=io, pid=self.pid),
         )
-
-    async def _give_up(self, pod: Pod, container_id: str) -> None:
-        """Remove a container whose hooks failed after it was created, in a pod that continues without it."""
-        if container_id == pod.sandbox.sandbox_id:
-            return  # all of it goes
-        with contextlib.suppress(KatapodError):
-            await pod.find(container_id).kill(signal.SIGKILL, everyone=True)
-            await pod.remove_container(container_id)
 
     async def _pod_for(
         self,
@@ -203,7 +194,7 @@ class Tasks:
                     raise InvalidState(
                         f"cannot create {container_id}: its sandbox {sandbox_id} does not run here{cause}"
                     )
-                request = PodRequest(
+                request = SandboxRequest(
                     sandbox_id=parse_container_name(sandbox_id),
                     hostname=spec.hostname or short_id(sandbox_id),
                     limits=limits_of(spec, about),
@@ -212,16 +203,16 @@ class Tasks:
                     netns=netns_of(spec),
                     cgroups_path=spec.linux.cgroups_path,
                     dns=dns_of(spec),
-                    several=about.kind is ContainerKind.SANDBOX,
+                    is_pod=about.kind is ContainerKind.SANDBOX,
                     labels=labels_of(about, self._namespace),
                 )
                 config = self._load_config(config_path, spec.annotations)
-                pod = self._pod = await open_pod(request, config, self._store, (self.call_times,))
+                pod = self._pod = await open_sandbox(request, config, self._store, call_times=(self.call_times,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
                 self._watch = {
                     self._background.start(self._watch_death(pod), name="watch-death"),
-                    self._background.start(self._watch_oom(pod), name="watch-oom"),
+                    self._background.start(watch_oom(pod.sandbox, pod.containers, self._tell_oom), name="watch-oom"),
                 }
             elif sandbox_id != self._pod.sandbox.sandbox_id:
                 raise InvalidState(
@@ -254,7 +245,7 @@ class Tasks:
         task.status = task_pb2.RUNNING
         self._events.publish("/tasks/start", events_pb2.TaskStart(container_id=container_id, pid=self.pid))
         task.following = self._background.start(self._follow(task, stack), name=f"follow-{container_id}")
-        await task.hooked.started(self.pid)
+        await task.container.hooks.started(self.pid)
 
     async def _follow(self, task: TaskProcess, stack: contextlib.AsyncExitStack) -> None:
         """Wait for the end of a container's init process and of its streams; then report it."""
@@ -262,12 +253,7 @@ class Tasks:
         assert task.streams is not None
         status = DEAD_STATUS
         try:
-            status = await task.container.carry(task.streams.stdin, task.streams.stdout, task.streams.stderr)
-            if status == DEAD_STATUS and container_id == task.container.sandbox.sandbox_id:
-                # the OOM event travels apart from the exit status, and the VM ends next
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(OOM_WORD_S):
-                        await task.out_of_memory.wait()
+            status = await follow(task.container, task.streams.stdin, task.streams.stdout, task.streams.stderr)
         except KatapodError as exc:
             log.error("task %s has ended: %s", container_id, exc)
         finally:
@@ -489,7 +475,7 @@ class Tasks:
             await pod.remove_container(container_id)
         if process.rootfs is not None:
             unmount_below(process.rootfs)
-        await process.hooked.stopped()
+        await process.container.hooks.stopped()
         for left in process.execs.values():
             left.mark_exited(0)
         del self._tasks[container_id]
@@ -561,24 +547,14 @@ class Tasks:
         log.error("sandbox %s has died: %s", pod.sandbox.sandbox_id, error)
         self._close_soon()
 
-    async def _watch_oom(self, pod: Pod) -> None:
+    def _tell_oom(self, container: Container) -> None:
         """CRI-O looks for a file in the bundle, containerd for the event."""
-        allowance = oom_allowance()
-        while True:
-            await asyncio.sleep(allowance.take())
-            try:
-                request = agent_pb2.GetOOMEventRequest()
-                event = await pod.sandbox.guard(pod.sandbox.agent.call("GetOOMEvent", request, timeout_s=None))
-            except (KatapodError, RpcError) as exc:
-                log.debug("no more OOM events: %s", exc)
-                return
-            task = self._tasks.get(event.container_id)
-            if task is None:
-                continue
-            task.out_of_memory.set()
-            with contextlib.suppress(OSError):
-                (task.bundle / "oom").touch()
-            self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.container_id))
+        task = self._tasks.get(container.container_id)
+        if task is None:
+            return
+        with contextlib.suppress(OSError):
+            (task.bundle / "oom").touch()
+        self._events.publish("/tasks/oom", events_pb2.TaskOOM(container_id=container.container_id))
 
 
 def _told_to_end(container_id: str) -> InvalidState:

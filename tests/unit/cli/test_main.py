@@ -198,7 +198,7 @@ def _modules_of(words: list[str]) -> list[str]:
     return done.stderr.split()
 
 
-@pytest.mark.parametrize("module", ["katapod.cli.run", "katapod.cli.owner", "katapod.sandbox.lifecycle"])
+@pytest.mark.parametrize("module", ["katapod.cli.run", "katapod.supervisor.run", "katapod.sandbox.lifecycle"])
 def test_ctrl_c_ends_a_run_that_is_still_being_loaded(module: str) -> None:
     """As an exception it could be lost in an import: then nothing would tell the run that it was pressed."""
     script = f"""

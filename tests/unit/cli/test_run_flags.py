@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from katapod.cli import owner, run
-from katapod.cli.run_request import RunRequest
+from katapod.cli import run
 from katapod.cli.settings import Globals
 from katapod.model.errors import KatapodError
+from katapod.supervisor import run as supervisor
+from katapod.supervisor.run_context import RunContext
+from katapod.supervisor.run_request import RunRequest
 
 
 class Door:
@@ -30,16 +32,16 @@ class Door:
 def door(monkeypatch: pytest.MonkeyPatch) -> Door:
     found = Door()
 
-    async def attached(settings: Globals, request: RunRequest) -> int:
+    async def attached(context: RunContext, request: RunRequest) -> int:
         found.requests.append(("attached", request))
         return 0
 
-    def detached(settings: Globals, request: RunRequest) -> int:
+    def detached(context: RunContext, request: RunRequest) -> int:
         found.requests.append(("detached", request))
         return 0
 
-    monkeypatch.setattr(owner, "run_attached", attached)
-    monkeypatch.setattr(owner, "run_detached", detached)
+    monkeypatch.setattr(supervisor, "run_attached", attached)
+    monkeypatch.setattr(supervisor, "run_detached", detached)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return found
 
@@ -159,6 +161,6 @@ def test_the_status_is_the_container_s(door: Door, monkeypatch: pytest.MonkeyPat
     async def seven(*_: Any) -> int:
         return 7
 
-    monkeypatch.setattr(owner, "run_attached", seven)
+    monkeypatch.setattr(supervisor, "run_attached", seven)
     result = CliRunner().invoke(run.run, ["busybox"], obj=Globals(), standalone_mode=False)
     assert result.return_value == 7

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from katapod.cli.owner import RunRequest, plan_container
 from katapod.cli.pool import end_pool
 from katapod.cli.settings import Globals
 from katapod.host.facts import HostFacts
@@ -21,6 +20,7 @@ from katapod.model.config_refused import REFUSED_KEYS
 from katapod.model.errors import ConfigError, KatapodError
 from katapod.model.ids import ContainerId
 from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, size_pod
 from katapod.plan.cgroup import Hierarchy, plan_cgroup
 from katapod.plan.container_spec import ContainerOptions
@@ -28,6 +28,8 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox import planning
 from katapod.sandbox.machine import _create_request
 from katapod.sandbox.planning import plan_sandbox, size_for
+from katapod.supervisor.container_source import prepare_container
+from katapod.supervisor.run_request import RunRequest
 from katapod.vmm.qemu.command_line import options_of
 from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
 from katapod.vmm.spec import Accelerator
@@ -243,17 +245,15 @@ def observe(config: Config) -> str:
     """All that the configuration decides of a sandbox, as text."""
     size = size_for(config, FACTS, (ContainerLimits(),))
     plan = plan_sandbox(
-        "s1",
+        SandboxRecord("s1", created_at=0.0, owner_pid=1, boot_id="", auto_remove=True),
         config,
         FACTS,
         Layout(),
         accelerator=Accelerator.TCG,
         dialect=VirtiofsdDialect.C,
         size=size,
-        owner_pid=1,
         hostname="h",
         shm_size_bytes=1,
-        auto_remove=True,
     )
     plan = dataclasses.replace(plan, vm=dataclasses.replace(plan.vm, uuid="u"))
     template = plan.template.describe() if plan.template else "None"
@@ -291,7 +291,7 @@ def observe(config: Config) -> str:
         labels={},
         stop_signal=None,
     )
-    container = asyncio.run(plan_container(Globals(), config, request, spec))
+    container = asyncio.run(prepare_container(Globals().run_context(), config, request, spec))
     return "\n".join(
         [
             plan.describe(),

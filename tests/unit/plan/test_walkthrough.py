@@ -13,6 +13,7 @@ from katapod.host.facts import HostFacts
 from katapod.model.config import parse_config
 from katapod.model.layout import SHARE_TAG, Layout
 from katapod.model.network import Interworking
+from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox.planning import SandboxPlan, plan_sandbox, size_for
@@ -85,17 +86,15 @@ def plan() -> SandboxPlan:
         vhost_net=True,
     )
     return plan_sandbox(
-        SANDBOX,
+        SandboxRecord(SANDBOX, created_at=0.0, owner_pid=1, boot_id="", auto_remove=True),
         config,
         facts,
         Layout(),
         accelerator=Accelerator.KVM,
         dialect=VirtiofsdDialect.RUST,
         size=size_for(config, facts, (ContainerLimits(),)),
-        owner_pid=1,
         hostname="mypod",
         shm_size_bytes=64 << 20,
-        auto_remove=True,
     )
 
 

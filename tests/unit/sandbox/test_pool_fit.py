@@ -17,6 +17,7 @@ from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine, plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine, new_machine_id
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.start_record import new_record
 from katapod.vmm.spec import Accelerator
 
 FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b", kernel_release="6")
@@ -37,27 +38,23 @@ def changed(config: Config, table: str, **keys: Any) -> Config:
 
 
 def ready(config: Config, accelerator: Accelerator = Accelerator.TCG, lock: int = 7) -> ReadyMachine:
-    plan = plan_ready_machine(
-        new_machine_id(), config, FACTS, Layout(), accelerator=accelerator, dialect=VirtiofsdDialect.C, owner_pid=1
-    )
+    record = new_record(new_machine_id(), FACTS, auto_remove=True)
+    plan = plan_ready_machine(record, config, FACTS, Layout(), accelerator=accelerator, dialect=VirtiofsdDialect.C)
     machine: Any = SimpleNamespace(mem_mib=plan.vm.mem_mib, spec=SimpleNamespace(vcpus=plan.vm.vcpus))
     return ReadyMachine(plan, StateStore(Layout()), machine, ReleaseStack(), lock)
 
 
 def wanted(config: Config, limits: ContainerLimits, **more: Any) -> SandboxPlan:
     return plan_sandbox(
-        "c1",
+        new_record("c1", FACTS, auto_remove=False, labels={"a": "b"}),
         config,
         FACTS,
         Layout(),
         accelerator=more.get("accelerator", Accelerator.TCG),
         dialect=VirtiofsdDialect.C,
         size=size_for(config, FACTS, (limits,)),
-        owner_pid=2,
         hostname="other",
         shm_size_bytes=1 << 20,
-        auto_remove=False,
-        labels={"a": "b"},
     )
 
 

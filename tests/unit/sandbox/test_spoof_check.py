@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from katapod.host.facts import HostFacts
+from katapod.model.attachment import AttachmentRecord
 from katapod.model.cni import NetworkConfig, PluginConfig
 from katapod.model.config import Config
 from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.bridge import plan_bridge
 from katapod.plan.virtiofsd import VirtiofsdDialect
@@ -38,19 +40,21 @@ CHECKED = NetworkConfig("lab", "1.0.0", (PluginConfig("bridge", settings={"macsp
 def test_who_is_held(spoof_check: str, network: NetworkConfig | None, held: bool) -> None:
     default = Config()
     config = msgspec.structs.replace(default, katapod=msgspec.structs.replace(default.katapod, spoof_check=spoof_check))
+    attachment = (
+        AttachmentRecord(config=network, netns="/run/netns/x", plugin_dirs=(), host_netns="")
+        if network is not None
+        else None
+    )
     plan = plan_sandbox(
-        "c1",
+        SandboxRecord("c1", created_at=0.0, owner_pid=2, boot_id="", attachment=attachment),
         config,
         FACTS,
         Layout(),
         accelerator=Accelerator.TCG,
         dialect=VirtiofsdDialect.C,
         size=size_for(config, FACTS, (ContainerLimits(),)),
-        owner_pid=2,
         hostname="c1",
         shm_size_bytes=1 << 20,
-        auto_remove=True,
         netns=Path("/run/netns/x"),
-        attached_to=network,
     )
     assert plan.network.held is held

@@ -31,7 +31,7 @@ from katapod.sandbox import guard as guard_module
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.guard import guarded
-from katapod.sandbox.pod import PodRequest
+from katapod.sandbox.request import SandboxRequest
 from katapod.shim import tasks as tasks_module
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import task_pb2
@@ -170,7 +170,7 @@ class GuestSandbox:
 class GuestPod:
     """A pod whose machine is `guest`. `closing`: its end takes until this is set."""
 
-    def __init__(self, request: PodRequest, config: Config, sandbox: GuestSandbox) -> None:
+    def __init__(self, request: SandboxRequest, config: Config, sandbox: GuestSandbox) -> None:
         self.request = request
         self.config = config
         self.sandbox = sandbox
@@ -316,14 +316,16 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     tasks = Tasks("k8s.io", store, load, events)
     shim = Shim(folder, guest, tasks, events)
 
-    async def open_guest_pod(request: PodRequest, config: Config, store: object, call_times: object = ()) -> GuestPod:
+    async def open_guest_pod(
+        request: SandboxRequest, config: Config, store: object, call_times: object = ()
+    ) -> GuestPod:
         path = str(folder / f"agent-{len(servers)}.sock")
         servers.append(await serve_ttrpc(listening(path), guest.handle))
         agent = AgentClient(await TtrpcClient.on_unix_path(path, "the agent"))
         return GuestPod(request, config, GuestSandbox(request.sandbox_id, agent))
 
     servers: list[TtrpcServer] = []
-    monkeypatch.setattr(tasks_module, "open_pod", open_guest_pod)
+    monkeypatch.setattr(tasks_module, "open_sandbox", open_guest_pod)
     monkeypatch.setattr(guard_module, "CAUSE_LIMIT_S", 0.05)  # no process here dies a moment after its connection
     server = await serve_ttrpc(listening(shim.path), TaskService(tasks, shim.shut_down.set).handle)
     shim.client = await shim.connect()

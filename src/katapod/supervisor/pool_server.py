@@ -19,9 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_member import MemberReport
 from katapod.model.errors import AlreadyExists, KatapodError
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_member import MemberReport
 
 __all__ = ["PoolServer", "ServerStatus", "listening"]
 

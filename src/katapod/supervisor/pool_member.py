@@ -11,22 +11,16 @@ import logging
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 from katapod import __version__
-from katapod.cli import main as program
-from katapod.cli import pool_wire as wire
-from katapod.cli.owner import ENDING, RunRequest, cancel_once, own_container, plan_container, run_attached
-from katapod.cli.pool_peer import Client, read_request
-from katapod.cli.settings import Globals
 from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.priority import leave_background, stay_in_background
@@ -39,10 +33,17 @@ from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
 from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, rehearse
 from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
 from katapod.sandbox.runner import Streams
+from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.container_source import prepare_container
+from katapod.supervisor.pool_peer import Client, read_request
+from katapod.supervisor.run import ENDING, cancel_once, own_container, run_attached
+from katapod.supervisor.run_context import KeepRun, RunContext
+from katapod.supervisor.run_request import RunRequest
 
-__all__ = ["MemberReport", "member_main"]
+__all__ = ["CommandLine", "MemberReport", "member_main"]
 
 log = logging.getLogger(__name__)
 
@@ -69,25 +70,34 @@ class _Surroundings:
     marks: list[bytes]
 
 
-def member_main(settings: Globals, command: click.Command, control: socket.socket) -> int:
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """The program that a client was called as: `call` carries out words, but for a run, which it hands over."""
+
+    call: Callable[[list[str], KeepRun], int]
+    explain: Callable[[BaseException, str], int]
+    flush_output: Callable[[int], int]
+
+
+def member_main(context: RunContext, command_line: CommandLine, control: socket.socket) -> int:
     """The life of the forked process; returns its exit status: 0 unless the server should tidy up and wait."""
     try:
         leave_host_mounts()
-        return asyncio.run(_Member(settings, command, control).live())
+        return asyncio.run(_Member(context, command_line, control).live())
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 0
     except Exception as exc:
-        program.explain(exc, "factory")
+        command_line.explain(exc, "factory")
         return 1
 
 
 class _Member:
-    def __init__(self, settings: Globals, command: click.Command, control: socket.socket) -> None:
-        self.settings = settings
-        self.command = command
+    def __init__(self, context: RunContext, command_line: CommandLine, control: socket.socket) -> None:
+        self.context = context
+        self.command_line = command_line
         self.control = control
         self.control.setblocking(False)
-        self.store = settings.states()
+        self.store = context.states()
 
     async def live(self) -> int:
         main = asyncio.current_task()
@@ -123,7 +133,7 @@ class _Member:
         cancel_once(main)
 
     def _look_around(self) -> _Surroundings:
-        chosen = self.settings.config_file
+        chosen = self.context.config_file
         marks = [wire.fingerprint(wire.config_files(chosen)), *in_host_mounts(wire.namespaces)]
         config = check_paths(load_config(Path(chosen) if chosen else None), os.path.exists)
         return _Surroundings(config, collect_host_facts(), marks)
@@ -138,9 +148,9 @@ class _Member:
             Path(tempfile.gettempdir()),
         )
         if verdict.fresh:
-            print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
+            self.context.tell(verdict.describe())
         return plan_ready_machine(
-            new_machine_id(),
+            new_record(new_machine_id(), around.facts, auto_remove=True, pooled=True),
             around.config,
             around.facts,
             self.store.layout,
@@ -148,7 +158,6 @@ class _Member:
             remedy=verdict.remedy,
             proof_key=verdict.key,
             dialect=await virtiofsd_dialect(qemu.virtio_fs_daemon),
-            owner_pid=os.getpid(),
         )
 
     async def _warm_up(self, around: _Surroundings, ready: ReadyMachine) -> None:
@@ -167,14 +176,14 @@ class _Member:
             stop_signal=None,
         )
         try:
-            plan = await plan_container(self.settings, around.config, request, None)
+            plan = await prepare_container(self.context, around.config, request, None)
         except KatapodError as exc:
             log.info("not warmed up: %s", exc)
             return
         try:
             await rehearse(ready, plan)
         finally:
-            await self.settings.image_store().release(machine_id)
+            await self.context.image_store().release(machine_id)
 
     async def _wait_taken(self, around: _Surroundings, ready: ReadyMachine) -> Client | None:
         """Wait for a client that the machine fits; None when there is none to wait for any more."""
@@ -243,30 +252,31 @@ class _Member:
 
     async def _carry_out(self, client: Client, ready: ReadyMachine) -> int:
         """What `kata-runtime WORDS` would do in the client's process; returns its exit status."""
-        kept: list[tuple[Globals, RunRequest, bool]] = []
+        flush = self.command_line.flush_output
+        kept: list[tuple[RunContext, RunRequest, bool]] = []
 
-        def keep(settings: Globals, request: RunRequest, detach: bool) -> None:
-            kept.append((settings, request, detach))
+        def keep(context: RunContext, request: RunRequest, detach: bool) -> None:
+            kept.append((context, request, detach))
 
         try:
             client.become()
             start_tracing(interpreter=False)
             with span("read the command line"):
-                status = program.call(self.command, client.words, keep)
+                status = self.command_line.call(client.words, keep)
             if not kept:
-                return program.flush_output(status)
-            settings, request, detach = kept[0]
-            run = _run_detached(settings, request, ready, client) if detach else run_attached(settings, request, ready)
+                return flush(status)
+            context, request, detach = kept[0]
+            run = _run_detached(context, request, ready, client) if detach else run_attached(context, request, ready)
             task = asyncio.create_task(run, name="carry-out")
             client.follow(task)
-            return program.flush_output(await task)
+            return flush(await task)
         except asyncio.CancelledError:
             return 128 + (client.signals[0] if client.signals else signal.SIGTERM)
         except Exception as exc:
-            return program.flush_output(program.explain(exc, "run"))
+            return flush(self.command_line.explain(exc, "run"))
 
 
-async def _run_detached(settings: Globals, request: RunRequest, ready: ReadyMachine, client: Client) -> int:
+async def _run_detached(context: RunContext, request: RunRequest, ready: ReadyMachine, client: Client) -> int:
     """The client ends when the container runs; we go on. Raises what keeps it from running."""
 
     def started(_: object) -> None:
@@ -282,7 +292,7 @@ async def _run_detached(settings: Globals, request: RunRequest, ready: ReadyMach
     assert task is not None
     for number in ENDING:
         asyncio.get_running_loop().add_signal_handler(number, cancel_once, task)
-    await own_container(settings, request, Streams(), started, ready)
+    await own_container(context, request, Streams(), started, ready)
     return 0
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 
 from katapod import __version__
-from katapod.cli import pool_wire as wire
+from katapod.supervisor import pool_wire as wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

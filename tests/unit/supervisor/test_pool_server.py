@@ -13,18 +13,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_client import exchange
-from katapod.cli.pool_server import ServerStatus, listening
 from katapod.model.errors import AlreadyExists, KatapodError
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_client import exchange
+from katapod.supervisor.pool_server import ServerStatus, listening
 
 SERVER = """
 import os, socket, sys, time
 from pathlib import Path
 import msgspec
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_member import MemberReport
-from katapod.cli.pool_server import PoolServer, listening
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_member import MemberReport
+from katapod.supervisor.pool_server import PoolServer, listening
 
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 

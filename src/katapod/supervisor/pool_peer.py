@@ -9,8 +9,8 @@ import socket
 from types import TracebackType
 from typing import Any
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.owner import FORWARDED, cancel_once
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.run import FORWARDED, cancel_once
 
 __all__ = ["Client", "read_request"]
 

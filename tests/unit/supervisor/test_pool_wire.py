@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.cli import pool_wire as wire
-from katapod.cli.pool_client import DEFAULT_ENDPOINT, _leading_words, endpoint_of, exchange, run_in_pool
-from katapod.cli.pool_peer import read_request
 from katapod.model.config import CONFIG_PATHS
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_client import DEFAULT_ENDPOINT, _leading_words, endpoint_of, exchange, run_in_pool
+from katapod.supervisor.pool_peer import read_request
 
 texts = st.lists(st.binary(max_size=20).map(lambda data: data.replace(b"\0", b"")), max_size=6)
 

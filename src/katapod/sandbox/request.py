@@ -1,0 +1,39 @@
+"""What a door asks for when it wants a sandbox: all that is known before anything is acquired."""
+
+from dataclasses import dataclass, field
+
+from katapod.model.ids import ContainerId
+from katapod.model.net_flags import NetworkRequest
+from katapod.model.sizing import ContainerLimits
+from katapod.plan.container_spec import DEFAULT_SHM_BYTES
+
+__all__ = ["SandboxRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRequest:
+    """One sandbox. Of `netns` and `network` at most one is given; without either the guest has loopback only.
+
+    `limits`: of its first container; None: that one is not counted (a pause container). `announced` and `cpus_asked`
+    as in size_pod. `fixed`: no container comes after the first, so that the VM is sized for that one alone.
+    `netns`: path of the network namespace that an engine has made; empty: one is made, which the engine fills later.
+    `network`: one is made, and attached by CNI plugins.
+    `cgroups_path`: linux.cgroupsPath of an OCI spec; None: the sandbox stays in the cgroups of who starts it.
+    `dns`: lines of a resolv.conf, for the guest itself. `accelerator`: empty for the configuration's.
+    """
+
+    sandbox_id: ContainerId
+    hostname: str
+    limits: ContainerLimits | None = None
+    announced: ContainerLimits | None = None
+    cpus_asked: int = 0
+    fixed: bool = False
+    netns: str | None = None
+    network: NetworkRequest | None = None
+    cgroups_path: str | None = None
+    dns: tuple[str, ...] = ()
+    shm_size_bytes: int = DEFAULT_SHM_BYTES
+    accelerator: str = ""
+    auto_remove: bool = True  # with its end; else record and log stay
+    is_pod: bool = False  # its first container is only the pod's own
+    labels: dict[str, str] = field(default_factory=dict)
