@@ -26,7 +26,7 @@ def inspect(settings: Globals, sandbox: str, as_json: bool, svg: str, full: bool
     """
     import asyncio
 
-    from katapod.sandbox.inspection import collect_facts
+    from katapod.observe.inspection import collect_facts
     from katapod.sandbox.lookup import find_sandbox
 
     if as_json and svg == "-":

@@ -267,8 +267,8 @@ class MonitorService:
         self._need_root(request)
         entry = self._entry(request)
         # large, and needed only for pictures
+        from katapod.observe.inspection import collect_facts
         from katapod.plan.picture import render_picture
-        from katapod.sandbox.inspection import collect_facts
 
         try:
             async with asyncio.timeout(PICTURE_LIMIT_S):
