@@ -13,7 +13,7 @@ from katapod.cli.plain_output import raw
 from katapod.cli.tables import shown_age
 from katapod.model.inspection import Counters, GuestFacts, GuestProcess, Link, NetworkFacts, OptionPart, SandboxFacts
 from katapod.model.plain import plain
-from katapod.plan.picture import shown_bytes
+from katapod.observe.picture import shown_bytes
 
 __all__ = ["build_tree", "print_tree"]
 

@@ -268,7 +268,7 @@ class MonitorService:
         entry = self._entry(request)
         # large, and needed only for pictures
         from katapod.observe.inspection import collect_facts
-        from katapod.plan.picture import render_picture
+        from katapod.observe.picture import render_picture
 
         try:
             async with asyncio.timeout(PICTURE_LIMIT_S):
