@@ -16,7 +16,7 @@ from katapod.model.pod_keys import CONTAINER, KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from katapod.shim.main import Arguments
+    from katapod.shim.arguments import Arguments
 
 __all__ = ["SERVER_FD", "SOCKET_ROOT", "StartError", "pod_of", "serve_forever", "socket_path", "start"]
 
