@@ -12,11 +12,12 @@ import signal
 import stat
 
 from katapod.agent import crun, devices, log, tree
+from katapod.agent.container import Container
 from katapod.agent.launch import Launch, resolve_process
-from katapod.agent.paths import CGROUP_ROOT, bundle_of, check_id
+from katapod.agent.namespaces import share_pid_namespace
+from katapod.agent.paths import check_id
 from katapod.agent.process import Process, read_stdio, write_stdin
 from katapod.agent.program import ProgramError
-from katapod.agent.sandbox import Agent, share_pid_namespace
 from katapod.agent.spec import cgroup_path, process_json, resources_json, spec_json
 from katapod.kernel.mount import MNT_DETACH, MS_BIND, MS_REC, mount, umount
 from katapod.kernel.trees import remove_tree, walk_tree
@@ -25,9 +26,9 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from katapod.agent.sandbox import Agent
 
-__all__ = ["Container", "destroy"]
+__all__ = ["destroy", "find_container"]
 
 PROCESSES_MAX = 512  # per container, including those that have ended but are not forgotten
 ENDED_KEPT_MAX = 128  # processes whose exit status has been delivered, with output that is unread and not being read
@@ -35,38 +36,6 @@ KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
 FORGET_AFTER_S = 2.0  # virtiofsd lets the kernel cache names for a second
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
-
-
-class Container:
-    """A container that crun has created."""
-
-    def __init__(self, container_id: str, cgroup: str) -> None:
-        self.id = container_id
-        self.cgroup = cgroup
-        self.state = "creating"  # creating, created, running, paused, stopped
-        self.init_pid = 0
-        self.annotations: dict[str, str] = {}
-        self.has_poststart = False
-        self.processes: dict[str, Process] = {}
-        self.undo: list[Callable[[], None]] = []
-        self.binds: list[tuple[str, str]] = []
-        self.shared_paths: list[str] = []
-
-    @property
-    def bundle(self) -> str:
-        return bundle_of(self.id)
-
-    @property
-    def cgroup_folder(self) -> str:
-        return f"{CGROUP_ROOT}{self.cgroup}"
-
-    def require(self, *states: str, verb: str) -> None:
-        """Raises RpcError (FAILED_PRECONDITION)."""
-        if self.state not in states:
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                f"cannot {verb} container {self.id} in state {self.state}; needs {' or '.join(states)}",
-            )
 
 
 def find_container(agent: Agent, container_id: str) -> Container:
@@ -110,10 +79,10 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         agent.limits.follow()
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
-    if "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
-        from katapod.agent.modules import load_packet_filters
+    if agent.limits is not None and "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
+        from katapod.agent.modules import load_packet_filters  # only in a guest: a host's modules are not ours
 
-        await load_packet_filters(agent)
+        await load_packet_filters(agent.loop)
     if devices.opens_all(spec.Linux.Resources):
         devices.add_guest_devices(spec)
     if spec.Linux.Sysctl:
@@ -158,7 +127,7 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     container.processes[container.id] = process
     process.ended.on_done(lambda: _init_ended(agent, container))
     if join_pid and "pid" not in agent.shared_namespaces:
-        share_pid_namespace(agent, process.pid)
+        share_pid_namespace(agent.shared_namespaces, process.pid)
     agent.oom.watch(container.id, container.cgroup)
     container.undo.append(lambda: agent.oom.forget(container.id))
 
