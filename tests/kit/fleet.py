@@ -22,7 +22,8 @@ from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.management import Managed, management_socket
+from katapod.sandbox.management import Managed
+from kit.management_socket import management_socket
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
 

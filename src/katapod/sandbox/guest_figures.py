@@ -3,14 +3,11 @@
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from katapod.model.guest_metrics import guest_metrics
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
-
-if TYPE_CHECKING:
-    from katapod.sandbox.management import Managed
 
 __all__ = ["GuestFigures"]
 
@@ -21,10 +18,25 @@ PATIENCE_S = 0.75  # less than what kata-monitor gives the slowest, so that the 
 KEPT_S = 60.0
 
 
+class Caller(Protocol):
+    """Part of AgentClient."""
+
+    async def call(self, method: str, request: Any, timeout_s: float | None = ...) -> Any: ...
+
+
+class HasAgent(Protocol):
+    """Part of management.Managed."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+    @property
+    def agent(self) -> Caller: ...
+
+
 class GuestFigures:
     """A guest that takes longer than `patience_s` is told a scrape late: its answer is kept for the next."""
 
-    def __init__(self, managed: "Managed", patience_s: float | None = None) -> None:
+    def __init__(self, managed: HasAgent, patience_s: float | None = None) -> None:
         self._managed = managed
         self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._agent_has_metrics = True

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -46,9 +46,6 @@ from katapod.vmm.devices import blocks_of
 from katapod.vmm.errors import VmmRefused
 from katapod.vmm.protocol import DiskError
 
-if TYPE_CHECKING:
-    from katapod.sandbox.pool import ReadyMachine
-
 __all__ = ["Sandbox", "open_sandbox", "start_machine"]
 
 log = logging.getLogger(__name__)
@@ -57,6 +54,16 @@ _Result = TypeVar("_Result")
 
 DESTROY_LIMIT_S = 5.0
 SPACE_FLOOR_MIB = 16  # below this, starting would only fail later and less clearly
+
+
+class StartedMachine(Protocol):
+    """pool.ReadyMachine: a machine of its own name that a sandbox may take over."""
+
+    @property
+    def machine_id(self) -> str: ...
+    def fits(self, plan: SandboxPlan) -> bool: ...
+    async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine: ...
+    async def close(self) -> None: ...
 
 
 class Sandbox:
@@ -292,7 +299,7 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
 
 
 async def open_sandbox(
-    plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None, attaching: Attaching | None = None
+    plan: SandboxPlan, store: StateStore, ready: StartedMachine | None = None, attaching: Attaching | None = None
 ) -> Sandbox:
     """Start a sandbox, in the machine `ready` if that fits; if not, the machine is ended.
 

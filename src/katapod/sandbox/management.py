@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -39,7 +38,6 @@ from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import AGENT_PORT
 from katapod.sandbox.guest_figures import GuestFigures
 from katapod.sandbox.lifecycle import Sandbox
-from katapod.sandbox.management_door import bound_listener
 
 if TYPE_CHECKING:
     from katapod.sandbox.live import HasFacts
@@ -48,7 +46,6 @@ __all__ = [
     "Caller",
     "Managed",
     "ManagedSandbox",
-    "management_socket",
     "metrics_text",
     "serve_management",
     "summary_of",
@@ -188,14 +185,6 @@ class ManagedSandbox:
 class _Resize(msgspec.Struct, rename={"volume_path": "VolumePath", "size": "Size"}):
     volume_path: str
     size: int
-
-
-@contextlib.asynccontextmanager
-async def management_socket(managed: Managed, path: Path) -> AsyncIterator[None]:
-    """Serve on `path`, /run/vc/sbs/SID/shim-monitor.sock, while the block runs. Raises KatapodError."""
-    with bound_listener(path) as listener:
-        async with serve_management(managed, listener):
-            yield
 
 
 @contextlib.asynccontextmanager

@@ -19,9 +19,10 @@ from katapod.rpc.http import HEAD_MAX, HttpError, get_http
 from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
-from katapod.sandbox.management import Managed, management_socket
+from katapod.sandbox.management import Managed
 from katapod.vmm.errors import VmmLinkBroken
 from katapod.vmm.qemu.facts import ask_hypervisor
+from kit.management_socket import management_socket
 
 
 class Guest:
