@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from katapod.host.layers import make_layer
-from katapod.host.logs import kept_pipe, kept_socket, read_tail
+from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import finish
 from katapod.host.thread_times import thread_times
@@ -272,22 +272,28 @@ async def running_qemu(
         try:
             qmp = await QmpClient.open(client, limit_s=QMP_LIMIT_S)
         except VmmLinkBroken as exc:
-            with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
-                async with asyncio.timeout(1.0):
-                    await child.process.wait()
-            ended_with = child.process.returncode  # before we end it ourselves
-            cause = child.describe_end() if ended_with is not None else str(exc)
-            await stop_child(child, soft=False)
-            await said_to.wait_end(1.0)
-            said = read_tail(logs.vmm, max_lines=10)
-            raise VmmFailed(
-                f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
-                returncode=ended_with,
-                command=" ".join(child.argv),
-            ) from exc
+            raise await _failed_start(child, said_to, logs.vmm, str(exc)) from exc
         vm = QemuProcess(plan, child, qmp, ours, logs)
         stack.push_async_callback(_stop, vm)
         yield vm
+
+
+async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: str) -> VmmFailed:
+    """End what did not come up; returns the error, with what it said."""
+    with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
+        async with asyncio.timeout(1.0):
+            await child.process.wait()
+    ended_with = child.process.returncode  # before we end it ourselves
+    if ended_with is not None:
+        cause = child.describe_end()
+    await stop_child(child, soft=False)
+    await said_to.wait_end(1.0)
+    said = read_tail(log_path, max_lines=10)
+    return VmmFailed(
+        f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
+        returncode=ended_with,
+        command=" ".join(child.argv),
+    )
 
 
 async def _stop(vm: QemuProcess) -> None:
