@@ -11,6 +11,7 @@ from katapod.host.bridge import bridge_subnet, filters_forwarding, networks_in_u
 from katapod.host.cni import attach, detach, find_network, find_plugin, load_networks
 from katapod.host.named_netns import current_netns, is_netns, make_netns, netns_path, remove_netns
 from katapod.host.ports import hold_ports
+from katapod.host.tasks import beside
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.cni import NetworkConfig
@@ -111,12 +112,8 @@ async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["
     """
     with span("make network namespace"):
         await make_netns(Path(record.netns))
-    task = asyncio.create_task(_attach(record, sandbox_id), name="attach-network")
-    try:
+    async with beside(_attach(record, sandbox_id), name="attach-network") as task:
         yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def _attach(record: AttachmentRecord, sandbox_id: str) -> AttachmentRecord:

@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from katapod.host.tasks import end_tasks
 from katapod.host.vsock import connect_vsock
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
@@ -88,7 +89,8 @@ class ConsoleLink:
         with contextlib.suppress(RpcError):  # it has ended, or the guest has
             await AgentClient(self._connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Idempotent."""
+        await end_tasks(self._hanging_up)
         if self._connection is not None:
             self._connection.close()

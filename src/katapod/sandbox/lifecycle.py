@@ -22,7 +22,7 @@ from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
@@ -323,11 +323,9 @@ async def open_sandbox(
         else:
             machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
-        health = asyncio.create_task(watch_health(sandbox), name="watch-health")
-        stack.callback(health.cancel)
-        clock = asyncio.create_task(sandbox.clock.run(), name="keep-clock")
-        stack.callback(clock.cancel)
-        stack.callback(sandbox.console.close)
+        await stack.enter_async_context(beside(watch_health(sandbox), name="watch-health"))
+        await stack.enter_async_context(beside(sandbox.clock.run(), name="keep-clock"))
+        stack.push_async_callback(sandbox.console.close)
         stack.push_async_callback(_destroy_guest, sandbox)
         stack.callback(setattr, machine.vm, "stopping", True)
         stack.callback(setattr, machine.share, "stopping", True)

@@ -18,7 +18,7 @@ from typing import Any
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.logs import read_tail
-from katapod.host.tasks import finish, together
+from katapod.host.tasks import beside, end_tasks, finish, together
 from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
 from katapod.model.devices import DimmEntry
@@ -237,8 +237,7 @@ async def _launch(
 
     share, vm = await together(start_share(), start_vm())
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    watch = asyncio.create_task(_watch_processes(vm, share, death), name="watch-processes")
-    own.callback(watch.cancel)
+    await own.enter_async_context(beside(_watch_processes(vm, share, death), name="watch-processes"))
     return _Processes(vm, share, death)
 
 
@@ -373,7 +372,7 @@ def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[An
     """Begin a call whose answer is waited for later, or never if another fails first."""
     task = asyncio.create_task(call)
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    own.callback(task.cancel)
+    own.push_async_callback(end_tasks, {task})
     return task
 
 
@@ -469,9 +468,8 @@ async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan,
 
 async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
     """Name the process that died first. virtiofsd ends by itself when the VMM does, which gets a moment to be seen."""
-    vm_end = asyncio.create_task(vm.wait_end(), name="wait-vmm")
-    share_end = asyncio.create_task(share.wait_end(), name="wait-virtiofsd")
-    try:
+    watching_share = beside(share.wait_end(), name="wait-virtiofsd")
+    async with beside(vm.wait_end(), name="wait-vmm") as vm_end, watching_share as share_end:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
             # 0: the VMM has closed the connection
@@ -484,6 +482,3 @@ async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "
                 death.set_result(vm.explain_end())
         elif not vm_end.done() and not share.stopping:
             death.set_result(share.explain_end())
-    finally:
-        vm_end.cancel()
-        share_end.cancel()

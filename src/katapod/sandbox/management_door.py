@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from katapod.host.tasks import beside
 from katapod.model.errors import KatapodError
 from katapod.sandbox.lifecycle import Sandbox
 
@@ -43,12 +44,8 @@ def bound_listener(path: Path) -> Iterator[socket.socket]:
 async def management_door(sandbox: Sandbox, call_times: "Sequence[CallTimes]" = ()) -> AsyncIterator[None]:
     """Serve the management socket of a sandbox of this process while the block runs. Raises KatapodError."""
     with bound_listener(sandbox.paths.management_socket) as listener:
-        task = asyncio.create_task(_serve(listener, sandbox, call_times), name="management-door")
-        try:
+        async with beside(_serve(listener, sandbox, call_times), name="management-door"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
 
 async def _serve(listener: socket.socket, sandbox: Sandbox, call_times: "Sequence[CallTimes]") -> None:

@@ -22,6 +22,7 @@ import msgspec
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
+from katapod.host.tasks import beside
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
@@ -166,13 +167,10 @@ async def _boot_once(vmm: Vmm, spec: VmSpec, logs: VmmLogs, limit_s: float) -> _
 
 async def _end_or_stop(vm: VirtualMachine, stopped: "asyncio.Future[Any]") -> None:
     """Until the VMM ends, or stops the guest by itself: KVM gave up then, and the VMM has said why."""
-    ended = asyncio.create_task(vm.wait_end(), name="wait-proof")
-    try:
+    async with beside(vm.wait_end(), name="wait-proof") as ended:
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() and stopped.exception() is not None:
             await ended  # the link broke a moment before the VMM's end
-    finally:
-        ended.cancel()
 
 
 async def choose_accelerator(

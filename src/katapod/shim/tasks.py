@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from katapod.host.mounts import mount_given, unmount_below
 from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import end_tasks, finish
 from katapod.model import oci
 from katapod.model.annotations import ContainerKind, PodAnnotations, parse_annotations
 from katapod.model.config import Config
@@ -31,7 +31,7 @@ from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import ContainerPlan, Rootfs, oom_allowance
 from katapod.sandbox.hooks import HookedContainer
 from katapod.sandbox.pod import Pod, PodRequest, open_pod
-from katapod.shim.background import Background, end_tasks
+from katapod.shim.background import Background
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
 from katapod.shim.execs import Execs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from katapod.host.layers import make_layer
 from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
 from katapod.host.process import Child, find_program, spawn, stop_child
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
@@ -157,16 +157,14 @@ class QemuProcess:
         meeting = self.plan.vm_dir / "state.sock"
         with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
             listener.setblocking(False)
-            taking = asyncio.create_task(_take_stream(listener, target), name="take-state")
-            try:
+            async with beside(_take_stream(listener, target), name="take-state") as taking:
                 await self._migrate("migrate", f"unix:{address}")
-                async with asyncio.timeout(STATE_LIMIT_S):
-                    await taking
-            except TimeoutError as exc:
-                raise VmmRefused(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
-            finally:
-                taking.cancel()
-                await asyncio.wait({taking})
+                try:
+                    async with asyncio.timeout(STATE_LIMIT_S):
+                        await taking
+                except TimeoutError as exc:
+                    what = f"its state does not end within {STATE_LIMIT_S:g} s"
+                    raise VmmRefused(f"cannot save the guest: {what}") from exc
 
     async def load_state(self, state_fd: int) -> None:
         """QEMU ends when it cannot: another machine, a damaged file."""
