@@ -34,7 +34,7 @@ class Container:
         return bundle_of(self.id)
 
     @property
-    def cgroup_folder(self) -> str:
+    def cgroup_directory(self) -> str:
         return f"{CGROUP_ROOT}{self.cgroup}"
 
     def require(self, *states: str, verb: str) -> None:

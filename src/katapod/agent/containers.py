@@ -140,20 +140,20 @@ def _init_ended(agent: Agent, container: Container) -> None:
 def _forget_in_crun(agent: Agent, container: Container) -> None:
     """Remove crun's state, if any; the processes are dead."""
     crun.forget(container.id)
-    folder = container.cgroup_folder
+    directory = container.cgroup_directory
     try:
-        for parent, name in walk_tree(folder):  # a container may have nested any number of them
+        for parent, name in walk_tree(directory):  # a container may have nested any number of them
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=parent)
-        os.rmdir(folder)
+        os.rmdir(directory)
     except OSError as exc:
-        log.debug(f"cannot remove all of {folder}: {exc.filename}: {exc.strerror}")
+        log.debug(f"cannot remove all of {directory}: {exc.filename}: {exc.strerror}")
 
 
 def kill_all(container: Container) -> None:
     """SIGKILL to every process in the container's cgroup; cgroup.kill does so atomically."""
     try:
-        with open(f"{container.cgroup_folder}/cgroup.kill", "w") as handle:
+        with open(f"{container.cgroup_directory}/cgroup.kill", "w") as handle:
             handle.write("1")
     except FileNotFoundError:
         if container.init_pid and container.state not in ("stopped", "creating"):
@@ -186,7 +186,7 @@ async def destroy(agent: Agent, container: Container) -> None:
 
 def _populated(container: Container) -> bool:
     try:
-        with open(f"{container.cgroup_folder}/cgroup.events") as handle:
+        with open(f"{container.cgroup_directory}/cgroup.events") as handle:
             return "populated 1" in handle.read()
     except OSError:
         return False
@@ -257,15 +257,15 @@ async def _launch_exec(
 ) -> Process:
     container.require("running", verb="run a process in")  # it may have ended since the request
     root = f"/proc/{container.init_pid}/root"
-    folder = f"{container.bundle}/exec-{exec_id}"
-    os.mkdir(folder)
+    directory = f"{container.bundle}/exec-{exec_id}"
+    os.mkdir(directory)
     try:
         await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
-        with open(f"{folder}/process.json", "w") as handle:
+        with open(f"{directory}/process.json", "w") as handle:
             json.dump(process_json(request.process), handle)
-        arguments = ["exec", "--detach", "--process", f"{folder}/process.json", container.id]
+        arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
         command = Launch(agent.loop, request.process, root, ())
-        return await command.run(exec_id, arguments, folder, agent.options.container_pipe_size_bytes)
+        return await command.run(exec_id, arguments, directory, agent.options.container_pipe_size_bytes)
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
         if not told and await _is_ending(agent, container):
@@ -273,7 +273,7 @@ async def _launch_exec(
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
         raise
     finally:
-        remove_tree(folder)
+        remove_tree(directory)
 
 
 async def _is_ending(agent: Agent, container: Container) -> bool:
@@ -357,12 +357,12 @@ async def resize_terminal(agent: Agent, request: agent_pb2.TtyWinResizeRequest) 
 
 async def _freeze(agent: Agent, container: Container, verb: str, frozen: bool) -> None:
     """Freeze or thaw the cgroup, like crun, and wait until the kernel has done so."""
-    folder = container.cgroup_folder
-    with open(f"{folder}/cgroup.freeze", "w") as handle:
+    directory = container.cgroup_directory
+    with open(f"{directory}/cgroup.freeze", "w") as handle:
         handle.write("1" if frozen else "0")
     wanted = f"frozen {int(frozen)}"
     for _ in range(int(FREEZE_LIMIT_S / FREEZE_POLL_S)):
-        with open(f"{folder}/cgroup.events") as handle:
+        with open(f"{directory}/cgroup.events") as handle:
             if wanted in handle.read():
                 container.state = "paused" if frozen else "running"
                 return

@@ -27,7 +27,7 @@ LAUNCHES_PER_CPU = 2
 """Concurrent launches: one can run while another waits for the disk. More would not finish sooner, and would take CPU
 from the agent."""
 ETC_RESOLV_CONF = "/etc/resolv.conf"
-GUEST_FOLDER = "/etc/katapod"  # exists only in a guest image
+GUEST_DIRECTORY = "/etc/katapod"  # exists only in a guest image
 
 
 class Agent:
@@ -89,8 +89,8 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
 
         for module in request.kernel_modules:
             await load_module(agent.loop, module.name, list(module.parameters))
-    for folder in (BASE, SANDBOX, SHARED):
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+    for directory in (BASE, SANDBOX, SHARED):
+        os.makedirs(directory, mode=0o755, exist_ok=True)
     hostname = _fit_hostname(request.hostname)
     await agent.storages.add(request.storages, "")
     try:
@@ -137,7 +137,7 @@ def _write_dns(lines: list[str]) -> None:
 
     with open(RESOLV_CONF, "w") as handle:
         handle.write("\n".join(lines) + "\n")
-    if not os.path.isdir(GUEST_FOLDER):
+    if not os.path.isdir(GUEST_DIRECTORY):
         return  # an agent under test on a host
     os.close(os.open(ETC_RESOLV_CONF, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     mount(RESOLV_CONF, ETC_RESOLV_CONF, None, MS_BIND)

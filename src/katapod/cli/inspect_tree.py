@@ -94,7 +94,7 @@ def _add_about(tree: Tree, facts: SandboxFacts) -> None:
     about.add(_line(f"size {facts.vcpus} vCPU, {facts.memory_mib} MiB; accelerator {facts.accelerator or '?'}"))
     about.add(_line(f"clone of template {facts.template[:12]}" if facts.template else "booted, not cloned"))
     _add_list(about, [f"{key} = {value}" for key, value in facts.labels.items()], 99)
-    _add_list(about, [f"cgroup {folder}" for folder in facts.cgroups], 99)
+    _add_list(about, [f"cgroup {directory}" for directory in facts.cgroups], 99)
 
 
 def _moment(seconds: float) -> str:

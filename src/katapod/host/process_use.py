@@ -31,11 +31,11 @@ def process_use(pids: Iterable[int]) -> ProcessUse:
     """Of those that live."""
     state, ticks, rss, io = "", 0, dict.fromkeys(_STATUS, 0), dict.fromkeys(_IO, 0)
     for pid in pids:
-        folder = f"/proc/{pid}/"
+        directory = f"/proc/{pid}/"
         try:
-            fields = _content(folder + "stat").rpartition(b")")[2].split()
-            _add(rss, _content(folder + "status"))
-            _add(io, _content(folder + "io"))
+            fields = _content(directory + "stat").rpartition(b")")[2].split()
+            _add(rss, _content(directory + "status"))
+            _add(io, _content(directory + "io"))
         except (FileNotFoundError, ProcessLookupError):
             continue
         state = state or fields[0].decode()

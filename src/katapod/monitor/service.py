@@ -255,7 +255,7 @@ class MonitorService:
         self._need_root(request)
         entry = self._entry(request)
         try:
-            with open(entry.folder / "console.log", "rb", opener=_no_link) as handle:
+            with open(entry.directory / "console.log", "rb", opener=_no_link) as handle:
                 size = handle.seek(0, os.SEEK_END)
                 handle.seek(max(0, size - CONSOLE_BYTES))
                 data = handle.read(CONSOLE_BYTES)

@@ -126,7 +126,7 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
             return worn
         fresh = find_template(plan)
     if fresh is None:
-        raise TemplateBroken(f"cannot use template {plan.folder}: it was removed at once")
+        raise TemplateBroken(f"cannot use template {plan.directory}: it was removed at once")
     return fresh
 
 

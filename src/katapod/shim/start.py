@@ -148,8 +148,8 @@ def _socket_dir(given: bytes) -> str:
 
 def _listen(path: str) -> socket.socket | None:
     """Bind and listen; None if a server is listening there already. Raises StartError, OSError."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     for attempt in range(2):
         try:

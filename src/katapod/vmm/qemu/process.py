@@ -340,8 +340,8 @@ def _listen(path: Path) -> socket.socket:
 def _short_path(path: Path) -> Iterator[str]:
     """A name of the socket `path`, for us and for QEMU, while the block runs. A cache directory may lie anywhere, and
     an address has room for 107 bytes (unix(7)). Raises OSError."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/{os.getpid()}/fd/{folder}/{path.name}"
+        yield f"/proc/{os.getpid()}/fd/{directory}/{path.name}"
     finally:
-        os.close(folder)
+        os.close(directory)
