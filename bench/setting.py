@@ -26,7 +26,6 @@ from bench.raw_boot import RawBoot
 from bench.share import BY_HAND, CTR_ROOT, CTR_RUNC_SHARED, CTR_SHARED, SHARE_SCRIPT, SHARED
 from bench.suites import BUNDLE, IMAGE, Stage, with_python
 from bench.workload import Bundles, make_rootfs, write_archive
-from katapod import version
 
 __all__ = ["prepared"]
 

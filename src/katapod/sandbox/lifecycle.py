@@ -139,7 +139,7 @@ class Sandbox:
         base: os.PathLike[str] | None = None,
         host_device: bool = False,
     ) -> str:
-        """Plug a disk (a file, or a block device of the host), or with `base` a layer at `path` over the disk `base`.
+        """Plug a disk (a file, or a block device of the host), or with `base` an overlay at `path` over that disk.
 
         Returns its guest PCI path.
 

@@ -104,7 +104,7 @@ class VirtualMachine(Protocol):
     async def attach(self, device: "Device") -> str:
         """Returns where the guest finds it: for disks and NICs a path of PCI slots, "02/01"; empty for memory.
 
-        What was done of an attachment that fails is undone. Raises NoSpace, KatapodError for a layer that cannot be
+        What was done of an attachment that fails is undone. Raises NoSpace, KatapodError for an overlay that cannot be
         made, too.
         """
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from katapod.host.layers import make_layer
 from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
+from katapod.host.overlays import make_overlay
 from katapod.host.process import Child, find_program, spawn, stop_child
 from katapod.host.tasks import beside, finish
 from katapod.host.thread_times import thread_times
@@ -77,7 +77,7 @@ class QemuProcess:
         plan = plan_device(device)
         if isinstance(device, Disk) and device.base is not None:
             device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-            make_layer(device.path, base=device.base)
+            make_overlay(device.path, base=device.base)
         if isinstance(device, Nic):
             for name, fd in zip(fd_names(device.number, len(device.queues)), device.queues, strict=True):
                 await self.qmp.give_fd(name, fd)
