@@ -61,7 +61,7 @@ def remove_volume(layout: Layout, volume_path: str) -> None:
 
 def read_volume(layout: Layout, path: str) -> MountInfo | None:
     """None if `path` is no direct volume. Raises SpecError, KatapodError."""
-    if not os.path.isdir(_root(layout)) or len(path) > 190:  # no longer path has such a file
+    if not os.path.isdir(_root(layout)) or len(path) > 190:  # a longer path cannot have such a file
         return None
     where = _directory(layout, path) / INFO
     try:
@@ -109,5 +109,5 @@ def forget_volumes(layout: Layout, sandbox_id: str) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # most hosts have no such volumes
         directories = list(_root(layout).iterdir())
     for directory in directories:
-        with contextlib.suppress(NotADirectoryError):  # a stray file among them is nobody's mark
+        with contextlib.suppress(NotADirectoryError):  # a stray file is no mark
             (directory / sandbox_id).unlink(missing_ok=True)

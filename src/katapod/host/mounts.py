@@ -174,7 +174,7 @@ def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str
     options = ",".join(shorter if part.startswith("lowerdir=") else part for part in parts)
 
     def work() -> None:
-        unshare(CLONE_FS)  # a working directory of this thread's own
+        unshare(CLONE_FS)  # a working directory for this thread alone
         os.chdir(directory)
         mount(source, target, kind, flags, options)
 
@@ -235,4 +235,4 @@ def unmount_below(directory: Path) -> None:
                     raise MountFailed(f"cannot unmount {point}: {exc.strerror}") from exc
     left = mounts_below(directory)
     if left:
-        raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts come back")
+        raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts reappear")

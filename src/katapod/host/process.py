@@ -38,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-OUTPUT_MAX = 4 * 1024 * 1024  # bytes kept of each stream; a program that says more has gone wrong
+OUTPUT_MAX = 4 * 1024 * 1024  # bytes kept of each stream; a program that writes more has gone wrong
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 STOP_GRACE_S = 2.0
 
@@ -178,7 +178,7 @@ async def _create_elsewhere(
         raise _no_netns(argv, netns, "it is no network namespace") from exc
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
-    except OSError as exc:  # no program at all: a configuration may name any file
+    except OSError as exc:  # not a program: a configuration may name any file
         raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
     finally:
         if entered is not None:
@@ -247,7 +247,7 @@ async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None
     stream.write(data or b"")
     stream.close()  # once all is written
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        await stream.wait_closed()  # the error of a pipe that nobody waits for, asyncio logs as one that nobody saw
+        await stream.wait_closed()  # asyncio would log the error of a pipe that nobody awaits as never retrieved
 
 
 async def spawn(
@@ -317,7 +317,7 @@ def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None, sec
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:
-    """Make sure that `child` has ended: SIGTERM, a wait, SIGKILL. Returns whether it went softly. Idempotent."""
+    """Make sure that `child` has ended: SIGTERM, a wait, SIGKILL. Returns whether it ended gracefully. Idempotent."""
     process = child.process
     if process.returncode is not None:
         return True

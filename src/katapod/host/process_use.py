@@ -1,4 +1,4 @@
-"""What a sandbox's processes take, read in a hurry: a few small files of /proc, for who asks every few seconds.
+"""What a sandbox's processes use, read fast: a few small files of /proc, for callers that ask every few seconds.
 
 host/memory_use.py is exact about shared pages, and takes a hundred times as long. Source: proc(5).
 """

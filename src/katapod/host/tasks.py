@@ -1,4 +1,4 @@
-"""Work that has to reach its end although who waits for it is told to stop, and work side by side."""
+"""Work that must finish although its caller is cancelled, and work side by side."""
 
 import asyncio
 import contextlib

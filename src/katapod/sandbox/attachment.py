@@ -100,7 +100,7 @@ def _warn_once(exc: HostLacks) -> None:
     with contextlib.suppress(OSError):
         WARNED.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         os.close(os.open(WARNED, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        log.warning("containers have no network on this host: %s (%s); --net none says that you know", exc, exc.hint)
+        log.warning("containers have no network on this host: %s (%s); use --net none to silence this", exc, exc.hint)
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +147,7 @@ async def release_attachment(record: AttachmentRecord, sandbox_id: str) -> list[
     gone all the same, but plugins may have left addresses taken, or rules of the firewall."""
     problems: list[KatapodError] = []
     attachment = attachment_of(record, sandbox_id)
-    with contextlib.suppress(OSError, KatapodError):  # the end tries again, and tells
+    with contextlib.suppress(OSError, KatapodError):  # the end tries again, and reports it
         if not is_netns(Path(record.netns)):  # plugins can do without a namespace, but not with what is none
             remove_netns(Path(record.netns))
     for number in range(RELEASE_TRIES):

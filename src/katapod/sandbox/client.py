@@ -127,7 +127,7 @@ def string_user(text: str, groups: tuple[str, ...] = ()) -> agent_pb2.StringUser
 async def require_features(agent: AgentClient, needed: frozenset[str]) -> None:
     """Raises SpecError if the agent lacks one of them, RpcError."""
     if not needed:
-        return  # nobody is asked
+        return  # nothing to ask for
     lacking = sorted(name.removeprefix(PREFIX) for name in needed - await agent.features())
     if lacking:
         raise SpecError(

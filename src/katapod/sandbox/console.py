@@ -63,7 +63,7 @@ class ConsoleLink:
                 return await connect_vsock(self._vsock_cid, CONSOLE_SERVICE_VPORT)
         except OSError as exc:
             raise RpcError(
-                StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has no console but a raw one: {exc}"
+                StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has only a raw console: {exc}"
             ) from exc
 
     async def answers(self) -> bool:
@@ -86,7 +86,7 @@ class ConsoleLink:
         if self._connection is None:
             return
         request = agent_pb2.SignalProcessRequest(container_id=VM_ID, exec_id=exec_id, signal=SIGHUP)
-        with contextlib.suppress(RpcError):  # it has ended, or the guest has
+        with contextlib.suppress(RpcError):  # the process, or the guest, has ended
             await AgentClient(self._connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The owner's door for other commands: a ttrpc socket in the sandbox's state directory.
+"""The owner's control server for other commands: a ttrpc socket in the sandbox's state directory.
 
 It serves two things: `katapod.Control` (JSON messages of our own) for what concerns the sandbox's life,
 and the part of `grpc.AgentService` that concerns execs, passed on to the guest as it is: the agent's
@@ -89,7 +89,7 @@ class _Control:
 
     async def _pass_on(self, method: str, payload: bytes) -> bytes:
         if method not in _PASSED:
-            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is the owner's to call")
+            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is reserved for the owner")
         request_class, to_console = _PASSED[method], False
         if request_class is not None:
             request = request_class.FromString(payload)

@@ -65,7 +65,7 @@ class GuestFigures:
             answer = await self._managed.agent.call("GetMetrics", request, timeout_s=ANSWER_LIMIT_S)
         except RpcError as exc:
             if exc.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
-                self._agent_has_metrics = False  # an older agent: it will not learn it
+                self._agent_has_metrics = False  # an older agent: it will not have it later either
             log.warning("the guest's part of the metrics of %s is missing: %s", self._managed.sandbox_id, exc)
             return ""
         text, cut = await asyncio.to_thread(guest_metrics, str(answer.metrics))

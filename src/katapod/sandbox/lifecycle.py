@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 DESTROY_LIMIT_S = 5.0
-SPACE_FLOOR_MIB = 16  # below this, starting would only fail later and less clearly
+SPACE_FLOOR_MIB = 16  # below this a start would only fail later, with a less clear error
 
 
 class StartedMachine(Protocol):
@@ -86,7 +86,7 @@ class Sandbox:
         self.guest_vcpus = machine.spec.vcpus
         self.devices = machine.devices
         self.devices.note = lambda table: self.save(devices=table)
-        self._told_disks: set[str] = set()  # whose errors were told of
+        self._told_disks: set[str] = set()  # whose errors have been logged
         machine.vm.on_disk_error(self.take_disk_error)
         self.network = machine.network
         self.direct_volumes = DirectVolumes()
@@ -218,7 +218,7 @@ class Sandbox:
             return bool(gone or told or moved)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
-        """Plug vCPUs and memory until the guest has at least these; what it has more stays.
+        """Plug vCPUs and memory until the guest has at least these; it never shrinks.
 
         Memory comes in blocks of MEMORY_BLOCK_MIB. Raises VmmRefused, AgentFailed, KatapodError.
         """
@@ -353,7 +353,7 @@ async def open_sandbox(
 
 def _claim_directory(layout: Layout, path: Path, stack: ReleaseStack) -> None:
     stack.callback(clear_away, layout, path)
-    clear_away(layout, path)  # the name is ours by now: whatever lies there is left of another life
+    clear_away(layout, path)  # the name is ours by now: whatever lies there is a leftover
     _make_directory(path)
 
 

@@ -55,7 +55,7 @@ def _text(text: str) -> str:
 
 
 def parse_guest(said: Any) -> facts.GuestFacts:
-    """From the agent's InspectResponse, cut to our own limits whatever it thinks of them."""
+    """From the agent's InspectResponse, cut to our own limits: the guest may not keep to them."""
     lists = (said.modules, said.mounts, said.processes, said.units, said.links, said.routes)
     return facts.GuestFacts(
         kernel=_text(said.kernel),

@@ -53,7 +53,7 @@ SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kern
 CLOCK_TRIES, CLOCK_GOOD_S = 2, 0.05
 VMM_END_S = 1.0  # between the VMM's goodbye to virtiofsd, which ends at once then, and its own end
 VMM_SEEN_S = 0.3  # until the end of a VMM is seen that has made virtiofsd fail
-KILLED = (-9, -15)  # ends of a VMM that somebody wished for
+KILLED = (-9, -15)  # how a VMM ends that was asked to: SIGTERM, SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +477,7 @@ async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "
         if death.done():
             return
         if vm_end.done() and not vm.stopping:
-            await asyncio.sleep(0.05)  # the last words of the console are still on their way to the log
+            await asyncio.sleep(0.05)  # the console's last lines are still on their way to the log
             if not death.done():
                 death.set_result(vm.explain_end())
         elif not vm_end.done() and not share.stopping:

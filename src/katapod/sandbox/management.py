@@ -278,7 +278,7 @@ class _Routes:
     async def _volume_stats(self, request: Request) -> Response:
         volume = request.query.get("path", "")
         if not volume:
-            raise HttpError(400, "cannot tell the statistics of a volume: the parameter path is missing")
+            raise HttpError(400, "cannot get the statistics of a volume: the parameter path is missing")
         wanted = agent_pb2.VolumeStatsRequest(volume_guest_path=self._guest_path(volume))
         found = await self._call("GetVolumeStats", wanted)
         shown = {
@@ -359,7 +359,7 @@ def metrics_text(managed: Managed) -> str:
 
 
 def summary_of(managed: Managed, guest: GuestSummary | None = None) -> SandboxSummary:
-    """The host's part is read from /proc, in a millisecond: no thread is worth it."""
+    """The host's part is read from /proc, in a millisecond: not worth a thread."""
     vmm, virtiofsd, owner = (process_use(pids) for pids in ([managed.vmm_pid], managed.virtiofsd_pids, [os.getpid()]))
     received, sent = network_bytes(managed.vmm_pid) if managed.has_network else (None, None)
     return SandboxSummary(

@@ -1,6 +1,7 @@
-"""The door of the management socket: listens from the start, loads what answers (management.py) at the first knock.
+"""The listener of the management socket: it listens from the start, and loads the server (management.py) for the first
+client.
 
-Most sandboxes live and end without one, and a start shall not wait for those imports.
+Most sandboxes never have one, and a start must not wait for those imports.
 """
 
 import asyncio
@@ -50,10 +51,10 @@ async def management_door(sandbox: Sandbox, call_times: "Sequence[CallTimes]" = 
 
 async def _serve(listener: socket.socket, sandbox: Sandbox, call_times: "Sequence[CallTimes]") -> None:
     loop = asyncio.get_running_loop()
-    knock = loop.create_future()
-    loop.add_reader(listener, lambda: None if knock.done() else knock.set_result(None))
+    client = loop.create_future()
+    loop.add_reader(listener, lambda: None if client.done() else client.set_result(None))
     try:
-        await knock
+        await client
     finally:
         loop.remove_reader(listener)
     from katapod.sandbox.management import ManagedSandbox, serve_management

@@ -140,7 +140,7 @@ async def prove_machine(
 class _End:
     """How a boot of the proof ended."""
 
-    status: int | None  # of the VMM; None: it runs still
+    status: int | None  # of the VMM; None: it still runs
     timed_out_s: float
     said: str
     cause: KatapodError | None = None
@@ -206,7 +206,7 @@ async def choose_accelerator(
         if newest is not None and newest.at >= began:  # found by another as we waited: as good as our own
             return _or_refuse(newest.verdict(plan.key), plan, needed=forced)
         if not mine and overdue is not None:
-            return overdue.verdict(plan.key)  # another asks again: until then what was so holds
+            return overdue.verdict(plan.key)  # another process asks again: until then what was so holds
         if not mine:
             text = f"another process has been trying it for {TURN_LIMIT_S:g} s"
             return _or_refuse(Verdict(Accelerator.TCG, text, fresh=True), plan, needed=forced)

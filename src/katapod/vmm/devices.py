@@ -32,7 +32,7 @@ class SharedDirectory(Struct, frozen=True):
 
 
 class DiskSettings(Struct, frozen=True):
-    """What the configuration says of disks. The overlay over an image only takes its thread: it ends with the VM."""
+    """What the configuration says of disks. An overlay takes only its thread from here: it ends with the VM."""
 
     aio: str = "threads"
     cache_set: bool = False

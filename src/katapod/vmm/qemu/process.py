@@ -1,4 +1,4 @@
-"""A running QEMU: carries out a QemuPlan, owns its descriptors, and stops it softly or hard."""
+"""A running QEMU: carries out a QemuPlan, owns its descriptors, and stops it, gracefully or by SIGKILL."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,7 @@ class QemuProcess:
         self.qmp = qmp
         self.logs = logs
         self.stopping = False
-        self.expendable = False  # nothing in the guest is worth a soft end
+        self.expendable = False  # nothing in the guest is worth a graceful end
         self._sockets = sockets
 
     @property
@@ -120,7 +120,7 @@ class QemuProcess:
         await self.qmp.execute("block_resize", {"node-name": disk_node(disk_id), "size": size})
 
     async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
-        from katapod.vmm.qemu.facts import ask_hypervisor  # only for who looks on
+        from katapod.vmm.qemu.facts import ask_hypervisor  # only for observers
 
         return await ask_hypervisor(self.qmp, limit_s)
 
@@ -185,7 +185,7 @@ class QemuProcess:
             raise VmmRefused(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
-        """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it went softly."""
+        """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it ended gracefully."""
         self.stopping = True
         if self.child.process.returncode is None and soft and not self.expendable:
             try:
@@ -277,8 +277,8 @@ async def running_qemu(
 
 
 async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: str) -> VmmFailed:
-    """End what did not come up; returns the error, with what it said."""
-    with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
+    """Stop a QEMU that failed to start; returns the error, with the last lines of its output."""
+    with contextlib.suppress(TimeoutError):  # it exits by itself if it rejected its arguments
         async with asyncio.timeout(1.0):
             await child.process.wait()
     ended_with = child.process.returncode  # before we end it ourselves
