@@ -22,7 +22,7 @@ from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.management import Managed
+from katapod.sandbox.management import ObservedSandbox
 from kit.management_socket import management_socket
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
@@ -44,7 +44,7 @@ class _NoVmm:
         return None, [Missing("hypervisor", "there is no VMM")]
 
 
-class VmlessSandbox(Managed):
+class VmlessSandbox(ObservedSandbox):
     """A process that sleeps stands for its VMM."""
 
     agent_url = "vsock://42:1024"

@@ -9,7 +9,7 @@ from katapod.model.guest_metrics import guest_metrics
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
-__all__ = ["GuestFigures"]
+__all__ = ["AgentCalls", "GuestFigures"]
 
 log = logging.getLogger(__name__)
 
@@ -18,19 +18,19 @@ PATIENCE_S = 0.75  # less than what kata-monitor gives the slowest, so that the 
 KEPT_S = 60.0
 
 
-class Caller(Protocol):
+class AgentCalls(Protocol):
     """Part of AgentClient."""
 
     async def call(self, method: str, request: Any, timeout_s: float | None = ...) -> Any: ...
 
 
 class HasAgent(Protocol):
-    """Part of management.Managed."""
+    """Part of management.ObservedSandbox."""
 
     @property
     def sandbox_id(self) -> str: ...
     @property
-    def agent(self) -> Caller: ...
+    def agent(self) -> AgentCalls: ...
 
 
 class GuestFigures:
