@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import katapod
 from bench.by_hand import SHARE, by_hand_initrd, run_by_hand
 from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, running_containerd
 from bench.contestants import Contestant, Katapod, Peer, katapod_variants, peer_contestants
@@ -25,7 +26,6 @@ from bench.raw_boot import RawBoot
 from bench.share import BY_HAND, CTR_ROOT, CTR_RUNC_SHARED, CTR_SHARED, SHARE_SCRIPT, SHARED
 from bench.suites import BUNDLE, IMAGE, Stage, with_python
 from bench.workload import Bundles, make_rootfs, write_archive
-from katapod import about
 
 __all__ = ["prepared"]
 
@@ -39,7 +39,7 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
     """The contestants that are wanted and work, each tried once. `missing` gets the others, and why."""
     # as the packages do once they are installed; where PYTHONDONTWRITEBYTECODE is set, each start of a checkout would
     # compile all that it loads
-    compileall.compile_dir(Path(about.__file__).parent, quiet=1)
+    compileall.compile_dir(Path(katapod.__file__).parent, quiet=1)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="katapod-bench-", dir=SCRATCH)))
         own = Path("/run") / scratch.name

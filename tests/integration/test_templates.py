@@ -106,13 +106,13 @@ async def test_a_large_guest_survives_the_zeroing_of_its_memory(store: StateStor
 async def test_what_a_builder_leaves(store: StateStore, template_built: Path) -> None:
     plan = template_plan(store, template_built)
     assert {path.name for path in template_built.iterdir()} == {plan.key, f"{plan.key}.lock"}
-    assert {path.name for path in plan.folder.iterdir()} == {"memory", "state", "meta.json", "uses"}
-    meta = json.loads((plan.folder / "meta.json").read_text())
-    memory = (plan.folder / "memory").stat()
+    assert {path.name for path in plan.directory.iterdir()} == {"memory", "state", "meta.json", "uses"}
+    meta = json.loads((plan.directory / "meta.json").read_text())
+    memory = (plan.directory / "memory").stat()
     assert (meta["key"], meta["memory_bytes"], memory.st_size) == (plan.key, 256 << 20, 256 << 20)
-    assert meta["state_sha256"] == hashlib.sha256((plan.folder / "state").read_bytes()).hexdigest()
+    assert meta["state_sha256"] == hashlib.sha256((plan.directory / "state").read_bytes()).hexdigest()
     assert 0 < meta["data_bytes"] <= memory.st_blocks * 512 < 128 << 20  # pages of zeros are left out
-    assert plan.folder.stat().st_mode & 0o777 == template_built.stat().st_mode & 0o777 == 0o700
+    assert plan.directory.stat().st_mode & 0o777 == template_built.stat().st_mode & 0o777 == 0o700
 
 
 async def test_a_clone_that_has_grown(store: StateStore, template_built: Path) -> None:
@@ -175,7 +175,7 @@ async def test_a_cancelled_build_leaves_nothing(store: StateStore, root: Path, d
     await asyncio.wait({task}, timeout=delay_s)
     task.cancel()
     (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
-    if outcome is True or plan.folder.exists():  # it was faster, or was being put in its place
+    if outcome is True or plan.directory.exists():  # it was faster, or was being put in its place
         assert find_and_close(plan)
         assert not [path.name for path in root.iterdir() if path.name.startswith(".")]
     else:

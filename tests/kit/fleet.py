@@ -22,7 +22,8 @@ from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.management import Managed, management_socket
+from katapod.sandbox.management import ObservedSandbox
+from kit.management_socket import management_socket
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
 
@@ -43,7 +44,7 @@ class _NoVmm:
         return None, [Missing("hypervisor", "there is no VMM")]
 
 
-class VmlessSandbox(Managed):
+class VmlessSandbox(ObservedSandbox):
     """A process that sleeps stands for its VMM."""
 
     agent_url = "vsock://42:1024"

@@ -17,8 +17,18 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from katapod.agent.loop import Loop
-    from katapod.agent.sandbox import Agent
+
+    class Agent(Protocol):
+        """What is needed of sandbox.Agent, which imports this module."""
+
+        loop: Loop
+
+        @property
+        def connections(self) -> Connections: ...
+
 
 __all__ = ["CONNECTIONS_MAX", "Connections", "connect", "disconnect", "receive", "send"]
 

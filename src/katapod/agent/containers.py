@@ -12,11 +12,12 @@ import signal
 import stat
 
 from katapod.agent import crun, devices, log, tree
+from katapod.agent.container import Container
 from katapod.agent.launch import Launch, resolve_process
-from katapod.agent.paths import CGROUP_ROOT, bundle_of, check_id
+from katapod.agent.namespaces import share_pid_namespace
+from katapod.agent.paths import check_id
 from katapod.agent.process import Process, read_stdio, write_stdin
 from katapod.agent.program import ProgramError
-from katapod.agent.sandbox import Agent, share_pid_namespace
 from katapod.agent.spec import cgroup_path, process_json, resources_json, spec_json
 from katapod.kernel.mount import MNT_DETACH, MS_BIND, MS_REC, mount, umount
 from katapod.kernel.trees import remove_tree, walk_tree
@@ -25,9 +26,9 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from katapod.agent.sandbox import Agent
 
-__all__ = ["Container", "destroy"]
+__all__ = ["destroy", "find_container"]
 
 PROCESSES_MAX = 512  # per container, including those that have ended but are not forgotten
 ENDED_KEPT_MAX = 128  # processes whose exit status has been delivered, with output that is unread and not being read
@@ -35,38 +36,6 @@ KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
 FORGET_AFTER_S = 2.0  # virtiofsd lets the kernel cache names for a second
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
-
-
-class Container:
-    """A container that crun has created."""
-
-    def __init__(self, container_id: str, cgroup: str) -> None:
-        self.id = container_id
-        self.cgroup = cgroup
-        self.state = "creating"  # creating, created, running, paused, stopped
-        self.init_pid = 0
-        self.annotations: dict[str, str] = {}
-        self.has_poststart = False
-        self.processes: dict[str, Process] = {}
-        self.undo: list[Callable[[], None]] = []
-        self.binds: list[tuple[str, str]] = []
-        self.shared_paths: list[str] = []
-
-    @property
-    def bundle(self) -> str:
-        return bundle_of(self.id)
-
-    @property
-    def cgroup_folder(self) -> str:
-        return f"{CGROUP_ROOT}{self.cgroup}"
-
-    def require(self, *states: str, verb: str) -> None:
-        """Raises RpcError (FAILED_PRECONDITION)."""
-        if self.state not in states:
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                f"cannot {verb} container {self.id} in state {self.state}; needs {' or '.join(states)}",
-            )
 
 
 def find_container(agent: Agent, container_id: str) -> Container:
@@ -110,10 +79,10 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         agent.limits.follow()
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
-    if "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
-        from katapod.agent.modules import load_packet_filters
+    if agent.limits is not None and "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
+        from katapod.agent.modules import load_packet_filters  # only in a guest: a host's modules are not ours
 
-        await load_packet_filters(agent)
+        await load_packet_filters(agent.loop)
     if devices.opens_all(spec.Linux.Resources):
         devices.add_guest_devices(spec)
     if spec.Linux.Sysctl:
@@ -158,7 +127,7 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     container.processes[container.id] = process
     process.ended.on_done(lambda: _init_ended(agent, container))
     if join_pid and "pid" not in agent.shared_namespaces:
-        share_pid_namespace(agent, process.pid)
+        share_pid_namespace(agent.shared_namespaces, process.pid)
     agent.oom.watch(container.id, container.cgroup)
     container.undo.append(lambda: agent.oom.forget(container.id))
 
@@ -171,20 +140,20 @@ def _init_ended(agent: Agent, container: Container) -> None:
 def _forget_in_crun(agent: Agent, container: Container) -> None:
     """Remove crun's state, if any; the processes are dead."""
     crun.forget(container.id)
-    folder = container.cgroup_folder
+    directory = container.cgroup_directory
     try:
-        for parent, name in walk_tree(folder):  # a container may have nested any number of them
+        for parent, name in walk_tree(directory):  # a container may have nested any number of them
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=parent)
-        os.rmdir(folder)
+        os.rmdir(directory)
     except OSError as exc:
-        log.debug(f"cannot remove all of {folder}: {exc.filename}: {exc.strerror}")
+        log.debug(f"cannot remove all of {directory}: {exc.filename}: {exc.strerror}")
 
 
 def kill_all(container: Container) -> None:
     """SIGKILL to every process in the container's cgroup; cgroup.kill does so atomically."""
     try:
-        with open(f"{container.cgroup_folder}/cgroup.kill", "w") as handle:
+        with open(f"{container.cgroup_directory}/cgroup.kill", "w") as handle:
             handle.write("1")
     except FileNotFoundError:
         if container.init_pid and container.state not in ("stopped", "creating"):
@@ -217,7 +186,7 @@ async def destroy(agent: Agent, container: Container) -> None:
 
 def _populated(container: Container) -> bool:
     try:
-        with open(f"{container.cgroup_folder}/cgroup.events") as handle:
+        with open(f"{container.cgroup_directory}/cgroup.events") as handle:
             return "populated 1" in handle.read()
     except OSError:
         return False
@@ -288,15 +257,15 @@ async def _launch_exec(
 ) -> Process:
     container.require("running", verb="run a process in")  # it may have ended since the request
     root = f"/proc/{container.init_pid}/root"
-    folder = f"{container.bundle}/exec-{exec_id}"
-    os.mkdir(folder)
+    directory = f"{container.bundle}/exec-{exec_id}"
+    os.mkdir(directory)
     try:
         await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
-        with open(f"{folder}/process.json", "w") as handle:
+        with open(f"{directory}/process.json", "w") as handle:
             json.dump(process_json(request.process), handle)
-        arguments = ["exec", "--detach", "--process", f"{folder}/process.json", container.id]
+        arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
         command = Launch(agent.loop, request.process, root, ())
-        return await command.run(exec_id, arguments, folder, agent.options.container_pipe_size_bytes)
+        return await command.run(exec_id, arguments, directory, agent.options.container_pipe_size_bytes)
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
         if not told and await _is_ending(agent, container):
@@ -304,7 +273,7 @@ async def _launch_exec(
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
         raise
     finally:
-        remove_tree(folder)
+        remove_tree(directory)
 
 
 async def _is_ending(agent: Agent, container: Container) -> bool:
@@ -388,12 +357,12 @@ async def resize_terminal(agent: Agent, request: agent_pb2.TtyWinResizeRequest) 
 
 async def _freeze(agent: Agent, container: Container, verb: str, frozen: bool) -> None:
     """Freeze or thaw the cgroup, like crun, and wait until the kernel has done so."""
-    folder = container.cgroup_folder
-    with open(f"{folder}/cgroup.freeze", "w") as handle:
+    directory = container.cgroup_directory
+    with open(f"{directory}/cgroup.freeze", "w") as handle:
         handle.write("1" if frozen else "0")
     wanted = f"frozen {int(frozen)}"
     for _ in range(int(FREEZE_LIMIT_S / FREEZE_POLL_S)):
-        with open(f"{folder}/cgroup.events") as handle:
+        with open(f"{directory}/cgroup.events") as handle:
             if wanted in handle.read():
                 container.state = "paused" if frozen else "running"
                 return

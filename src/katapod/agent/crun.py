@@ -14,7 +14,7 @@ from katapod.kernel.trees import remove_tree
 __all__ = ["forget", "release", "run", "sealed_binary"]
 
 ROOT = "/run/crun"
-LOG_FOLDER = "/run/kata-containers"
+LOG_DIRECTORY = "/run/kata-containers"
 LIMIT_S = 60.0
 ERROR_MAX = 4096
 _count = 0
@@ -69,7 +69,7 @@ async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | No
     """
     global _count
     _count += 1
-    log_path = f"{LOG_FOLDER}/crun-{_count}.log"
+    log_path = f"{LOG_DIRECTORY}/crun-{_count}.log"
     command = ["crun", "--root", ROOT, "--cgroup-manager=cgroupfs", "--log", log_path, "--log-format=json"]
     try:
         with trace.Span(f"crun {arguments[0]}"):
@@ -104,6 +104,6 @@ def release(container_id: str) -> bool:
 
 def forget(container_id: str) -> None:
     """Remove crun's state of a container whose processes are dead. Raises OSError."""
-    folder = f"{ROOT}/{container_id}"
-    if os.path.isdir(folder):
-        remove_tree(folder)
+    directory = f"{ROOT}/{container_id}"
+    if os.path.isdir(directory):
+        remove_tree(directory)

@@ -22,7 +22,7 @@ __all__ = [
     "block_device",
     "opens_all",
     "parse_pci_path",
-    "pci_folder",
+    "pci_directory",
     "static_nodes",
 ]
 
@@ -49,27 +49,27 @@ def parse_pci_path(text: str) -> list[str]:
     return slots
 
 
-def pci_folder(slots: list[str], root: str) -> str | None:
+def pci_directory(slots: list[str], root: str) -> str | None:
     """The sysfs directory of the device, if it exists."""
-    folder, bus = root, "0000:00"
+    directory, bus = root, "0000:00"
     for depth, slot in enumerate(slots):
         if depth:
             try:
-                bus = os.listdir(f"{folder}/pci_bus")[0]
+                bus = os.listdir(f"{directory}/pci_bus")[0]
             except (OSError, IndexError):
                 return None
-        folder = f"{folder}/{bus}:{slot}"
-        if not os.path.isdir(folder):
+        directory = f"{directory}/{bus}:{slot}"
+        if not os.path.isdir(directory):
             return None
-    return folder
+    return directory
 
 
 def _block_name(slots: list[str], root: str) -> str | None:
-    folder = pci_folder(slots, root)
+    directory = pci_directory(slots, root)
     try:
-        for name in os.listdir(folder) if folder else ():
+        for name in os.listdir(directory) if directory else ():
             if name.startswith("virtio"):
-                return os.listdir(f"{folder}/{name}/block")[0]
+                return os.listdir(f"{directory}/{name}/block")[0]
     except (OSError, IndexError):
         return None
     return None
@@ -160,11 +160,11 @@ def static_nodes(devname: str) -> list[tuple[str, str, int, int]]:
     return found
 
 
-def _nodes_below(folder: str) -> dict[str, tuple[str, int, int]]:
+def _nodes_below(directory: str) -> dict[str, tuple[str, int, int]]:
     """Type, number and mode of each node by its path."""
     found: dict[str, tuple[str, int, int]] = {}
-    for entry in os.scandir(folder):
-        if folder == DEV and entry.name in NOT_DEVICES:
+    for entry in os.scandir(directory):
+        if directory == DEV and entry.name in NOT_DEVICES:
             continue
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):

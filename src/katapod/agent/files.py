@@ -25,7 +25,7 @@ TERMINATION_PATHS = (
     "io.kubernetes.container.terminationMessagePath",
     "io.kubernetes.cri.termination-message-path",
 )
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _invalid(text: str) -> RpcError:
@@ -40,17 +40,17 @@ def split_path(path: str, root: str) -> list[str]:
     return parts
 
 
-def _open_folder(root: str, parts: list[str], mode: int) -> int:
+def _open_directory(root: str, parts: list[str], mode: int) -> int:
     """Open root/parts, creating what is missing. The caller owns the descriptor. Raises OSError."""
     os.makedirs(root, mode=0o755, exist_ok=True)
-    fd = os.open(root, _FOLDER)
+    fd = os.open(root, _DIRECTORY)
     for part in parts:
         try:
             try:
-                child = os.open(part, _FOLDER, dir_fd=fd)
+                child = os.open(part, _DIRECTORY, dir_fd=fd)
             except FileNotFoundError:
                 os.mkdir(part, dir_fd=fd)
-                child = os.open(part, _FOLDER, dir_fd=fd)
+                child = os.open(part, _DIRECTORY, dir_fd=fd)
                 os.fchmod(child, mode)
         finally:
             os.close(fd)
@@ -70,52 +70,52 @@ def copy_into(root: str, request: agent_pb2.CopyFileRequest) -> None:
         raise _invalid(f"cannot copy to {request.path}: offset {request.offset} of size {request.file_size}")
     kind = stat.S_IFMT(request.file_mode)
     mode = stat.S_IMODE(request.file_mode)
-    folder = _open_folder(root, parents, stat.S_IMODE(request.dir_mode) or 0o755)
+    directory = _open_directory(root, parents, stat.S_IMODE(request.dir_mode) or 0o755)
     try:
         if kind == stat.S_IFDIR:
-            os.close(_make_folder(folder, name, request))
+            os.close(_make_directory(directory, name, request))
         elif kind == stat.S_IFLNK:
-            _make_link(folder, name, request)
+            _make_link(directory, name, request)
         elif kind in (0, stat.S_IFREG):
-            _write_chunk(folder, name, mode, request)
+            _write_chunk(directory, name, mode, request)
         else:
             raise _invalid(f"cannot copy to {request.path}: not a file, directory or symbolic link")
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
-def _make_folder(folder: int, name: str, request: agent_pb2.CopyFileRequest) -> int:
-    if not _exists(folder, name):
-        os.mkdir(name, dir_fd=folder)
-    fd = os.open(name, _FOLDER, dir_fd=folder)
+def _make_directory(directory: int, name: str, request: agent_pb2.CopyFileRequest) -> int:
+    if not _exists(directory, name):
+        os.mkdir(name, dir_fd=directory)
+    fd = os.open(name, _DIRECTORY, dir_fd=directory)
     os.fchown(fd, request.uid, request.gid)
     os.fchmod(fd, stat.S_IMODE(request.file_mode))
     return fd
 
 
-def _exists(folder: int, name: str) -> bool:
+def _exists(directory: int, name: str) -> bool:
     try:
-        os.lstat(name, dir_fd=folder)
+        os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
         return False
     return True
 
 
-def _make_link(folder: int, name: str, request: agent_pb2.CopyFileRequest) -> None:
+def _make_link(directory: int, name: str, request: agent_pb2.CopyFileRequest) -> None:
     temporary = f".{name[:200]}.tmp"
-    _remove(folder, temporary)
-    os.symlink(bytes(request.data), temporary.encode(), dir_fd=folder)
-    os.chown(temporary, request.uid, request.gid, dir_fd=folder, follow_symlinks=False)
-    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    _remove(directory, temporary)
+    os.symlink(bytes(request.data), temporary.encode(), dir_fd=directory)
+    os.chown(temporary, request.uid, request.gid, dir_fd=directory, follow_symlinks=False)
+    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def _write_chunk(folder: int, name: str, mode: int, request: agent_pb2.CopyFileRequest) -> None:
+def _write_chunk(directory: int, name: str, mode: int, request: agent_pb2.CopyFileRequest) -> None:
     temporary = f".{name[:200]}.tmp"
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     if request.offset == 0:
-        _remove(folder, temporary)
+        _remove(directory, temporary)
         flags |= os.O_CREAT | os.O_EXCL
-    fd = os.open(temporary, flags, 0o600, dir_fd=folder)
+    fd = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
         view = memoryview(request.data)
         at = request.offset
@@ -130,12 +130,12 @@ def _write_chunk(folder: int, name: str, mode: int, request: agent_pb2.CopyFileR
         os.fchmod(fd, mode or 0o644)
     finally:
         os.close(fd)
-    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def _remove(folder: int, name: str) -> None:
+def _remove(directory: int, name: str) -> None:
     try:
-        os.unlink(name, dir_fd=folder)
+        os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         return
 

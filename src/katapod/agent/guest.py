@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from katapod.rpc.pb import katapod_pb2
 
 GRPC_VERSION = "0.0.1"  # of the agent protocol
-CPU_FOLDER = "/sys/devices/system/cpu"
-MEMORY_FOLDER = "/sys/devices/system/memory"
+CPU_DIRECTORY = "/sys/devices/system/cpu"
+MEMORY_DIRECTORY = "/sys/devices/system/memory"
 ONLINE_TRIES, ONLINE_PAUSE_S = 100, 0.05
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 SEED_MAX = 4096  # bytes
@@ -51,20 +51,20 @@ async def get_guest_details(agent: Agent, request: agent_pb2.GuestDetailsRequest
     response = agent_pb2.GuestDetailsResponse(agent_details=details)
     if request.mem_block_size:
         try:
-            with open(f"{MEMORY_FOLDER}/block_size_bytes") as handle:
+            with open(f"{MEMORY_DIRECTORY}/block_size_bytes") as handle:
                 response.mem_block_size_bytes = int(handle.read(), 16)
         except FileNotFoundError:
             response.mem_block_size_bytes = 0  # the kernel lacks memory hot-plug
     if request.mem_hotplug_probe:
-        response.support_mem_hotplug_probe = os.path.exists(f"{MEMORY_FOLDER}/probe")
+        response.support_mem_hotplug_probe = os.path.exists(f"{MEMORY_DIRECTORY}/probe")
     return response
 
 
-def _set_online(folder: str, prefix: str, most: int | None = None) -> int:
+def _set_online(directory: str, prefix: str, most: int | None = None) -> int:
     """Bring offline CPUs or memory blocks online, in order, until `most` are; returns how many are online."""
     online = 0
     try:
-        names = os.listdir(folder)
+        names = os.listdir(directory)
     except FileNotFoundError:
         return 0
     numbers = sorted(
@@ -73,7 +73,7 @@ def _set_online(folder: str, prefix: str, most: int | None = None) -> int:
     for number in numbers:
         if online == most:
             break
-        path = f"{folder}/{prefix}{number}/online"
+        path = f"{directory}/{prefix}{number}/online"
         try:
             with open(path) as handle:
                 state = handle.read(1)
@@ -97,9 +97,9 @@ async def _put_online(agent: Agent, added: int, cpu_only: bool) -> bool:
     for attempt in range(ONLINE_TRIES):
         if attempt:
             await agent.loop.sleep(ONLINE_PAUSE_S)
-        agent.cpus = _set_online(CPU_FOLDER, "cpu", wanted)
+        agent.cpus = _set_online(CPU_DIRECTORY, "cpu", wanted)
         if not cpu_only:
-            _set_online(MEMORY_FOLDER, "memory")
+            _set_online(MEMORY_DIRECTORY, "memory")
         if agent.cpus >= wanted:
             return True
     log.warning(f"fewer than {wanted} CPUs are online")
@@ -130,7 +130,7 @@ async def online_cpu_mem(agent: Agent, request: agent_pb2.OnlineCPUMemRequest) -
 
 async def mem_hotplug_by_probe(agent: Agent, request: agent_pb2.MemHotplugByProbeRequest) -> None:
     for address in request.memHotplugProbeAddr:
-        with open(f"{MEMORY_FOLDER}/probe", "w") as handle:
+        with open(f"{MEMORY_DIRECTORY}/probe", "w") as handle:
             handle.write(f"{address:#x}")
 
 

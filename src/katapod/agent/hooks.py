@@ -20,12 +20,12 @@ def find_hooks(directory: str) -> dict[str, list[str]]:
     """The executable files of each directory, by kind; a missing directory has none."""
     found: dict[str, list[str]] = {}
     for kind in KINDS:
-        folder = f"{directory}/{kind}"
+        of_kind = f"{directory}/{kind}"
         try:
-            names = sorted(os.listdir(folder))
+            names = sorted(os.listdir(of_kind))
         except OSError:
             continue
-        paths = [f"{folder}/{name}" for name in names]
+        paths = [f"{of_kind}/{name}" for name in names]
         if programs := [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]:
             found[kind] = programs
     return found

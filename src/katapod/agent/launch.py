@@ -59,8 +59,8 @@ async def resolve_process(
     try:
         _resolve_user(process, string_user, root)
         cwd = process.Cwd or "/"
-        if make_cwd and cwd.startswith("/") and root.lacks_folder(cwd):
-            await _make_folders(loop, path, cwd)
+        if make_cwd and cwd.startswith("/") and root.lacks_directory(cwd):
+            await _make_directories(loop, path, cwd)
         head = root.program_head(process.Args[0], _environment(process, "PATH") or DEFAULT_PATH, cwd)
     finally:
         root.close()
@@ -95,12 +95,12 @@ def _resolve_user(process: oci_pb2.Process, string_user: agent_pb2.StringUser, r
         process.Env.append(f"HOME={users.find_home(process.User.UID, passwd)}")
 
 
-async def _make_folders(loop: Loop, root: str, folder: str) -> None:
+async def _make_directories(loop: Loop, root: str, directory: str) -> None:
     """If it cannot be created (a read-only root, a file in its place), crun reports that."""
 
     def make() -> str:
         rootfs.enter_root(root)
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
         return ""
 
     try:
@@ -119,17 +119,17 @@ class Launch:
         self._root = root
         self._binds = binds
 
-    async def run(self, exec_id: str, arguments: list[str], folder: str, pipe_size_bytes: int) -> Process:
-        """Call crun with `arguments` (verb first, container id last); temporary files go to `folder`.
+    async def run(self, exec_id: str, arguments: list[str], directory: str, pipe_size_bytes: int) -> Process:
+        """Call crun with `arguments` (verb first, container id last); temporary files go to `directory`.
 
         Raises RpcError: NOT_FOUND or PERMISSION_DENIED about the command, else INTERNAL.
         """
-        pid_path = f"{folder}/pid"
+        pid_path = f"{directory}/pid"
         arguments = [*arguments[:-1], "--pid-file", pid_path, arguments[-1]]
         self._loop.launch_begins()
         try:
             if self._process.Terminal:
-                stdio = await self._with_terminal(arguments, folder)
+                stdio = await self._with_terminal(arguments, directory)
             else:
                 stdio = await self._with_pipes(arguments, pipe_size_bytes)
             try:
@@ -162,16 +162,16 @@ class Launch:
                 os.close(fd)
         return stdio
 
-    async def _with_terminal(self, arguments: list[str], folder: str) -> Stdio:
+    async def _with_terminal(self, arguments: list[str], directory: str) -> Stdio:
         """crun sends the terminal's master over our socket."""
         import _socket
 
-        path = f"{folder}/console"
+        path = f"{directory}/console"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
         try:
             # the path of a bundle may exceed the 107 bytes of a socket address: use a path through its directory
-            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 short = f"/proc/self/fd/{fd}/console"
                 listener.bind(short)

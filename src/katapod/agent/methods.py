@@ -16,7 +16,7 @@ METHODS = {
     "grpc.Health/Check": "guest.check",
     "grpc.Health/Version": "guest.version",
     "grpc.AgentService/CreateSandbox": "sandbox.create_sandbox",
-    "grpc.AgentService/DestroySandbox": "sandbox.destroy_sandbox",
+    "grpc.AgentService/DestroySandbox": "teardown.destroy_sandbox",
     "grpc.AgentService/UpdateEphemeralMounts": "sandbox.update_ephemeral_mounts",
     "grpc.AgentService/CreateContainer": "containers.create_container",
     "grpc.AgentService/StartContainer": "containers.start_container",

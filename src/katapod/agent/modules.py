@@ -11,7 +11,6 @@ from katapod.rpc.status import RpcError, StatusCode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.loop import Loop
-    from katapod.agent.sandbox import Agent
 
 __all__ = ["load_module", "load_packet_filters"]
 
@@ -30,13 +29,13 @@ async def load_module(loop: Loop, name: str, parameters: list[str]) -> None:
         raise RpcError(StatusCode.INTERNAL, f"cannot load the kernel module {name}: {exc}") from exc
 
 
-async def load_packet_filters(agent: Agent) -> None:
+async def load_packet_filters(loop: Loop) -> None:
     """For containers that may change packet filters. The legacy tools (iptables-legacy, ebtables-legacy) begin with a
     socket option for which the kernel loads no module; they call modprobe, for which a container has no modules."""
     missing = [name for name in PACKET_FILTERS if not os.path.isdir(f"{LOADED}/{name}")]
-    if agent.limits is None or not missing:  # not in a guest: modules must not be loaded
+    if not missing:
         return
     try:
-        await program.run(agent.loop, ["modprobe", "-a", *missing], MODPROBE_LIMIT_S)
+        await program.run(loop, ["modprobe", "-a", *missing], MODPROBE_LIMIT_S)
     except program.ProgramError as exc:
         log.debug(f"cannot load {' '.join(missing)}: {exc}")  # the kernel or the image lacks them

@@ -11,7 +11,7 @@ import errno
 import os
 
 from katapod.agent import log
-from katapod.agent.devices import ROOT_BUS, parse_pci_path, pci_folder
+from katapod.agent.devices import ROOT_BUS, parse_pci_path, pci_directory
 from katapod.kernel.netlink import (
     CARRIED_TYPES,
     IFA_F_DEPRECATED,
@@ -159,11 +159,11 @@ async def _device_at(agent: Agent, slots: list[str], path: str) -> str:
     """The name of the NIC at a PCI path, once it exists. Raises RpcError (DEADLINE_EXCEEDED)."""
     limit_s = agent.options.hotplug_timeout_s
     for _ in range(max(1, int(limit_s / POLL_S))):
-        folder = pci_folder(slots, ROOT_BUS)
+        directory = pci_directory(slots, ROOT_BUS)
         try:
-            for entry in os.listdir(folder) if folder else ():
+            for entry in os.listdir(directory) if directory else ():
                 if entry.startswith("virtio"):
-                    return os.listdir(f"{folder}/{entry}/net")[0]
+                    return os.listdir(f"{directory}/{entry}/net")[0]
         except (OSError, IndexError):
             pass  # its driver has not finished
         await agent.loop.sleep(POLL_S)

@@ -32,9 +32,9 @@ class ProgramError(Exception):
 
 def find_program(name: str) -> str:
     """Raises ProgramError."""
-    for folder in ENVIRONMENT["PATH"].split(":"):
-        if os.access(f"{folder}/{name}", os.X_OK):
-            return f"{folder}/{name}"
+    for directory in ENVIRONMENT["PATH"].split(":"):
+        if os.access(f"{directory}/{name}", os.X_OK):
+            return f"{directory}/{name}"
     raise ProgramError(f"cannot run {name}: the guest image has no such program")
 
 

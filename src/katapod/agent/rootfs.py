@@ -65,7 +65,7 @@ class Root:
         """Like `read`; empty if there is no such file."""
         return (self.read(path) or b"").decode(errors="surrogateescape")
 
-    def lacks_folder(self, path: str) -> bool:
+    def lacks_directory(self, path: str) -> bool:
         """Whether there is nothing at `path`."""
         try:
             os.close(open_in_root(self._fd, path, os.O_PATH))

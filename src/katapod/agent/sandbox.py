@@ -1,4 +1,4 @@
-"""The agent's state, and the calls about the sandbox as a whole: create, destroy, tmpfs sizes."""
+"""The agent's state, and the calls about the sandbox as a whole: create, rename, tmpfs sizes. Its end: teardown.py."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ import os
 from katapod.agent import log
 from katapod.agent.automounts import Automounts
 from katapod.agent.loop import Future, Lock, Loop, Tasks, Turns
-from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SANDBOX_NS, SHARED
+from katapod.agent.paths import BASE, RESOLV_CONF, SANDBOX, SHARED
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from katapod.agent.connections import Connections
-    from katapod.agent.containers import Container
+    from katapod.agent.container import Container
     from katapod.agent.limits import Limits
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
     from katapod.agent.storage import Storages
     from katapod.rpc.pb import agent_pb2, katapod_pb2
 
-__all__ = ["Agent", "create_sandbox", "destroy_sandbox", "rename_sandbox", "update_ephemeral_mounts"]
+__all__ = ["Agent", "create_sandbox", "rename_sandbox", "update_ephemeral_mounts"]
 
 HOSTNAME_MAX = 64  # bytes, of Linux's utsname
 LAUNCHES_PER_CPU = 2
 """Concurrent launches: one can run while another waits for the disk. More would not finish sooner, and would take CPU
 from the agent."""
-GUEST_NAMESPACES = ("ipc", "uts")
 ETC_RESOLV_CONF = "/etc/resolv.conf"
-GUEST_FOLDER = "/etc/katapod"  # exists only in a guest image
+GUEST_DIRECTORY = "/etc/katapod"  # exists only in a guest image
 
 
 class Agent:
@@ -81,6 +80,8 @@ class Agent:
 
 
 async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:
+    from katapod.agent.namespaces import drop_namespaces, share_namespaces
+
     if agent.sandbox_id:
         raise RpcError(StatusCode.ALREADY_EXISTS, f"the sandbox already exists: {agent.sandbox_id}")
     if request.kernel_modules:
@@ -88,16 +89,16 @@ async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) 
 
         for module in request.kernel_modules:
             await load_module(agent.loop, module.name, list(module.parameters))
-    for folder in (BASE, SANDBOX, SHARED):
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+    for directory in (BASE, SANDBOX, SHARED):
+        os.makedirs(directory, mode=0o755, exist_ok=True)
     hostname = _fit_hostname(request.hostname)
     await agent.storages.add(request.storages, "")
     try:
-        _share_namespaces(agent, hostname)
+        share_namespaces(agent.shared_namespaces, hostname)
         if request.dns:
             _write_dns(list(request.dns))
     except BaseException:
-        _drop_namespaces(agent)
+        drop_namespaces(agent.shared_namespaces)
         agent.storages.release_all()
         raise
     if request.guest_hook_path:
@@ -130,74 +131,16 @@ def _fit_hostname(name: str) -> str:
     return name.encode()[:HOSTNAME_MAX].decode(errors="ignore")
 
 
-def _share_namespaces(agent: Agent, hostname: str) -> None:
-    """Make the sandbox's ipc and uts namespaces, kept as bind mounts. Raises OSError.
-
-    The agent itself moves into them: a child for this would take 0.06 s under emulation.
-    """
-    import _socket
-
-    from katapod.kernel.mount import MS_BIND, mount
-    from katapod.kernel.process import CLONE_NEWIPC, CLONE_NEWUTS, unshare
-
-    os.makedirs(SANDBOX_NS, exist_ok=True)
-    unshare(CLONE_NEWIPC | CLONE_NEWUTS)
-    if hostname:
-        _socket.sethostname(hostname)
-    for kind in GUEST_NAMESPACES:
-        path = f"{SANDBOX_NS}/{kind}"
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
-        mount(f"/proc/self/ns/{kind}", path, None, MS_BIND)
-        agent.shared_namespaces[kind] = path
-
-
-def share_pid_namespace(agent: Agent, pid: int) -> None:
-    """Let later containers join the pid namespace of the first one's init. Raises OSError."""
-    from katapod.kernel.mount import MS_BIND, mount
-
-    path = f"{SANDBOX_NS}/pid"
-    os.makedirs(SANDBOX_NS, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
-    mount(f"/proc/{pid}/ns/pid", path, None, MS_BIND)
-    agent.shared_namespaces["pid"] = path
-
-
 def _write_dns(lines: list[str]) -> None:
     """For the guest itself, where programs look for it. Raises OSError."""
     from katapod.kernel.mount import MS_BIND, mount
 
     with open(RESOLV_CONF, "w") as handle:
         handle.write("\n".join(lines) + "\n")
-    if not os.path.isdir(GUEST_FOLDER):
+    if not os.path.isdir(GUEST_DIRECTORY):
         return  # an agent under test on a host
     os.close(os.open(ETC_RESOLV_CONF, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     mount(RESOLV_CONF, ETC_RESOLV_CONF, None, MS_BIND)
-
-
-def _drop_namespaces(agent: Agent) -> None:
-    from katapod.kernel.mount import MNT_DETACH, umount
-
-    for path in agent.shared_namespaces.values():
-        try:
-            umount(path, MNT_DETACH)
-            os.unlink(path)
-        except OSError as exc:
-            log.warning(f"cannot drop {path}: {exc.strerror}")
-    agent.shared_namespaces = {}
-
-
-async def destroy_sandbox(agent: Agent, request: agent_pb2.DestroySandboxRequest) -> None:
-    """Kill and unmount everything. `main` exits when the response has been sent."""
-    from katapod.agent.containers import destroy
-
-    for container in list(agent.containers.values()):
-        await destroy(agent, container)
-    _drop_namespaces(agent)
-    agent.storages.release_all()
-    os.sync()
-    log.info(f"sandbox {agent.sandbox_id} destroyed")
-    agent.sandbox_id = ""
-    agent.finished.set()
 
 
 async def update_ephemeral_mounts(agent: Agent, request: agent_pb2.UpdateEphemeralMountsRequest) -> None:

@@ -83,7 +83,7 @@ def start_process(
 
 
 def _candidates(name: str, path: str) -> list[str]:
-    return [name] if "/" in name else [f"{folder}/{name}" for folder in path.split(":") if folder]
+    return [name] if "/" in name else [f"{directory}/{name}" for directory in path.split(":") if directory]
 
 
 def _explain(name: str, cwd: str, number: int, in_cwd: int) -> None:

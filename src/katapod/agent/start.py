@@ -154,10 +154,10 @@ def _resident_kib() -> int:
 
 
 def _has_vsock() -> bool:
-    folder = "/sys/bus/virtio/devices"
+    directory = "/sys/bus/virtio/devices"
     try:
-        for name in os.listdir(folder):
-            with open(f"{folder}/{name}/device") as handle:
+        for name in os.listdir(directory):
+            with open(f"{directory}/{name}/device") as handle:
                 if handle.read().strip() == VSOCK_DEVICE:
                     return True
     except FileNotFoundError:

@@ -52,19 +52,19 @@ def parse_io_stat(text: str) -> list[tuple[int, int, dict[str, int]]]:
     return found
 
 
-def _fill_memory(stats: agent_pb2.MemoryStats, folder: str) -> None:
-    details = parse_keyed(read_text(f"{folder}/memory.stat"))
-    events = parse_keyed(read_text(f"{folder}/memory.events"))
+def _fill_memory(stats: agent_pb2.MemoryStats, directory: str) -> None:
+    details = parse_keyed(read_text(f"{directory}/memory.stat"))
+    events = parse_keyed(read_text(f"{directory}/memory.events"))
     stats.cache = details.get("file", 0)
     stats.use_hierarchy = True
-    stats.usage.usage = _number(read_text(f"{folder}/memory.current"))
-    stats.usage.max_usage = _number(read_text(f"{folder}/memory.peak"))
+    stats.usage.usage = _number(read_text(f"{directory}/memory.current"))
+    stats.usage.max_usage = _number(read_text(f"{directory}/memory.peak"))
     stats.usage.failcnt = events.get("max", 0)
-    stats.usage.limit = _number(read_text(f"{folder}/memory.max"))
-    stats.swap_usage.usage = _number(read_text(f"{folder}/memory.swap.current"))
-    stats.swap_usage.limit = _number(read_text(f"{folder}/memory.swap.max"))
-    stats.swap_usage.max_usage = _number(read_text(f"{folder}/memory.swap.peak"))
-    stats.swap_usage.failcnt = parse_keyed(read_text(f"{folder}/memory.swap.events")).get("max", 0)
+    stats.usage.limit = _number(read_text(f"{directory}/memory.max"))
+    stats.swap_usage.usage = _number(read_text(f"{directory}/memory.swap.current"))
+    stats.swap_usage.limit = _number(read_text(f"{directory}/memory.swap.max"))
+    stats.swap_usage.max_usage = _number(read_text(f"{directory}/memory.swap.peak"))
+    stats.swap_usage.failcnt = parse_keyed(read_text(f"{directory}/memory.swap.events")).get("max", 0)
     stats.kernel_usage.usage = details.get("kernel", 0)
     for key, value in details.items():
         stats.stats[key] = value
@@ -72,8 +72,8 @@ def _fill_memory(stats: agent_pb2.MemoryStats, folder: str) -> None:
         stats.events[key] = value
 
 
-def _fill_cpu(stats: agent_pb2.CpuStats, folder: str) -> None:
-    values = parse_keyed(read_text(f"{folder}/cpu.stat"))
+def _fill_cpu(stats: agent_pb2.CpuStats, directory: str) -> None:
+    values = parse_keyed(read_text(f"{directory}/cpu.stat"))
     stats.cpu_usage.total_usage = values.get("usage_usec", 0) * 1000
     stats.cpu_usage.usage_in_usermode = values.get("user_usec", 0) * 1000
     stats.cpu_usage.usage_in_kernelmode = values.get("system_usec", 0) * 1000
@@ -82,8 +82,8 @@ def _fill_cpu(stats: agent_pb2.CpuStats, folder: str) -> None:
     stats.throttling_data.throttled_time = values.get("throttled_usec", 0) * 1000
 
 
-def _fill_io(stats: agent_pb2.BlkioStats, folder: str) -> None:
-    for major, minor, counters in parse_io_stat(read_text(f"{folder}/io.stat")):
+def _fill_io(stats: agent_pb2.BlkioStats, directory: str) -> None:
+    for major, minor, counters in parse_io_stat(read_text(f"{directory}/io.stat")):
         for operation, size, count in (("Read", "rbytes", "rios"), ("Write", "wbytes", "wios")):
             stats.io_service_bytes_recursive.add(major=major, minor=minor, op=operation, value=counters.get(size, 0))
             stats.io_serviced_recursive.add(major=major, minor=minor, op=operation, value=counters.get(count, 0))
@@ -108,29 +108,29 @@ def interfaces() -> dict[str, list[int]]:
 
 
 async def stats_container(agent: Agent, request: agent_pb2.StatsContainerRequest) -> agent_pb2.StatsContainerResponse:
-    folder = find_container(agent, request.container_id).cgroup_folder
+    directory = find_container(agent, request.container_id).cgroup_directory
     response = agent_pb2.StatsContainerResponse()
     stats = response.cgroup_stats
-    _fill_cpu(stats.cpu_stats, folder)
-    _fill_memory(stats.memory_stats, folder)
-    stats.pids_stats.current = _number(read_text(f"{folder}/pids.current"))
-    limit = _number(read_text(f"{folder}/pids.max"))
+    _fill_cpu(stats.cpu_stats, directory)
+    _fill_memory(stats.memory_stats, directory)
+    stats.pids_stats.current = _number(read_text(f"{directory}/pids.current"))
+    limit = _number(read_text(f"{directory}/pids.max"))
     stats.pids_stats.limit = 0 if limit == UNLIMITED else limit
-    _fill_io(stats.blkio_stats, folder)
-    for name in _entries(folder):
+    _fill_io(stats.blkio_stats, directory)
+    for name in _entries(directory):
         if name.startswith("hugetlb.") and name.endswith(".current"):
             size = name.split(".")[1]
-            stats.hugetlb_stats[size].usage = _number(read_text(f"{folder}/{name}"))
-            stats.hugetlb_stats[size].limit = _number(read_text(f"{folder}/hugetlb.{size}.max"))
-            events = parse_keyed(read_text(f"{folder}/hugetlb.{size}.events"))
+            stats.hugetlb_stats[size].usage = _number(read_text(f"{directory}/{name}"))
+            stats.hugetlb_stats[size].limit = _number(read_text(f"{directory}/hugetlb.{size}.max"))
+            events = parse_keyed(read_text(f"{directory}/hugetlb.{size}.events"))
             stats.hugetlb_stats[size].failcnt = events.get("max", 0)
     _fill_network(response)
     return response
 
 
-def _entries(folder: str) -> list[str]:
+def _entries(directory: str) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(os.listdir(directory))
     except OSError:
         return []
 
@@ -143,8 +143,8 @@ async def list_processes(agent: Agent, request: katapod_pb2.ProcessesRequest) ->
     execs = {process.pid: process.exec_id for process in container.processes.values() if not process.ended.done}
     execs.pop(container.init_pid, None)
     pids: set[int] = set()
-    for folder, _, _ in os.walk(container.cgroup_folder):
-        pids.update(int(pid) for pid in read_text(f"{folder}/cgroup.procs").split())
+    for directory, _, _ in os.walk(container.cgroup_directory):
+        pids.update(int(pid) for pid in read_text(f"{directory}/cgroup.procs").split())
     response = katapod_pb2.ProcessesResponse()
     for pid in sorted(pids):
         response.processes.add(pid=pid, exec_id=execs.get(pid, ""))

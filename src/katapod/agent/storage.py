@@ -255,9 +255,9 @@ def _mount_overlay(storage: agent_pb2.Storage, point: str, options: list[str], c
     if OVERLAY_RW in options:
         options = [o for o in options if o != OVERLAY_RW]
         for kind in ("upper", "work"):  # /run is a tmpfs
-            folder = f"{bundle_of(container_id)}/{kind}"
-            os.makedirs(folder, exist_ok=True)
-            options.append(f"{kind}dir={folder}")
+            directory = f"{bundle_of(container_id)}/{kind}"
+            os.makedirs(directory, exist_ok=True)
+            options.append(f"{kind}dir={directory}")
     flags, data = parse_options(options)
     os.makedirs(point, exist_ok=True)
     mount(storage.source or "overlay", point, "overlay", flags, data)
@@ -267,15 +267,15 @@ def _set_group(root: str, gid: int, only_if_root_differs: bool) -> None:
     top = os.lstat(root)
     if only_if_root_differs and top.st_gid == gid and top.st_mode & stat.S_ISGID:
         return
-    for folder, name in walk_tree(root):
-        _give_entry_to_group(name, folder, gid)
+    for directory, name in walk_tree(root):
+        _give_entry_to_group(name, directory, gid)
     _give_entry_to_group(root, None, gid)  # last: it marks the rest as done
 
 
-def _give_entry_to_group(name: str, folder: int | None, gid: int) -> None:
-    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-    os.chown(name, -1, gid, dir_fd=folder, follow_symlinks=False)
+def _give_entry_to_group(name: str, directory: int | None, gid: int) -> None:
+    mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    os.chown(name, -1, gid, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISDIR(mode):
-        os.chmod(name, stat.S_IMODE(mode) | stat.S_ISGID | stat.S_IRWXG, dir_fd=folder)  # noqa: S103
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_ISGID | stat.S_IRWXG, dir_fd=directory)  # noqa: S103
     elif stat.S_ISREG(mode):
-        os.chmod(name, stat.S_IMODE(mode) | stat.S_IRGRP | stat.S_IWGRP, dir_fd=folder)
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_IRGRP | stat.S_IWGRP, dir_fd=directory)

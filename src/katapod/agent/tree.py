@@ -9,10 +9,10 @@ from katapod.kernel.trees import remove_tree
 __all__ = ["remove_bundle"]
 
 
-def remove_bundle(folder: str) -> None:
+def remove_bundle(directory: str) -> None:
     """Remove a bundle. Its rootfs goes first and must be empty: if it were still mounted, this would delete the image.
     Raises OSError."""
-    rootfs = f"{folder}/rootfs"
+    rootfs = f"{directory}/rootfs"
     if os.path.lexists(rootfs):
         os.rmdir(rootfs)
-    remove_tree(folder)
+    remove_tree(directory)

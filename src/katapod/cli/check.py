@@ -19,8 +19,8 @@ from katapod.model.plain import plain
 if TYPE_CHECKING:
     from katapod.host.facts import HostFacts
     from katapod.model.config import Config
-    from katapod.plan.check import Report
-    from katapod.plan.check_facts import AcceleratorFacts, ImageFacts
+    from katapod.observe.check import Report
+    from katapod.observe.check_facts import AcceleratorFacts, ImageFacts
     from katapod.vmm.proof import Verdict
 
 __all__ = ["check"]
@@ -63,10 +63,10 @@ def check(settings: Globals, boot: bool, strict: bool, as_json: bool, verbose: b
 
 
 async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:
-    from katapod.host.check_facts import collect_check_facts
     from katapod.host.facts import collect_host_facts
     from katapod.model.config import Config, load_config
-    from katapod.plan.check import judge
+    from katapod.observe.check import judge
+    from katapod.observe.check_host import collect_check_facts
 
     configuration, error, config = "", "", Config()
     try:
@@ -89,10 +89,10 @@ async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, 
 
 
 def _image(settings: Globals, config: "Config") -> "ImageFacts":
-    from katapod.host.check_facts import file_problem
     from katapod.model.flavour import initrd_link, kernel_link
+    from katapod.observe.check_facts import ImageFacts
+    from katapod.observe.check_host import file_problem
     from katapod.osbuilder import OsbuilderError, current_image, find_kernel
-    from katapod.plan.check_facts import ImageFacts
 
     cache = settings.layout.guest_image_root
     flavour = config.katapod.guest_flavour
@@ -122,7 +122,7 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
     """The verdict that is kept, with its age; with `boot` a new one, and the image booted under it."""
     from dataclasses import replace
 
-    from katapod.plan.check_facts import AcceleratorFacts, Trial
+    from katapod.observe.check_facts import AcceleratorFacts, Trial
     from katapod.sandbox.planning import proof_for
     from katapod.sandbox.proof import (
         KVM_LIMIT_S,
@@ -188,7 +188,7 @@ def _with(facts: "AcceleratorFacts", verdict: "Verdict") -> "AcceleratorFacts":
 def _print_json(report: "Report", *, strict: bool) -> None:
     import msgspec
 
-    from katapod.plan.check_facts import Outcome
+    from katapod.observe.check_facts import Outcome
 
     document = {
         "format": 1,
@@ -203,8 +203,8 @@ def _print_json(report: "Report", *, strict: bool) -> None:
 
 
 def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
-    from katapod.plan.check import CAPABLE, CREATES, NOT_CAPABLE
-    from katapod.plan.check_facts import Outcome
+    from katapod.observe.check import CAPABLE, CREATES, NOT_CAPABLE
+    from katapod.observe.check_facts import Outcome
 
     shown = {
         Outcome.OK: "ok",

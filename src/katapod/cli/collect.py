@@ -34,8 +34,8 @@ def collect_data(settings: Globals, output: str) -> int:
         raise UsageError(f"cannot write {output}: it is a directory, or its directory is not there")
 
     async def go() -> int:
-        from katapod.host.collect import collect_parts, render
         from katapod.host.state import write_atomically
+        from katapod.observe.collect import collect_parts, render
 
         report = render([part async for part in collect_parts(settings.layout, int(text))])
         if target is None:

@@ -18,7 +18,7 @@ __all__ = ["env"]
 @click.pass_obj
 def env(settings: Globals, as_json: bool, file: str) -> None:
     """Print versions, paths and settings: of this program, QEMU, the guest and the host."""
-    from katapod.host.environment import collect_environment, render_toml
+    from katapod.observe.environment import collect_environment, render_toml
     from katapod.sandbox.planning import usual_kernel_params
 
     parsed = settings.parse_config()

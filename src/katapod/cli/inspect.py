@@ -26,7 +26,7 @@ def inspect(settings: Globals, sandbox: str, as_json: bool, svg: str, full: bool
     """
     import asyncio
 
-    from katapod.sandbox.inspection import collect_facts
+    from katapod.observe.inspection import collect_facts
     from katapod.sandbox.lookup import find_sandbox
 
     if as_json and svg == "-":
@@ -36,7 +36,7 @@ def inspect(settings: Globals, sandbox: str, as_json: bool, svg: str, full: bool
     found = find_sandbox(store, sandbox)
     facts = asyncio.run(collect_facts(store, found.record.sandbox_id))
     if svg:
-        from katapod.plan.picture import render_picture
+        from katapod.observe.picture import render_picture
 
         picture = render_picture(facts)
         if svg == "-":

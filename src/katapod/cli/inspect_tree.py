@@ -13,7 +13,7 @@ from katapod.cli.plain_output import raw
 from katapod.cli.tables import shown_age
 from katapod.model.inspection import Counters, GuestFacts, GuestProcess, Link, NetworkFacts, OptionPart, SandboxFacts
 from katapod.model.plain import plain
-from katapod.plan.picture import shown_bytes
+from katapod.observe.picture import shown_bytes
 
 __all__ = ["build_tree", "print_tree"]
 
@@ -94,7 +94,7 @@ def _add_about(tree: Tree, facts: SandboxFacts) -> None:
     about.add(_line(f"size {facts.vcpus} vCPU, {facts.memory_mib} MiB; accelerator {facts.accelerator or '?'}"))
     about.add(_line(f"clone of template {facts.template[:12]}" if facts.template else "booted, not cloned"))
     _add_list(about, [f"{key} = {value}" for key, value in facts.labels.items()], 99)
-    _add_list(about, [f"cgroup {folder}" for folder in facts.cgroups], 99)
+    _add_list(about, [f"cgroup {directory}" for directory in facts.cgroups], 99)
 
 
 def _moment(seconds: float) -> str:

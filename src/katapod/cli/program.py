@@ -85,7 +85,7 @@ class Program(Group):
 
 def _print_version() -> None:
     from katapod import __version__
-    from katapod.about import OCI_VERSION, commit
+    from katapod.version import OCI_VERSION, commit
 
     print(f"kata-runtime  : {__version__}\n   commit   : {commit()}\n   OCI specs: {OCI_VERSION}")
 

@@ -7,7 +7,7 @@ __all__ = ["Allowance"]
 
 
 class Allowance:
-    """`burst` at once; what was taken comes back at `per_s`."""
+    """`burst` at once; refilled at `per_s`."""
 
     def __init__(self, burst: int, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst = burst
@@ -22,7 +22,7 @@ class Allowance:
         self._at = now
 
     def take(self) -> float:
-        """Take one whatever there is; returns for how long the taker has to wait, seconds."""
+        """Take one in any case; returns how long the caller has to wait, in seconds."""
         self._fill()
         self._left -= 1
         return max(0.0, -self._left / self._per_s)

@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 REMOVE_LIMIT_S = 5.0  # a killed task counts until the kernel is done with it
-MEMBERS_GRACE_S = 1.0  # for who still has something to write: a logger of the owner's
+MEMBERS_GRACE_S = 1.0  # for a logger of the owner's that still has something to write
 MAKE_ATTEMPTS = 5
 UNLIMITED = 1 << 60  # bytes: v1 shows "no limit" as the largest number of pages
 
 
 def host_hierarchies() -> tuple[Hierarchy, ...]:
-    """The cgroup hierarchies that are mounted here."""
+    """The cgroup hierarchies mounted on this host."""
     text = Path("/proc/self/mountinfo").read_text()
     v2: dict[Path, str] = {}
     for found in parse_hierarchies(text, {}):
@@ -133,7 +133,7 @@ async def joined_cgroup(plan: CgroupPlan | None) -> AsyncIterator[HostCgroup | N
                 origin = _own_group(group.hierarchy) if group.processes else None
                 _make(group)
                 if origin is not None:
-                    (group.directory / "cgroup.procs").write_text("0")  # 0: who writes
+                    (group.directory / "cgroup.procs").write_text("0")  # 0: the writing process
                     cgroup._origins[group.hierarchy.mount] = origin
             except OSError as exc:
                 log.warning("the sandbox runs without the cgroup %s: %s", group.directory, exc.strerror)
@@ -165,7 +165,7 @@ def remove_cgroups(directories: Iterable[str], limit_s: float = REMOVE_LIMIT_S) 
                 break
             except OSError as exc:
                 if not own:
-                    break  # somebody else's group is in it
+                    break  # it holds a group of somebody else
                 if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > began + limit_s:
                     left.append(f"cgroup {directory}: {exc.strerror}")
                     break

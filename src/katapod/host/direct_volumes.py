@@ -27,7 +27,7 @@ __all__ = [
 INFO = "mountInfo.json"
 
 
-def _folder(layout: Layout, volume_path: str) -> Path:
+def _directory(layout: Layout, volume_path: str) -> Path:
     return _root(layout) / volume_name(volume_path)
 
 
@@ -37,33 +37,33 @@ def _root(layout: Layout) -> Path:
 
 def add_volume(layout: Layout, volume_path: str, text: bytes) -> None:
     """Announce a volume, or announce it anew. Raises SpecError, UsageError, KatapodError."""
-    folder = _folder(layout, volume_path)
+    directory = _directory(layout, volume_path)
     parse_mount_info(text, "the mount info")
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as exc:
-        raise KatapodError(f"cannot make {folder}: {exc.strerror}") from exc
-    write_atomically(folder / INFO, text)
-    (folder / INFO).chmod(0o600)
+        raise KatapodError(f"cannot make {directory}: {exc.strerror}") from exc
+    write_atomically(directory / INFO, text)
+    (directory / INFO).chmod(0o600)
 
 
 def remove_volume(layout: Layout, volume_path: str) -> None:
     """Idempotent, as storage drivers want it. Raises UsageError, KatapodError."""
-    folder = _folder(layout, volume_path)
+    directory = _directory(layout, volume_path)
     try:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise KatapodError(f"cannot remove {folder}: {exc.strerror}") from exc
+        raise KatapodError(f"cannot remove {directory}: {exc.strerror}") from exc
 
 
 def read_volume(layout: Layout, path: str) -> MountInfo | None:
     """None if `path` is no direct volume. Raises SpecError, KatapodError."""
-    if not os.path.isdir(_root(layout)) or len(path) > 190:  # no longer path has such a file
+    if not os.path.isdir(_root(layout)) or len(path) > 190:  # a longer path cannot have such a file
         return None
-    where = _folder(layout, path) / INFO
+    where = _directory(layout, path) / INFO
     try:
         data = where.read_bytes()
     except FileNotFoundError:
@@ -75,39 +75,39 @@ def read_volume(layout: Layout, path: str) -> MountInfo | None:
 
 def mark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
     """Note whose the volume is. A file system is no two guests' at once: raises InvalidState if another one has it."""
-    folder = _folder(layout, volume_path)
-    for name in _marks(folder):
+    directory = _directory(layout, volume_path)
+    for name in _marks(directory):
         if name != sandbox_id and owner_alive(layout.sandbox(name)):
             raise InvalidState(f"cannot use the direct volume {volume_path}: sandbox {name} has it")
-    for name in _marks(folder):
-        (folder / name).unlink(missing_ok=True)
-    (folder / sandbox_id).touch(mode=0o600)
+    for name in _marks(directory):
+        (directory / name).unlink(missing_ok=True)
+    (directory / sandbox_id).touch(mode=0o600)
 
 
 def unmark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
-    (_folder(layout, volume_path) / sandbox_id).unlink(missing_ok=True)
+    (_directory(layout, volume_path) / sandbox_id).unlink(missing_ok=True)
 
 
 def owner_of_volume(layout: Layout, volume_path: str) -> str:
     """The sandbox that uses the volume. Raises NotFound, UsageError."""
-    folder = _folder(layout, volume_path)
-    if not (folder / INFO).exists():
+    directory = _directory(layout, volume_path)
+    if not (directory / INFO).exists():
         raise NotFound(f"cannot find the direct volume {volume_path}", hint="see: kata-runtime direct-volume add")
-    marks = _marks(folder)
+    marks = _marks(directory)
     if not marks:
         raise NotFound(f"cannot find a sandbox that uses the direct volume {volume_path}")
     return marks[0]
 
 
-def _marks(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name != INFO and not name.startswith("."))
+def _marks(directory: Path) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if name != INFO and not name.startswith("."))
 
 
 def forget_volumes(layout: Layout, sandbox_id: str) -> None:
     """Take away the marks of a sandbox that has ended."""
-    folders: list[Path] = []
+    directories: list[Path] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # most hosts have no such volumes
-        folders = list(_root(layout).iterdir())
-    for folder in folders:
-        with contextlib.suppress(NotADirectoryError):  # a stray file among them is nobody's mark
-            (folder / sandbox_id).unlink(missing_ok=True)
+        directories = list(_root(layout).iterdir())
+    for directory in directories:
+        with contextlib.suppress(NotADirectoryError):  # a stray file is no mark
+            (directory / sandbox_id).unlink(missing_ok=True)

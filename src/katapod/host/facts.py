@@ -142,7 +142,7 @@ def file_identity(path: str | Path) -> str:
 
 
 async def virtiofsd_dialect(program: str) -> VirtiofsdDialect:
-    """What the program says of itself; asked once while its file stays the same. Raises KatapodError."""
+    """What the program prints about itself; asked once while its file stays the same. Raises KatapodError."""
     identity = file_identity(program) if os.path.exists(program) else program
     if identity not in _dialects:
         answer = await run([program, "--version"], timeout_s=10, check=False)

@@ -9,7 +9,7 @@ from katapod.model.plain import plain
 __all__ = ["log_to"]
 
 BURST, PER_S = 500, 10.0
-KINDS_MAX = 1000  # of messages that are known at a time
+KINDS_MAX = 1000  # distinct messages remembered at a time
 TEXT_MAX = 8192  # characters of a line
 
 

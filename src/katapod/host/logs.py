@@ -1,4 +1,4 @@
-"""Bounded files for what others write without end: guest consoles, VMM logs, container output."""
+"""Size-limited files for streams without an end: guest consoles, VMM logs, container output."""
 
 import asyncio
 import contextlib
@@ -135,7 +135,7 @@ async def _drain(reader: asyncio.StreamReader, sink: BoundedLog) -> None:
         while data := await reader.read(65536):
             try:
                 sink.write(data)
-            except OSError as exc:  # a full disk must not stop who writes
+            except OSError as exc:  # a full disk must not stop the writer
                 level = logging.DEBUG if warned else logging.WARNING
                 log.log(level, "cannot keep %d bytes in %s: %s", len(data), sink.path, exc.strerror)
                 warned = True

@@ -37,7 +37,7 @@ async def guard_loopback(interfaces: Iterable[Interface]) -> None:
             iptables = find_program("/usr/sbin/iptables", package="iptables")
             if not guard_changes(await _rules(iptables), wanted, devices):
                 return
-            async with in_turn():  # two that look at once would both add
+            async with in_turn():  # two that check at once would both add
                 if text := guard_changes(await _rules(iptables), wanted, devices):
                     argv = [f"{iptables}-restore", "-w", "5", "--noflush"]
                     await run(argv, input=text.encode(), timeout_s=LIMIT_S)

@@ -92,11 +92,11 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 def read_process(pid: int) -> ProcessMemory | None:
     """None if it has ended. Raises PermissionError: map_files is for root."""
-    folder = PROC / str(pid)
+    directory = PROC / str(pid)
     try:
-        program = os.path.basename((folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
-        mappings = tuple(parse_smaps((folder / "smaps").read_text()))
-        files = [os.stat(folder / "map_files" / each.addresses) for each in mappings if each.is_guest_memory]
+        program = os.path.basename((directory / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
+        mappings = tuple(parse_smaps((directory / "smaps").read_text()))
+        files = [os.stat(directory / "map_files" / each.addresses) for each in mappings if each.is_guest_memory]
     except (FileNotFoundError, ProcessLookupError):
         return None
     return ProcessMemory(program, mappings, {file.st_ino: file.st_blocks * BLOCK_BYTES // 1024 for file in files})

@@ -169,13 +169,13 @@ def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str
     """Raises OSError."""
     parts = data.split(",")
     lower = next((part.removeprefix("lowerdir=") for part in parts if part.startswith("lowerdir=")), "")
-    folder = os.path.commonpath(lower.split(":")) if lower.startswith("/") else "/"
-    shorter = "lowerdir=" + ":".join(os.path.relpath(path, folder) for path in lower.split(":"))
+    directory = os.path.commonpath(lower.split(":")) if lower.startswith("/") else "/"
+    shorter = "lowerdir=" + ":".join(os.path.relpath(path, directory) for path in lower.split(":"))
     options = ",".join(shorter if part.startswith("lowerdir=") else part for part in parts)
 
     def work() -> None:
-        unshare(CLONE_FS)  # a working directory of this thread's own
-        os.chdir(folder)
+        unshare(CLONE_FS)  # a working directory for this thread alone
+        os.chdir(directory)
         mount(source, target, kind, flags, options)
 
     in_own_thread(work, name="mount")
@@ -235,4 +235,4 @@ def unmount_below(directory: Path) -> None:
                     raise MountFailed(f"cannot unmount {point}: {exc.strerror}") from exc
     left = mounts_below(directory)
     if left:
-        raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts come back")
+        raise MountFailed(f"cannot unmount all of {directory}: {len(left)} mounts reappear")

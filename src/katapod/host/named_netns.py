@@ -22,7 +22,7 @@ def netns_path(sandbox_id: str) -> Path:
 
 
 async def make_netns(path: Path) -> None:
-    """Make the namespace with its loopback up. What has the name already is left of another life, and goes.
+    """Make the namespace with its loopback up. One of that name that exists already is a leftover, and is removed.
 
     Raises MissingProgram, ProcessFailed, KatapodError.
     """

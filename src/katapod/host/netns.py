@@ -127,7 +127,7 @@ async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
 
     try:
         if plan.tc.steps or plan.hold:
-            await finish(redirect(), name="redirect")  # or nobody would know how far tc has come
+            await finish(redirect(), name="redirect")  # else it is not known how far tc got
     except BaseException:
         if redirected:
             await finish(_tc(path, plan.tc.undo, force=True), name="undo-redirect")
@@ -179,7 +179,7 @@ def _drop_stale_tap(netlink: Netlink, name: str) -> None:
 
 
 async def _redirect(path: Path, plan: NicPlan) -> None:
-    """Set qdiscs and filters; once more if what was in the way is left of a sandbox that is no more."""
+    """Set qdiscs and filters; once more if what was in the way was left by a sandbox that is gone."""
     if not plan.tc.steps:
         return
     try:

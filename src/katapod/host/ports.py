@@ -44,7 +44,7 @@ def _bind(request: PortRequest, number: int) -> socket.socket | None:
     for again in (False, True):
         held = socket.socket(family, kind | socket.SOCK_CLOEXEC)
         try:
-            if again:  # connections that have ended hold the port a while (TIME_WAIT): they are in nobody's way
+            if again:  # connections that have ended hold the port for a while (TIME_WAIT), and do no harm
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind((request.host_ip, number))
             if again:

@@ -38,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-OUTPUT_MAX = 4 * 1024 * 1024  # bytes kept of each stream; a program that says more has gone wrong
+OUTPUT_MAX = 4 * 1024 * 1024  # bytes kept of each stream; a program that writes more has gone wrong
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 STOP_GRACE_S = 2.0
 
@@ -112,6 +112,7 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return environment
 
 
+# long: the keywords are those of subprocess.run, as far as they are needed
 async def run(
     argv: Sequence[str],
     *,
@@ -133,29 +134,18 @@ async def run(
     CannotRun. With `host_mounts` it sees the host's mounts, as others see its own, and not those of this process.
     """
     log.debug("run: %s", shlex.join(argv))
-    entered = _open_netns(argv, netns)
-    elsewhere = entered is not None or host_mounts
-    try:
-        process = await _create(
-            *argv,
-            stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(only_env) if only_env is not None else _environment(env),
-            cwd=cwd,
-            executable=executable,
-            start_new_session=True,
-            preexec_fn=functools.partial(_before_run, entered, host_mounts) if elsewhere else None,
-        )
-    except subprocess.SubprocessError as exc:  # of preexec_fn
-        raise _no_netns(argv, netns, "it is no network namespace") from exc
-    except FileNotFoundError as exc:
-        raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
-    except OSError as exc:  # no program at all: a configuration may name any file
-        raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
-    finally:
-        if entered is not None:
-            os.close(entered)
+    process = await _create_elsewhere(
+        argv,
+        netns,
+        host_mounts=host_mounts,
+        stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(only_env) if only_env is not None else _environment(env),
+        cwd=cwd,
+        executable=executable,
+        start_new_session=True,
+    )
     try:
         async with asyncio.timeout(timeout_s):
             stdout, stderr, _ = await asyncio.gather(
@@ -173,6 +163,26 @@ async def run(
     if check and returncode != 0:
         raise ProcessFailed(argv, describe_status(returncode), completed.stderr or completed.stdout)
     return completed
+
+
+async def _create_elsewhere(
+    argv: Sequence[str], netns: Path | None, *, host_mounts: bool, **how: Any
+) -> asyncio.subprocess.Process:
+    """In the network namespace `netns`, with the host's mounts, or in our own. Raises MissingProgram, CannotRun."""
+    entered = _open_netns(argv, netns)
+    elsewhere = entered is not None or host_mounts
+    before = functools.partial(_before_run, entered, host_mounts) if elsewhere else None
+    try:
+        return await _create(*argv, preexec_fn=before, **how)
+    except subprocess.SubprocessError as exc:  # of preexec_fn
+        raise _no_netns(argv, netns, "it is no network namespace") from exc
+    except FileNotFoundError as exc:
+        raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    except OSError as exc:  # not a program: a configuration may name any file
+        raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
+    finally:
+        if entered is not None:
+            os.close(entered)
 
 
 async def _create(*argv: str, **how: Any) -> asyncio.subprocess.Process:
@@ -237,7 +247,7 @@ async def _feed(stream: asyncio.StreamWriter | None, data: bytes | None) -> None
     stream.write(data or b"")
     stream.close()  # once all is written
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        await stream.wait_closed()  # the error of a pipe that nobody waits for, asyncio logs as one that nobody saw
+        await stream.wait_closed()  # asyncio would log the error of a pipe that nobody awaits as never retrieved
 
 
 async def spawn(
@@ -307,7 +317,7 @@ def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None, sec
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:
-    """Make sure that `child` has ended: SIGTERM, a wait, SIGKILL. Returns whether it went softly. Idempotent."""
+    """Make sure that `child` has ended: SIGTERM, a wait, SIGKILL. Returns whether it ended gracefully. Idempotent."""
     process = child.process
     if process.returncode is not None:
         return True

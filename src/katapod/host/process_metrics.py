@@ -80,12 +80,12 @@ def process_text(prefix: str, who: str, pids: Iterable[int]) -> str:
     status, stat, io = dict.fromkeys(STATUS_ITEMS, 0), dict.fromkeys(STAT_ITEMS, 0), dict.fromkeys(IO_ITEMS.values(), 0)
     alive = False
     for pid in pids:
-        folder = Path(f"/proc/{pid}")
+        directory = Path(f"/proc/{pid}")
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            found = _keyed((folder / "status").read_text())
-            numbers = _keyed((folder / "io").read_text())
-            fds += len(os.listdir(folder / "fd"))
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            found = _keyed((directory / "status").read_text())
+            numbers = _keyed((directory / "io").read_text())
+            fds += len(os.listdir(directory / "fd"))
         except (FileNotFoundError, ProcessLookupError):
             continue
         alive = True
@@ -140,11 +140,11 @@ def netdev_rows(pid: int) -> list[Row]:
 
 def standard_process_text(prefix: str, pid: int) -> str:
     """What Prometheus' client libraries tell of their own process. Empty if it has ended."""
-    folder = Path(f"/proc/{pid}")
+    directory = Path(f"/proc/{pid}")
     try:
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        limits = (folder / "limits").read_text()
-        open_fds = len(os.listdir(folder / "fd"))
+        fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        limits = (directory / "limits").read_text()
+        open_fds = len(os.listdir(directory / "fd"))
         booted = _keyed_line(Path("/proc/stat").read_text(), "btime")
     except (FileNotFoundError, ProcessLookupError):
         return ""

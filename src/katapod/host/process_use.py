@@ -1,4 +1,4 @@
-"""What a sandbox's processes take, read in a hurry: a few small files of /proc, for who asks every few seconds.
+"""What a sandbox's processes use, read fast: a few small files of /proc, for callers that ask every few seconds.
 
 host/memory_use.py is exact about shared pages, and takes a hundred times as long. Source: proc(5).
 """
@@ -31,11 +31,11 @@ def process_use(pids: Iterable[int]) -> ProcessUse:
     """Of those that live."""
     state, ticks, rss, io = "", 0, dict.fromkeys(_STATUS, 0), dict.fromkeys(_IO, 0)
     for pid in pids:
-        folder = f"/proc/{pid}/"
+        directory = f"/proc/{pid}/"
         try:
-            fields = _content(folder + "stat").rpartition(b")")[2].split()
-            _add(rss, _content(folder + "status"))
-            _add(io, _content(folder + "io"))
+            fields = _content(directory + "stat").rpartition(b")")[2].split()
+            _add(rss, _content(directory + "status"))
+            _add(io, _content(directory + "io"))
         except (FileNotFoundError, ProcessLookupError):
             continue
         state = state or fields[0].decode()

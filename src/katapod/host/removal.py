@@ -1,4 +1,4 @@
-"""Directories of sandboxes that go: removed, or set aside where that fails.
+"""Removal of a sandbox's directories: what cannot be removed is set aside.
 
 What is set aside has a name that is nobody's, so that it is in nobody's way; every later start tries to remove it. A
 guest may have shaped all that is below: how katapod.kernel.trees copes with that is its own business.
@@ -57,7 +57,7 @@ def clear_away(layout: Layout, directory: Path, *, deadline: float | None = None
 
 
 def sweep_aside(layout: Layout, deadline: float) -> None:
-    """Try once more to remove what was set aside. What fails again is told of. Raises nothing."""
+    """Try once more to remove what was set aside. What fails again is logged. Raises nothing."""
     for root in layout.sandbox_roots:
         entries: list[str] = []
         with contextlib.suppress(OSError):

@@ -98,7 +98,7 @@ class StateStore:
         try:
             fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            yield True  # stray directories, perhaps
+            yield True  # perhaps stray directories
             return
         try:
             started = time.monotonic()

@@ -1,11 +1,12 @@
-"""Work that has to reach its end although who waits for it is told to stop, and work side by side."""
+"""Work that must finish although its caller is cancelled, and work side by side."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["finish", "in_own_thread", "together"]
+__all__ = ["beside", "end_tasks", "finish", "in_own_thread", "together"]
 
 _Result = TypeVar("_Result")
 _Other = TypeVar("_Other")
@@ -45,12 +46,23 @@ async def together(first: Coroutine[Any, Any, _Result], second: Coroutine[Any, A
                 raise error
         return tasks[0].result(), tasks[1].result()
     finally:
-        await _end(tasks)
+        await end_tasks(tasks)
 
 
-async def _end(tasks: "tuple[asyncio.Task[Any], ...]") -> None:
-    cancelled: asyncio.CancelledError | None = None
-    while True:
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, _Result], *, name: str) -> AsyncIterator["asyncio.Task[_Result]"]:
+    """Run `work` beside the block. When the block ends it is cancelled and waited for."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        await end_tasks({task})
+
+
+async def end_tasks(tasks: "Collection[asyncio.Task[Any]]") -> None:
+    """Cancel tasks, and wait until all of them have ended, also when we are cancelled meanwhile."""
+    tasks, cancelled = set(tasks), None
+    while tasks:
         for task in tasks:
             task.cancel()
         try:

@@ -58,7 +58,7 @@ async def running_virtiofsd(plan: VirtiofsdPlan, socket_path: Path, log_path: Pa
     socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         socket_path.unlink()
-    async with kept_pipe(log_path, LOG_BYTES) as said_to:  # bounded: what it says, the guest can provoke
+    async with kept_pipe(log_path, LOG_BYTES) as said_to:  # bounded: the guest can provoke its messages
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
                 listener.bind(str(socket_path))

@@ -29,7 +29,7 @@ def _bound_socket() -> socket.socket:
     """A socket with a privileged port that nobody else has. Raises OSError."""
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        first = random.randrange(PRIVILEGED_PORT_MAX)  # noqa: S311 - so as not to walk past all the ports in use
+        first = random.randrange(PRIVILEGED_PORT_MAX)  # noqa: S311 - a random start skips most ports in use
         for step in range(PRIVILEGED_PORT_MAX):
             try:
                 sock.bind((socket.VMADDR_CID_ANY, 1 + (first + step) % PRIVILEGED_PORT_MAX))

@@ -89,8 +89,8 @@ def _longest_path(root: Path) -> int:
     """In bytes, counting the leading slash that stands for `root`. Raises OSError."""
     longest, pending = 1, [(os.fsencode(root), 0)]
     while pending:
-        folder, length = pending.pop()
-        with os.scandir(folder) as entries:
+        directory, length = pending.pop()
+        with os.scandir(directory) as entries:
             for entry in entries:
                 here = length + 1 + len(entry.name)
                 longest = max(longest, here)
@@ -102,15 +102,15 @@ def _longest_path(root: Path) -> int:
 def _read_times(rootfs: Path) -> list[tuple[str, int]]:
     """All files by path from the root directory, without following links."""
     found = [("/", os.lstat(rootfs).st_mtime_ns)]
-    folders = [("", os.fspath(rootfs))]
-    while folders:
-        inside, folder = folders.pop()
-        with os.scandir(folder) as entries:
+    directories = [("", os.fspath(rootfs))]
+    while directories:
+        inside, directory = directories.pop()
+        with os.scandir(directory) as entries:
             for entry in entries:
                 path = f"{inside}/{entry.name}"
                 found.append((path, entry.stat(follow_symlinks=False).st_mtime_ns))
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append((path, entry.path))
+                    directories.append((path, entry.path))
     return found
 
 

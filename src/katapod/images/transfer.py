@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.process import Child, find_program, run, spawn, stop_child
-from katapod.host.tasks import finish
+from katapod.host.tasks import end_tasks, finish
 from katapod.images.errors import BrokenImage, RegistryUnreachable
 from katapod.images.failures import explain_failure
 from katapod.images.files import Staging
@@ -210,12 +210,12 @@ async def _run_watched(
     try:
         child = await spawn(argv, output=write_end, env=skopeo_environment(os.environ))
     except BaseException:
-        said.cancel()
+        await end_tasks({said})
         raise
     finally:
         os.close(write_end)
+    waiting = asyncio.create_task(child.process.wait(), name=f"wait for {argv[0]}")
     try:
-        waiting = asyncio.create_task(child.process.wait(), name=f"wait for {argv[0]}")
         last_bytes, moved_at = -1, loop.time()
         report(0)
         while not (await asyncio.wait({waiting}, timeout=POLL_S))[0]:
@@ -229,9 +229,8 @@ async def _run_watched(
                 )
     finally:
         await finish(_end(child))
-        waiting.cancel()
         await asyncio.wait({said}, timeout=LAST_WORDS_S)
-        said.cancel()
+        await end_tasks({said, waiting})
     if child.process.returncode != 0:
         tail = said.result() if said.done() and not said.cancelled() else ""
         raise explain_failure(doing, tail, child.describe_end())

@@ -63,6 +63,7 @@ class Link:
     """An interface. `mac` is empty if it has none; `kind` is its type as in ip-link(8), empty for hardware.
     `peer` is the index of a veth's other end, or of the lower device; `master` that of its bridge."""
 
+    # long: a parameter for each attribute of a link that we use
     def __init__(
         self,
         index: int,
@@ -91,6 +92,7 @@ class Address:
     """`peer` is empty where there is none; `broadcast` None means the subnet's last address, empty bytes none.
     `flags` are IFA_F_*; `metric` is that of the route that the kernel adds, 0 for its default."""
 
+    # long: a parameter for each attribute of an address that we use
     def __init__(
         self,
         index: int,
@@ -128,6 +130,7 @@ class Route:
     gateway, no preferred source, the default destination (then `family` tells which). A gateway may be of the other
     family. `metrics` are RTAX_* numbers with their values, without the MTU."""
 
+    # long: a parameter for each attribute of a route that we use
     def __init__(
         self,
         family: int,

@@ -24,21 +24,21 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
     return _open(root_fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
-def open_child(folder_fd: int, name: str) -> int:
+def open_child(directory_fd: int, name: str) -> int:
     """Open the directory `name` in another; the caller owns the descriptor.
 
     Raises OSError with `name`: also for a symbolic link (ENOTDIR) and for a mount point (EXDEV).
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-    return _open(folder_fd, name, flags, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH)
+    return _open(directory_fd, name, flags, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH)
 
 
-def _open(folder_fd: int, path: str, flags: int, resolve: int) -> int:
+def _open(directory_fd: int, path: str, flags: int, resolve: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     for _ in range(TRIES):
         fd: int = _libc.syscall(
             ctypes.c_long(SYS_OPENAT2),
-            ctypes.c_int(folder_fd),
+            ctypes.c_int(directory_fd),
             os.fsencode(path),
             ctypes.byref(how),
             ctypes.c_size_t(ctypes.sizeof(how)),

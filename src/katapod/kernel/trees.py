@@ -41,13 +41,13 @@ def remove_tree(path: str, *, deadline: float | None = None) -> None:
         if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         try:
-            folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except NotADirectoryError:
             return  # there is nothing below what is not a directory
         try:
-            _insist(lambda: os.unlink(path), folder, os.path.basename(path))
+            _insist(lambda: os.unlink(path), directory, os.path.basename(path))
         finally:
-            os.close(folder)
+            os.close(directory)
         return
     try:
         _Removal(top, deadline).run()
@@ -87,19 +87,19 @@ class _Removal:
             idle = 0 if self._changed else idle + 1
         raise OSError(errno.ENOTEMPTY, "an entry that is listed in it cannot be found")
 
-    def _remove(self, folder: int, entry: os.DirEntry[str], if_filled: Callable[[int, str], None]) -> None:
+    def _remove(self, directory: int, entry: os.DirEntry[str], if_filled: Callable[[int, str], None]) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise TimeoutError(errno.ETIME, "it takes longer than the given time to remove", entry.name)
         try:
             if not entry.is_dir(follow_symlinks=False):
-                _insist(lambda: os.unlink(entry.name, dir_fd=folder), folder, entry.name)
+                _insist(lambda: os.unlink(entry.name, dir_fd=directory), directory, entry.name)
             else:
                 try:
-                    _insist(lambda: os.rmdir(entry.name, dir_fd=folder), folder, entry.name)
+                    _insist(lambda: os.rmdir(entry.name, dir_fd=directory), directory, entry.name)
                 except OSError as exc:
                     if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-                    if_filled(folder, entry.name)
+                    if_filled(directory, entry.name)
                     return
             self._changed = True
         except FileNotFoundError:
@@ -107,9 +107,9 @@ class _Removal:
         except OSError as exc:
             self._note(exc, entry.name)
 
-    def _flatten(self, folder: int, name: str) -> None:
+    def _flatten(self, directory: int, name: str) -> None:
         """Raises OSError."""
-        child = open_child(folder, name)
+        child = open_child(directory, name)
         try:
             with os.scandir(child) as entries:
                 for entry in entries:
@@ -117,15 +117,15 @@ class _Removal:
         finally:
             os.close(child)
         try:
-            os.rmdir(name, dir_fd=folder)
+            os.rmdir(name, dir_fd=directory)
         except OSError as exc:
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the reason is known, or there is another pass
                 raise
 
-    def _move_up(self, folder: int, name: str) -> None:
+    def _move_up(self, directory: int, name: str) -> None:
         """Raises OSError: on a mount point, or where even the top has no room for a name."""
         new = next(self._names)
-        _insist(lambda: os.rename(name, new, src_dir_fd=folder, dst_dir_fd=self._top), folder, name)
+        _insist(lambda: os.rename(name, new, src_dir_fd=directory, dst_dir_fd=self._top), directory, name)
         self._changed = True
 
     def _note(self, problem: OSError, name: str) -> None:
@@ -133,21 +133,21 @@ class _Removal:
             self._problem = OSError(problem.errno, problem.strerror, name)
 
 
-def _insist(action: Callable[[], None], folder: int, name: str) -> None:
+def _insist(action: Callable[[], None], directory: int, name: str) -> None:
     """Try `action`; if it is not permitted, clear the inode flags that may cause this and try again. Raises OSError."""
     try:
         action()
     except PermissionError:
-        flags_gone = [_clear_flags(folder), _clear_flags_of(folder, name)]
+        flags_gone = [_clear_flags(directory), _clear_flags_of(directory, name)]
         if not any(flags_gone):
             raise
         action()
 
 
-def _clear_flags_of(folder: int, name: str) -> bool:
+def _clear_flags_of(directory: int, name: str) -> bool:
     """Only files and directories are opened: opening a device or a FIFO may have effects."""
     try:
-        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return False
     try:
@@ -188,13 +188,13 @@ def walk_tree(path: str) -> Iterator[tuple[int, str]]:
     here = os.open(path, _DIRECTORY)
     way: list[tuple[str, list[str], tuple[int, int]]] = []  # name, unvisited siblings, identity of the parent
     try:
-        pending = _folders(here)
+        pending = _directories(here)
         while True:
             if pending:
                 name = pending.pop()
                 way.append((name, pending, _identity(here)))
                 here = _replaced(here, open_child(here, name))
-                pending = _folders(here)
+                pending = _directories(here)
                 continue
             with os.scandir(here) as entries:
                 for entry in entries:
@@ -216,7 +216,7 @@ def _replaced(old: int, new: int) -> int:
     return new
 
 
-def _folders(fd: int) -> list[str]:
+def _directories(fd: int) -> list[str]:
     with os.scandir(fd) as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 

@@ -1,4 +1,4 @@
-"""What is on disk of a sandbox's network: enough for a fresh process to undo it."""
+"""The record of a sandbox's network: enough for a fresh process to undo it."""
 
 from typing import Any
 

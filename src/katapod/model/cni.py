@@ -55,7 +55,7 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""  # the file it came from; empty: built in
 
     def takes(self, capability: str) -> bool:
-        """Whether one of its plugins wants to hear of e.g. portMappings."""
+        """Whether one of its plugins takes a capability, such as portMappings."""
         return any(capability in plugin.capabilities for plugin in self.plugins)
 
 
@@ -110,7 +110,7 @@ class CniResult(Struct, frozen=True):
 
 
 class CniError(Struct, frozen=True):
-    """What a plugin prints when it fails. Codes below 100 are the specification's."""
+    """What a plugin prints when it fails. Codes below 100 are defined by the specification."""
 
     code: int
     msg: str = ""
@@ -192,7 +192,7 @@ def parse_result(data: bytes, where: str) -> CniResult:
         result = msgspec.convert(known, CniResult)
         for one in result.ips:
             ipaddress.ip_interface(one.address)
-    except (ConfigError, ValueError) as exc:  # msgspec's errors are ValueErrors
+    except (ConfigError, ValueError) as exc:  # msgspec's errors are ValueErrors, too
         raise KatapodError(f"cannot understand the result of {where}: {exc}") from exc
     return msgspec.structs.replace(result, document=document)
 

@@ -82,7 +82,7 @@ Severity = Literal["warning", "obsolete", "refused", "error"]
 
 
 class Problem(Struct, frozen=True):
-    """Something in a file that its owner should know of. `where`: the file, with the line if it is known.
+    """Something in a file that its author should know. `where`: the file, with the line if it is known.
     `key` reads "[table] name"."""
 
     severity: Severity
@@ -194,7 +194,7 @@ def _contradictions(config: Config, settings: Mapping[tuple[str, str], Setting])
 
 
 def _with_line(problem: Problem, files: Mapping[str, bytes]) -> Problem:
-    """tomllib keeps no lines: find the key again, as a person would. A key in an inline table is not found."""
+    """tomllib keeps no line numbers: search for the key again, as people do. One in an inline table is not found."""
     import re
 
     match = re.match(r"\[(.*?)\] ?(.*)", problem.key)

@@ -203,7 +203,7 @@ def _check(known: Annotation, value: Any, section: Any, host_cpus: int, expand: 
 
 
 def _value(text: str, known: Annotation) -> Any:
-    """The text as the key's type. Raises ValueError."""
+    """The text, parsed as the key's type. Raises ValueError."""
     kind = known.kind
     origin = get_origin(kind) or kind
     if kind is bool:

@@ -20,7 +20,7 @@ class ShareEntry(Struct, frozen=True, forbid_unknown_fields=True):
 class DiskEntry(Struct, frozen=True, forbid_unknown_fields=True):
     disk_id: str
     slot: int
-    path: str  # of a raw file, a block device, or the layer over `base`
+    path: str  # of a raw file, a block device, or the overlay over `base`
     base: str = ""
     read_only: bool = False
     host_device: bool = False

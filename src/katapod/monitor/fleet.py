@@ -40,12 +40,12 @@ class Entry:
     """A sandbox on disk. `record` is None if another runtime owns it, or it cannot be read."""
 
     sandbox_id: str
-    folder: Path
+    directory: Path
     record: SandboxRecord | None
 
     @property
     def socket(self) -> str:
-        return str(self.folder / SOCKET)
+        return str(self.directory / SOCKET)
 
     @property
     def labels(self) -> dict[str, str]:

@@ -255,7 +255,7 @@ class MonitorService:
         self._need_root(request)
         entry = self._entry(request)
         try:
-            with open(entry.folder / "console.log", "rb", opener=_no_link) as handle:
+            with open(entry.directory / "console.log", "rb", opener=_no_link) as handle:
                 size = handle.seek(0, os.SEEK_END)
                 handle.seek(max(0, size - CONSOLE_BYTES))
                 data = handle.read(CONSOLE_BYTES)
@@ -267,8 +267,8 @@ class MonitorService:
         self._need_root(request)
         entry = self._entry(request)
         # large, and needed only for pictures
-        from katapod.plan.picture import render_picture
-        from katapod.sandbox.inspection import collect_facts
+        from katapod.observe.inspection import collect_facts
+        from katapod.observe.picture import render_picture
 
         try:
             async with asyncio.timeout(PICTURE_LIMIT_S):

@@ -120,18 +120,8 @@ async def build_guest_image(
             progress("unpack the kernel", 0.7)
             candidates, notes = await in_thread(lambda: _kernel_files(request, kernel, finished))
             chosen, why_not = await _prove_one(candidates, initrd, prove, progress)
-            manifest = Manifest(
-                key=key,
-                kernel_version=kernel.version,
-                kernel=chosen.name,
-                kernel_size=chosen.stat().st_size,
-                initrd=initrd.name,
-                initrd_size=initrd.stat().st_size,
-                pvh=chosen.name == "vmlinux",
-                notes=(*plan.modules.warnings, *notes, *why_not),
-                flavour=request.flavour,
-                recipe=request.recipe_name,
-            )
+            told = (*plan.modules.warnings, *notes, *why_not)
+            manifest = _manifest(request, key, kernel.version, chosen, initrd, told)
             for other in candidates:
                 if other != chosen:
                     other.unlink()
@@ -140,6 +130,23 @@ async def build_guest_image(
             switch_links(request.cache_dir, image)
         progress("done", 1.0)
         return replace(image, fresh=True)
+
+
+def _manifest(
+    request: ImageRequest, key: str, kernel_version: str, kernel: Path, initrd: Path, notes: tuple[str, ...]
+) -> Manifest:
+    return Manifest(
+        key=key,
+        kernel_version=kernel_version,
+        kernel=kernel.name,
+        kernel_size=kernel.stat().st_size,
+        initrd=initrd.name,
+        initrd_size=initrd.stat().st_size,
+        pvh=kernel.name == "vmlinux",
+        notes=notes,
+        flavour=request.flavour,
+        recipe=request.recipe_name,
+    )
 
 
 def _up_to_date(request: ImageRequest, kernel_version: str, key: str) -> BuiltImage | None:

@@ -90,16 +90,7 @@ async def image_key(
     options = {
         "compress": COMPRESSORS.get(compress, compress),
         "entry_point": entry_point,
-        "extras": [
-            extras.flavour,
-            extras.load_modules,
-            extras.more_modules,
-            bool(extras.hook),
-            [
-                (file.target, file.kind.value, file.mode, file.source if file.kind is FileKind.LINK else "")
-                for file in extras.files
-            ],
-        ],
+        "extras": _options_of(extras),
         "huge_pages": huge_pages_default(kernel),
         "kernel": kernel.version,
         "own": [name for name, _ in own.modules],
@@ -130,6 +121,20 @@ async def image_key(
         return state.hexdigest()
 
     return await in_thread(digest)
+
+
+def _options_of(extras: GuestExtras) -> list[object]:
+    """What is not in the content of their files."""
+    return [
+        extras.flavour,
+        extras.load_modules,
+        extras.more_modules,
+        bool(extras.hook),
+        [
+            (file.target, file.kind.value, file.mode, file.source if file.kind is FileKind.LINK else "")
+            for file in extras.files
+        ],
+    ]
 
 
 def _files_of(names: Iterable[str]) -> list[Path]:

@@ -36,11 +36,11 @@ async def loaded_later(programs: Iterable[Path]) -> list[Path]:
     asked = list(programs)
     while asked:
         loaded = await shared_libraries(asked)
-        folders = sorted({path.parent for path in loaded})
+        directories = sorted({path.parent for path in loaded})
         wanted = [names for path in (*asked, *loaded) for names in dlopen_notes(path.read_bytes())]
         asked = []
         for names in wanted:
-            here = [folder / name for name in names for folder in folders if (folder / name).exists()]
+            here = [directory / name for name in names for directory in directories if (directory / name).exists()]
             if here and here[0].resolve() not in loaded and here[0] not in (*found, *asked):
                 asked.append(here[0])
         found += asked

@@ -1,4 +1,4 @@
-"""From an attachment's record to what plugins are asked, and to the container's files of /etc. Pure."""
+"""From an attachment's record to the calls of its plugins, and to the container's files of /etc. Pure."""
 
 import ipaddress
 import json
@@ -34,7 +34,7 @@ def attachment_of(record: AttachmentRecord, container_id: str) -> Attachment:
 
 
 def check_capabilities(record: AttachmentRecord) -> None:
-    """Raises UsageError if the caller wants what no plugin of the network can do."""
+    """Raises UsageError if the caller asks for what no plugin of the network supports."""
     wanted = (
         ("portMappings", record.ports, "publish ports", "a plugin such as portmap"),
         ("ips", record.ip, "choose the address", "a plugin such as bridge with host-local"),

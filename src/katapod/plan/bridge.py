@@ -11,7 +11,7 @@ __all__ = ["BRIDGE", "BRIDGE_DEVICE", "LEASES", "choose_subnet", "plan_bridge"]
 BRIDGE = "bridge"
 BRIDGE_DEVICE = "kata0"
 LEASES = "/run/katapod/networks"
-"""Where host-local keeps who has which address: gone after a restart of the host, as all who had one."""
+"""Where host-local keeps its leases: gone after a restart of the host, as their holders are."""
 
 _CANDIDATES = (
     *(f"10.{number}.0.0/16" for number in range(186, 200)),
@@ -22,7 +22,7 @@ _CANDIDATES = (
 
 
 def choose_subnet(taken: Iterable[str]) -> str:
-    """The first candidate that has nothing in common with the networks and addresses `taken`. Raises HostLacks."""
+    """The first candidate that does not overlap the networks and addresses `taken`. Raises HostLacks."""
     others = [ipaddress.ip_network(one, strict=False) for one in taken]
     for candidate in _CANDIDATES:
         network = ipaddress.ip_network(candidate)
@@ -44,7 +44,7 @@ def plan_bridge(subnet: str, *, firewall: bool, publish: bool) -> NetworkConfig:
             "bridge": BRIDGE_DEVICE,
             "isGateway": True,
             "ipMasq": True,
-            "hairpinMode": True,  # a container reaches itself by its published port
+            "hairpinMode": True,  # a container reaches itself through its published port
             "ipam": {
                 "type": "host-local",
                 "dataDir": LEASES,

@@ -6,7 +6,7 @@ __all__ = ["GOOD_ERROR_NS", "Correction", "Reading", "has_wrong_rate", "plan_cor
 
 MS = 1_000_000
 STEP_FROM_NS = 50 * MS
-"""Half of what a guest may be off. Less is made good little by little, so that time does not run backwards inside."""
+"""Half of what a guest may be off. Less is slewed, so that time does not run backwards inside."""
 
 SLEW_FROM_NS = 2 * MS
 """Less than that is not worth a call, and whoever disciplines the guest's clock from inside keeps it closer."""

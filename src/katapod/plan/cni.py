@@ -1,4 +1,4 @@
-"""What CNI plugins are asked, in which order, with which environment and input. Pure.
+"""The calls of CNI plugins: their order, environment and input. Pure.
 
 Source: the CNI specification 1.0.0, sections 2 and 3; capabilities: its CONVENTIONS.md.
 """

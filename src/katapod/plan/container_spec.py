@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from katapod.about import OCI_VERSION
 from katapod.model import oci
 from katapod.model.errors import UsageError
 from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume, is_number, parse_user
 from katapod.model.seccomp_profile import SeccompProfile
 from katapod.plan.seccomp import GuestKernel, plan_seccomp
+from katapod.version import OCI_VERSION
 
 __all__ = [
     "CPU_PERIOD_US",

@@ -27,7 +27,7 @@ __all__ = [
     "ModuleIndex",
     "ModuleMissing",
     "ModulePlan",
-    "ON_DEMAND_FOLDERS",
+    "ON_DEMAND_DIRECTORIES",
     "ON_DEMAND_MODULES",
     "PythonFile",
     "PythonFileKind",
@@ -83,7 +83,7 @@ ON_DEMAND_MODULES = (
 file system to mount, a kind of network interface, a rule of the packet filter. Loading them always would cost each
 sandbox memory and time for nothing. docs/how-to/guest-image.md says what is left out."""
 
-ON_DEMAND_FOLDERS = (
+ON_DEMAND_DIRECTORIES = (
     *("net/netfilter/", "net/ipv4/netfilter/", "net/ipv6/netfilter/", "net/bridge/", "net/sched/", "net/ipv4/tcp_"),
 )
 """As ON_DEMAND_MODULES, by the beginning of their path: iptables and nftables with all matches and targets, IP sets,
@@ -350,13 +350,13 @@ def plan_image_modules(index: ModuleIndex, extras: GuestExtras) -> ModulePlan:
     return plan_modules(
         index,
         late=(*LATE_MODULES, *extras.load_modules),
-        on_demand=(*ON_DEMAND_MODULES, *_in_folders(index), *extras.more_modules),
+        on_demand=(*ON_DEMAND_MODULES, *_in_directories(index), *extras.more_modules),
     )
 
 
-def _in_folders(index: ModuleIndex) -> Iterable[str]:
-    folders = tuple(f"kernel/{folder}" for folder in ON_DEMAND_FOLDERS)
-    return sorted(name for name, module in index.files.items() if module.source.startswith(folders))
+def _in_directories(index: ModuleIndex) -> Iterable[str]:
+    directories = tuple(f"kernel/{directory}" for directory in ON_DEMAND_DIRECTORIES)
+    return sorted(name for name, module in index.files.items() if module.source.startswith(directories))
 
 
 def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImagePlan:

@@ -75,7 +75,7 @@ def shares_pid_namespace(spec: oci.Spec) -> bool:
 
 
 def process_for_guest(process: oci.Process) -> oci.Process:
-    """Labels are of the host's security modules, which the guest has not."""
+    """Labels belong to the host's security modules, which the guest does not have."""
     return replace(process, selinux_label="", apparmor_profile="")
 
 

@@ -14,7 +14,7 @@ __all__ = ["Gap", "left_out"]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`matters`: somebody has asked for it, and nothing else does it."""
+    """`matters`: it was asked for, and nothing else does it."""
 
     place: str
     why: str

@@ -30,7 +30,7 @@ __all__ = [
     "tap_name",
 ]
 
-VIRTIO_QUEUES_MAX = 16  # more than a pod's NIC gains from
+VIRTIO_QUEUES_MAX = 16  # a pod's NIC gains nothing from more
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def render_address(address: Address) -> str:
         words += [f"{name} {value}"] if value else []
     words += [f"metric {address.metric}"] if address.metric else []
     words += ["noprefixroute"] if address.flags & IFA_F_NOPREFIXROUTE else []
-    words += ["nodad"] if address.is_v6 else []  # it was there before, and the host has looked already
+    words += ["nodad"] if address.is_v6 else []  # it was there before, and the host has checked for duplicates already
     words += ["preferred_lft 0"] if address.flags & IFA_F_DEPRECATED else []
     return " ".join(words)
 

@@ -1,4 +1,4 @@
-"""What a container may ask of this runtime, for engines that want to know before. Pure.
+"""What a container may ask of this runtime, for engines that query it first. Pure.
 
 Source: OCI runtime-spec, features.md and features-linux.md.
 """

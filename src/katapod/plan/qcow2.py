@@ -1,4 +1,4 @@
-"""An empty qcow2 image: the layer that a container writes to, over a disk that it shares with others.
+"""An empty qcow2 image: the overlay that a container writes to, over a disk that it shares with others.
 
 It is laid out here, because a start would wait longer for a program that does it than for all else about the
 disk. Source: QEMU's docs/interop/qcow2.txt, version 3.
@@ -7,7 +7,7 @@ disk. Source: QEMU's docs/interop/qcow2.txt, version 3.
 import struct
 from dataclasses import dataclass
 
-__all__ = ["CLUSTER_BYTES", "Qcow2Plan", "plan_empty_layer"]
+__all__ = ["CLUSTER_BYTES", "Qcow2Plan", "plan_empty_overlay"]
 
 CLUSTER_BITS = 16  # QEMU's default. Larger ones copy more for each small write, smaller ones need more tables
 CLUSTER_BYTES = 1 << CLUSTER_BITS
@@ -27,11 +27,11 @@ class Qcow2Plan:
 
     def describe(self) -> str:
         shown = ", ".join(f"{len(data)} at {offset}" for offset, data in self.pieces)
-        return f"qcow2 layer of {self.length_bytes} bytes: {shown}"
+        return f"qcow2 overlay of {self.length_bytes} bytes: {shown}"
 
 
-def plan_empty_layer(disk_bytes: int) -> Qcow2Plan:
-    """Plan a layer over a disk of `disk_bytes`. It names no backing file: whoever opens it says which.
+def plan_empty_overlay(disk_bytes: int) -> Qcow2Plan:
+    """Plan an overlay over a disk of `disk_bytes`. It names no backing file: whoever opens it says which.
 
     Clusters in order: header, refcount table, refcount block, L1 table. No L2 table exists yet.
     """

@@ -1,7 +1,7 @@
 """A container image as a disk: how it is made on the host, and how the guest mounts it.
 
 The disk is an ext4 file system with all files of the image, never written to again. Each container writes to
-an empty layer over it (qcow2.py), which ends with its sandbox: nothing that is written there has to survive
+an empty overlay over it (qcow2.py), which ends with its sandbox: nothing that is written there has to survive
 a crash of guest or host, and so neither waits for the other (docs/adr/0009-root-file-system.md).
 """
 
@@ -49,7 +49,7 @@ MOUNT_OPTIONS = (
     "data=writeback",
     "commit=300",  # seconds
 )
-"""For a layer that ends with the guest: the order of writes matters to nobody."""
+"""For an overlay that ends with the guest: the order of writes matters to nobody."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from katapod.host.bridge import bridge_subnet, filters_forwarding, networks_in_u
 from katapod.host.cni import attach, detach, find_network, find_plugin, load_networks
 from katapod.host.named_netns import current_netns, is_netns, make_netns, netns_path, remove_netns
 from katapod.host.ports import hold_ports
+from katapod.host.tasks import beside
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.cni import NetworkConfig
@@ -99,7 +100,7 @@ def _warn_once(exc: HostLacks) -> None:
     with contextlib.suppress(OSError):
         WARNED.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         os.close(os.open(WARNED, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        log.warning("containers have no network on this host: %s (%s); --net none says that you know", exc, exc.hint)
+        log.warning("containers have no network on this host: %s (%s); use --net none to silence this", exc, exc.hint)
 
 
 @contextlib.asynccontextmanager
@@ -111,12 +112,8 @@ async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["
     """
     with span("make network namespace"):
         await make_netns(Path(record.netns))
-    task = asyncio.create_task(_attach(record, sandbox_id), name="attach-network")
-    try:
+    async with beside(_attach(record, sandbox_id), name="attach-network") as task:
         yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def _attach(record: AttachmentRecord, sandbox_id: str) -> AttachmentRecord:
@@ -150,7 +147,7 @@ async def release_attachment(record: AttachmentRecord, sandbox_id: str) -> list[
     gone all the same, but plugins may have left addresses taken, or rules of the firewall."""
     problems: list[KatapodError] = []
     attachment = attachment_of(record, sandbox_id)
-    with contextlib.suppress(OSError, KatapodError):  # the end tries again, and tells
+    with contextlib.suppress(OSError, KatapodError):  # the end tries again, and reports it
         if not is_netns(Path(record.netns)):  # plugins can do without a namespace, but not with what is none
             remove_netns(Path(record.netns))
     for number in range(RELEASE_TRIES):

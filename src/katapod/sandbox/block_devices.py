@@ -12,7 +12,7 @@ from katapod.sandbox.lifecycle import Sandbox
 
 __all__ = ["close_block_devices", "open_block_devices"]
 
-BLOCK_DEVICES_MAX = 16  # of a container; whoever gets more was given all that the host has
+BLOCK_DEVICES_MAX = 16  # of a container; one with more was given all that the host has
 SYS_BLOCK = Path("/sys/dev/block")
 
 
@@ -22,7 +22,7 @@ async def open_block_devices(sandbox: Sandbox, container_id: str, spec: oci.Spec
     wanted = _block_devices(spec)
     if len(wanted) > BLOCK_DEVICES_MAX:
         raise SpecError(
-            f"cannot give {container_id} {len(wanted)} block devices: {BLOCK_DEVICES_MAX} are the most",
+            f"cannot give {container_id} {len(wanted)} block devices: at most {BLOCK_DEVICES_MAX} are allowed",
             hint="for privileged containers set privileged_without_host_devices = true in the engine's configuration",
         )
     found = []

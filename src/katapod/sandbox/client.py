@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from katapod.host.state import StateStore
+from katapod.host.tasks import beside
 from katapod.model.errors import InvalidState, KatapodError, NotFound, SpecError
 from katapod.model.record import SandboxRecord, State
 from katapod.rpc.agent import AgentClient
@@ -126,7 +127,7 @@ def string_user(text: str, groups: tuple[str, ...] = ()) -> agent_pb2.StringUser
 async def require_features(agent: AgentClient, needed: frozenset[str]) -> None:
     """Raises SpecError if the agent lacks one of them, RpcError."""
     if not needed:
-        return  # nobody is asked
+        return  # nothing to ask for
     lacking = sorted(name.removeprefix(PREFIX) for name in needed - await agent.features())
     if lacking:
         raise SpecError(
@@ -175,16 +176,13 @@ async def start_in_vm(client: ControlClient, process: oci_pb2.Process) -> AsyncI
     """
     sandbox_id, exec_id = client.record.sandbox_id, secrets.token_hex(16)
     request = agent_pb2.ExecProcessRequest(container_id=VM_ID, exec_id=exec_id, process=process)
-    hold = asyncio.create_task(client.hold(exec_id), name="hold")  # first: we may be killed at any moment
-    try:
+    async with beside(client.hold(exec_id), name="hold"):  # first: we may be killed at any moment
         await asyncio.sleep(0)
         try:
             await client.agent.call("ExecProcess", request, timeout_s=CONSOLE_LIMIT_S)
         except RpcError as exc:
             raise _console_error(client, sandbox_id, exc) from exc
         yield GuestProcess(client.agent, VM_ID, exec_id, terminal=process.Terminal)
-    finally:
-        hold.cancel()
 
 
 def _console_error(client: ControlClient, sandbox_id: str, exc: RpcError) -> KatapodError:

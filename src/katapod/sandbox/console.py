@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from katapod.host.tasks import end_tasks
 from katapod.host.vsock import connect_vsock
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
@@ -62,7 +63,7 @@ class ConsoleLink:
                 return await connect_vsock(self._vsock_cid, CONSOLE_SERVICE_VPORT)
         except OSError as exc:
             raise RpcError(
-                StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has no console but a raw one: {exc}"
+                StatusCode.UNIMPLEMENTED, f"the agent of {self._sandbox_id} has only a raw console: {exc}"
             ) from exc
 
     async def answers(self) -> bool:
@@ -85,10 +86,11 @@ class ConsoleLink:
         if self._connection is None:
             return
         request = agent_pb2.SignalProcessRequest(container_id=VM_ID, exec_id=exec_id, signal=SIGHUP)
-        with contextlib.suppress(RpcError):  # it has ended, or the guest has
+        with contextlib.suppress(RpcError):  # the process, or the guest, has ended
             await AgentClient(self._connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Idempotent."""
+        await end_tasks(self._hanging_up)
         if self._connection is not None:
             self._connection.close()

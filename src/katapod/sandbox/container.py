@@ -112,8 +112,8 @@ class Container:
         code = await self.sandbox.guard(carry(self.process, stdin, stdout, stderr))
         try:
             self.save(state=State.STOPPED, finished_at=time.time(), exit_code=code)
-        except NoSpace as exc:  # who waits for it is to have it all the same
-            log.error("the end of %s is not on record: %s", self.container_id, exc)
+        except NoSpace as exc:  # whoever waits for the exit code gets it all the same
+            log.error("cannot record the exit of %s: %s", self.container_id, exc)
         return code
 
     async def kill(self, signal_number: int, *, everyone: bool = False) -> None:
@@ -164,7 +164,7 @@ class Container:
                 try:
                     await step()
                 except (OSError, KatapodError) as exc:
-                    if not self.sandbox.death.done():  # with the machine its disks have gone
+                    if not self.sandbox.death.done():  # its disks are gone with the machine
                         problems.append(str(exc))
         problems += remove_host_files(self.sandbox, self.container_id)
         if problems:
@@ -221,7 +221,7 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
         except AgentFailed as exc:
             raise command_error(exc) from exc
     except BaseException as exc:
-        if isinstance(exc, Exception):  # who cancels a start ends the sandbox: no need to wait for its guest
+        if isinstance(exc, Exception):  # a cancelled start ends the sandbox: no need to wait for its guest
             with contextlib.suppress(KatapodError):
                 await close_root_disk(sandbox, plan.container_id)
             with contextlib.suppress(KatapodError):

@@ -1,4 +1,4 @@
-"""The owner's door for other commands: a ttrpc socket in the sandbox's state directory.
+"""The owner's control server for other commands: a ttrpc socket in the sandbox's state directory.
 
 It serves two things: `katapod.Control` (JSON messages of our own) for what concerns the sandbox's life,
 and the part of `grpc.AgentService` that concerns execs, passed on to the guest as it is: the agent's
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from katapod.host.tasks import beside
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.layout import SandboxPaths
 from katapod.rpc.agent import AGENT_SERVICE
@@ -88,7 +89,7 @@ class _Control:
 
     async def _pass_on(self, method: str, payload: bytes) -> bytes:
         if method not in _PASSED:
-            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is the owner's to call")
+            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is reserved for the owner")
         request_class, to_console = _PASSED[method], False
         if request_class is not None:
             request = request_class.FromString(payload)
@@ -103,9 +104,8 @@ class _Control:
             async with in_turn:
                 return await connection.call_raw(AGENT_SERVICE, method, payload, None)
 
-        call = asyncio.create_task(ask())
-        waiting: set[asyncio.Future[Any]] = {call, sandbox.death}
-        try:
+        async with beside(ask(), name="pass-on") as call:
+            waiting: set[asyncio.Future[Any]] = {call, sandbox.death}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
                 try:
@@ -120,8 +120,6 @@ class _Control:
                             raise RpcError(StatusCode.UNAVAILABLE, "the sandbox has ended") from exc
                         raise
             raise RpcError(StatusCode.UNAVAILABLE, str(sandbox.death.result()))
-        finally:
-            call.cancel()
 
     async def _kill(self, payload: bytes) -> None:
         request = msgspec.json.decode(payload, type=KillRequest)

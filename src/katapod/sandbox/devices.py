@@ -48,7 +48,7 @@ class Devices:
     def enter_disk(
         self, disk_id: str, path: Path, *, base: Path | None = None, read_only: bool = False, host_device: bool = False
     ) -> DiskEntry:
-        """A disk (a file, or a block device of the host), or with `base` a layer at `path` over the disk `base`.
+        """A disk (a file, or a block device of the host), or with `base` an overlay at `path` over the disk `base`.
 
         Raises KatapodError if no slot is free.
         """
@@ -99,7 +99,7 @@ class Devices:
         self.table = self.table.with_share(structs.replace(entry, guest_path=path))
 
     async def attach_disk(self, disk_id: str) -> str:
-        """Returns where the guest finds it. Raises VmmRefused, VmmLinkBroken; NoSpace, KatapodError for a layer that
+        """Returns where the guest finds it. Raises VmmRefused, VmmLinkBroken; NoSpace, KatapodError for an overlay that
         cannot be made."""
         entry = self.table.disk(disk_id)
         assert entry is not None

@@ -4,21 +4,35 @@ import asyncio
 import contextlib
 import os
 import stat
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from katapod.host.direct_volumes import mark_volume, read_volume, unmark_volume
+from katapod.host.state import StateStore
 from katapod.model import oci
 from katapod.model.direct_volume import MountInfo, volume_name
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SANDBOX_DIR
 from katapod.rpc.pb import agent_pb2, types_pb2
-
-if TYPE_CHECKING:
-    from katapod.sandbox.lifecycle import Sandbox
+from katapod.vmm.protocol import VirtualMachine
 
 __all__ = ["DirectVolumes"]
+
+
+class TakesDisks(Protocol):
+    """Part of lifecycle.Sandbox."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+    @property
+    def store(self) -> StateStore: ...
+    @property
+    def vm(self) -> VirtualMachine: ...
+    async def guard(self, work: Coroutine[Any, Any, None]) -> None: ...
+    async def add_disk(self, disk_id: str, path: Path, *, read_only: bool, host_device: bool) -> str: ...
+    async def remove_disk(self, disk_id: str) -> None: ...
 
 
 @dataclass
@@ -46,7 +60,7 @@ class DirectVolumes:
         return ""
 
     async def open(
-        self, sandbox: "Sandbox", container_id: str, spec: oci.Spec
+        self, sandbox: TakesDisks, container_id: str, spec: oci.Spec
     ) -> tuple[dict[str, str], tuple[agent_pb2.Storage, ...]]:
         """Plug those that the container mounts; what fails half-way is undone by close().
 
@@ -67,7 +81,7 @@ class DirectVolumes:
             storages[volume.guest_path] = _storage(volume)
         return sources, tuple(storages.values())
 
-    async def _plug(self, sandbox: "Sandbox", path: str) -> _Volume | None:
+    async def _plug(self, sandbox: TakesDisks, path: str) -> _Volume | None:
         info = read_volume(sandbox.store.layout, path)
         if info is None:
             return None
@@ -93,7 +107,7 @@ class DirectVolumes:
         volume = self._volumes[path] = _Volume(info, disk_id, guest_path, pci_path)
         return volume
 
-    async def grow(self, sandbox: "Sandbox", path: str, size: int) -> None:
+    async def grow(self, sandbox: TakesDisks, path: str, size: int) -> None:
         """Have the guest see that the device has grown, to `size` bytes at least. What is no direct volume is left
         alone. Raises KatapodError if it has not, VmmRefused."""
         async with self._lock:
@@ -107,7 +121,7 @@ class DirectVolumes:
                     )
                 await sandbox.guard(sandbox.vm.resize_disk(volume.disk_id, actual))
 
-    async def close(self, sandbox: "Sandbox", container_id: str) -> None:
+    async def close(self, sandbox: TakesDisks, container_id: str) -> None:
         """The container has gone: take out the disks that nobody uses any more. Raises VmmRefused."""
         async with self._lock:
             for path, volume in list(self._volumes.items()):

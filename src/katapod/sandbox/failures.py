@@ -26,7 +26,7 @@ def guest_of(spec: VmSpec) -> str:
 
 def hint_for(spec: VmSpec) -> str:
     if spec.accelerator is Accelerator.KVM:
-        return "to find out whether it is KVM's fault, emulate: --accel tcg"
+        return "to find out whether KVM is the cause, use emulation: --accel tcg"
     return "kata-runtime image build makes kernel and initrd"
 
 

@@ -1,4 +1,4 @@
-"""Memory that was plugged: the guest's word on it."""
+"""Plugged memory: the guest's answer about it."""
 
 import asyncio
 

@@ -3,16 +3,13 @@
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from katapod.model.guest_metrics import guest_metrics
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 
-if TYPE_CHECKING:
-    from katapod.sandbox.management import Managed
-
-__all__ = ["GuestFigures"]
+__all__ = ["AgentCalls", "GuestFigures"]
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +18,25 @@ PATIENCE_S = 0.75  # less than what kata-monitor gives the slowest, so that the 
 KEPT_S = 60.0
 
 
+class AgentCalls(Protocol):
+    """Part of AgentClient."""
+
+    async def call(self, method: str, request: Any, timeout_s: float | None = ...) -> Any: ...
+
+
+class HasAgent(Protocol):
+    """Part of management.ObservedSandbox."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+    @property
+    def agent(self) -> AgentCalls: ...
+
+
 class GuestFigures:
     """A guest that takes longer than `patience_s` is told a scrape late: its answer is kept for the next."""
 
-    def __init__(self, managed: "Managed", patience_s: float | None = None) -> None:
+    def __init__(self, managed: HasAgent, patience_s: float | None = None) -> None:
         self._managed = managed
         self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._agent_has_metrics = True
@@ -53,7 +65,7 @@ class GuestFigures:
             answer = await self._managed.agent.call("GetMetrics", request, timeout_s=ANSWER_LIMIT_S)
         except RpcError as exc:
             if exc.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
-                self._agent_has_metrics = False  # an older agent: it will not learn it
+                self._agent_has_metrics = False  # an older agent: it will not have it later either
             log.warning("the guest's part of the metrics of %s is missing: %s", self._managed.sandbox_id, exc)
             return ""
         text, cut = await asyncio.to_thread(guest_metrics, str(answer.metrics))

@@ -7,15 +7,15 @@ host, is busy, and is left alone. One with time to spare hangs: its agent comes 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from katapod.model.errors import KatapodError
+from katapod.rpc.agent import AgentClient
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.sandbox.console import ConsoleLink
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.guard import CAUSE_LIMIT_S
-
-if TYPE_CHECKING:
-    from katapod.sandbox.lifecycle import Sandbox
+from katapod.vmm.protocol import VirtualMachine
 
 __all__ = ["declare_dead", "watch_health"]
 
@@ -26,7 +26,22 @@ HEALTH_LIMIT_S = 30.0
 BUSY_SHARE = 0.9  # of the time without an answer, in which no virtual CPU had time for an agent
 
 
-async def watch_health(sandbox: "Sandbox") -> None:
+class Mortal(Protocol):
+    """Part of lifecycle.Sandbox."""
+
+    @property
+    def sandbox_id(self) -> str: ...
+    @property
+    def agent(self) -> AgentClient: ...
+    @property
+    def vm(self) -> VirtualMachine: ...
+    @property
+    def console(self) -> ConsoleLink: ...
+    @property
+    def death(self) -> "asyncio.Future[KatapodError]": ...
+
+
+async def watch_health(sandbox: Mortal) -> None:
     """Declare the sandbox dead when its agent owes an answer while the guest has time for one, or when the agent breaks
     off while the VMM lives."""
     gone = sandbox.agent.connection.closed
@@ -46,7 +61,7 @@ async def watch_health(sandbox: "Sandbox") -> None:
                 log.debug("the agent of %s is alive, but says: %s", sandbox.sandbox_id, exc)
 
 
-async def _judge_silence(sandbox: "Sandbox", asked_at: float, busy: float) -> None:
+async def _judge_silence(sandbox: Mortal, asked_at: float, busy: float) -> None:
     sandbox_id = sandbox.sandbox_id
     if sandbox.agent.connection.heard_at > asked_at:
         log.debug("the agent of %s is slow: it answers other calls", sandbox_id)
@@ -59,7 +74,7 @@ async def _judge_silence(sandbox: "Sandbox", asked_at: float, busy: float) -> No
         declare_dead(sandbox, AgentFailed(f"sandbox {sandbox_id} hangs: {limit}, and its guest had time to"))
 
 
-def declare_dead(sandbox: "Sandbox", cause: KatapodError) -> None:
+def declare_dead(sandbox: Mortal, cause: KatapodError) -> None:
     """The first cause is the one that is told; a VMM that is being stopped has none."""
     if not sandbox.death.done() and not sandbox.vm.stopping:
         sandbox.death.set_result(cause)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.about import OCI_VERSION
 from katapod.host.process import ProcessFailed, run
 from katapod.model.errors import KatapodError
 from katapod.model.oci import Hook, Hooks, Spec
+from katapod.version import OCI_VERSION
 
 __all__ = ["HookedContainer"]
 

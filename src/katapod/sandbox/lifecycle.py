@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
 from katapod.model.errors import KatapodError, NoSpace, NotFound
@@ -46,9 +46,6 @@ from katapod.vmm.devices import blocks_of
 from katapod.vmm.errors import VmmRefused
 from katapod.vmm.protocol import DiskError
 
-if TYPE_CHECKING:
-    from katapod.sandbox.pool import ReadyMachine
-
 __all__ = ["Sandbox", "start_sandbox", "start_machine"]
 
 log = logging.getLogger(__name__)
@@ -56,7 +53,17 @@ log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 DESTROY_LIMIT_S = 5.0
-SPACE_FLOOR_MIB = 16  # below this, starting would only fail later and less clearly
+SPACE_FLOOR_MIB = 16  # below this a start would only fail later, with a less clear error
+
+
+class StartedMachine(Protocol):
+    """pool.ReadyMachine: a machine of its own name that a sandbox may take over."""
+
+    @property
+    def machine_id(self) -> str: ...
+    def fits(self, plan: SandboxPlan) -> bool: ...
+    async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine: ...
+    async def close(self) -> None: ...
 
 
 class Sandbox:
@@ -79,7 +86,7 @@ class Sandbox:
         self.guest_vcpus = machine.spec.vcpus
         self.devices = machine.devices
         self.devices.note = lambda table: self.save(devices=table)
-        self._told_disks: set[str] = set()  # whose errors were told of
+        self._told_disks: set[str] = set()  # whose errors have been logged
         machine.vm.on_disk_error(self.take_disk_error)
         self.network = machine.network
         self.direct_volumes = DirectVolumes()
@@ -132,7 +139,7 @@ class Sandbox:
         base: os.PathLike[str] | None = None,
         host_device: bool = False,
     ) -> str:
-        """Plug a disk (a file, or a block device of the host), or with `base` a layer at `path` over the disk `base`.
+        """Plug a disk (a file, or a block device of the host), or with `base` an overlay at `path` over that disk.
 
         Returns its guest PCI path.
 
@@ -211,7 +218,7 @@ class Sandbox:
             return bool(gone or told or moved)
 
     async def grow(self, *, vcpus: int, mem_mib: int) -> None:
-        """Plug vCPUs and memory until the guest has at least these; what it has more stays.
+        """Plug vCPUs and memory until the guest has at least these; it never shrinks.
 
         Memory comes in blocks of MEMORY_BLOCK_MIB. Raises VmmRefused, AgentFailed, KatapodError.
         """
@@ -292,7 +299,7 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
 
 
 async def start_sandbox(
-    plan: SandboxPlan, store: StateStore, ready: "ReadyMachine | None" = None, attaching: Attaching | None = None
+    plan: SandboxPlan, store: StateStore, ready: StartedMachine | None = None, attaching: Attaching | None = None
 ) -> Sandbox:
     """Start a sandbox, in the machine `ready` if that fits; if not, the machine is ended.
 
@@ -316,11 +323,9 @@ async def start_sandbox(
         else:
             machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
-        health = asyncio.create_task(watch_health(sandbox), name="watch-health")
-        stack.callback(health.cancel)
-        clock = asyncio.create_task(sandbox.clock.run(), name="keep-clock")
-        stack.callback(clock.cancel)
-        stack.callback(sandbox.console.close)
+        await stack.enter_async_context(beside(watch_health(sandbox), name="watch-health"))
+        await stack.enter_async_context(beside(sandbox.clock.run(), name="keep-clock"))
+        stack.push_async_callback(sandbox.console.close)
         stack.push_async_callback(_destroy_guest, sandbox)
         stack.callback(setattr, machine.vm, "stopping", True)
         stack.callback(setattr, machine.share, "stopping", True)
@@ -348,7 +353,7 @@ async def start_sandbox(
 
 def _claim_directory(layout: Layout, path: Path, stack: ReleaseStack) -> None:
     stack.callback(clear_away, layout, path)
-    clear_away(layout, path)  # the name is ours by now: whatever lies there is left of another life
+    clear_away(layout, path)  # the name is ours by now: whatever lies there is a leftover
     _make_directory(path)
 
 

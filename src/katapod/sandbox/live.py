@@ -11,7 +11,7 @@ from katapod.model.inspection import LiveFacts, Missing
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.vmm.spec import AGENT_PORT_NAME
 
-__all__ = ["Informant", "HasFacts", "live_facts", "parse_guest"]
+__all__ = ["InspectableAgent", "HasFacts", "live_facts", "parse_guest"]
 
 LIMIT_S = 5.0  # for all that is asked of one of them
 ENTRIES_MAX = 512
@@ -24,13 +24,13 @@ class HasFacts(Protocol):
     async def facts(self, limit_s: float) -> tuple[facts.Hypervisor | None, list[Missing]]: ...
 
 
-class Informant(Protocol):
+class InspectableAgent(Protocol):
     """Part of AgentClient."""
 
     async def inspect(self, timeout_s: float) -> Any: ...
 
 
-async def live_facts(vm: HasFacts, agent: Informant, agent_url: str) -> LiveFacts:
+async def live_facts(vm: HasFacts, agent: InspectableAgent, agent_url: str) -> LiveFacts:
     """Ask both, side by side. Raises nothing that the sandbox can cause."""
     (hypervisor, no_hypervisor), (guest, no_guest) = await asyncio.gather(vm.facts(LIMIT_S), _ask_guest(agent))
     channel = facts.Channel(kind="vsock", address=agent_url)
@@ -40,7 +40,7 @@ async def live_facts(vm: HasFacts, agent: Informant, agent_url: str) -> LiveFact
     return LiveFacts(hypervisor=hypervisor, guest=guest, channel=channel, missing=missing)
 
 
-async def _ask_guest(agent: Informant) -> tuple[facts.GuestFacts | None, list[Missing]]:
+async def _ask_guest(agent: InspectableAgent) -> tuple[facts.GuestFacts | None, list[Missing]]:
     try:
         return parse_guest(await agent.inspect(LIMIT_S)), []
     except RpcError as exc:
@@ -55,7 +55,7 @@ def _text(text: str) -> str:
 
 
 def parse_guest(said: Any) -> facts.GuestFacts:
-    """From the agent's InspectResponse, cut to our own limits whatever it thinks of them."""
+    """From the agent's InspectResponse, cut to our own limits: the guest may not keep to them."""
     lists = (said.modules, said.mounts, said.processes, said.units, said.links, said.routes)
     return facts.GuestFacts(
         kernel=_text(said.kernel),

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from katapod.host.loopback import LoopbackListener, listen_on_loopback
-from katapod.host.tasks import finish
+from katapod.host.tasks import end_tasks, finish
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.lifecycle import Sandbox
@@ -61,9 +61,7 @@ async def loopback_door(sandbox: Sandbox, listener: LoopbackListener | None) -> 
     try:
         yield
     finally:
-        for task in serving:
-            task.cancel()
-        await asyncio.wait(serving)
+        await end_tasks(serving)
         await door.close()
         listener.close()
 
@@ -102,11 +100,7 @@ class _Door:
     async def close(self) -> None:
         """Reset what is under way. The guest is not told: it ends next."""
         self._closed = True
-        left = {*self._carrying.values(), *self._ending}
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left)
+        await end_tasks({*self._carrying.values(), *self._ending})
 
     async def serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

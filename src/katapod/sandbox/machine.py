@@ -18,7 +18,7 @@ from typing import Any
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.logs import read_tail
-from katapod.host.tasks import finish, together
+from katapod.host.tasks import beside, end_tasks, finish, together
 from katapod.host.trace import span
 from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
 from katapod.model.devices import DimmEntry
@@ -53,7 +53,7 @@ SEED_BYTES = 512  # of host entropy for a clone, as upstream; more than the kern
 CLOCK_TRIES, CLOCK_GOOD_S = 2, 0.05
 VMM_END_S = 1.0  # between the VMM's goodbye to virtiofsd, which ends at once then, and its own end
 VMM_SEEN_S = 0.3  # until the end of a VMM is seen that has made virtiofsd fail
-KILLED = (-9, -15)  # ends of a VMM that somebody wished for
+KILLED = (-9, -15)  # how a VMM ends that was asked to: SIGTERM, SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +237,7 @@ async def _launch(
 
     share, vm = await together(start_share(), start_vm())
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    watch = asyncio.create_task(_watch_processes(vm, share, death), name="watch-processes")
-    own.callback(watch.cancel)
+    await own.enter_async_context(beside(_watch_processes(vm, share, death), name="watch-processes"))
     return _Processes(vm, share, death)
 
 
@@ -267,7 +266,7 @@ def _enter_rest(plan: SandboxPlan, network: PodNetwork | None, devices: Devices)
     """The root disk and NICs: what differs between sandboxes."""
     disk = plan.root_disk
     if disk is not None:
-        devices.enter_disk(disk.disk_id, disk.layer, base=disk.base)
+        devices.enter_disk(disk.disk_id, disk.overlay, base=disk.base)
     if network is not None:
         network.enter(devices)
 
@@ -373,7 +372,7 @@ def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[An
     """Begin a call whose answer is waited for later, or never if another fails first."""
     task = asyncio.create_task(call)
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    own.callback(task.cancel)
+    own.push_async_callback(end_tasks, {task})
     return task
 
 
@@ -469,9 +468,8 @@ async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan,
 
 async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
     """Name the process that died first. virtiofsd ends by itself when the VMM does, which gets a moment to be seen."""
-    vm_end = asyncio.create_task(vm.wait_end(), name="wait-vmm")
-    share_end = asyncio.create_task(share.wait_end(), name="wait-virtiofsd")
-    try:
+    watching_share = beside(share.wait_end(), name="wait-virtiofsd")
+    async with beside(vm.wait_end(), name="wait-vmm") as vm_end, watching_share as share_end:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
             # 0: the VMM has closed the connection
@@ -479,11 +477,8 @@ async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "
         if death.done():
             return
         if vm_end.done() and not vm.stopping:
-            await asyncio.sleep(0.05)  # the last words of the console are still on their way to the log
+            await asyncio.sleep(0.05)  # the console's last lines are still on their way to the log
             if not death.done():
                 death.set_result(vm.explain_end())
         elif not vm_end.done() and not share.stopping:
             death.set_result(share.explain_end())
-    finally:
-        vm_end.cancel()
-        share_end.cancel()

@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -37,18 +36,16 @@ from katapod.rpc.http import HttpError, Request, Response, serve_http
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import AGENT_PORT
-from katapod.sandbox.guest_figures import GuestFigures
+from katapod.sandbox.guest_figures import AgentCalls, GuestFigures
 from katapod.sandbox.lifecycle import Sandbox
-from katapod.sandbox.management_door import bound_listener
 
 if TYPE_CHECKING:
     from katapod.sandbox.live import HasFacts
 
 __all__ = [
-    "Caller",
-    "Managed",
+    "ObservedAgent",
+    "ObservedSandbox",
     "ManagedSandbox",
-    "management_socket",
     "metrics_text",
     "serve_management",
     "summary_of",
@@ -60,20 +57,19 @@ GUEST_LIMIT_S = 5.0
 OVERHEAD_WINDOW_S = 1.0
 
 
-class Caller(Protocol):
+class ObservedAgent(AgentCalls, Protocol):
     """Part of AgentClient."""
 
-    async def call(self, method: str, request: Any, timeout_s: float | None = ...) -> Any: ...
     async def inspect(self, timeout_s: float) -> Any: ...
 
 
-class Managed(Protocol):
+class ObservedSandbox(Protocol):
     """What is needed of a sandbox."""
 
     @property
     def sandbox_id(self) -> str: ...
     @property
-    def agent(self) -> Caller: ...
+    def agent(self) -> ObservedAgent: ...
     @property
     def vm(self) -> "HasFacts": ...
     @property
@@ -119,7 +115,7 @@ class ManagedSandbox:
         return self._sandbox.sandbox_id
 
     @property
-    def agent(self) -> Caller:
+    def agent(self) -> ObservedAgent:
         return self._sandbox.agent
 
     @property
@@ -191,15 +187,7 @@ class _Resize(msgspec.Struct, rename={"volume_path": "VolumePath", "size": "Size
 
 
 @contextlib.asynccontextmanager
-async def management_socket(managed: Managed, path: Path) -> AsyncIterator[None]:
-    """Serve on `path`, /run/vc/sbs/SID/shim-monitor.sock, while the block runs. Raises KatapodError."""
-    with bound_listener(path) as listener:
-        async with serve_management(managed, listener):
-            yield
-
-
-@contextlib.asynccontextmanager
-async def serve_management(managed: Managed, listener: socket.socket) -> AsyncIterator[None]:
+async def serve_management(managed: ObservedSandbox, listener: socket.socket) -> AsyncIterator[None]:
     """Answer on a listening socket, which is closed when the block ends."""
     routes = _Routes(managed)
     server = await serve_http(listener, routes.handle)
@@ -211,7 +199,7 @@ async def serve_management(managed: Managed, listener: socket.socket) -> AsyncIt
 
 
 class _Routes:
-    def __init__(self, managed: Managed) -> None:
+    def __init__(self, managed: ObservedSandbox) -> None:
         self._managed = managed
         self._figures = GuestFigures(managed)
         self._overhead: tuple[float, int] | None = None
@@ -289,7 +277,7 @@ class _Routes:
     async def _volume_stats(self, request: Request) -> Response:
         volume = request.query.get("path", "")
         if not volume:
-            raise HttpError(400, "cannot tell the statistics of a volume: the parameter path is missing")
+            raise HttpError(400, "cannot get the statistics of a volume: the parameter path is missing")
         wanted = agent_pb2.VolumeStatsRequest(volume_guest_path=self._guest_path(volume))
         found = await self._call("GetVolumeStats", wanted)
         shown = {
@@ -349,7 +337,7 @@ class _Routes:
         return await self._managed.agent.call(method, request, timeout_s=GUEST_LIMIT_S)
 
 
-def metrics_text(managed: Managed) -> str:
+def metrics_text(managed: ObservedSandbox) -> str:
     """The host's part: owner, VMM, virtiofsd. Reads /proc."""
     own = os.getpid()
     return "".join(
@@ -369,8 +357,8 @@ def metrics_text(managed: Managed) -> str:
     )
 
 
-def summary_of(managed: Managed, guest: GuestSummary | None = None) -> SandboxSummary:
-    """The host's part is read from /proc, in a millisecond: no thread is worth it."""
+def summary_of(managed: ObservedSandbox, guest: GuestSummary | None = None) -> SandboxSummary:
+    """The host's part is read from /proc, in a millisecond: not worth a thread."""
     vmm, virtiofsd, owner = (process_use(pids) for pids in ([managed.vmm_pid], managed.virtiofsd_pids, [os.getpid()]))
     received, sent = network_bytes(managed.vmm_pid) if managed.has_network else (None, None)
     return SandboxSummary(

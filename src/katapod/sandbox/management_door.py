@@ -1,6 +1,7 @@
-"""The door of the management socket: listens from the start, loads what answers (management.py) at the first knock.
+"""The listener of the management socket: it listens from the start, and loads the server (management.py) for the first
+client.
 
-Most sandboxes live and end without one, and a start shall not wait for those imports.
+Most sandboxes never have one, and a start must not wait for those imports.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from katapod.host.tasks import beside
 from katapod.model.errors import KatapodError
 from katapod.sandbox.lifecycle import Sandbox
 
@@ -43,20 +45,16 @@ def bound_listener(path: Path) -> Iterator[socket.socket]:
 async def management_door(sandbox: Sandbox, call_times: "Sequence[CallTimes]" = ()) -> AsyncIterator[None]:
     """Serve the management socket of a sandbox of this process while the block runs. Raises KatapodError."""
     with bound_listener(sandbox.paths.management_socket) as listener:
-        task = asyncio.create_task(_serve(listener, sandbox, call_times), name="management-door")
-        try:
+        async with beside(_serve(listener, sandbox, call_times), name="management-door"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
 
 async def _serve(listener: socket.socket, sandbox: Sandbox, call_times: "Sequence[CallTimes]") -> None:
     loop = asyncio.get_running_loop()
-    knock = loop.create_future()
-    loop.add_reader(listener, lambda: None if knock.done() else knock.set_result(None))
+    client = loop.create_future()
+    loop.add_reader(listener, lambda: None if client.done() else client.set_result(None))
     try:
-        await knock
+        await client
     finally:
         loop.remove_reader(listener)
     from katapod.sandbox.management import ManagedSandbox, serve_management

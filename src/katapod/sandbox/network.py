@@ -78,7 +78,7 @@ class PodNetwork:
         try:
             self.fds[nic.number] = await attach_nic(self.netns, nic)
         except BaseException:
-            self.nics.remove(nic)  # nothing is attached: what is there is another's
+            self.nics.remove(nic)  # nothing is attached: what is there belongs to another sandbox
             self.note(self.record)
             raise
         try:

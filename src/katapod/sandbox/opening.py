@@ -45,6 +45,7 @@ async def _no_disk() -> None:
     return None
 
 
+# long: the steps of a start and their releases, in the one order in which they work
 async def open_sandbox(
     request: SandboxRequest,
     config: Config,

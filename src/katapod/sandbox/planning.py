@@ -40,10 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RootDisk:
-    """The disk of a container's root file system: a `layer` file, made when it is plugged, over the disk `base`."""
+    """The disk of a container's root file system: an `overlay` file, made when it is plugged, over the disk `base`."""
 
     disk_id: str
-    layer: Path
+    overlay: Path
     base: Path
 
 

@@ -112,7 +112,7 @@ class ReadyMachine:
         self.machine.vm.stopping = self.machine.share.stopping = True
         try:
             with contextlib.suppress(VmmRefused, VmmLinkBroken):
-                await self.machine.vm.stop(soft=False)  # there is nothing in it that would have to be written out
+                await self.machine.vm.stop(soft=False)  # nothing in it has to be written out
             await self._stack.aclose()
         finally:
             await remove_sandbox(self.store, self.machine_id)

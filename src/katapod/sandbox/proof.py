@@ -22,6 +22,7 @@ import msgspec
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
+from katapod.host.tasks import beside
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, UsageError
 from katapod.model.layout import Layout
@@ -139,7 +140,7 @@ async def prove_machine(
 class _End:
     """How a boot of the proof ended."""
 
-    status: int | None  # of the VMM; None: it runs still
+    status: int | None  # of the VMM; None: it still runs
     timed_out_s: float
     said: str
     cause: KatapodError | None = None
@@ -166,13 +167,10 @@ async def _boot_once(vmm: Vmm, spec: VmSpec, logs: VmmLogs, limit_s: float) -> _
 
 async def _end_or_stop(vm: VirtualMachine, stopped: "asyncio.Future[Any]") -> None:
     """Until the VMM ends, or stops the guest by itself: KVM gave up then, and the VMM has said why."""
-    ended = asyncio.create_task(vm.wait_end(), name="wait-proof")
-    try:
+    async with beside(vm.wait_end(), name="wait-proof") as ended:
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() and stopped.exception() is not None:
             await ended  # the link broke a moment before the VMM's end
-    finally:
-        ended.cancel()
 
 
 async def choose_accelerator(
@@ -208,7 +206,7 @@ async def choose_accelerator(
         if newest is not None and newest.at >= began:  # found by another as we waited: as good as our own
             return _or_refuse(newest.verdict(plan.key), plan, needed=forced)
         if not mine and overdue is not None:
-            return overdue.verdict(plan.key)  # another asks again: until then what was so holds
+            return overdue.verdict(plan.key)  # another process asks again: until then what was so holds
         if not mine:
             text = f"another process has been trying it for {TURN_LIMIT_S:g} s"
             return _or_refuse(Verdict(Accelerator.TCG, text, fresh=True), plan, needed=forced)

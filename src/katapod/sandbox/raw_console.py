@@ -8,6 +8,7 @@ import contextlib
 import re
 import socket
 
+from katapod.host.tasks import beside
 from katapod.host.vsock import connect_vsock
 from katapod.model.errors import KatapodError
 from katapod.sandbox.stdio import InputFd, OutputFd, Sink, Source
@@ -50,12 +51,8 @@ async def carry_raw(sock: socket.socket, source: Source | None = None, sink: Sin
                 await loop.sock_sendall(sock, data)
             await loop.sock_sendall(sock, b"\x04")
 
-    feeding = asyncio.create_task(feed(), name="stdin")
-    try:
-        with contextlib.suppress(ConnectionResetError):
-            while data := await loop.sock_recv(sock, CHUNK):
-                await sink.write(data)
-    finally:
-        feeding.cancel()
-        await asyncio.wait({feeding})
-        sock.close()
+    with contextlib.closing(sock):
+        async with beside(feed(), name="stdin"):
+            with contextlib.suppress(ConnectionResetError):
+                while data := await loop.sock_recv(sock, CHUNK):
+                    await sink.write(data)

@@ -91,7 +91,7 @@ def _remove_files(store: StateStore, sandbox_id: str, deadline: float | None) ->
     problems += remove_cgroups(_cgroups_of(store, sandbox_id))
     try:
         forget_volumes(store.layout, sandbox_id)
-    except OSError as exc:  # and all else is removed
+    except OSError as exc:  # the rest is removed
         problems.append(f"direct volumes: {exc}")
     paths = store.layout.sandbox(sandbox_id, machine_id)
     for directory in paths.all:
@@ -216,7 +216,7 @@ def _each_id(find: Callable[[], list[str]]) -> list[str]:
     try:
         return find()
     except OSError as exc:
-        log.warning("cannot look for what other sandboxes left: %s", exc)
+        log.warning("cannot look for leftovers of other sandboxes: %s", exc)
         return []
 
 
@@ -240,7 +240,7 @@ async def _reap(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     except NotFound:
         return False  # removed since we looked
     except KatapodError as exc:
-        log.info("%s is passed over: %s", sandbox_id, exc)  # another runtime keeps its sandboxes here too
+        log.info("%s is passed over: %s", sandbox_id, exc)  # another runtime keeps its sandboxes here, too
         return False
     if _is_elsewhere(record):
         log.info("%s is passed over: its network was made from another network namespace", sandbox_id)

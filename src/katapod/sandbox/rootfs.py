@@ -69,7 +69,7 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
     pci_path = sandbox.disk_path(disk.disk_id)
     if not pci_path:
         with span("plug the root disk"):
-            pci_path = await sandbox.add_disk(disk.disk_id, disk.layer, read_only=False, base=disk.base)
+            pci_path = await sandbox.add_disk(disk.disk_id, disk.overlay, read_only=False, base=disk.base)
     path = f"{GUEST_SANDBOX_DIR}/layers/{container_id}"
     storage = agent_pb2.Storage(
         driver="blk", source=pci_path, fstype=ROOT_DISK_FSTYPE, mount_point=path, options=MOUNT_OPTIONS

@@ -56,6 +56,7 @@ class Outcome:
     oom_killed: bool = False
 
 
+# long: what differs between those who run a container, each a step that they may leave out
 async def run_container(
     request: SandboxRequest,
     config: Config,

@@ -31,7 +31,7 @@ class _Source(NamedTuple):
     """A path of the host: `below` are the mount points below it, what is above before what is below."""
 
     identity: tuple[int, int, str]
-    is_folder: bool
+    is_directory: bool
     below: tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ class SharedVolumes:
         """
         found = []
         for share in self._shares:
-            if container_id not in share.users or share.source is None or not share.source.is_folder:
+            if container_id not in share.users or share.source is None or not share.source.is_directory:
                 continue
             base = f"{GUEST_SHARE}/{share.path.name}"
             found.append(base)

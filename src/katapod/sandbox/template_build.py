@@ -15,7 +15,7 @@ import msgspec
 
 from katapod.host.guest_memory import new_memory, save_memory
 from katapod.host.logs import read_tail
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.rpc.status import RpcError
@@ -126,7 +126,7 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
             return worn
         fresh = find_template(plan)
     if fresh is None:
-        raise TemplateBroken(f"cannot use template {plan.folder}: it was removed at once")
+        raise TemplateBroken(f"cannot use template {plan.directory}: it was removed at once")
     return fresh
 
 
@@ -190,9 +190,8 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
 
 async def _settle_guest(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
     """Wait for the agent, and have it get ready to be saved. Raises TemplateBroken, VmmFailed, RpcError."""
-    ended = asyncio.create_task(vm.wait_end(), name="wait-template")
-    work = asyncio.create_task(_settle(vm, spec, boot_s), name="settle")
-    try:
+    wait, settle = vm.wait_end(), _settle(vm, spec, boot_s)
+    async with beside(wait, name="wait-template") as ended, beside(settle, name="settle") as work:
         await asyncio.wait({ended, work}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and isinstance(work.exception(), RpcError):
             # a channel that breaks may be the first sign of a VMM that ends: its end is the cause to be told
@@ -200,10 +199,6 @@ async def _settle_guest(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None
         if ended.done():
             raise vm.explain_end()
         work.result()
-    finally:
-        for task in (ended, work):
-            task.cancel()
-        await asyncio.wait({ended, work})
 
 
 async def _settle(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:

@@ -1,7 +1,7 @@
 """Templates on disk: found, opened, listed, removed.
 
 ROOT/KEY/ holds `memory` (sparse), `state` (of the VM's devices), `meta.json` and `uses` (a byte for each clone). The
-folder appears and goes by a rename, so nobody sees half a template. ROOT/KEY.lock is held by who builds KEY;
+directory appears and goes by a rename, so nobody sees half a template. ROOT/KEY.lock is held by who builds KEY;
 ROOT/.KEY.* is what a builder or remover has in hand, and litter once nobody holds the lock.
 """
 
@@ -79,7 +79,7 @@ class Template:
     """One generation of a template, opened: it can be cloned even when another takes its place meanwhile."""
 
     key: str
-    folder: Path
+    directory: Path
     memory_fd: int
     state_fd: int  # at its beginning
     uses_fd: int  # for appending
@@ -110,47 +110,47 @@ def find_template(plan: TemplatePlan) -> Template | None:
     memory only the size is, since to read all of it would take longer than a clone does.
     """
     try:
-        folder = os.open(plan.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(plan.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, folder)
+        stack.callback(os.close, directory)
         try:
-            return _open_files(folder, plan)
+            return _open_files(directory, plan)
         except FileNotFoundError as exc:
-            if not plan.folder.exists():
+            if not plan.directory.exists():
                 return None  # removed as we looked
-            raise TemplateBroken(f"cannot use template {plan.folder}: it has no {exc.filename}") from exc
+            raise TemplateBroken(f"cannot use template {plan.directory}: it has no {exc.filename}") from exc
         except (OSError, msgspec.DecodeError) as exc:
-            raise TemplateBroken(f"cannot use template {plan.folder}: {exc}") from exc
+            raise TemplateBroken(f"cannot use template {plan.directory}: {exc}") from exc
 
 
-def _open_files(folder: int, plan: TemplatePlan) -> Template:
-    """All through one descriptor of the folder, so that they are of one generation."""
+def _open_files(directory: int, plan: TemplatePlan) -> Template:
+    """All through one descriptor of the directory, so that they are of one generation."""
 
     def open_file(name: str, flags: int = os.O_RDONLY) -> int:
-        return os.open(name, flags | os.O_CLOEXEC, dir_fd=folder)
+        return os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
 
     with contextlib.ExitStack() as stack:
         meta_fd = open_file("meta.json")
         stack.callback(os.close, meta_fd)
         meta = msgspec.json.decode(_content(meta_fd), type=TemplateMeta)
         if (meta.format, meta.key) != (FORMAT, plan.key):
-            raise TemplateBroken(f"cannot use template {plan.folder}: it is of another machine ({meta.key})")
+            raise TemplateBroken(f"cannot use template {plan.directory}: it is of another machine ({meta.key})")
         with contextlib.ExitStack() as kept:
             uses = open_file("uses", os.O_WRONLY | os.O_APPEND)
             kept.callback(os.close, uses)
             state = open_file("state")
             kept.callback(os.close, state)
             if hashlib.sha256(_content(state)).hexdigest() != meta.state_sha256:
-                raise TemplateBroken(f"cannot use template {plan.folder}: its device state is damaged")
+                raise TemplateBroken(f"cannot use template {plan.directory}: its device state is damaged")
             memory = open_file("memory")
             kept.callback(os.close, memory)
             status = os.fstat(memory)
             if status.st_size != meta.memory_bytes or status.st_blocks * 512 < meta.data_bytes:
-                raise TemplateBroken(f"cannot use template {plan.folder}: its memory file is cut short")
+                raise TemplateBroken(f"cannot use template {plan.directory}: its memory file is cut short")
             kept.pop_all()
-        return Template(plan.key, plan.folder, memory, state, uses, meta.memory_bytes >> 20, meta.created_at)
+        return Template(plan.key, plan.directory, memory, state, uses, meta.memory_bytes >> 20, meta.created_at)
 
 
 def _content(fd: int) -> bytes:
@@ -201,16 +201,16 @@ def template_lock(root: Path, key: str) -> Iterator[TemplateLock]:
 
 
 def put_in_place(scratch: Path, plan: TemplatePlan) -> None:
-    """Make a finished folder the template; the one before it goes. The caller holds the lock. Raises OSError."""
-    _remove(plan.root, plan.key, plan.folder)
-    os.rename(scratch, plan.folder)
+    """Make a finished directory the template; the one before it goes. The caller holds the lock. Raises OSError."""
+    _remove(plan.root, plan.key, plan.directory)
+    os.rename(scratch, plan.directory)
 
 
 def discard_template(template: Template) -> None:
     """Take away a template that made a clone fail, unless another has taken its place. Raises nothing."""
     with contextlib.suppress(OSError):
-        if os.path.samestat(os.stat(template.folder / "memory"), os.fstat(template.memory_fd)):
-            _remove(template.folder.parent, template.key, template.folder)
+        if os.path.samestat(os.stat(template.directory / "memory"), os.fstat(template.memory_fd)):
+            _remove(template.directory.parent, template.key, template.directory)
 
 
 def _remove(root: Path, key: str, path: Path) -> None:
@@ -279,10 +279,10 @@ def list_templates(root: Path) -> list[TemplateInfo]:
             if entry.name.startswith("."):
                 continue
             with contextlib.suppress(OSError, msgspec.DecodeError):
-                folder = Path(entry.path)
-                meta = msgspec.json.decode((folder / "meta.json").read_bytes(), type=TemplateMeta)
-                uses = (folder / "uses").stat()
-                size = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+                directory = Path(entry.path)
+                meta = msgspec.json.decode((directory / "meta.json").read_bytes(), type=TemplateMeta)
+                uses = (directory / "uses").stat()
+                size = sum(file.stat().st_blocks * 512 for file in directory.iterdir())
                 found.append(
                     TemplateInfo(meta.key, meta.created_at, uses.st_mtime, uses.st_size, size, meta.memory_bytes >> 20)
                 )

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-__all__ = ["Background", "end_tasks"]
+from katapod.host.tasks import end_tasks
+
+__all__ = ["Background"]
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,3 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("unexpected error in the task %s", task.get_name(), exc_info=error)
-
-
-async def end_tasks(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and wait for their end."""
-    for task in list(tasks):
-        task.cancel()
-    if tasks:
-        await asyncio.wait(set(tasks))

@@ -19,7 +19,7 @@ from katapod.model.layout import Layout
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError
 from katapod.sandbox.recovery import remove_sandbox
-from katapod.shim.main import Arguments
+from katapod.shim.arguments import Arguments
 from katapod.shim.pb import task_pb2
 from katapod.shim.start import SOCKET_ROOT, StartError, pod_of, read_annotations, socket_path
 

@@ -17,10 +17,10 @@ from katapod.model.config import Config, check_paths, load_config
 from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
+from katapod.shim.arguments import Arguments
 from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
 from katapod.shim.idle import Connections, watch_use
-from katapod.shim.main import Arguments
 from katapod.shim.service import TaskService
 from katapod.shim.tasks import Tasks
 

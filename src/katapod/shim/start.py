@@ -16,7 +16,7 @@ from katapod.model.pod_keys import CONTAINER, KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from katapod.shim.main import Arguments
+    from katapod.shim.arguments import Arguments
 
 __all__ = ["SERVER_FD", "SOCKET_ROOT", "StartError", "pod_of", "serve_forever", "socket_path", "start"]
 
@@ -148,8 +148,8 @@ def _socket_dir(given: bytes) -> str:
 
 def _listen(path: str) -> socket.socket | None:
     """Bind and listen; None if a server is listening there already. Raises StartError, OSError."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     for attempt in range(2):
         try:

@@ -18,28 +18,25 @@ from msgspec.structs import replace
 from katapod.host.mounts import mount_given, unmount_below
 from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import end_tasks, finish
 from katapod.model import oci
 from katapod.model.annotations import ContainerKind, PodAnnotations, parse_annotations
 from katapod.model.config import Config
-from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import parse_container_name, short_id
-from katapod.plan.guest_spec import process_for_guest, visible_mounts, without_host_devices
-from katapod.rpc.oci_message import process_to_message
+from katapod.plan.guest_spec import visible_mounts, without_host_devices
 from katapod.rpc.pb import agent_pb2
-from katapod.rpc.status import StatusCode
 from katapod.sandbox.bundle import read_bundle
-from katapod.sandbox.client import start_exec
 from katapod.sandbox.container import Container, ContainerPlan, Rootfs
-from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.request import SandboxRequest
-from katapod.sandbox.stdio import GuestProcess, carry
-from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
-from katapod.shim.background import Background, end_tasks
+from katapod.sandbox.task import follow, watch_oom
+from katapod.shim.background import Background
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
+from katapod.shim.execs import Execs
+from katapod.shim.exits import DEAD_STATUS, HARMLESS, tell_exit
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.streams import IoUris, open_streams
@@ -48,14 +45,7 @@ __all__ = ["Tasks"]
 
 log = logging.getLogger(__name__)
 
-DEAD_STATUS = KILLED_STATUS  # of processes that ended with their VM
-HARMLESS = frozenset(
-    {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
-    | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-)
-"""Signals whose default action does not end a process. Source: signal(7)."""
 PAUSE_GRACE_S = 2.0  # of a pause container, between SIGTERM and SIGKILL
-EXEC_DRAIN_S = 2.0  # as in containerd's shim for runc
 INPUT_READ_S = 10.0
 LoadConfig = Callable[[str, Mapping[str, str]], Config]
 CALLS = "kata_shim_rpc_durations_histogram_milliseconds"
@@ -80,6 +70,7 @@ class Tasks:
         self._pod_lock = asyncio.Lock()
         self.call_times = CallTimes(CALLS, "Latency of task calls, milliseconds.")
         self._background = Background()
+        self._execs = Execs(namespace, events, self._background, lambda: self.pid)
         self._watch: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
 
@@ -260,78 +251,20 @@ class Tasks:
             try:
                 await finish(stack.aclose(), name="close-streams")
             finally:  # whatever happens to the streams: engines wait for this
-                self._tell_exit(task, container_id, container_id, status)
+                tell_exit(self._events, task, container_id, container_id, status, self.pid)
         pod = self._pod
         if pod is not None and container_id == pod.sandbox.sandbox_id:
             self._close_soon()
 
-    def _tell_exit(self, process: TaskProcess | ExecProcess, container_id: str, process_id: str, status: int) -> None:
-        if process.exited.is_set():
-            return
-        process.mark_exited(status)
-        event = events_pb2.TaskExit(container_id=container_id, id=process_id, pid=self.pid, exit_status=status)
-        event.exited_at.seconds, event.exited_at.nanos = divmod(process.exited_ns, 10**9)
-        self._events.publish("/tasks/exit", event)
-
     # exec
 
     def add_exec(self, container_id: str, exec_id: str, process: oci.Process, uris: IoUris) -> None:
-        task = self.find(container_id)
-        if not exec_id:
-            raise UsageError(f"cannot add an exec to task {container_id}: it has no id")
-        if exec_id in task.execs or exec_id == container_id:
-            raise AlreadyExists(f"cannot add exec {exec_id} to task {container_id}: it already exists")
-        task.require(f"exec in task {container_id}", task_pb2.RUNNING)
-        task.execs[exec_id] = ExecProcess(exec_id, replace(process, terminal=uris.terminal), uris)
-        self._events.publish("/tasks/exec-added", events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id))
+        self._execs.add(self.find(container_id), exec_id, process, uris)
 
     async def start_exec(self, container_id: str, exec_id: str) -> None:
-        task = self.find(container_id)
         process = self.find_process(container_id, exec_id)
         assert isinstance(process, ExecProcess)
-        process.require(f"start exec {exec_id}", task_pb2.CREATED)
-        if process.starting:
-            raise InvalidState(f"cannot start exec {exec_id}: it is already being started")
-        process.starting = True
-        sandbox = task.container.sandbox
-        stack = contextlib.AsyncExitStack()
-        try:
-            process.open(await stack.enter_async_context(open_streams(process.uris, container_id, self._namespace)))
-            message = process_to_message(process_for_guest(process.process))
-            process.guest = await sandbox.guard(start_exec(sandbox.agent, container_id, message, user=""))
-        except BaseException:
-            await finish(stack.aclose(), name="close-streams")
-            process.mark_exited(DEAD_STATUS)
-            raise
-        process.status = task_pb2.RUNNING
-        self._events.publish(
-            "/tasks/exec-started",
-            events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=self.pid),
-        )
-        process.following = self._background.start(
-            self._follow_exec(task, process, process.guest, stack), name=f"follow-{exec_id}"
-        )
-
-    async def _follow_exec(
-        self, task: TaskProcess, process: ExecProcess, guest: GuestProcess, stack: contextlib.AsyncExitStack
-    ) -> None:
-        assert process.streams is not None
-        streams, status = process.streams, DEAD_STATUS
-        container_id, sandbox = task.container.container_id, task.container.sandbox
-
-        async def on_exit(status: int) -> None:
-            await streams.wait_output_read()
-            self._tell_exit(process, container_id, process.exec_id, status)
-
-        try:
-            status = await sandbox.guard(carry(guest, streams.stdin, streams.stdout, streams.stderr, on_exit))
-        except KatapodError as exc:
-            log.error("exec %s has ended: %s", process.exec_id, exc)
-        finally:
-            try:
-                await finish(stack.aclose(), name="close-streams")
-            finally:
-                self._tell_exit(process, container_id, process.exec_id, status)
+        await self._execs.start(self.find(container_id), process)
 
     # operations on a process
 
@@ -375,7 +308,8 @@ class Tasks:
         try:
             await task.container.kill(signal.SIGKILL, everyone=True)
         finally:
-            self._tell_exit(task, task.container.container_id, task.container.container_id, 128 + number)
+            container_id = task.container.container_id
+            tell_exit(self._events, task, container_id, container_id, 128 + number, self.pid)
 
     async def resize(self, container_id: str, exec_id: str, rows: int, columns: int) -> None:
         process = self.find_process(container_id, exec_id)
@@ -421,20 +355,8 @@ class Tasks:
         await task.container.update(resources)
 
     async def processes(self, container_id: str) -> list[tuple[int, str]]:
-        """The processes of a container: (pid in the guest, id of its exec, or empty). With upstream's agent, which
-        cannot list them, the VMM stands for all."""
-        task = self.find(container_id)
-        if task.status == task_pb2.STOPPED:
-            return []
-        execs = {process.guest.exec_id: name for name, process in task.execs.items() if process.guest is not None}
-        sandbox = task.container.sandbox
-        try:
-            found = await sandbox.guard(sandbox.agent.processes(container_id))
-        except AgentFailed as exc:
-            if exc.context.get("code") is not StatusCode.UNIMPLEMENTED:
-                raise
-            return [(self.pid, "")]
-        return [(pid, execs.get(exec_id, "")) for pid, exec_id in found]
+        """(pid in the guest, id of its exec, or empty) of each process of a container."""
+        return await self._execs.list_processes(self.find(container_id))
 
     async def stats(self, container_id: str) -> Any:
         """The agent's StatsContainerResponse."""
@@ -449,22 +371,13 @@ class Tasks:
         process = self.find_process(container_id, exec_id)
         process.require(f"delete {exec_id or container_id}", task_pb2.STOPPED, task_pb2.CREATED)
         if isinstance(process, ExecProcess):
-            process.mark_exited(0)  # Wait on an exec that never started returns at once
-            del self.find(container_id).execs[exec_id]
-            await self._end_streams(process)
+            await self._execs.delete(self.find(container_id), process)
             return process
         async with process.deleting:
             if self.find(container_id) is not process:
                 raise NotFound(f"cannot find task {container_id}")
             await self._remove(container_id, process)
         return process
-
-    async def _end_streams(self, process: ExecProcess) -> None:
-        """The output of background processes of an exec is forwarded until a while after its deletion."""
-        if process.following is not None:
-            await asyncio.wait({process.following}, timeout=EXEC_DRAIN_S)
-            process.following.cancel()
-            await asyncio.wait({process.following})
 
     async def _remove(self, container_id: str, process: TaskProcess) -> None:
         process.mark_exited(0)
@@ -539,7 +452,7 @@ class Tasks:
             if following:
                 await asyncio.wait(following, timeout=INPUT_READ_S)
             if not task.started:
-                self._tell_exit(task, container_id, container_id, DEAD_STATUS)
+                tell_exit(self._events, task, container_id, container_id, DEAD_STATUS, self.pid)
             log.debug("task %s: %d followers", container_id, len(following))
 
     async def _watch_death(self, pod: Pod) -> None:

@@ -165,11 +165,11 @@ class Client:
         self.fds = []
 
 
-def _go_to(folder: int) -> None:
+def _go_to(directory: int) -> None:
     """Make it our working directory, as our own mounts have it: the path of one among the client's could not be told.
     Raises OSError."""
-    os.fchdir(folder)
+    os.fchdir(directory)
     path = os.readlink("/proc/self/cwd")
     with contextlib.suppress(OSError):
-        if os.path.samestat(os.stat(path), os.fstat(folder)):
+        if os.path.samestat(os.stat(path), os.fstat(directory)):
             os.chdir(path)

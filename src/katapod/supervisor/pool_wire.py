@@ -115,9 +115,9 @@ def config_files(chosen: str) -> list[str]:
     if not path:
         return []
     path = os.path.realpath(path)
-    folder = os.path.join(os.path.dirname(path), "config.d")
+    directory = os.path.join(os.path.dirname(path), "config.d")
     try:
-        return [path, *(os.path.join(folder, name) for name in sorted(os.listdir(folder)))]
+        return [path, *(os.path.join(directory, name) for name in sorted(os.listdir(directory)))]
     except (FileNotFoundError, NotADirectoryError):
         return [path]
 

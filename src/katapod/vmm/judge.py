@@ -14,8 +14,8 @@ class Finding(Enum):
     """What a boot that failed says of the accelerator."""
 
     FAILS = "fails"  # the accelerator does not run this plan: kept
-    HANGS = "hangs"  # it did not get done in time, which load can do too: kept for a while
-    PASSING = "passing"  # nothing: another failure, or a shortage that passes
+    HANGS = "hangs"  # it timed out, which load can cause too: kept for a while
+    PASSING = "passing"  # nothing: another failure, or a temporary shortage
 
 
 @dataclass(frozen=True, slots=True)

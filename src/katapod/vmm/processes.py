@@ -1,4 +1,4 @@
-"""By what the process of a VM is known to one who has nothing but /proc: light, for those who clean up."""
+"""How to recognize the process of a VM from /proc alone. Light: recovery imports it."""
 
 from pathlib import Path
 

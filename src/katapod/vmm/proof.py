@@ -15,7 +15,7 @@ from katapod.vmm.spec import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec
 __all__ = ["NO_KVM", "PROOF_MEM_MIB", "ProofPlan", "Verdict", "plan_proof"]
 
 PROOF_MEM_MIB = 512
-SCRATCH = Path("/proof")  # stands for the directory of whoever proves
+SCRATCH = Path("/proof")  # stands for the directory of the process that proves
 PROOF_UUID = "00000000-0000-0000-0000-000000000000"
 KEY_LENGTH = 24
 
@@ -28,7 +28,7 @@ class Verdict:
 
     accelerator: Accelerator
     reason: str
-    fresh: bool  # found out just now: worth a word to the user
+    fresh: bool  # found just now: the user is told
     remedy: CpuRemedy = NO_REMEDY
     advice: str = ""  # what to set, or empty
     said: str = ""  # the VMM's own words, of the boots that failed

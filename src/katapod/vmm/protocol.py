@@ -81,7 +81,7 @@ class DiskError(Struct, frozen=True):
 
 
 class VirtualMachine(Protocol):
-    """One VM. `stopping`: its end is wished for; `expendable`: nothing in the guest is worth a soft end."""
+    """One VM. `stopping`: it was asked to end; `expendable`: nothing in the guest is worth a graceful end."""
 
     logs: VmmLogs
     stopping: bool
@@ -89,7 +89,7 @@ class VirtualMachine(Protocol):
 
     @property
     def pid(self) -> int:
-        """Of the process that is the VM: what it uses, the VM uses, and with it the VM ends."""
+        """The process that is the VM: what it uses, the VM uses; when it ends, the VM ends."""
 
     @property
     def returncode(self) -> int | None:
@@ -104,7 +104,7 @@ class VirtualMachine(Protocol):
     async def attach(self, device: "Device") -> str:
         """Returns where the guest finds it: for disks and NICs a path of PCI slots, "02/01"; empty for memory.
 
-        What was done of an attachment that fails is undone. Raises NoSpace, KatapodError for a layer that cannot be
+        What was done of an attachment that fails is undone. Raises NoSpace, KatapodError for an overlay that cannot be
         made, too.
         """
 
@@ -113,8 +113,8 @@ class VirtualMachine(Protocol):
         takes up what is left."""
 
     def expect_memory(self, last: int) -> "asyncio.Future[str]":
-        """The guest's word on the DIMM of this number, or that it refuses one before: empty if it uses all of them,
-        else what it says. Call it before they are attached."""
+        """The guest's answer about the DIMM of this number, or its refusal of an earlier one: empty if it uses all of
+        them, else what it says. Call it before they are attached."""
 
     async def add_vcpus(self, count: int) -> None:
         """Raises KatapodError too: the machine has no room for so many."""
@@ -136,7 +136,7 @@ class VirtualMachine(Protocol):
         """Take over the state of a saved guest, whose memory Handed.MEMORY holds by now; it is stopped then."""
 
     async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
-        """What it says of itself, and why something is missing. Raises nothing: who looks on gets what there is."""
+        """What it says of itself, and why something is missing. Raises nothing: an observer gets what there is."""
 
     def on_disk_error(self, handler: Callable[[DiskError], None]) -> None:
         """Have `handler` called from now on. It must raise nothing."""
@@ -151,7 +151,7 @@ class VirtualMachine(Protocol):
         """The error to raise when it has ended and nobody asked it to."""
 
     async def stop(self, *, soft: bool = True) -> bool:
-        """End it: by a request, a wait and a kill; at once if it is expendable. Returns whether it went softly."""
+        """End it: by a request, a wait and a kill; at once if it is expendable. Returns whether it ended gracefully."""
 
 
 class Vmm(Protocol):

@@ -16,7 +16,7 @@ from katapod.vmm.spec import ANY_CID, VmSpec
 
 __all__ = ["TemplateLimits", "TemplatePlan", "clone_of", "plan_template"]
 
-FORMAT = 1  # of the files in a template's folder, and of what the agent does before it is saved
+FORMAT = 1  # of the files in a template's directory, and of what the agent does before it is saved
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 SCRATCH = Path("/scratch")  # stands for the directory of whoever builds
 KEY_LENGTH = 24
@@ -48,7 +48,7 @@ class TemplatePlan:
     vmm: Vmm
 
     @property
-    def folder(self) -> Path:
+    def directory(self) -> Path:
         return self.root / self.key
 
     def describe(self) -> str:

@@ -82,8 +82,8 @@ def test_only_regular_files_are_read_and_not_without_end(tmp_path: Path) -> None
         assert opened.read("fifo") is None  # and does not hang
         assert opened.read(".") is None
         assert opened.read("big", 100) == b"x" * 100
-        assert opened.lacks_folder("nowhere")
-        assert not opened.lacks_folder("big")
+        assert opened.lacks_directory("nowhere")
+        assert not opened.lacks_directory("big")
     finally:
         opened.close()
 

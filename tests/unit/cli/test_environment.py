@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from katapod import __version__
-from katapod.about import commit
+from katapod.version import commit
 
 PROGRAM = [sys.executable, "-c", "from katapod.cli.entry import main; main()"]
 

@@ -31,7 +31,7 @@ from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.supervisor.container_source import prepare_container
 from katapod.supervisor.run_request import RunRequest
 from katapod.vmm.qemu.command_line import options_of
-from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_layered_disk, plan_memory, plan_shared_directory
+from katapod.vmm.qemu.hotplug import more_bridge_slots, plan_disk, plan_memory, plan_overlay_disk, plan_shared_directory
 from katapod.vmm.spec import Accelerator
 
 QEMU, AGENT, RUNTIME, FACTORY = "hypervisor.qemu", "agent.kata", "runtime", "factory"
@@ -259,7 +259,7 @@ def observe(config: Config) -> str:
     template = plan.template.describe() if plan.template else "None"
     disks = [
         plan_disk("d", Path("/d"), 5, read_only=False, settings=plan.disks),
-        plan_layered_disk("l", Path("/l"), Path("/b"), 6, settings=plan.disks),
+        plan_overlay_disk("l", Path("/l"), Path("/b"), 6, settings=plan.disks),
         plan_memory(0, 128, hugepages=plan.vm.hugepages, preallocated=plan.vm.preallocated),
         plan_shared_directory("t", Path("/s"), 1, queue_size=plan.virtio_fs_queue_size),
     ]

@@ -15,8 +15,8 @@ from kit.expressions import ambiguities, is_searchable
 ROOT = Path(katapod.__file__).parent
 OURS = {  # text that root of this host wrote, or a program that root installed; of a few bytes, in most cases
     "cli": "flags",
-    "host/check_facts.py": "what installed programs say of themselves",
-    "host/collect.py": "logs, line by line; alternatives of words",
+    "observe/check_host.py": "what installed programs say of themselves",
+    "observe/collect.py": "logs, line by line; alternatives of words",
     "host/memory_use.py": "smaps(5) of our own processes",
     "model/cni.py": "the administrator's network configuration",
     "model/config.py": "configuration.toml",
@@ -33,7 +33,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "model/recipe.py": "image.toml of root",
     "model/seccomp_profile.py": "releases of kernels that a profile of root names",
     "osbuilder": "packages and kernels of this host",
-    "plan/check_software.py": "what installed programs say of themselves",
+    "observe/check_software.py": "what installed programs say of themselves",
     "vmm/qemu/judge.py": "what QEMU of this host says, and lines of a console's bounded tail",
     "plan/left_out.py": "places in the config.json of an engine",
     "plan/guest_image.py": "names of the host's kernel modules",
@@ -43,7 +43,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "sandbox/template_store.py": "names of our own directories",
     "shim/service.py": "names of methods",
 }
-LINE_BY_LINE = {"plan/redact.py": "lines are cut to 8 KiB; its own test has the worst texts"}
+LINE_BY_LINE = {"observe/redact.py": "lines are cut to 8 KiB; its own test has the worst texts"}
 THEIRS = {"model/plain.py", "images/failures.py", "model/guest_metrics.py", "monitor/exposition.py"}
 THEIRS |= {"monitor/service.py"}
 ONLY_MATCHED = {  # tried at one place of a text, or where it is known to match

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from katapod.plan.qcow2 import CLUSTER_BYTES, Qcow2Plan, plan_empty_layer
+from katapod.plan.qcow2 import CLUSTER_BYTES, Qcow2Plan, plan_empty_overlay
 from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs, render_times
 
 GIB = 1 << 30
@@ -64,17 +64,17 @@ def write(plan: Qcow2Plan, path: Path) -> None:
 
 
 def test_an_empty_layer_has_no_tables_yet() -> None:
-    plan = plan_empty_layer(32 * GIB)
+    plan = plan_empty_overlay(32 * GIB)
     assert plan.length_bytes == 4 * CLUSTER_BYTES
     assert [offset // CLUSTER_BYTES for offset, _ in plan.pieces] == [0, 1, 2]
-    assert plan.describe() == "qcow2 layer of 262144 bytes: 104 at 0, 8 at 65536, 8 at 131072"
+    assert plan.describe() == "qcow2 overlay of 262144 bytes: 104 at 0, 8 at 65536, 8 at 131072"
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 @pytest.mark.parametrize("disk_bytes", [512, 512 << 20, (512 << 20) + 512, 32 * GIB, 1 << 42, 1 << 43])
 def test_qemu_finds_no_fault_with_an_empty_layer(tmp_path: Path, disk_bytes: int) -> None:
     path = tmp_path / "layer"
-    write(plan_empty_layer(disk_bytes), path)
+    write(plan_empty_overlay(disk_bytes), path)
     checked = json.loads(subprocess.check_output(["qemu-img", "check", "--output=json", path], timeout=30))
     assert (checked["check-errors"], checked.get("leaks", 0), checked.get("corruptions", 0)) == (0, 0, 0)
     info = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", path], timeout=30))

@@ -19,9 +19,10 @@ from katapod.rpc.http import HEAD_MAX, HttpError, get_http
 from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.guest_figures import GuestFigures
-from katapod.sandbox.management import Managed, management_socket
+from katapod.sandbox.management import ObservedSandbox
 from katapod.vmm.errors import VmmLinkBroken
 from katapod.vmm.qemu.facts import ask_hypervisor
+from kit.management_socket import management_socket
 
 
 class Guest:
@@ -57,7 +58,7 @@ class Qemu:
         return await ask_hypervisor(self, limit_s)
 
 
-class Pod(Managed):
+class Pod(ObservedSandbox):
     sandbox_id = "s1"
     agent_url = "vsock://42:1024"
 

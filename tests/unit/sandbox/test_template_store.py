@@ -84,7 +84,7 @@ def write_template(plan: TemplatePlan, **meta: Any) -> Path:
     }
     (scratch / "meta.json").write_text(json.dumps(content))
     put_in_place(scratch, plan)
-    return plan.folder
+    return plan.directory
 
 
 def found(plan: TemplatePlan) -> Template:
@@ -110,7 +110,7 @@ def test_a_sound_one(plan: TemplatePlan) -> None:
     folder = write_template(plan)
     before = open_files()
     template = found(plan)
-    assert (template.key, template.folder, template.memory_mib) == (plan.key, folder, MEMORY_MIB)
+    assert (template.key, template.directory, template.memory_mib) == (plan.key, folder, MEMORY_MIB)
     assert os.pread(template.memory_fd, 4, 1 << 20) == DATA[:4]
     assert os.read(template.state_fd, 100) == STATE  # at its beginning: QEMU reads on from here
     assert not any(os.get_inheritable(fd) for fd in (template.memory_fd, template.state_fd, template.uses_fd))
@@ -333,7 +333,7 @@ def test_what_is_not_ours_stays(plan: TemplatePlan) -> None:
 
 def unused(plan: TemplatePlan, seconds: float) -> None:
     then = time.time() - seconds
-    os.utime(plan.folder / "uses", (then, then))
+    os.utime(plan.directory / "uses", (then, then))
 
 
 def test_sweep(plan: TemplatePlan) -> None:
@@ -367,5 +367,5 @@ def test_only_the_few_used_last_are_kept_beside_a_new_one(plan: TemplatePlan) ->
         os.utime(write_template(other) / "uses", (used_at, used_at))
     write_template(plan)
     sweep_templates(replace(plan, limits=replace(plan.limits, others_kept=2)))
-    assert [other.folder.exists() for other in others] == [False, False, True, True]
-    assert plan.folder.exists()
+    assert [other.directory.exists() for other in others] == [False, False, True, True]
+    assert plan.directory.exists()

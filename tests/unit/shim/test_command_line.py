@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from katapod.shim.main import Arguments, UsageError, parse_arguments
+from katapod.shim.arguments import Arguments, UsageError, parse_arguments
 from katapod.shim.pb import runtime_pb2
 from katapod.shim.start import StartError, _is_bootstrap, _socket_dir, pod_of, read_annotations, socket_path
 

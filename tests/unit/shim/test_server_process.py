@@ -24,7 +24,7 @@ from katapod.model.layout import Layout
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import delete as delete_module
-from katapod.shim.main import parse_arguments
+from katapod.shim.arguments import parse_arguments
 from katapod.shim.pb import runtime_pb2, task_pb2
 from katapod.shim.start import SOCKET_ROOT, STDIN_MAX
 

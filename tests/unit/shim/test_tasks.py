@@ -14,6 +14,7 @@ from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at, until
 from katapod.host import mounts
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.shim import execs as execs_module
 from katapod.shim import tasks as tasks_module
 from katapod.shim.pb import runtime_pb2, task_pb2
 
@@ -644,7 +645,7 @@ async def test_what_an_exec_leaves_in_the_background_is_carried_on(shim: Shim, t
 
 
 async def test_a_deleted_exec_does_not_wait_for_its_background(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks_module, "EXEC_DRAIN_S", 0.1)
+    monkeypatch.setattr(execs_module, "EXEC_DRAIN_S", 0.1)
     await shim.create(start=True)
     await add_exec(shim, start=True)
     shim.guest.execs[0].say(b"x")

@@ -10,9 +10,9 @@ from katapod.vmm.qemu.hotplug import (
     QmpStep,
     pci_path,
     plan_disk,
-    plan_layered_disk,
     plan_memory,
     plan_nic_device,
+    plan_overlay_disk,
     plan_shared_directory,
     plan_vcpus,
 )
@@ -34,7 +34,7 @@ ALL = [
     plan_disk("d1", Path("/dev/sdx"), 2, read_only=True),
     plan_vcpus(CPUS, 2),
     plan_memory(0, 256),
-    plan_layered_disk("root-1", Path("/sandbox/root.qcow2"), Path("/image/root.ext4"), 3),
+    plan_overlay_disk("root-1", Path("/sandbox/root.qcow2"), Path("/image/root.ext4"), 3),
 ]
 
 

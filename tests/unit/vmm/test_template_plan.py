@@ -122,9 +122,9 @@ def test_memory_of_the_template() -> None:
     assert template_of(replace(WANTED, mem_mib=300), memory_mib=512).vm.mem_mib == 300
 
 
-def test_the_folder_is_named_by_the_key() -> None:
+def test_the_directory_is_named_by_the_key() -> None:
     plan = template_of(WANTED)
-    assert plan.folder == ROOT / plan.key
+    assert plan.directory == ROOT / plan.key
     assert len(plan.key) == 24
     assert set(plan.key) <= set("0123456789abcdef")
     assert plan.describe().splitlines()[:2] == [f"template {plan.key} in {ROOT}", WANTED.program]

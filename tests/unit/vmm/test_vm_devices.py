@@ -10,9 +10,9 @@ from katapod.vmm.qemu.command_line import QemuOptions
 from katapod.vmm.qemu.hotplug import (
     plan_device,
     plan_disk,
-    plan_layered_disk,
     plan_memory,
     plan_nic_device,
+    plan_overlay_disk,
     plan_shared_directory,
 )
 from katapod.vmm.qemu.vmm import Qemu
@@ -30,7 +30,7 @@ def test_each_device_has_its_hot_plug_plan() -> None:
             Disk("d", path, 2, host_device=True),
             plan_disk("d", path, 2, read_only=False, host_device=True),
         ),
-        (Disk("d", path, 2, base=base), plan_layered_disk("d", path, base, 2)),
+        (Disk("d", path, 2, base=base), plan_overlay_disk("d", path, base, 2)),
         (
             Nic(1, "02:00:00:00:00:02", 31, queues=(7, 8)),
             plan_nic_device(1, "02:00:00:00:00:02", 31, queues=2, vhost=False),

@@ -55,16 +55,16 @@ def _serialized_files(path: str) -> list[bytes]:
 
 
 class MessageSet:
-    """The messages of one folder of .proto files, compiled to its descriptors.binpb.
+    """The messages of one directory of .proto files, compiled to its descriptors.binpb.
 
     Sets know nothing of each other: what only the host speaks costs the guest nothing.
     """
 
-    def __init__(self, folder: str, proto_folder: str) -> None:
-        """`proto_folder`: how the .proto files are named in imports, such as katapod/rpc/pb."""
+    def __init__(self, directory: str, proto_directory: str) -> None:
+        """`proto_directory`: how the .proto files are named in imports, such as katapod/rpc/pb."""
         self._pool, self._make_class = _open_pool()
-        self._proto_folder = proto_folder
-        files = [self._pool.AddSerializedFile(raw) for raw in _serialized_files(f"{folder}/descriptors.binpb")]
+        self._proto_directory = proto_directory
+        files = [self._pool.AddSerializedFile(raw) for raw in _serialized_files(f"{directory}/descriptors.binpb")]
         self._files = {descriptor.name: descriptor for descriptor in files}
         self._classes: dict[str, Any] = {}
 
@@ -80,7 +80,7 @@ class MessageSet:
         Raises KeyError if X.proto is not in the set.
         """
         stem = module_name.rpartition(".")[2].removesuffix("_pb2")
-        proto = "google/protobuf/empty.proto" if stem == "empty" else f"{self._proto_folder}/{stem}.proto"
+        proto = "google/protobuf/empty.proto" if stem == "empty" else f"{self._proto_directory}/{stem}.proto"
         descriptor = self._files[proto]
         names: dict[str, Any] = {"DESCRIPTOR": descriptor}
         for name, message in descriptor.message_types_by_name.items():

@@ -224,7 +224,7 @@ def _memory(vm: VmSpec) -> str:
 
 
 def _boot_memory(vm: VmSpec) -> QemuOption:
-    # memfd: shared with virtiofsd, and nothing is left in /dev/shm whoever dies
+    # memfd: shared with virtiofsd, and nothing stays in /dev/shm whichever process dies
     if not vm.memory_is_given:
         more = (",hugetlb=on" if vm.hugepages else "") + (",prealloc=on" if vm.hugepages or vm.preallocated else "")
         return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.mem_mib}M,share=on{more}")
@@ -286,7 +286,7 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         "selinux=0",
         "cgroup_no_v1=all",
         "agent.hotplug_timeout=30",  # 40 guests that start at once on two cores are slow to find their devices
-        "memhp_default_state=online",  # plugged memory appears some time later: nobody need watch for it
+        "memhp_default_state=online",  # the kernel brings plugged memory online by itself
     ]
     if vm.debug:
         params.append("agent.log=debug")

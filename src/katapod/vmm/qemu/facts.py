@@ -55,7 +55,7 @@ async def ask_hypervisor(monitor: Monitor, limit_s: float) -> tuple[facts.Hyperv
     try:
         return parse_hypervisor(answers), missing
     except (msgspec.ValidationError, RecursionError) as exc:
-        return None, [Missing("hypervisor", f"QEMU says what is not understood: {exc}")]
+        return None, [Missing("hypervisor", f"cannot parse QEMU's answer: {exc}")]
 
 
 class _PciId(Struct, frozen=True):

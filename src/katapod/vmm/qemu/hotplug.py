@@ -34,7 +34,7 @@ __all__ = [
     "pci_path",
     "plan_device",
     "plan_disk",
-    "plan_layered_disk",
+    "plan_overlay_disk",
     "plan_memory",
     "plan_nic_device",
     "plan_shared_directory",
@@ -114,7 +114,7 @@ def plan_device(device: Device) -> HotplugPlan:
 
 def _plan_any_disk(disk: Disk) -> HotplugPlan:
     if disk.base is not None:
-        return plan_layered_disk(disk.disk_id, disk.path, disk.base, disk.slot, settings=disk.settings)
+        return plan_overlay_disk(disk.disk_id, disk.path, disk.base, disk.slot, settings=disk.settings)
     return plan_disk(
         disk.disk_id,
         disk.path,
@@ -197,14 +197,14 @@ def plan_disk(
     return _plan_block_device(disk_id, path, slot, source, more)
 
 
-def plan_layered_disk(
-    disk_id: str, layer: Path, base: Path, slot: int, *, settings: DiskSettings = DEFAULT_DISKS
+def plan_overlay_disk(
+    disk_id: str, overlay: Path, base: Path, slot: int, *, settings: DiskSettings = DEFAULT_DISKS
 ) -> HotplugPlan:
-    """The raw file `base`, never written to, under a qcow2 `layer` that ends with the VM.
+    """The raw file `base`, never written to, under a qcow2 `overlay` that ends with the VM.
 
-    What the guest wants to be flushed stays in the host's page cache: nobody reads a layer after a crash. A write that
-    fails on the host stops the VM, which its owner then ends: what a guest is told of it comes after write(2) has
-    succeeded, and its file system turns read-only.
+    What the guest wants to be flushed stays in the host's page cache: nobody reads an overlay after a crash. A write
+    that fails on the host stops the VM, which its owner then ends: what a guest is told of it comes after write(2)
+    has succeeded, and its file system turns read-only.
     """
     unflushed = {"no-flush": True}
     source = {
@@ -212,12 +212,12 @@ def plan_layered_disk(
         "read-only": False,
         "discard": "unmap",
         "cache": unflushed,
-        "file": {"driver": "file", "filename": str(layer), "discard": "unmap", "cache": unflushed},
+        "file": {"driver": "file", "filename": str(overlay), "discard": "unmap", "cache": unflushed},
         "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
     }
     # disable-legacy: no I/O ports, which the guest would have to find room for
     more = {"werror": "stop", "rerror": "report", "disable-legacy": "on", **_thread(settings, slot)}
-    return _plan_block_device(disk_id, layer, slot, source, more)
+    return _plan_block_device(disk_id, overlay, slot, source, more)
 
 
 def _plan_block_device(

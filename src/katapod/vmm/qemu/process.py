@@ -1,4 +1,4 @@
-"""A running QEMU: carries out a QemuPlan, owns its descriptors, and stops it softly or hard."""
+"""A running QEMU: carries out a QemuPlan, owns its descriptors, and stops it, gracefully or by SIGKILL."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from katapod.host.layers import make_layer
-from katapod.host.logs import kept_pipe, kept_socket, read_tail
+from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
+from katapod.host.overlays import make_overlay
 from katapod.host.process import Child, find_program, spawn, stop_child
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
@@ -59,7 +59,7 @@ class QemuProcess:
         self.qmp = qmp
         self.logs = logs
         self.stopping = False
-        self.expendable = False  # nothing in the guest is worth a soft end
+        self.expendable = False  # nothing in the guest is worth a graceful end
         self._sockets = sockets
 
     @property
@@ -77,7 +77,7 @@ class QemuProcess:
         plan = plan_device(device)
         if isinstance(device, Disk) and device.base is not None:
             device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-            make_layer(device.path, base=device.base)
+            make_overlay(device.path, base=device.base)
         if isinstance(device, Nic):
             for name, fd in zip(fd_names(device.number, len(device.queues)), device.queues, strict=True):
                 await self.qmp.give_fd(name, fd)
@@ -120,7 +120,7 @@ class QemuProcess:
         await self.qmp.execute("block_resize", {"node-name": disk_node(disk_id), "size": size})
 
     async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
-        from katapod.vmm.qemu.facts import ask_hypervisor  # only for who looks on
+        from katapod.vmm.qemu.facts import ask_hypervisor  # only for observers
 
         return await ask_hypervisor(self.qmp, limit_s)
 
@@ -157,16 +157,14 @@ class QemuProcess:
         meeting = self.plan.vm_dir / "state.sock"
         with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
             listener.setblocking(False)
-            taking = asyncio.create_task(_take_stream(listener, target), name="take-state")
-            try:
+            async with beside(_take_stream(listener, target), name="take-state") as taking:
                 await self._migrate("migrate", f"unix:{address}")
-                async with asyncio.timeout(STATE_LIMIT_S):
-                    await taking
-            except TimeoutError as exc:
-                raise VmmRefused(f"cannot save the guest: its state does not end within {STATE_LIMIT_S:g} s") from exc
-            finally:
-                taking.cancel()
-                await asyncio.wait({taking})
+                try:
+                    async with asyncio.timeout(STATE_LIMIT_S):
+                        await taking
+                except TimeoutError as exc:
+                    what = f"its state does not end within {STATE_LIMIT_S:g} s"
+                    raise VmmRefused(f"cannot save the guest: {what}") from exc
 
     async def load_state(self, state_fd: int) -> None:
         """QEMU ends when it cannot: another machine, a damaged file."""
@@ -187,7 +185,7 @@ class QemuProcess:
             raise VmmRefused(f"cannot {command}: QEMU says that it failed: {read_tail(self.logs.vmm, max_lines=5)}")
 
     async def stop(self, *, soft: bool = True) -> bool:
-        """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it went softly."""
+        """End QEMU: QMP quit, a wait, SIGKILL; at once if it is expendable. Returns whether it ended gracefully."""
         self.stopping = True
         if self.child.process.returncode is None and soft and not self.expendable:
             try:
@@ -272,22 +270,28 @@ async def running_qemu(
         try:
             qmp = await QmpClient.open(client, limit_s=QMP_LIMIT_S)
         except VmmLinkBroken as exc:
-            with contextlib.suppress(TimeoutError):  # it ends by itself when it did not like its arguments
-                async with asyncio.timeout(1.0):
-                    await child.process.wait()
-            ended_with = child.process.returncode  # before we end it ourselves
-            cause = child.describe_end() if ended_with is not None else str(exc)
-            await stop_child(child, soft=False)
-            await said_to.wait_end(1.0)
-            said = read_tail(logs.vmm, max_lines=10)
-            raise VmmFailed(
-                f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
-                returncode=ended_with,
-                command=" ".join(child.argv),
-            ) from exc
+            raise await _failed_start(child, said_to, logs.vmm, str(exc)) from exc
         vm = QemuProcess(plan, child, qmp, ours, logs)
         stack.push_async_callback(_stop, vm)
         yield vm
+
+
+async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: str) -> VmmFailed:
+    """Stop a QEMU that failed to start; returns the error, with the last lines of its output."""
+    with contextlib.suppress(TimeoutError):  # it exits by itself if it rejected its arguments
+        async with asyncio.timeout(1.0):
+            await child.process.wait()
+    ended_with = child.process.returncode  # before we end it ourselves
+    if ended_with is not None:
+        cause = child.describe_end()
+    await stop_child(child, soft=False)
+    await said_to.wait_end(1.0)
+    said = read_tail(log_path, max_lines=10)
+    return VmmFailed(
+        f"cannot start QEMU: {cause}" + (f": {said}" if said else ""),
+        returncode=ended_with,
+        command=" ".join(child.argv),
+    )
 
 
 async def _stop(vm: QemuProcess) -> None:
@@ -336,8 +340,8 @@ def _listen(path: Path) -> socket.socket:
 def _short_path(path: Path) -> Iterator[str]:
     """A name of the socket `path`, for us and for QEMU, while the block runs. A cache directory may lie anywhere, and
     an address has room for 107 bytes (unix(7)). Raises OSError."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/{os.getpid()}/fd/{folder}/{path.name}"
+        yield f"/proc/{os.getpid()}/fd/{directory}/{path.name}"
     finally:
-        os.close(folder)
+        os.close(directory)

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.plan.qcow2 import plan_empty_layer
+from katapod.plan.qcow2 import plan_empty_overlay
 
-__all__ = ["make_layer"]
+__all__ = ["make_overlay"]
 
 
-def make_layer(path: Path, *, base: Path) -> None:
-    """Make `path`, an empty layer over the disk `base`. Raises NoSpace, KatapodError."""
+def make_overlay(path: Path, *, base: Path) -> None:
+    """Make `path`, an empty overlay over the disk `base`. Raises NoSpace, KatapodError."""
     try:
-        plan = plan_empty_layer(base.stat().st_size)
+        plan = plan_empty_overlay(base.stat().st_size)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(path, "xb") as file:
             file.truncate(plan.length_bytes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from katapod.host.process import run
 from katapod.model.errors import KatapodError
-from katapod.plan.check_facts import EngineFacts, ProgramFacts
+from katapod.observe.check_facts import EngineFacts, ProgramFacts
 
 __all__ = ["collect_engines", "find_shim"]
 

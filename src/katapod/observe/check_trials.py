@@ -15,7 +15,7 @@ from katapod.host.tasks import in_own_thread
 from katapod.kernel.mount import mount
 from katapod.kernel.process import CLONE_FS, CLONE_NEWNET, CLONE_NEWNS, unshare
 from katapod.model.errors import KatapodError
-from katapod.plan.check_facts import Trial
+from katapod.observe.check_facts import Trial
 from katapod.plan.frames import bytecode, plan_held_frames
 from katapod.plan.network import plan_redirect
 

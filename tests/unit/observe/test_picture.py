@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katapod.model import inspection as facts
-from katapod.plan.picture import render_picture, shown_bytes
-from katapod.plan.svg import escape_text, fit_text
+from katapod.observe.picture import render_picture, shown_bytes
+from katapod.observe.svg import escape_text, fit_text
 
 HOSTILE = "</text><script>alert(1)</script>\x1b[31m\"' onload=x &amp; \u202e\x00\ud800"
 

@@ -2,7 +2,7 @@
 
 import json
 
-from katapod.host.netns_facts import parse_links, parse_redirects, parse_routes
+from katapod.observe.netns_facts import parse_links, parse_redirects, parse_routes
 
 FILTERS = [
     {"parent": "ffff:", "kind": "u32", "chain": 0},

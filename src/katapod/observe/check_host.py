@@ -12,16 +12,14 @@ import shutil
 from pathlib import Path
 
 from katapod.host.cgroup import host_cgroup_version, host_hierarchies
-from katapod.host.check_engines import collect_engines, find_shim
-from katapod.host.check_trials import try_network, try_overlay
 from katapod.host.cni import load_networks
 from katapod.host.facts import HostFacts
-from katapod.host.pairs import first_cpu, kib_of, read_pairs
 from katapod.host.process import run
 from katapod.model.config import VIRTIOFSD_PATHS, Config, find_virtiofsd
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
-from katapod.plan.check_facts import (
+from katapod.observe.check_engines import collect_engines, find_shim
+from katapod.observe.check_facts import (
     AcceleratorFacts,
     CheckFacts,
     DeviceFacts,
@@ -30,8 +28,10 @@ from katapod.plan.check_facts import (
     ProgramFacts,
     SpaceFacts,
 )
-from katapod.plan.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS
-from katapod.plan.check_software import PROGRAMS
+from katapod.observe.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS
+from katapod.observe.check_software import PROGRAMS
+from katapod.observe.check_trials import try_network, try_overlay
+from katapod.observe.procfs import first_cpu, kib_of, read_pairs
 
 __all__ = ["collect_check_facts", "file_problem"]
 

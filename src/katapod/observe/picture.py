@@ -7,7 +7,7 @@ row from left to right. Pure: no clock, no file.
 import time
 
 from katapod.model.inspection import Counters, Disk, Link, Nic, SandboxFacts
-from katapod.plan.svg import Canvas
+from katapod.observe.svg import Canvas
 
 __all__ = ["render_picture", "shown_bytes"]
 

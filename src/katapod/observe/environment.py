@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from katapod import __version__
-from katapod.about import OCI_VERSION, commit, version_parts
-from katapod.host.pairs import first_cpu, kib_of, read_pairs
 from katapod.model.config import BUILT_IN, ParsedConfig, find_virtiofsd
+from katapod.observe.procfs import first_cpu, kib_of, read_pairs
+from katapod.version import OCI_VERSION, commit, version_parts
 
 __all__ = ["FORMAT_VERSION", "collect_environment", "render_toml"]
 

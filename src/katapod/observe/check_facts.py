@@ -1,6 +1,6 @@
 """What `kata-runtime check` looks at, as values: facts of the host go in, lines come out.
 
-Facts are collected by host/check_facts.py and judged by plan/check_machine.py and plan/check_software.py.
+Facts are collected by observe/check_host.py and judged by observe/check_machine.py and observe/check_software.py.
 """
 
 from dataclasses import dataclass, field

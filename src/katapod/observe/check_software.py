@@ -2,8 +2,8 @@
 
 import re
 
-from katapod.plan.check_facts import CheckFacts, EngineFacts, ImageFacts, Line, Outcome, ProgramFacts, install
-from katapod.plan.check_machine import ROOT_ADDS, shown_duration
+from katapod.observe.check_facts import CheckFacts, EngineFacts, ImageFacts, Line, Outcome, ProgramFacts, install
+from katapod.observe.check_machine import ROOT_ADDS, shown_duration
 
 __all__ = [
     "PROGRAMS",

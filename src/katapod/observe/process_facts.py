@@ -31,15 +31,15 @@ def is_alive(pid: int) -> bool:
 
 def process_facts(pid: int, owner: int, vmm: int) -> Process | None:
     """None if it has ended."""
-    folder = f"/proc/{pid}"
+    directory = f"/proc/{pid}"
     try:
-        with open(f"{folder}/cmdline", "rb") as handle:
+        with open(f"{directory}/cmdline", "rb") as handle:
             command = handle.read().rstrip(b"\0").decode(errors="replace").split("\0")
-        with open(f"{folder}/stat") as handle:
+        with open(f"{directory}/stat") as handle:
             head, _, rest = handle.read().rpartition(")")
         fields = rest.split()
-        user = os.stat(folder).st_uid
-        threads = tuple(_threads(folder))
+        user = os.stat(directory).st_uid
+        threads = tuple(_threads(directory))
     except (OSError, UnicodeDecodeError):
         return None
     if fields[0] in ("Z", "X"):
@@ -66,10 +66,10 @@ def _role(pid: int, words: list[str], owner: int, vmm: int) -> str:
     return "virtiofsd" if os.path.basename(words[0]).startswith("virtiofsd") else "other"
 
 
-def _threads(folder: str) -> Iterable[tuple[int, str]]:
-    for name in sorted(os.listdir(f"{folder}/task"), key=int)[:THREADS_MAX]:
+def _threads(directory: str) -> Iterable[tuple[int, str]]:
+    for name in sorted(os.listdir(f"{directory}/task"), key=int)[:THREADS_MAX]:
         try:
-            with open(f"{folder}/task/{name}/comm") as handle:
+            with open(f"{directory}/task/{name}/comm") as handle:
                 yield int(name), handle.read().strip()
         except OSError:
             continue

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from katapod.plan.redact import LEFT_OUT, redact, redact_arguments, redact_document
+from katapod.observe.redact import LEFT_OUT, redact, redact_arguments, redact_document
 
 HUNTER = "hunTer2x9"
 PEM = f"-----BEGIN RSA PRIVATE KEY-----\nMII{HUNTER}\nabc=\n-----END RSA PRIVATE KEY-----"

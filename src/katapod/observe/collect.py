@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from katapod import __version__
-from katapod.host.check_engines import CONTAINERD_CONFIG, CRIO_CONFIG, CRIO_DROP_INS, find_shim
 from katapod.host.logs import read_tail
 from katapod.host.process import run
 from katapod.host.state import StateStore
@@ -23,7 +22,8 @@ from katapod.model.config import CONFIG_PATHS
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
 from katapod.model.plain import LINES, plain
-from katapod.plan.redact import redact, redact_document
+from katapod.observe.check_engines import CONTAINERD_CONFIG, CRIO_CONFIG, CRIO_DROP_INS, find_shim
+from katapod.observe.redact import redact, redact_document
 
 __all__ = ["Part", "collect_parts", "render"]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from katapod.plan.explain import UNKNOWN, explain_command_line, explain_kernel_parameters, word_after
+from katapod.observe.explain import UNKNOWN, explain_command_line, explain_kernel_parameters, word_after
 from katapod.vmm.qemu.command_line import FdSlot, QemuOptions, plan_qemu, render_qemu
 from katapod.vmm.spec import Accelerator, VmSpec
 

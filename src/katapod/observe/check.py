@@ -6,9 +6,9 @@ A host is capable if no line is `missing`. With `strict` it has to have all: no 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from katapod.plan.check_facts import CheckFacts, Line, Outcome
-from katapod.plan.check_machine import judge_machine
-from katapod.plan.check_software import judge_software
+from katapod.observe.check_facts import CheckFacts, Line, Outcome
+from katapod.observe.check_machine import judge_machine
+from katapod.observe.check_software import judge_software
 
 __all__ = ["CAPABLE", "CREATES", "NOT_CAPABLE", "Report", "judge"]
 

@@ -1,6 +1,6 @@
 """Verdicts on the machine: CPU, accelerator, devices, cgroups, network, storage, limits. Pure."""
 
-from katapod.plan.check_facts import CheckFacts, DeviceFacts, Line, ModuleState, Outcome, SpaceFacts, Trial, install
+from katapod.observe.check_facts import CheckFacts, DeviceFacts, Line, ModuleState, Outcome, SpaceFacts, Trial, install
 
 __all__ = [
     "judge_accelerator",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from katapod.plan.check import Report, judge
-from katapod.plan.check_facts import (
+from katapod.observe.check import Report, judge
+from katapod.observe.check_facts import (
     AcceleratorFacts,
     CheckFacts,
     DeviceFacts,
@@ -20,8 +20,8 @@ from katapod.plan.check_facts import (
     SpaceFacts,
     Trial,
 )
-from katapod.plan.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS, TRIALS, shown_duration
-from katapod.plan.check_software import PROGRAMS
+from katapod.observe.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS, TRIALS, shown_duration
+from katapod.observe.check_software import PROGRAMS
 
 DEVICES = (
     DeviceFacts("/dev/kvm", "", "kvm", ModuleState.LOADED),

@@ -14,8 +14,6 @@ import msgspec
 from msgspec.structs import replace
 
 from katapod.host.mounts import read_mounts
-from katapod.host.netns_facts import network_facts
-from katapod.host.process_facts import is_alive, sandbox_processes
 from katapod.host.state import StateStore, owner_alive
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.inspection import (
@@ -35,7 +33,9 @@ from katapod.model.inspection import (
 from katapod.model.json_text import decode_json
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
 from katapod.model.record import SandboxRecord, State
-from katapod.plan.explain import explain_command_line, explain_kernel_parameters, word_after
+from katapod.observe.explain import explain_command_line, explain_kernel_parameters, word_after
+from katapod.observe.netns_facts import network_facts
+from katapod.observe.process_facts import is_alive, sandbox_processes
 from katapod.plan.root_disk import root_disk_id
 from katapod.rpc.http import HttpError, get_http
 from katapod.sandbox.lookup import container_name
