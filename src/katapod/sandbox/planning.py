@@ -88,6 +88,7 @@ def size_for(
     return size_sandbox(SizeSettings.of(config), capacity, limits, translation_cache_mib=translation_cache_mib)
 
 
+# long: what a plan is made of, each from another source, by name
 def plan_sandbox(
     record: SandboxRecord,
     config: Config,
@@ -182,6 +183,7 @@ def _disks(config: Config) -> DiskSettings:
     )
 
 
+# long: as plan_sandbox
 def plan_ready_machine(
     record: SandboxRecord,
     config: Config,

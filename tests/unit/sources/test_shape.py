@@ -15,13 +15,6 @@ ROOT = Path(katapod.__file__).parent
 LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 PARAMETERS_MAX = 8
-START_PATH = "part of the start path, which is being made one"
-STILL_LONG = {
-    ("cli/owner.py", "own_container"): START_PATH,
-    ("sandbox/planning.py", "plan_ready_machine"): START_PATH,
-    ("sandbox/planning.py", "plan_sandbox"): START_PATH,
-    ("sandbox/pod.py", "open_pod"): START_PATH,
-}
 
 
 @cache
@@ -74,7 +67,7 @@ def functions(path: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 def is_excused(path: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     above = sources()[path].splitlines()[first - 2].strip()
-    return above.startswith("# long: ") or (path, function.name) in STILL_LONG
+    return above.startswith("# long: ")
 
 
 def test_no_function_is_too_long() -> None:
