@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from katapod.model.errors import SpecError
-from katapod.plan.cgroup import CgroupPlan, Hierarchy, parent_of_sandbox, parse_hierarchies, plan_cgroup
+from katapod.plan.cgroup import (
+    CgroupPlan,
+    Hierarchy,
+    parent_of_sandbox,
+    parse_hierarchies,
+    path_without_engine,
+    plan_cgroup,
+)
 
 ROOT = Path("/sys/fs/cgroup")
 MEMORY = Hierarchy(ROOT / "memory", 1, frozenset({"memory"}))
@@ -66,6 +73,17 @@ def test_the_last_sandbox_removes_what_all_share_whoever_made_it() -> None:
     shared = ROOT / "memory" / "kata_overhead"
     found = plan(MEMORY, only=False).without(frozenset({shared}))
     assert found.directories == (str(shared / "s1"), str(shared))
+    shared = ROOT / "memory" / "vc"
+    found = plan(MEMORY, only=True, path=path_without_engine("s1")).without(frozenset({shared}))
+    assert found.directories == (str(shared / "kata_s1"), str(shared))
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [("", "/vc/s1"), ("mine/c1", "/vc/mine/c1"), ("/own/c1", "/own/c1"), ("a.slice:kata:c1", "a.slice:kata:c1")],
+)
+def test_a_place_without_an_engine(path: str, wanted: str) -> None:
+    assert path_without_engine("s1", path) == wanted
 
 
 def test_the_limit_follows_the_guest() -> None:
