@@ -133,9 +133,12 @@ async def test_a_macvtap(store: StateStore, templates: Path, wired: Pod) -> None
 
 async def speak_tcp(sandbox: Sandbox, wired: Pod, root: Path) -> None:
     """A container asks the peer for a line, and answers it with one."""
-    script = "nc -ll -p 8080 -e echo from the pod & until nc -w 20 10.97.4.1 9090; do sleep 0.2; done; exec sleep 1000"
+    listens = "nc -ll -p 8080 -e echo from the pod & until grep -q ':1F90 ' /proc/net/tcp*; do sleep 0.1; done"
+    script = f"{listens}; until nc -w 20 10.97.4.1 9090; do sleep 0.2; done; exec sleep 1000"
     options = ContainerOptions(args=("sh", "-c", script))
-    spec = plan_container_spec(ProcessDefaults(env=("PATH=/bin",)), options, str(busybox_rootfs(root, "sh", "nc")))
+    spec = plan_container_spec(
+        ProcessDefaults(env=("PATH=/bin",)), options, str(busybox_rootfs(root, "sh", "nc", "grep"))
+    )
     server = await asyncio.create_subprocess_exec(
         "nsenter", f"--net={wired.path}-peer", "busybox", "nc", "-ll", "-p", "9090", "-e", "echo", "from the peer"
     )
