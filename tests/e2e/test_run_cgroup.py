@@ -76,9 +76,9 @@ def test_in_the_foreground_we_go_back_to_where_we_came_from(kata: Kata, config: 
 @pytest.mark.parametrize("how", ["delete", "the next run"])
 def test_after_the_owner_was_killed(kata: Kata, config: str, started: str, how: str) -> None:
     record = record_of(started)
-    os.kill(record["owner_pid"], signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{record['vmm_pid']}").exists(), "the VMM has ended with its owner")
     assert groups_of(started)
+    os.kill(record["owner_pid"], signal.SIGKILL)  # any start on this machine may clean up from now on
+    wait_for(lambda: not Path(f"/proc/{record['vmm_pid']}").exists(), "the VMM has ended with its owner")
     if how == "delete":
         assert kata("delete", "--force", started).code == 0
     else:
