@@ -178,9 +178,10 @@ def test_paused_does_not_run(ctr: Containerd, runtime: str, tmp_path: Path) -> N
     wait_for(lambda: beats.stat().st_size > held, "it beats again", 30)
 
 
-def test_processes_and_metrics(ctr: Containerd, runtime: str) -> None:
+def test_processes_and_metrics(ctr: Containerd, runtime: str, tmp_path: Path) -> None:
     container = start(ctr, runtime, "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; exec sleep 1000")
-    ctr.ok("tasks", "exec", "--detach", "--exec-id", "e1", container, "sh", "-c", "sleep 1000 & wait")
+    fifos = ("--fifo-dir", str(tmp_path))  # which ctr leaves behind where a detached exec ends with its container
+    ctr.ok("tasks", "exec", "--detach", *fifos, "--exec-id", "e1", container, "sh", "-c", "sleep 1000 & wait")
     wait_for(lambda: len(ctr.ok("tasks", "ps", container).splitlines()) == 4, "all three processes are listed", 60)
     head, *rows = ctr.ok("tasks", "ps", container).splitlines()
     assert head.split() == ["PID", "INFO"]
