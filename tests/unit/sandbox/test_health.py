@@ -52,8 +52,10 @@ async def test_an_agent_that_breaks_off(stopping: bool, monkeypatch: pytest.Monk
 @contextmanager
 def guest(code: str) -> Iterator[int]:
     """A process that does what a VMM does for a guest that is busy, or idle."""
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    with subprocess.Popen([sys.executable, "-c", f"print(flush=True); {code}"], stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout is not None
+            process.stdout.readline()  # its start is work of another kind
             yield process.pid
         finally:
             process.kill()
@@ -63,7 +65,7 @@ def guest(code: str) -> Iterator[int]:
     ("code", "talks", "dies"),
     [
         ("import time; time.sleep(60)", False, True),
-        ("while True: pass", False, False),
+        ("exec('while True: pass')", False, False),
         ("import time; time.sleep(60)", True, False),
     ],
     ids=["idle and silent", "busy", "slow, but answers something"],
@@ -75,7 +77,6 @@ async def test_an_agent_that_owes_an_answer(
     monkeypatch.setattr(health, "HEALTH_LIMIT_S", 0.5)
     ours, theirs = socket.socketpair()
     with guest(code) as pid, theirs:
-        await asyncio.sleep(0.3)  # its start is work
         agent = AgentClient(await TtrpcClient.on_socket(ours, "the agent"))
         sandbox = sandbox_of(agent, pid)
         watch = asyncio.create_task(watch_health(sandbox))
