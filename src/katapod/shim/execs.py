@@ -16,9 +16,10 @@ from katapod.rpc.status import StatusCode
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.stdio import GuestProcess, carry
+from katapod.sandbox.task import KILLED_STATUS
 from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
-from katapod.shim.exits import DEAD_STATUS, tell_exit
+from katapod.shim.exits import tell_exit
 from katapod.shim.pb import events_pb2, task_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.streams import IoUris, open_streams
@@ -65,7 +66,7 @@ class Execs:
             process.guest = await sandbox.guard(start_exec(sandbox.agent, container_id, message, user=""))
         except BaseException:
             await finish(stack.aclose(), name="close-streams")
-            process.mark_exited(DEAD_STATUS)
+            process.mark_exited(KILLED_STATUS)
             raise
         process.status = task_pb2.RUNNING
         self._events.publish(
@@ -80,7 +81,7 @@ class Execs:
         self, task: TaskProcess, process: ExecProcess, guest: GuestProcess, stack: contextlib.AsyncExitStack
     ) -> None:
         assert process.streams is not None
-        streams, status = process.streams, DEAD_STATUS
+        streams, status = process.streams, KILLED_STATUS
         container_id, sandbox = task.container.container_id, task.container.sandbox
 
         async def on_exit(status: int) -> None:

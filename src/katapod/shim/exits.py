@@ -2,14 +2,12 @@
 
 import signal
 
-from katapod.sandbox.task import KILLED_STATUS
 from katapod.shim.events import EventPublisher
 from katapod.shim.pb import events_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 
-__all__ = ["DEAD_STATUS", "HARMLESS", "tell_exit"]
+__all__ = ["HARMLESS", "tell_exit"]
 
-DEAD_STATUS = KILLED_STATUS  # of processes that ended with their VM
 HARMLESS = frozenset(
     {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
     | {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}

@@ -31,12 +31,12 @@ from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.request import SandboxRequest
-from katapod.sandbox.task import follow, watch_oom
+from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
 from katapod.shim.background import Background
 from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
 from katapod.shim.events import EventPublisher
 from katapod.shim.execs import Execs
-from katapod.shim.exits import DEAD_STATUS, HARMLESS, tell_exit
+from katapod.shim.exits import HARMLESS, tell_exit
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.streams import IoUris, open_streams
@@ -242,7 +242,7 @@ class Tasks:
         """Wait for the end of a container's init process and of its streams; then report it."""
         container_id = task.container.container_id
         assert task.streams is not None
-        status = DEAD_STATUS
+        status = KILLED_STATUS
         try:
             status = await follow(task.container, task.streams.stdin, task.streams.stdout, task.streams.stderr)
         except KatapodError as exc:
@@ -452,7 +452,7 @@ class Tasks:
             if following:
                 await asyncio.wait(following, timeout=INPUT_READ_S)
             if not task.started:
-                tell_exit(self._events, task, container_id, container_id, DEAD_STATUS, self.pid)
+                tell_exit(self._events, task, container_id, container_id, KILLED_STATUS, self.pid)
             log.debug("task %s: %d followers", container_id, len(following))
 
     async def _watch_death(self, pod: Pod) -> None:
