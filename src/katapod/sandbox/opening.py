@@ -3,7 +3,6 @@
 Each step has its release beside it. Until all are done nothing of them outlives a failure; then they are the Pod's.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -15,14 +14,13 @@ from katapod.host.facts import collect_host_facts, virtiofsd_dialect
 from katapod.host.named_netns import make_netns, netns_path
 from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import VmSize
 from katapod.plan.cgroup import CgroupPlan
-from katapod.plan.virtiofsd import VirtiofsdDialect
 from katapod.sandbox.attachment import attached, prepare_attachment
 from katapod.sandbox.control import control_socket
 from katapod.sandbox.lifecycle import start_sandbox
@@ -93,7 +91,9 @@ async def open_sandbox(
         netns = Path(network.netns) if network is not None else await _netns_of(request)
         level = logging.INFO if request.fixed else logging.WARNING  # only engines forward ports so
         listener = await stack.enter_async_context(listening_on_loopback(netns, level))
-        dialect = await stack.enter_async_context(_dialect(config.qemu.virtio_fs_daemon))
+        dialect = await stack.enter_async_context(
+            beside(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
+        )
         disk = await root_disk()
         verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
         if verdict.fresh:
@@ -147,17 +147,6 @@ async def _netns_of(request: SandboxRequest) -> Path | None:
     netns = netns_path(request.sandbox_id)
     await make_netns(netns)
     return netns
-
-
-@contextlib.asynccontextmanager
-async def _dialect(program: str) -> AsyncIterator["asyncio.Task[VirtiofsdDialect]"]:
-    """Asked of virtiofsd while the block runs."""
-    task = asyncio.create_task(virtiofsd_dialect(program), name="dialect")
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ import msgspec
 
 from katapod.host.logs import BoundedLog
 from katapod.host.state import StateStore
-from katapod.host.tasks import finish
+from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
@@ -137,9 +137,10 @@ async def _run_created(
 ) -> Outcome:
     """Start it, follow it to its end, and record that. `stop` asks for its end."""
     sandbox = container.sandbox
-    watcher = asyncio.create_task(watch_oom(sandbox, {container.container_id: container}), name="watch-oom")
-    stopper = asyncio.create_task(_stop_when_asked(stop, container), name="stopper")
-    try:
+    async with (
+        beside(watch_oom(sandbox, {container.container_id: container}), name="watch-oom"),
+        beside(_stop_when_asked(stop, container), name="stopper"),
+    ):
         if container.hooks.set_up_network:
             await sandbox.rescan_network()
         with contextlib.ExitStack() as files:
@@ -148,11 +149,6 @@ async def _run_created(
                 await container.start()
             code = await _carry(container, Streams(streams.stdin, stdout, stderr), on_started)
         return Outcome(code, oom_killed=container.out_of_memory.is_set())
-    finally:
-        for task in (watcher, stopper):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
 
 
 async def _carry(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
