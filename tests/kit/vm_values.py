@@ -2,16 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from katapod.vmm.qemu.command_line import QemuOptions, options_of
-from katapod.vmm.spec import VmSpec
+from katapod.vmm.spec import Accelerator, VmSpec
 
-__all__ = ["QEMU_FIELDS", "changed_vm"]
+__all__ = ["QEMU_FIELDS", "SMALL_VM", "changed_vm"]
 
 QEMU_FIELDS = frozenset(QemuOptions.__struct_fields__)
+SMALL_VM = VmSpec(
+    sandbox_id="s1",
+    uuid="6f1d7f5c-0000-4000-8000-000000000001",
+    program="/usr/bin/qemu-system-x86_64",
+    kernel=Path("/img/vmlinux"),
+    initrd=Path("/img/initrd"),
+    accelerator=Accelerator.TCG,
+    mem_mib=256,
+    max_mem_mib=2048,
+    vcpus=1,
+    max_vcpus=4,
+    vm_dir=Path("/run/vc/vm/s1"),
+    options=QemuOptions(memory_slots=10),
+)
 
 
 def changed_vm(vm: VmSpec, change: Mapping[str, Any]) -> VmSpec:

@@ -24,24 +24,10 @@ from katapod.sandbox.template_store import (
     template_lock,
 )
 from katapod.sandbox.vmms import DEFAULT_VMM
-from katapod.vmm.qemu.command_line import QemuOptions
-from katapod.vmm.spec import Accelerator, VmSpec
 from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
+from kit.vm_values import SMALL_VM, changed_vm
 
-SPEC = VmSpec(
-    sandbox_id="s1",
-    uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    program="/usr/bin/qemu-system-x86_64",
-    kernel=Path("/img/vmlinux"),
-    initrd=Path("/img/initrd"),
-    accelerator=Accelerator.TCG,
-    mem_mib=256,
-    max_mem_mib=1024,
-    vcpus=1,
-    max_vcpus=2,
-    vm_dir=Path("/run/vc/vm/s1"),
-    options=QemuOptions(memory_slots=2),
-)
+SPEC = changed_vm(SMALL_VM, {"max_mem_mib": 1024, "max_vcpus": 2, "memory_slots": 2})
 LIMITS = TemplateLimits(max_age_s=600.0, max_uses=3, unused_s=600.0)
 MEMORY_MIB = 4
 DATA = b"m" * 8192

@@ -8,25 +8,12 @@ import pytest
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.judge import BootFailure, Finding, Trial
 from katapod.vmm.proof import plan_proof
-from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.qemu.command_line import plan_qemu
 from katapod.vmm.qemu.judge import advise, advise_setting, explain_trials, judge_failure, next_remedy, words_of
 from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
-from kit.vm_values import changed_vm
+from kit.vm_values import SMALL_VM, changed_vm
 
-VM = VmSpec(
-    sandbox_id="s1",
-    uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    program="/usr/bin/qemu-system-x86_64",
-    kernel=Path("/img/vmlinux"),
-    initrd=Path("/img/initrd"),
-    accelerator=Accelerator.KVM,
-    mem_mib=2048,
-    max_mem_mib=8192,
-    vcpus=3,
-    max_vcpus=4,
-    vm_dir=Path("/run/vc/vm/s1"),
-    options=QemuOptions(memory_slots=10),
-)
+VM = replace(SMALL_VM, accelerator=Accelerator.KVM, mem_mib=2048, max_mem_mib=8192, vcpus=3)
 MSR = (
     "qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69\n"
     "qemu-system-x86_64: ../target/i386/kvm/kvm.c:3183: kvm_buf_set_msrs: Assertion `ret == nmsrs' failed."

@@ -1,31 +1,17 @@
 """The QEMU command line, word for word: a change of it must be a decision."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.vmm.qemu.command_line import FdSlot, QemuOptions, escape, plan_qemu, render_qemu
+from katapod.vmm.qemu.command_line import FdSlot, escape, plan_qemu, render_qemu
 from katapod.vmm.qemu.cpu_table import cpu_table
-from katapod.vmm.spec import Accelerator, VmSpec
-from kit.vm_values import changed_vm
+from katapod.vmm.spec import Accelerator
+from kit.vm_values import SMALL_VM, changed_vm
 
-SPEC = VmSpec(
-    sandbox_id="s1",
-    uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    program="/usr/bin/qemu-system-x86_64",
-    kernel=Path("/img/vmlinux"),
-    initrd=Path("/img/initrd"),
-    accelerator=Accelerator.TCG,
-    mem_mib=256,
-    max_mem_mib=2048,
-    vcpus=1,
-    max_vcpus=4,
-    vm_dir=Path("/run/vc/vm/s1"),
-    options=QemuOptions(memory_slots=10),
-)
+SPEC = SMALL_VM
 
 PARAMS = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 "

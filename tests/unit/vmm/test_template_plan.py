@@ -10,25 +10,12 @@ from hypothesis import strategies as st
 
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm import template as module
-from katapod.vmm.qemu.command_line import QemuOptions, plan_qemu
+from katapod.vmm.qemu.command_line import plan_qemu
 from katapod.vmm.spec import ANY_CID, Accelerator, CpuRemedy, VmSpec
 from katapod.vmm.template import TemplateLimits, TemplatePlan, clone_of, plan_template
-from kit.vm_values import QEMU_FIELDS, changed_vm
+from kit.vm_values import QEMU_FIELDS, SMALL_VM, changed_vm
 
-WANTED = VmSpec(
-    sandbox_id="s1",
-    uuid="6f1d7f5c-0000-4000-8000-000000000001",
-    program="/usr/bin/qemu-system-x86_64",
-    kernel=Path("/img/vmlinux"),
-    initrd=Path("/img/initrd"),
-    accelerator=Accelerator.TCG,
-    mem_mib=2048,
-    max_mem_mib=4096,
-    vcpus=2,
-    max_vcpus=4,
-    vm_dir=Path("/run/vc/vm/s1"),
-    options=QemuOptions(memory_slots=10),
-)
+WANTED = replace(SMALL_VM, mem_mib=2048, max_mem_mib=4096, vcpus=2)
 IDENTITIES = ("qemu:1", "kernel:2", "initrd:3")
 ROOT = Path("/run/vc/vm/template")
 LIMITS = TemplateLimits(max_age_s=60.0, max_uses=10, unused_s=60.0)
