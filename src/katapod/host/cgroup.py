@@ -15,14 +15,15 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from katapod.host.tasks import finish
-from katapod.plan.cgroup import CgroupPlan, Group, Hierarchy, parse_hierarchies, plan_cgroup
+from katapod.plan.cgroup import CgroupPlan, Group, Hierarchy, parse_hierarchies, plan_cgroup, plan_vmm_cgroup
+from katapod.tasks import finish
 
 __all__ = [
     "HostCgroup",
     "host_cgroup_version",
     "host_hierarchies",
     "joined_cgroup",
+    "make_directory",
     "prepare_cgroup",
     "remove_cgroups",
 ]
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 REMOVE_LIMIT_S = 5.0  # a killed task counts until the kernel is done with it
-MEMBERS_GRACE_S = 1.0  # for a logger of the owner's that still has something to write
+MEMBERS_GRACE_S = 1.0  # for a logger of the supervisor's that still has something to write
 MAKE_ATTEMPTS = 5
+LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")  # of cgroup v2, of v1
 UNLIMITED = 1 << 60  # bytes: v1 shows "no limit" as the largest number of pages
 
 
@@ -53,21 +55,34 @@ def host_cgroup_version() -> int:
 
 
 def prepare_cgroup(
-    sandbox_id: str, cgroups_path: str, *, sandbox_cgroup_only: bool, mem_mib: int, beside_mib: int
+    sandbox_id: str,
+    cgroups_path: str | None,
+    *,
+    sandbox_cgroup_only: bool,
+    mem_mib: int,
+    beside_mib: int,
+    limited: bool = False,
 ) -> CgroupPlan | None:
-    """Plan a sandbox's groups for this host: mem_mib is VmSize.mem_mib, beside_mib its host_overhead_mib.
+    """Plan a sandbox's groups for this host: mem_mib is VmSize.mem_mib, beside_mib its host_overhead_mib. Without
+    `cgroups_path` it stays in those of who starts it, but for a limit of its VMM's memory if it is to be `limited`.
 
     Its `directories` belong into the sandbox's record before they are made. None where there are no cgroups.
     Raises SpecError for a `cgroups_path` (linux.cgroupsPath) that makes no sense.
     """
-    plan = plan_cgroup(
-        sandbox_id,
-        cgroups_path,
-        host_hierarchies(),
-        sandbox_cgroup_only=sandbox_cgroup_only,
-        mem_mib=mem_mib,
-        beside_mib=beside_mib,
-    )
+    if cgroups_path is None:
+        if not limited:
+            return None
+        plan = plan_vmm_cgroup(sandbox_id, host_hierarchies(), mem_mib=mem_mib, beside_mib=beside_mib)
+    else:
+        plan = plan_cgroup(
+            sandbox_id,
+            cgroups_path,
+            host_hierarchies(),
+            sandbox_cgroup_only=sandbox_cgroup_only,
+            mem_mib=mem_mib,
+            beside_mib=beside_mib,
+            limited=limited,
+        )
     if plan is None:
         return None
     return plan.without(frozenset(path for group in plan.groups for path in group.parents if path.exists()))
@@ -84,7 +99,12 @@ class HostCgroup:
     @property
     def wants_vcpus(self) -> bool:
         """Whether the threads of vCPUs have a group of their own."""
-        return any(not group.processes for group in self._groups)
+        return any(not group.processes and not group.of_vmm for group in self._groups)
+
+    @property
+    def of_vmm(self) -> tuple[Path, ...]:
+        """Groups for the VMM to join, which its supervisor has not."""
+        return tuple(group.directory for group in self._groups if group.of_vmm)
 
     def allow(self, guest_mib: int) -> None:
         """Set the memory limit for a guest of that size: called before memory is plugged. A limit that cannot be
@@ -102,7 +122,7 @@ class HostCgroup:
         """Move the threads of vCPUs into their group. A thread that has ended is none."""
         for thread in thread_ids:
             for group in self._groups:
-                if not group.processes:
+                if not group.processes and not group.of_vmm:
                     try:
                         (group.directory / "tasks").write_text(str(thread))
                     except ProcessLookupError:
@@ -145,6 +165,24 @@ async def joined_cgroup(plan: CgroupPlan | None) -> AsyncIterator[HostCgroup | N
         await finish(cgroup.leave(), name="leave-cgroups")
 
 
+def raise_limits(directories: Iterable[str], more_mib: int) -> None:
+    """Raise the memory limits of a sandbox's groups, `directories` of its record, before memory is plugged by another
+    process than its supervisor. As HostCgroup.allow, a limit that cannot be changed is a warning."""
+    for name in filter(_is_sandboxs, directories):
+        for file in LIMIT_FILES:
+            path = Path(name) / file
+            try:
+                limit = int(path.read_text())
+                if limit < UNLIMITED:
+                    path.write_text(str(limit + (more_mib << 20)))
+            except FileNotFoundError:
+                continue
+            except ValueError:  # "max"
+                continue
+            except OSError as exc:
+                log.warning("cannot raise the memory limit of the cgroup %s: %s", name, exc.strerror)
+
+
 def remove_cgroups(directories: Iterable[str], limit_s: float = REMOVE_LIMIT_S) -> list[str]:
     """Remove groups, in the order given, with what is left of their processes; returns what stays, in words.
 
@@ -155,8 +193,7 @@ def remove_cgroups(directories: Iterable[str], limit_s: float = REMOVE_LIMIT_S) 
     began = time.monotonic()
     for name in directories:
         directory = Path(name)
-        own = directory.name.startswith("kata_") and directory.name != "kata_overhead"
-        own = own or directory.parent.name == "kata_overhead"
+        own = _is_sandboxs(name)
         while True:
             try:
                 directory.rmdir()
@@ -175,9 +212,15 @@ def remove_cgroups(directories: Iterable[str], limit_s: float = REMOVE_LIMIT_S) 
     return left
 
 
+def _is_sandboxs(directory: str) -> bool:
+    """Not a parent, which other sandboxes may have groups in."""
+    path = Path(directory)
+    return (path.name.startswith("kata_") and path.name != "kata_overhead") or path.parent.name == "kata_overhead"
+
+
 def _kill_members(directory: Path) -> None:
-    """Whoever is in a group of a sandbox that ends was started by its owner, which may have been killed. Not ourself:
-    who removes may have been started from within."""
+    """Whoever is in a group of a sandbox that ends was started by its supervisor, which may have been killed. Not
+    ourself: who removes may have been started from within."""
     with contextlib.suppress(OSError):
         for line in (directory / "cgroup.procs").read_text().split():
             if int(line) != os.getpid() and int(line) > 0:
@@ -185,15 +228,23 @@ def _kill_members(directory: Path) -> None:
                     os.kill(int(line), signal.SIGKILL)
 
 
-def _make(group: Group) -> None:
-    """Raises OSError."""
+def make_directory(directory: Path, mount: Path) -> None:
+    """Make a group, and those above it; in cpuset v1 a new one has its parent's CPUs. Raises OSError."""
     for attempt in range(MAKE_ATTEMPTS):
         try:
-            group.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             break
         except FileNotFoundError:  # another sandbox, at its end, has removed a parent that it shared with us
             if attempt + 1 == MAKE_ATTEMPTS:
                 raise
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        if (directory / "cpuset.sched_load_balance").exists():  # which version 2 does not have
+            _inherit(directory, file, mount)
+
+
+def _make(group: Group) -> None:
+    """Raises OSError."""
+    make_directory(group.directory, group.hierarchy.mount)
     if group.hierarchy.version == 2:
         _enable(group)
     for setting in group.settings:

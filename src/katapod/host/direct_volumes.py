@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from katapod.host.state import owner_alive, write_atomically
+from katapod.host.state import supervisor_alive, write_atomically
 from katapod.model.direct_volume import MountInfo, parse_mount_info, volume_name
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.layout import Layout
@@ -18,9 +18,10 @@ __all__ = [
     "add_volume",
     "forget_volumes",
     "mark_volume",
-    "owner_of_volume",
+    "sandbox_of_volume",
     "read_volume",
     "remove_volume",
+    "size_of_device",
     "unmark_volume",
 ]
 
@@ -77,18 +78,27 @@ def mark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
     """Note whose the volume is. A file system is no two guests' at once: raises InvalidState if another one has it."""
     directory = _directory(layout, volume_path)
     for name in _marks(directory):
-        if name != sandbox_id and owner_alive(layout.sandbox(name)):
+        if name != sandbox_id and supervisor_alive(layout.sandbox(name)):
             raise InvalidState(f"cannot use the direct volume {volume_path}: sandbox {name} has it")
     for name in _marks(directory):
         (directory / name).unlink(missing_ok=True)
     (directory / sandbox_id).touch(mode=0o600)
 
 
+def size_of_device(device: str) -> int:
+    """Of a file or a block device, bytes. Raises KatapodError."""
+    try:
+        with open(device, "rb") as handle:
+            return handle.seek(0, os.SEEK_END)
+    except OSError as exc:
+        raise KatapodError(f"cannot read the size of {device}: {exc.strerror}") from exc
+
+
 def unmark_volume(layout: Layout, volume_path: str, sandbox_id: str) -> None:
     (_directory(layout, volume_path) / sandbox_id).unlink(missing_ok=True)
 
 
-def owner_of_volume(layout: Layout, volume_path: str) -> str:
+def sandbox_of_volume(layout: Layout, volume_path: str) -> str:
     """The sandbox that uses the volume. Raises NotFound, UsageError."""
     directory = _directory(layout, volume_path)
     if not (directory / INFO).exists():

@@ -6,13 +6,14 @@ import os
 import random
 import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod.host.hints import hint_for
 from katapod.host.process import run
 from katapod.model.errors import DeviceMissing
-from katapod.plan.virtiofsd import VirtiofsdDialect, parse_dialect
+from katapod.plan.virtiofsd import VirtiofsdImplementation, parse_implementation
 
 __all__ = [
     "HostFacts",
@@ -23,7 +24,7 @@ __all__ = [
     "cpu_vendor",
     "file_identity",
     "kvm_settings",
-    "virtiofsd_dialect",
+    "virtiofsd_implementation",
 ]
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
@@ -40,8 +41,7 @@ KVM_PARAMETERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
+class HostFacts(Struct, frozen=True):
     cpus: int
     mem_mib: int
     kvm: bool  # /dev/kvm opens and answers; whether guests boot under it is another question
@@ -141,13 +141,15 @@ def file_identity(path: str | Path) -> str:
     return f"{resolved}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
 
 
-async def virtiofsd_dialect(program: str) -> VirtiofsdDialect:
+async def virtiofsd_implementation(program: str) -> VirtiofsdImplementation:
     """What the program prints about itself; asked once while its file stays the same. Raises KatapodError."""
     identity = file_identity(program) if os.path.exists(program) else program
-    if identity not in _dialects:
+    if identity not in _implementations:
         answer = await run([program, "--version"], timeout_s=10, check=False)
-        _dialects[identity] = parse_dialect(answer.stdout + answer.stderr)
-    return _dialects[identity]
+        _implementations[identity] = parse_implementation(answer.stdout + answer.stderr)
+    return _implementations[identity]
 
 
-_dialects: dict[str, VirtiofsdDialect] = {}  # by file_identity: a process of the pool knows it before it is taken
+_implementations: dict[
+    str, VirtiofsdImplementation
+] = {}  # by file_identity: a process of the pool knows it before it is taken

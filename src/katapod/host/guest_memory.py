@@ -7,9 +7,10 @@ is left on disk whoever dies. Copies are sparse: holes stay holes, and pages of 
 import errno
 import os
 
+from katapod.kernel.punch import punch_hole
 from katapod.model.errors import KatapodError, NoSpace
 
-__all__ = ["copy_memory", "new_memory", "save_memory"]
+__all__ = ["copy_memory", "free_memory", "new_memory", "save_memory"]
 
 PAGE_BYTES = 4096
 RUN_BYTES = 1 << 20  # looked through for pages of zeros at a time
@@ -43,6 +44,14 @@ def copy_memory(source: int, target: int) -> int:
             offset += count
         copied += end - start
     return copied
+
+
+def free_memory(fd: int, offset: int, length: int) -> None:
+    """Give a range of guest memory back to the host, in bytes; the guest finds zeros there. Raises KatapodError."""
+    try:
+        punch_hole(fd, offset, length)
+    except OSError as exc:
+        raise _explain(exc, f"free {length} bytes of guest memory at {offset:#x}") from exc
 
 
 def save_memory(source: int, target: int, size_mib: int) -> int:

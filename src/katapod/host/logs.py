@@ -5,11 +5,12 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from katapod.model.plain import console_text
+from katapod.tasks import beside
 
 __all__ = ["BoundedLog", "KeptPipe", "kept_pipe", "kept_socket", "read_tail"]
 
@@ -118,21 +119,27 @@ async def kept_pipe(path: Path, limit_bytes: int) -> AsyncIterator[KeptPipe]:
 
 
 @contextlib.asynccontextmanager
-async def kept_socket(sock: socket.socket, path: Path, limit_bytes: int) -> AsyncIterator[None]:
-    """Keep in a bounded log what arrives on `sock`, which is closed at the end. Raises OSError."""
+async def kept_socket(
+    sock: socket.socket, path: Path, limit_bytes: int, hear: Callable[[bytes], None] | None = None
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Keep in a bounded log what arrives on `sock`, which is closed at the end. The task ends when all who have its
+    other end are gone and their words are in the log. `hear` is given it, too, and must raise nothing. Raises
+    OSError."""
     with sock, contextlib.closing(BoundedLog(path, limit_bytes)) as sink:
         reader, writer = await asyncio.open_unix_connection(sock=sock)
         try:
-            async with _draining(_drain(reader, sink), path.name):
-                yield
+            async with _draining(_drain(reader, sink, hear), path.name) as draining:
+                yield draining
         finally:
             writer.transport.abort()
 
 
-async def _drain(reader: asyncio.StreamReader, sink: BoundedLog) -> None:
+async def _drain(reader: asyncio.StreamReader, sink: BoundedLog, hear: Callable[[bytes], None] | None = None) -> None:
     warned = False
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
+            if hear is not None:
+                hear(data)
             try:
                 sink.write(data)
             except OSError as exc:  # a full disk must not stop the writer
@@ -144,14 +151,8 @@ async def _drain(reader: asyncio.StreamReader, sink: BoundedLog) -> None:
 @contextlib.asynccontextmanager
 async def _draining(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
     """Run `work` beside the block; at its end let it see the end of its stream, then end it."""
-    task = asyncio.create_task(work, name=f"keep-{name}")
-    try:
-        yield task
-    finally:
+    async with beside(work, name=f"keep-{name}") as task:
         try:
-            await asyncio.wait({task}, timeout=LAST_WORDS_S)
+            yield task
         finally:
-            task.cancel()
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.result()
+            await asyncio.wait({task}, timeout=LAST_WORDS_S)

@@ -12,8 +12,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod.host.netns import in_netns
 from katapod.host.own_mounts import in_host_mounts
@@ -39,10 +40,9 @@ _SK_PASS = 1
 _FAMILY, _PROTOCOL, _LOCAL_IP4, _LOCAL_IP6 = 8, 12, 40, 44
 
 
-@dataclass(slots=True)
-class LoopbackListener:
+class LoopbackListener(Struct):
     """Listening sockets, not blocking, one for each family that there is. What they accept has as its own address the
-    one that the client asked for. The owner calls `close`, which is idempotent."""
+    one that the client asked for. The supervisor calls `close`, which is idempotent."""
 
     sockets: tuple[socket.socket, ...]
     link_fd: int

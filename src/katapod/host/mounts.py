@@ -1,6 +1,8 @@
 """Mounts on the host: binds, overlays, and their removal. Everything is below a sandbox's own directories.
 
-Targets are created here and never taken from a guest; sources are what the user named.
+Targets are created here and never taken from a guest; sources are what the user named. No device node can be opened
+there: a guest's kernel opens its own devices, and virtiofsd, which makes nodes for it, must not reach the host's if it
+is taken over.
 """
 
 import contextlib
@@ -9,17 +11,20 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod.host.hints import hint_for
 from katapod.host.own_mounts import in_host_mounts
-from katapod.host.tasks import in_own_thread
+from katapod.host.own_thread import in_own_thread
 from katapod.kernel.mount import (
     MNT_DETACH,
+    MOUNT_ATTR_NODEV,
     MOUNT_ATTR_RDONLY,
     MS_BIND,
+    MS_NODEV,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
@@ -45,6 +50,7 @@ __all__ = [
     "mount_overlay",
     "mounts_below",
     "read_mounts",
+    "topmost",
     "unmount_below",
 ]
 
@@ -84,9 +90,9 @@ def bind(
 ) -> None:
     """Bind a file or directory, if `recursive` with the mounts below it, to `target`, which is made.
 
-    `source` is what the host has there now, or, with `own`, what this process has mounted. The copy is complete before
-    it is attached: private, since an unmount below a shared one would reach the user's own tree, and read-only where it
-    has to be, since what is propagated to the exported view (export_directory) keeps the flags it has at that moment.
+    `source` is what the host has there now, or, with `own`, what this process has made or mounted. The copy is complete
+    before it is attached: private, since an unmount below a shared one would reach the user's own tree, and read-only
+    where it has to be, since what is propagated to the exported view (export_directory) keeps the flags it has then.
     Raises NotFound, MountFailed.
     """
     path = os.path.abspath(source)
@@ -110,9 +116,8 @@ def bind(
             else:
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 target.touch(mode=0o600)
-            set_tree_attributes(
-                tree, attributes=MOUNT_ATTR_RDONLY if access is Access.READ_ONLY else 0, propagation=MS_PRIVATE
-            )
+            read_only = MOUNT_ATTR_RDONLY if access is Access.READ_ONLY else 0
+            set_tree_attributes(tree, attributes=read_only | MOUNT_ATTR_NODEV, propagation=MS_PRIVATE)
             if access is Access.TOP_READ_ONLY:
                 set_tree_attributes(tree, attributes=MOUNT_ATTR_RDONLY, recursive=False)
             attach_tree(tree, str(target))
@@ -132,7 +137,7 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
         shutil.copystat(lower, upper)
         owner = os.stat(lower)
         os.chown(upper, owner.st_uid, owner.st_gid)
-        mount("overlay", str(target), "overlay", 0, options)
+        mount("overlay", str(target), "overlay", MS_NODEV, options)
     except OSError as exc:
         raise MountFailed(
             f"cannot mount the root file system: overlay on {upper.parent}: {exc.strerror}",
@@ -189,8 +194,7 @@ def mounts_below(directory: Path) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class MountEntry:
+class MountEntry(Struct, frozen=True):
     """A mount: where it is, and what."""
 
     point: str
@@ -217,15 +221,31 @@ def _unescape(field: bytes) -> bytes:
     return field
 
 
+def topmost(points: Sequence[str]) -> dict[str, bool]:
+    """Those that are not below another one, each with whether none is below it. The order stays."""
+    found: dict[str, bool] = {}
+    above = ""
+    for point in sorted(points, key=lambda each: each.split("/")):
+        if above and point.startswith(above + "/"):
+            found[above] = False
+        else:
+            above = point
+            found[point] = True
+    return {point: found[point] for point in points if point in found}
+
+
 def unmount_below(directory: Path) -> None:
-    """Unmount all at or below `directory`; a busy one is detached. Idempotent. Raises MountFailed."""
+    """Unmount all at or below `directory`; a busy one is detached. Idempotent. Raises MountFailed.
+
+    A mount goes with all that is mounted below it in one call: each takes the kernel milliseconds (synchronize_rcu).
+    """
     for _ in range(8):  # a propagated mount may appear twice; each round removes the visible ones
         points = mounts_below(directory)
         if not points:
             return
-        for point in points:
+        for point, is_alone in topmost(points).items():
             try:
-                umount(point)
+                umount(point, 0 if is_alone else MNT_DETACH)
             except OSError as exc:
                 if exc.errno == errno.EBUSY:
                     log.debug("%s is busy and is detached", point)

@@ -7,6 +7,7 @@ from katapod.host.mounts import unmount_below
 from katapod.host.netns import in_netns
 from katapod.host.own_mounts import in_host_mounts
 from katapod.host.process import find_program, run
+from katapod.kernel.mount import MS_BIND, mount
 from katapod.kernel.netlink import Netlink
 from katapod.model.errors import KatapodError
 
@@ -21,18 +22,36 @@ def netns_path(sandbox_id: str) -> Path:
     return NETNS_ROOT / f"kata-{sandbox_id}"
 
 
-async def make_netns(path: Path) -> None:
-    """Make the namespace with its loopback up. One of that name that exists already is a leftover, and is removed.
+async def make_netns(path: Path, of: int | None = None) -> None:
+    """Make the namespace, or give the name to that of the descriptor `of`; with its loopback up. One of that name that
+    exists already is a leftover, and is removed.
 
     Raises MissingProgram, ProcessFailed, KatapodError.
     """
     remove_netns(path)
-    ip = find_program("ip", package="iproute2")
-    await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S, host_mounts=True)
+    if of is None:
+        ip = find_program("ip", package="iproute2")
+        await run([ip, "netns", "add", path.name], timeout_s=IP_LIMIT_S, host_mounts=True)
+    else:
+        _name_netns(path, of)
     try:
         in_host_mounts(lambda: in_netns(path, _loopback_up))
     except OSError as exc:
         raise KatapodError(f"cannot bring up the loopback interface of {path}: {exc.strerror}") from exc
+
+
+def _name_netns(path: Path, netns: int) -> None:
+    """Raises KatapodError."""
+
+    def work() -> None:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.touch(mode=0o000)
+        mount(f"/proc/self/fd/{netns}", str(path), None, MS_BIND)
+
+    try:
+        in_host_mounts(work)
+    except OSError as exc:
+        raise KatapodError(f"cannot make the network namespace {path}: {exc.strerror}") from exc
 
 
 def _loopback_up() -> None:

@@ -1,33 +1,30 @@
-"""Network namespaces of pods: what is in them, taps made in them, tc run in them.
+"""Network namespaces of pods: what is in them, NICs' taps made in them (taps.py), tc run in them.
 
 A thread enters a namespace for what needs no program, and ends with it; programs enter it between fork and exec.
 """
 
 import asyncio
-import errno
-import fcntl
 import json
 import logging
 import os
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from katapod.host.own_mounts import in_host_mounts
+from katapod.host.own_thread import in_own_thread
 from katapod.host.process import ProcessFailed, find_program, run
-from katapod.host.tasks import finish, in_own_thread
-from katapod.kernel.netlink import Netlink
+from katapod.host.taps import close_all, delete_taps, open_macvtap, open_tap
 from katapod.kernel.process import CLONE_NEWNET, setns
 from katapod.model.errors import UsageError
 from katapod.model.network import TAP_NAME, Interworking, NetworkError, NetworkRecord, PodNetworkFacts
 from katapod.model.network_text import parse_pod_network
 from katapod.plan.network import NicPlan, plan_undo
+from katapod.tasks import finish
 
 __all__ = [
     "attach_nic",
     "check_netns",
-    "close_all",
     "detach_nics",
     "detach_recorded",
     "hold_frames",
@@ -39,8 +36,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
 TOOL_LIMIT_S = 20.0
 SCAN = b"addr show\nroute show table all\nneigh show\n"
 
@@ -104,14 +99,15 @@ async def _tc(path: Path, lines: Sequence[str], *, force: bool = False) -> None:
 
 
 async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
-    """Make what stands between the interface and the guest's NIC; returns its descriptors, the caller's to close.
+    """Make what stands between the interface and the guest's NIC; returns descriptors, the caller's to close: the tap's
+    queues, or with an owner what keeps others away from it (taps.py).
 
     What a killed sandbox left in the namespace is taken away first. Raises NetworkError and those of scan_netns.
     """
     try:
         if plan.model is Interworking.MACVTAP:
             return await _attach_macvtap(path, plan)
-        fds = await _opened_in(path, lambda: _open_tap(plan))
+        fds = await _opened_in(path, plan, open_tap)
     except OSError as exc:
         raise NetworkError(
             f"cannot attach the interface {plan.interface.name} in {path}: {plan.tap}: {exc.strerror or exc}"
@@ -131,51 +127,29 @@ async def attach_nic(path: Path, plan: NicPlan) -> list[int]:
     except BaseException:
         if redirected:
             await finish(_tc(path, plan.tc.undo, force=True), name="undo-redirect")
-        close_all(fds)
+        await finish(_close_tap(path, plan, fds), name="close-tap")
         raise
     return fds
 
 
-async def _opened_in(path: Path, work: Callable[[], list[int]]) -> list[int]:
+async def _opened_in(path: Path, plan: NicPlan, work: Callable[[NicPlan], list[int]]) -> list[int]:
     """What `work` opens in the namespace. A thread cannot be cancelled: if we are, all that it opens is closed again.
     Raises OSError."""
     fds: list[int] = []
     try:
-        await finish(asyncio.to_thread(lambda: fds.extend(in_netns(path, work))), name="open-tap")
+        await finish(asyncio.to_thread(lambda: fds.extend(in_netns(path, lambda: work(plan)))), name="open-tap")
     except BaseException:
-        close_all(fds)
+        if fds:
+            await finish(_close_tap(path, plan, fds), name="close-tap")
         raise
     return fds
 
 
-def _open_tap(plan: NicPlan) -> list[int]:
-    """A tap lives as long as somebody holds it: it goes with QEMU, however that ends. Raises OSError."""
-    fds: list[int] = []
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-    if plan.queues > 1 or (plan.direct and plan.interface.multi_queue):
-        flags |= IFF_MULTI_QUEUE
-    with Netlink() as netlink:
-        if not plan.direct:
-            _drop_stale_tap(netlink, plan.tap)
-        try:
-            for _ in range(plan.queues):
-                fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-                fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", plan.tap.encode(), flags))
-            link = next(link for link in netlink.links() if link.name == plan.tap)
-            netlink.change_link(link.index, mtu=0 if plan.direct else plan.interface.mtu, up=True)
-        except BaseException:
-            close_all(fds)
-            raise
-    return fds
-
-
-def _drop_stale_tap(netlink: Netlink, name: str) -> None:
-    """Delete a tap of that name that nobody holds; one that is held has carrier. Raises OSError."""
-    for link in netlink.links():
-        if link.name == name:
-            if link.flags & 0x10000:  # IFF_LOWER_UP
-                raise OSError(16, os.strerror(16))
-            netlink.delete_link(link.index)
+async def _close_tap(path: Path, plan: NicPlan, fds: list[int]) -> None:
+    """Take back what open_tap made. Raises OSError."""
+    if plan.owner is not None and not plan.direct:
+        await asyncio.to_thread(in_netns, path, lambda: delete_taps({plan.tap}))
+    close_all(fds)
 
 
 async def _redirect(path: Path, plan: NicPlan) -> None:
@@ -248,7 +222,7 @@ async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
     try:
         await run([program, "-batch", "-"], input="\n".join(lines).encode(), netns=path, timeout_s=TOOL_LIMIT_S)
         await hold_frames(path, plan)
-        return await _opened_in(path, lambda: _open_macvtap(plan))
+        return await _opened_in(path, plan, open_macvtap)
     except NetworkError:
         await detach_nics(path, NetworkRecord(str(path), netns_inode(path), (plan.record,)))
         raise
@@ -258,41 +232,15 @@ async def _attach_macvtap(path: Path, plan: NicPlan) -> list[int]:
         raise NetworkError(f"cannot put a macvtap on {name} in {path}: {cause}") from exc
 
 
-def _open_macvtap(plan: NicPlan) -> list[int]:
-    fds: list[int] = []
-    with Netlink() as netlink:
-        link = next(link for link in netlink.links() if link.name == plan.tap)
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if plan.queues > 1 else 0)
-    try:
-        for _ in range(plan.queues):
-            fds.append(os.open(f"/dev/tap{link.index}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", b"", flags))
-    except BaseException:
-        close_all(fds)
-        raise
-    return fds
-
-
 async def detach_nics(path: Path, record: NetworkRecord) -> None:
     """Undo what attach_nic made, once nobody holds the taps. Idempotent; a namespace that is gone has nothing left."""
     if netns_inode(path) != record.inode:
         return
-    await asyncio.to_thread(in_netns, path, lambda: _delete_taps(record))
+    await asyncio.to_thread(in_netns, path, lambda: delete_taps({nic.tap for nic in record.nics}))
     lines = [line for nic in record.nics for line in plan_undo(nic)]
     if lines:
         await _tc(path, lines, force=True)
     await _give_back(path, record)
-
-
-def _delete_taps(record: NetworkRecord) -> None:
-    with Netlink() as netlink:
-        for link in netlink.links():
-            if any(link.name == nic.tap for nic in record.nics) and TAP_NAME.fullmatch(link.name):
-                try:
-                    netlink.delete_link(link.index)
-                except OSError as exc:  # it may go by itself, with the last thread of a QEMU that was killed
-                    if exc.errno not in (errno.ENODEV, errno.ENOENT, errno.ESRCH):
-                        raise
 
 
 async def _give_back(path: Path, record: NetworkRecord) -> None:
@@ -323,9 +271,3 @@ def open_vhost(queues: int) -> list[int]:
         close_all(fds)
         raise
     return fds
-
-
-def close_all(fds: list[int]) -> None:
-    """Idempotent: the list is empty then."""
-    while fds:
-        os.close(fds.pop())

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from katapod.host.tasks import in_own_thread
+from katapod.host.own_thread import in_own_thread
 from katapod.kernel.mount import MS_REC, MS_SLAVE, mount
 from katapod.kernel.process import CLONE_FS, CLONE_NEWNS, setns, unshare
 from katapod.model.errors import HostLacks

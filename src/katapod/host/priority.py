@@ -2,10 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["descendants", "leave_background", "stay_in_background"]
+from katapod.host.descendants import descendants
+
+__all__ = ["leave_background", "stay_in_background"]
 
 CAP_SYS_NICE = 23  # linux/capability.h
 BACKGROUND, USUAL = 10, 0
@@ -23,15 +24,6 @@ def leave_background() -> None:
     """The way back, for all of their threads."""
     if _may_come_back():
         _set_all(USUAL)
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """`pid` and all that it, or they, have started. Source: proc_pid_task(5)."""
-    yield pid
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from descendants(int(child))
 
 
 def _set_all(nice: int) -> None:

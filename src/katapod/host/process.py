@@ -1,4 +1,4 @@
-"""The one door to other programs.
+"""The one way to other programs.
 
 Arguments are lists, the environment is built up and never inherited whole, every wait has a limit, and a
 failure carries the command (ready to paste), its status and the tail of what it said.
@@ -14,23 +14,26 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
+
+from msgspec import Struct
 
 from katapod.host.own_mounts import enter_host_mounts, in_host_mounts
-from katapod.host.tasks import finish
-from katapod.kernel.process import CLONE_NEWNET, add_secure_bits, die_with_parent, setns
+from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
+from katapod.tasks import finish, together
 
 __all__ = [
     "CannotRun",
     "Child",
     "Completed",
     "ProcessFailed",
+    "RunningProcess",
     "describe_status",
     "find_program",
+    "open_netns",
     "run",
     "spawn",
     "stop_child",
@@ -58,19 +61,29 @@ class CannotRun(KatapodError):
     """The file is there, but the kernel does not execute it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Struct, frozen=True):
     stdout: str
     stderr: str
     returncode: int
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class RunningProcess(Protocol):
+    """What of asyncio.subprocess.Process is used of a child."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+
+class Child(Struct, frozen=True):
     """A program that runs beside us."""
 
     argv: tuple[str, ...]
-    process: asyncio.subprocess.Process
+    process: RunningProcess
 
     @property
     def pid(self) -> int:
@@ -148,7 +161,7 @@ async def run(
     )
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr, _ = await asyncio.gather(
+            stdout, stderr, _ = await together(
                 _read_bounded(process.stdout), _read_bounded(process.stderr), _feed(process.stdin, input)
             )
             returncode = await process.wait()
@@ -169,13 +182,13 @@ async def _create_elsewhere(
     argv: Sequence[str], netns: Path | None, *, host_mounts: bool, **how: Any
 ) -> asyncio.subprocess.Process:
     """In the network namespace `netns`, with the host's mounts, or in our own. Raises MissingProgram, CannotRun."""
-    entered = _open_netns(argv, netns)
+    entered = open_netns(argv, netns)
     elsewhere = entered is not None or host_mounts
     before = functools.partial(_before_run, entered, host_mounts) if elsewhere else None
     try:
         return await _create(*argv, preexec_fn=before, **how)
     except subprocess.SubprocessError as exc:  # of preexec_fn
-        raise _no_netns(argv, netns, "it is no network namespace") from exc
+        raise _no_netns(argv, netns, "it is not a network namespace") from exc
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
     except OSError as exc:  # not a program: a configuration may name any file
@@ -188,21 +201,20 @@ async def _create_elsewhere(
 async def _create(*argv: str, **how: Any) -> asyncio.subprocess.Process:
     """asyncio.create_subprocess_exec, which is not cut short: it would take the program's status away from its own
     watcher, which then warns of an unknown process."""
-    creation = asyncio.create_task(asyncio.create_subprocess_exec(*argv, **how), name="create")
-    cancelled: asyncio.CancelledError | None = None
-    while not creation.done():
-        try:
-            await asyncio.wait({creation})
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is None:
-        return creation.result()
-    if creation.exception() is None:
-        process = creation.result()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await finish(_end_of_killed(process))
-    raise cancelled
+    created: list[asyncio.subprocess.Process] = []
+
+    async def create() -> None:
+        created.append(await asyncio.create_subprocess_exec(*argv, **how))
+
+    try:
+        await finish(create(), name=f"create {argv[0]}")
+    except asyncio.CancelledError:
+        for process in created:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await finish(_end_of_killed(process))
+        raise
+    return created[0]
 
 
 async def _end_of_killed(process: asyncio.subprocess.Process) -> None:
@@ -214,13 +226,14 @@ async def _end_of_killed(process: asyncio.subprocess.Process) -> None:
     outputs = [stream for stream in (process.stdout, process.stderr) if stream is not None]
     try:
         async with asyncio.timeout(STOP_GRACE_S):
-            await asyncio.gather(process.wait(), *map(_read_bounded, outputs))
+            await together(process.wait(), *map(_read_bounded, outputs))
     except TimeoutError:  # a descendant that has left the process group has them open
         process._transport.close()  # type: ignore[attr-defined]  # there is no other way
         await process.wait()
 
 
-def _open_netns(argv: Sequence[str], netns: Path | None) -> int | None:
+def open_netns(argv: Sequence[str], netns: Path | None) -> int | None:
+    """The descriptor is the caller's. Raises CannotRun."""
     if netns is None:
         return None
     try:
@@ -258,7 +271,7 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     fds_as: Mapping[int, int] | None = None,
     netns: Path | None = None,
-    secure_bits: int = 0,
+    before_exec: Callable[[], None] | None = None,
 ) -> Child:
     """Start a program that lives beside us and dies with us.
 
@@ -269,10 +282,10 @@ async def spawn(
     process dies, however that happens: the child asks the kernel for it before it becomes the program, and
     looks whether it came too late, which an outer program such as setpriv(1) cannot. A session of its own
     keeps the terminal's Ctrl-C from reaching it. With `netns` it runs in that network namespace; what does not
-    open or is none raises CannotRun. `secure_bits` (SECBIT_...) are set where that is allowed.
+    open or is none raises CannotRun. `before_exec` is called in the child at last, and raises nothing.
     """
     log.debug("spawn: %s", shlex.join(argv))
-    entered = _open_netns(argv, netns)
+    entered = open_netns(argv, netns)
     moved = fds_as or {}
     # out of the way of the numbers that they are to get
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in moved.items()}
@@ -285,14 +298,14 @@ async def spawn(
             env=_environment(env),
             pass_fds=(*pass_fds, *moved),
             start_new_session=True,
-            preexec_fn=functools.partial(_before_exec, os.getpid(), copies, entered, secure_bits),
+            preexec_fn=functools.partial(_before_exec, os.getpid(), copies, entered, before_exec),
         )
     except FileNotFoundError as exc:
         raise MissingProgram(f"cannot run {argv[0]}: {exc.strerror}") from exc
     except OSError as exc:
         raise CannotRun(f"cannot run {argv[0]}: {exc.strerror}") from exc
     except subprocess.SubprocessError as exc:  # of preexec_fn
-        raise _no_netns(argv, netns, "it is no network namespace") from exc
+        raise _no_netns(argv, netns, "it is not a network namespace") from exc
     finally:
         for fd in (*copies.values(), *([entered] if entered is not None else [])):
             os.close(fd)
@@ -306,14 +319,14 @@ def _before_run(netns: int | None, host_mounts: bool) -> None:
         enter_host_mounts()
 
 
-def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None, secure_bits: int) -> None:
+def _before_exec(parent_pid: int, fds: Mapping[int, int], netns: int | None, more: Callable[[], None] | None) -> None:
     die_with_parent(parent_pid)
     for number, fd in fds.items():
         os.dup2(fd, number)
     if netns is not None:
         setns(netns, CLONE_NEWNET)
-    if secure_bits:
-        add_secure_bits(secure_bits)
+    if more is not None:
+        more()
 
 
 async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool = True) -> bool:

@@ -7,13 +7,13 @@ guest may have shaped all that is below: how katapod.kernel.trees copes with tha
 import contextlib
 import logging
 import os
-import secrets
 from pathlib import Path
 
 from katapod.host.mounts import unmount_below
 from katapod.kernel import trees
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.tokens import random_hex
 
 __all__ = ["NotRemoved", "clear_away", "remove_tree", "sweep_aside"]
 
@@ -48,7 +48,7 @@ def clear_away(layout: Layout, directory: Path, *, deadline: float | None = None
         remove_tree(directory, deadline=deadline)
     except KatapodError as exc:
         root = next(root for root in layout.sandbox_roots if directory.is_relative_to(root))
-        aside = root / f".{'.'.join(directory.relative_to(root).parts)}.{secrets.token_hex(4)}"
+        aside = root / f".{'.'.join(directory.relative_to(root).parts)}.{random_hex(4)}"
         try:
             os.rename(directory, aside)
         except OSError:

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from katapod.host.hints import hint_for
+from katapod.model.devices import DeviceRecord, DeviceTable
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
 from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
-from katapod.model.record import SandboxRecord
+from katapod.model.record import SandboxRecord, State
 
-__all__ = ["StateStore", "owner_alive", "write_atomically"]
+__all__ = ["StateStore", "supervisor_alive", "write_atomically"]
 
 STAGING_S = 60.0  # a state directory is in the making for milliseconds; older ones were left behind
 REMOVAL_LIMIT_S = 30.0
@@ -34,7 +36,7 @@ class StateStore:
 
         The directory is made under a name of its own and renamed, so nobody ever sees half of it. Returns
         the descriptor that holds the lock: it is free again when this process ends, however it ends, and
-        so tells others whether the owner lives. Raises AlreadyExists, NoSpace.
+        so tells others whether the supervisor lives. Raises AlreadyExists, NoSpace.
         """
         paths = self.layout.sandbox(record.sandbox_id)
         staged = self._aside(record.sandbox_id)
@@ -122,21 +124,35 @@ class StateStore:
             os.close(fd)
 
     def write(self, record: SandboxRecord) -> None:
+        """All but its devices, which have a file of their own (host/device_file.py)."""
         write_atomically(self.layout.sandbox(record.sandbox_id).persist, _encode(record))
+
+    def drop_devices(self, sandbox_id: str) -> None:
+        """The VM has ended. Idempotent."""
+        with contextlib.suppress(FileNotFoundError):
+            self.layout.sandbox(sandbox_id).devices.unlink()
 
     def read(self, sandbox_id: str) -> SandboxRecord:
         """Raises NotFound; KatapodError if the record cannot be read."""
         path = self.layout.sandbox(sandbox_id).persist
         try:
-            return decode_json(path.read_bytes(), SandboxRecord)
+            return self._with_devices(decode_json(path.read_bytes(), SandboxRecord))
         except (FileNotFoundError, NotADirectoryError) as exc:
-            raise NotFound(
-                f"cannot find {sandbox_id}: there is no such container", hint="see: kata-runtime list"
-            ) from exc
+            raise NotFound(f"cannot find {sandbox_id}: no such container", hint="see: kata-runtime list") from exc
         except msgspec.DecodeError as exc:
             raise KatapodError(
                 f"cannot read {path}: {exc}", hint=f"kata-runtime delete --force {sandbox_id} removes it"
             ) from exc
+
+    def _with_devices(self, record: SandboxRecord) -> SandboxRecord:
+        """Without them if that file cannot be read: a sandbox can be listed and removed all the same."""
+        try:
+            found = decode_json(self.layout.sandbox(record.sandbox_id).devices.read_bytes(), DeviceRecord)
+        except (OSError, msgspec.DecodeError):
+            return record
+        if record.state is State.CREATING:  # what is entered is still to be plugged
+            return replace(record, devices=found.table)
+        return replace(record, devices=found.table, mem_mib=found.memory.mib + found.table.plugged_mib)
 
     def ids(self) -> list[str]:
         """All ids that have a state directory, readable or not."""
@@ -167,7 +183,7 @@ class StateStore:
                 yield self.read(sandbox_id)
 
 
-def owner_alive(paths: SandboxPaths) -> bool:
+def supervisor_alive(paths: SandboxPaths) -> bool:
     """Whether the process that owns the sandbox lives: it holds the lock as long as it does."""
     return _is_locked(paths.lock)
 
@@ -178,7 +194,7 @@ def _is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for the owner
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for the supervisor
     except BlockingIOError:
         return True
     finally:
@@ -187,7 +203,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _encode(record: SandboxRecord) -> bytes:
-    return encode_json(record, indent=1)
+    return encode_json(replace(record, devices=DeviceTable()), indent=1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -117,7 +117,7 @@ def _end_of_events() -> int:
     if tail.endswith(END):
         return size - len(END)
     if size and os.pread(_fd, 1, 0) != HEAD:
-        raise FileExistsError(errno.EEXIST, "there is a file already, which is no trace", os.environ.get(VARIABLE))
+        raise FileExistsError(errno.EEXIST, "the file exists and is not a trace", os.environ.get(VARIABLE))
     last = max(tail.rfind(b"}\n"), tail.rfind(b"},\n"))
     end = start + last + 1 if last >= 0 else len(HEAD)
     os.ftruncate(_fd, end)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MNT_DETACH",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
     "MOUNT_ATTR_RDONLY",
     "MS_BIND",
     "MS_MOVE",
@@ -28,6 +31,7 @@ __all__ = [
     "MS_SHARED",
     "MS_SLAVE",
     "attach_tree",
+    "attach_tree_at",
     "clone_tree",
     "mount",
     "parse_options",
@@ -53,10 +57,10 @@ _CLEARS = {
     "atime": MS_NOATIME, "diratime": MS_NODIRATIME, "defaults": 0,
 }  # fmt: skip
 
-MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
-OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 1, 4
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 1, 4, 0x40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -143,4 +147,17 @@ def attach_tree(tree: int, target: str) -> None:
         ctypes.c_int(AT_FDCWD),
         os.fsencode(target),
         ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+    )
+
+
+def attach_tree_at(tree: int, place: int) -> None:
+    """Mount a cloned tree at what the descriptor `place` refers to. Raises OSError."""
+    _call(
+        "",
+        SYS_MOVE_MOUNT,
+        ctypes.c_int(tree),
+        b"",
+        ctypes.c_int(place),
+        b"",
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH),
     )

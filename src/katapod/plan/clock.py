@@ -1,6 +1,6 @@
 """What to do about a guest's clock that differs from its host's. Pure."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["GOOD_ERROR_NS", "Correction", "Reading", "has_wrong_rate", "plan_correction"]
 
@@ -18,8 +18,7 @@ GOOD_ERROR_NS = 5 * MS
 RATE_PART = 8  # an eighth: less was seen of a guest that got hardly any CPU; it is set right
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """The guest's time as told by a call between two looks at the host's clock, nanoseconds since the epoch."""
 
     before_ns: int
@@ -42,8 +41,7 @@ def has_wrong_rate(elapsed_ns: int, guest_elapsed_ns: int, error_ns: int) -> boo
     return elapsed_ns > 0 and off_ns > error_ns + elapsed_ns // RATE_PART + SLEW_FROM_NS
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
+class Correction(Struct, frozen=True):
     step_ns: int = 0
     slew_ns: int = 0
 

@@ -4,8 +4,9 @@ Source: the CNI specification 1.0.0, sections 2 and 3; capabilities: its CONVENT
 """
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from katapod.model.cni import CniResult, NetworkConfig, PluginConfig
 
@@ -15,8 +16,7 @@ _PASSES_RESULT_TO_DELETE = ("0.4.0", "1.0.0", "1.1.0")
 """CHECK exists, and DEL gets the result of ADD, since 0.4.0."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(Struct, frozen=True):
     """A sandbox on a network: the parameters that every operation gets alike.
 
     `capability_args` by capability, in the shape of the conventions: portMappings, ips, mac, dns. A plugin hears of
@@ -31,8 +31,7 @@ class Attachment:
     capability_args: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """One call of one plugin: `plugin` is the file name of its program."""
 
     plugin: str

@@ -8,7 +8,9 @@ Source: Documentation/networking/filter.rst, linux/bpf_common.h, tc-bpf(8); fram
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from katapod.model.network import Address
 
@@ -30,8 +32,7 @@ _ROUTER_ADVERT, _SOLICIT, _ADVERT, _REDIRECT = 134, 135, 136, 137
 _MLD = (131, 132, 143)  # reports and done; they carry a hop-by-hop header of eight bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(Struct, frozen=True):
     """struct sock_filter."""
 
     code: int
@@ -40,8 +41,7 @@ class Instruction:
     k: int
 
 
-@dataclass(slots=True)
-class _Assembler:
+class _Assembler(Struct):
     """Instructions whose jumps lead forward, to labels. A conditional jump reaches 255 instructions only, so it goes
     round a JA that reaches any."""
 

@@ -6,16 +6,18 @@ node) are collected by the image builder and passed in. Nothing here opens a fil
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import PurePosixPath
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from katapod.model.errors import HostLacks
-from katapod.model.flavour import Flavour
+from katapod.model.flavour import Flavour, GuestVmm
+from katapod.plan.guest_modules import GUEST_MODULES, ON_DEMAND_DIRECTORIES, ON_DEMAND_MODULES, GuestModules
 from katapod.plan.guest_systemd import INIT, groups_text, systemd_links, systemd_texts
 
 __all__ = [
-    "EARLY_MODULES",
     "FileKind",
     "GuestExtras",
     "GuestFile",
@@ -23,12 +25,9 @@ __all__ = [
     "GuestImagePlan",
     "GuestProgram",
     "KernelModule",
-    "LATE_MODULES",
     "ModuleIndex",
     "ModuleMissing",
     "ModulePlan",
-    "ON_DEMAND_DIRECTORIES",
-    "ON_DEMAND_MODULES",
     "PythonFile",
     "PythonFileKind",
     "TextFile",
@@ -41,56 +40,6 @@ __all__ = [
 PYTHON_ROOT = "/usr/lib/katapod"  # packages that are not of the standard library, in the guest
 AGENT_PATH = "/usr/bin/kata-agent"
 
-EARLY_MODULES = ("virtio_pci", "virtio_console")
-"""Before the agent can answer: the bus and the port of the agent channel."""
-
-LATE_MODULES = (
-    "virtiofs",
-    "overlay",
-    "vmw_vsock_virtio_transport",
-    "virtio_rng",
-    "virtio_blk",
-    "ext4",
-    "virtio_net",
-    "virtio_balloon",
-    "vmgenid",
-)
-"""Drivers of what may be plugged in. There is no udev in the guest, so nobody loads them on sight. ext4 is the
-file system of root disks: a template has it loaded, so that no container waits for it."""
-
-ON_DEMAND_MODULES = (
-    *("erofs", "squashfs", "isofs", "vfat", "loop", "nbd", "nls_utf8", "nls_ascii", "nls_cp437", "nls_iso8859_1"),
-    *("binfmt_misc", "cuse", "ts_bm", "ts_kmp", "ts_fsm"),
-    *("tun", "tap", "veth", "dummy", "ifb", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan", "geneve", "vrf"),
-    *(
-        "nlmon",
-        "wireguard",
-        "bonding",
-        "8021q",
-        "ip_gre",
-        "ip6_gre",
-        "ipip",
-        "sit",
-        "ip6_tunnel",
-        "ip_vti",
-        "ip6_vti",
-        "fou",
-    ),
-    *("esp4", "esp6", "ah4", "ah6", "xfrm_user", "xfrm_interface", "tls"),
-    *("inet_diag", "tcp_diag", "udp_diag", "raw_diag", "unix_diag", "netlink_diag", "af_packet_diag"),
-)
-"""Only in the image, compressed: the guest's kernel calls modprobe for what a container asks of it and may have: a
-file system to mount, a kind of network interface, a rule of the packet filter. Loading them always would cost each
-sandbox memory and time for nothing. docs/how-to/guest-image.md says what is left out."""
-
-ON_DEMAND_DIRECTORIES = (
-    *("net/netfilter/", "net/ipv4/netfilter/", "net/ipv6/netfilter/", "net/bridge/", "net/sched/", "net/ipv4/tcp_"),
-)
-"""As ON_DEMAND_MODULES, by the beginning of their path: iptables and nftables with all matches and targets, IP sets,
-IPVS, bridges, queueing disciplines, classifiers and actions, congestion control."""
-
-REQUIRED_MODULES = frozenset({"virtio_pci", "virtio_console", "virtiofs", "overlay"})
-
 _COMPRESSION = re.compile(r"\.ko(\.(gz|xz|zst))?$")
 
 
@@ -98,8 +47,7 @@ class ModuleMissing(HostLacks):
     """The kernel has a module that Katapod cannot do without neither as a file nor built in."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelModule:
+class KernelModule(Struct, frozen=True):
     """One module file. `source` is relative to /lib/modules/VERSION, as modules.dep has it."""
 
     name: str  # as lsmod shows it: underscores only
@@ -112,8 +60,7 @@ class KernelModule:
         return _COMPRESSION.sub(".ko.xz" if self.packed else ".ko", self.source)
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleIndex:
+class ModuleIndex(Struct, frozen=True):
     """kmod's index files, parsed. Source: modules.dep(5), depmod(8), modprobe.d(5) for softdep."""
 
     files: Mapping[str, KernelModule]
@@ -123,8 +70,7 @@ class ModuleIndex:
     soft_after: Mapping[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class ModulePlan:
+class ModulePlan(Struct, frozen=True):
     """Module files in the order in which they load. No module is in two of the lists."""
 
     early: tuple[KernelModule, ...]
@@ -144,15 +90,13 @@ class PythonFileKind(Enum):
     DATA = "data"
 
 
-@dataclass(frozen=True, slots=True)
-class PythonFile:
+class PythonFile(Struct, frozen=True):
     source: str  # absolute, on this node
     target: str  # absolute, in the guest
     kind: PythonFileKind
 
 
-@dataclass(frozen=True, slots=True)
-class GuestProgram:
+class GuestProgram(Struct, frozen=True):
     """An ELF program that is put into the guest with its shared libraries, except those of `without`."""
 
     source: str
@@ -160,8 +104,7 @@ class GuestProgram:
     without: tuple[str, ...] = ()  # sonames of libraries for functions that the guest does not use
 
 
-@dataclass(frozen=True, slots=True)
-class TextFile:
+class TextFile(Struct, frozen=True):
     path: str
     content: str
     mode: int = 0o644
@@ -174,8 +117,7 @@ class FileKind(Enum):
     DIRECTORY = "directory"
 
 
-@dataclass(frozen=True, slots=True)
-class GuestFile:
+class GuestFile(Struct, frozen=True):
     """A file of the node that goes into the guest as it is, of a package or by its name."""
 
     target: str  # absolute, in the guest
@@ -184,8 +126,7 @@ class GuestFile:
     mode: int = 0o644
 
 
-@dataclass(frozen=True, slots=True)
-class GuestExtras:
+class GuestExtras(Struct, frozen=True):
     """What a flavour or a recipe adds to the image. Of files with one target the last counts."""
 
     flavour: Flavour = "agent"
@@ -195,8 +136,7 @@ class GuestExtras:
     hook: str = ""  # a program of this node, run over the finished tree
 
 
-@dataclass(frozen=True, slots=True)
-class GuestImageFacts:
+class GuestImageFacts(Struct, frozen=True):
     """What was found on this node."""
 
     kernel_version: str
@@ -208,10 +148,10 @@ class GuestImageFacts:
     busybox_applets: tuple[str, ...]
     huge_pages: str = ""  # "always" or "madvise": what the kernel does by itself, if that is known
     extras: GuestExtras = GuestExtras()
+    vmm: GuestVmm = "qemu"
 
 
-@dataclass(frozen=True, slots=True)
-class GuestImagePlan:
+class GuestImagePlan(Struct, frozen=True):
     kernel_version: str
     modules: ModulePlan
     module_root: str
@@ -285,12 +225,7 @@ def parse_module_index(modules_dep: str, modules_builtin: str = "", modules_soft
 
 
 def plan_modules(
-    index: ModuleIndex,
-    *,
-    early: Iterable[str] = EARLY_MODULES,
-    late: Iterable[str] = LATE_MODULES,
-    on_demand: Iterable[str] = ON_DEMAND_MODULES,
-    required: frozenset[str] = REQUIRED_MODULES,
+    index: ModuleIndex, wanted: GuestModules = GUEST_MODULES["qemu"], on_demand: Iterable[str] = ON_DEMAND_MODULES
 ) -> ModulePlan:
     """Put the wanted modules and all that they need in load order.
 
@@ -315,9 +250,9 @@ def plan_modules(
         for follower in index.soft_after.get(name, ()):
             visit(follower, order, inner)
 
-    def collect(wanted: Iterable[str]) -> tuple[KernelModule, ...]:
+    def collect(names: Iterable[str]) -> tuple[KernelModule, ...]:
         order: list[KernelModule] = []
-        for name in wanted:
+        for name in names:
             if name in index.files:
                 visit(name, order, ())
             elif name in index.builtin:
@@ -326,31 +261,33 @@ def plan_modules(
                 missing.append(name)
         return tuple(order)
 
-    first, second = collect(early), collect(late)
+    first, second = collect(wanted.early), collect(wanted.late)
     packed = tuple(replace(module, packed=True) for module in collect(on_demand))
     plan = ModulePlan(first, second, packed, tuple(builtin), ())
-    if lost := [name for name in missing if name in required]:
+    if lost := [name for name in missing if name in wanted.required]:
         raise ModuleMissing(
             f"cannot use this kernel for guests: it has no {', '.join(lost)}, neither as module nor built in",
-            hint="install a kernel with virtio and virtio-fs: apt install linux-image-cloud-amd64",
+            hint=wanted.hint,
         )
     warnings = tuple(f"this kernel has no {name}: the guest goes without it" for name in missing)
     return ModulePlan(plan.early, plan.late, plan.on_demand, plan.builtin, warnings)
 
 
-def plan_image_modules(index: ModuleIndex, extras: GuestExtras) -> ModulePlan:
+def plan_image_modules(index: ModuleIndex, extras: GuestExtras, vmm: GuestVmm = "qemu") -> ModulePlan:
     """The modules of an image: those that every guest has, and those of `extras`, which must be there."""
     asked = (*extras.load_modules, *extras.more_modules)
-    if lost := [name for name in asked if name not in index.files and name not in index.builtin]:
+    builtin = index.builtin - GUEST_MODULES[vmm].left_out
+    if lost := [name for name in asked if name not in index.files and name not in builtin]:
         raise ModuleMissing(
             f"cannot put {', '.join(lost)} into the guest image: this kernel has no such module, neither as a file "
             "nor built in",
             hint="correct kernel_modules and load_kernel_modules in the recipe, or choose another --kernel",
         )
+    wanted = GUEST_MODULES[vmm]
     return plan_modules(
         index,
-        late=(*LATE_MODULES, *extras.load_modules),
-        on_demand=(*ON_DEMAND_MODULES, *_in_directories(index), *extras.more_modules),
+        replace(wanted, late=(*wanted.late, *extras.load_modules)),
+        (*ON_DEMAND_MODULES, *_in_directories(index), *extras.more_modules),
     )
 
 
@@ -362,7 +299,7 @@ def _in_directories(index: ModuleIndex) -> Iterable[str]:
 def plan_guest_image(facts: GuestImageFacts, *, entry_point: str) -> GuestImagePlan:
     """Plan the image. `entry_point` ("package.module:function") is what the agent's program runs."""
     extras = facts.extras
-    modules = plan_image_modules(facts.module_index, extras)
+    modules = plan_image_modules(facts.module_index, extras, facts.vmm)
     module_root = f"/usr/lib/modules/{facts.kernel_version}"
     files = {file.target: file for file in extras.files}
     symlinks: tuple[tuple[str, str], ...] = (("/init", AGENT_PATH.lstrip("/")),)

@@ -6,7 +6,8 @@ Pure. docs/adr/0022-systemd-guest.md says why it is cut this way.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = [
     "AGENT_SERVICE",
@@ -22,8 +23,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFile:
+class NodeFile(Struct, frozen=True):
     """A file of the node, by its path on a node whose /usr is merged."""
 
     path: str
@@ -128,14 +128,21 @@ _GROUPS = {
 
 INIT = """#!/usr/bin/busybox sh
 # Process 1 until systemd takes its place. The root becomes a mount that has a parent: pivot_root(2), which
-# crun uses, refuses the initramfs itself. Each boot has a machine id of its own.
-mkdir -p /proc /run/root
+# crun uses, refuses the initramfs itself; a system disk, which is read-only, gets a layer in memory. Each boot has a
+# machine id of its own.
 mount -t proc -o nosuid,nodev,noexec proc /proc
 read -r id < /proc/sys/kernel/random/uuid
-echo "${id//-/}" > /etc/machine-id
 umount /proc
-mount -o bind / /run/root
+if mkdir -p /run/root 2>&-; then
+    mount -o bind / /run/root
+else
+    while read -r module; do insmod "$module"; done < /etc/katapod/modules-early
+    mount -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /run
+    mkdir /run/upper /run/work /run/root
+    mount -t overlay -o lowerdir=/,upperdir=/run/upper,workdir=/run/work overlay /run/root
+fi
 cd /run/root
+echo "${id//-/}" > etc/machine-id
 mount -o move . /
 exec chroot . /usr/bin/busybox sh -c 'cd /; exec -a /init /usr/lib/systemd/systemd "$@"' init "$@" --log-level=info
 """

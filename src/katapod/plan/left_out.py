@@ -5,15 +5,15 @@ Where a container would do what it must not, or not do what it must, the spec is
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.model import oci
 
 __all__ = ["Gap", "left_out"]
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """`matters`: it was asked for, and nothing else does it."""
 
     place: str

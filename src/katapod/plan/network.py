@@ -3,7 +3,8 @@
 Source: tc(8), tc-u32(8), tc-mirred(8), tc-htb(8).
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
+from msgspec.structs import replace
 
 from katapod.model.network import (
     IFA_F_DEPRECATED,
@@ -33,30 +34,32 @@ __all__ = [
 VIRTIO_QUEUES_MAX = 16  # a pod's NIC gains nothing from more
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkSettings:
-    """Rates in bit/s, 0 for none; they are the guest's: rx is what it receives."""
+class NetworkSettings(Struct, frozen=True):
+    """Rates in bit/s, 0 for none; they are the guest's: rx is what it receives.
+
+    `tap_owner` is the user of a VMM that opens its taps by name, without a capability; None for one that is handed
+    their descriptors.
+    """
 
     model: Interworking = Interworking.TCFILTER
     vhost: bool = False  # the host has /dev/vhost-net, and it is wanted
     rx_rate: int = 0
     tx_rate: int = 0
     held: bool = False  # the guest's frames have to be from its own MAC address and addresses
+    tap_owner: int | None = None
 
 
 DEFAULT_NETWORK = NetworkSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class TcPlan:
+class TcPlan(Struct, frozen=True):
     """Lines for `tc -batch`. `undo` takes away what stays when the tap is gone."""
 
     steps: tuple[str, ...] = ()
     undo: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NicPlan:
+class NicPlan(Struct, frozen=True):
     """One interface of the pod and the guest's NIC in its place."""
 
     interface: Interface
@@ -68,6 +71,7 @@ class NicPlan:
     vhost: bool
     tc: TcPlan
     hold: tuple[str, ...] = ()  # lines for `tc -batch`: they can be repeated, and go with the tap
+    owner: int | None = None  # the user who may open the tap by its name; None: descriptors of it are handed over
 
     @property
     def record(self) -> NicRecord:
@@ -82,8 +86,10 @@ class NicPlan:
         )
 
     def describe(self) -> str:
+        interface = f"{self.interface.name} ({self.interface.kind.value})"
+        owner = "" if self.owner is None else f", opened by user {self.owner}"
         lines = [
-            f"interface {self.interface.name} ({self.interface.kind.value}) by {self.tap}, model {self.model.value}",
+            f"interface {interface} by {self.tap}, model {self.model.value}{owner}",
             *(f"  tc {step}" for step in (*self.tc.steps, *self.hold)),
         ]
         return "\n".join(lines)
@@ -150,7 +156,10 @@ def _plan_rate(device: str, rate: int) -> TcPlan:
 
 
 def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vcpus: int) -> NicPlan:
-    """Raises NetworkError where the model does not go with the kind of interface."""
+    """Raises NetworkError where the model does not go with the kind of interface, or with the VMM."""
+    if settings.tap_owner is not None:
+        _check_by_name(interface, settings)
+        vcpus, settings = 1, replace(settings, vhost=False)  # its one vCPU serves one queue; vhost is by descriptor
     if interface.kind is InterfaceKind.IPVLAN and settings.model is Interworking.MACVTAP:
         # its parent knows it by its addresses, which a macvtap would take away, and its MAC address is the parent's
         raise NetworkError(
@@ -180,7 +189,23 @@ def plan_nic(interface: Interface, number: int, settings: NetworkSettings, *, vc
         settings.vhost,
         tc,
         plan_hold(interface, name, model) if settings.held else (),
+        settings.tap_owner,
     )
+
+
+def _check_by_name(interface: Interface, settings: NetworkSettings) -> None:
+    """Whether a VMM can open by name what this interface leads to. Raises NetworkError."""
+    if interface.kind is InterfaceKind.TAP:
+        if interface.multi_queue:
+            raise NetworkError(
+                f"cannot attach {interface.name}: it is a tap with several queues, and this VMM opens one",
+                hint='make it without multi_queue, or set accelerator = "tcg"',
+            )
+    elif settings.model is Interworking.MACVTAP:
+        raise NetworkError(
+            f"cannot put a macvtap on {interface.name}: this VMM opens taps by their names only",
+            hint='set internetworking_model = "tcfilter", or accelerator = "tcg"',
+        )
 
 
 def _plan_tc(interface: str, tap: str, settings: NetworkSettings) -> TcPlan:

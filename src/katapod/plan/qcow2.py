@@ -5,7 +5,8 @@ disk. Source: QEMU's docs/interop/qcow2.txt, version 3.
 """
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["CLUSTER_BYTES", "Qcow2Plan", "plan_empty_overlay"]
 
@@ -18,8 +19,7 @@ _HEADER_BYTES = 104
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 
 
-@dataclass(frozen=True, slots=True)
-class Qcow2Plan:
+class Qcow2Plan(Struct, frozen=True):
     """A file of `length_bytes` that is zero except for `pieces`: offset and content."""
 
     length_bytes: int

@@ -7,8 +7,9 @@ a crash of guest or host, and so neither waits for the other (docs/adr/0009-root
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 __all__ = [
     "MOUNT_OPTIONS",
@@ -52,8 +53,7 @@ MOUNT_OPTIONS = (
 """For an overlay that ends with the guest: the order of writes matters to nobody."""
 
 
-@dataclass(frozen=True, slots=True)
-class RootDirectory:
+class RootDirectory(Struct, frozen=True):
     """The root directory itself, of which mke2fs takes over the extended attributes only.
 
     mke2fs makes a directory lost+found, and fills it if the image has one (`has_lost_found`). What else an image has of

@@ -5,7 +5,7 @@ archMap without the machine's architecture leaves the filter to that architectur
 guest's, whose system calls are filtered. Source: the documentation of moby's package profiles/seccomp.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from katapod.model.errors import SpecError
 from katapod.model.image import parse_platform
@@ -26,8 +26,7 @@ _SECCOMP_NAMES = {
 """Go's names of architectures, and libseccomp's."""
 
 
-@dataclass(frozen=True, slots=True)
-class GuestKernel:
+class GuestKernel(Struct, frozen=True):
     """`machine` as uname(2) has it; an empty `release`: it is not known."""
 
     machine: str

@@ -1,21 +1,21 @@
-"""virtiofsd's command line, in both dialects: QEMU's C program (to QEMU 7.2) and the Rust one after it."""
+"""virtiofsd's command line, in both implementations: QEMU's C program (to QEMU 7.2) and the Rust one after it."""
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-__all__ = ["VirtiofsdDialect", "VirtiofsdPlan", "parse_dialect", "plan_virtiofsd", "render_virtiofsd"]
+from msgspec import Struct
+
+__all__ = ["VirtiofsdImplementation", "VirtiofsdPlan", "parse_implementation", "plan_virtiofsd", "render_virtiofsd"]
 
 
-class VirtiofsdDialect(Enum):
+class VirtiofsdImplementation(Enum):
     C = "c"
     RUST = "rust"
 
 
-@dataclass(frozen=True, slots=True)
-class VirtiofsdPlan:
+class VirtiofsdPlan(Struct, frozen=True):
     program: str
-    dialect: VirtiofsdDialect
+    implementation: VirtiofsdImplementation | None  # None: whoever starts it finds out
     shared_dir: Path
     cache: str  # never, metadata, auto, always
     extra_args: tuple[str, ...] = ()
@@ -24,25 +24,33 @@ class VirtiofsdPlan:
         return " ".join(render_virtiofsd(self, fd=3))
 
 
-def parse_dialect(version_text: str) -> VirtiofsdDialect:
-    """Tell the dialects apart by the answer to --version: the C program speaks of FUSE's own version."""
-    return VirtiofsdDialect.C if "FUSE" in version_text or "QEMU" in version_text else VirtiofsdDialect.RUST
+def parse_implementation(version_text: str) -> VirtiofsdImplementation:
+    """Tell the implementations apart by the answer to --version: the C program speaks of FUSE's own version."""
+    return (
+        VirtiofsdImplementation.C if "FUSE" in version_text or "QEMU" in version_text else VirtiofsdImplementation.RUST
+    )
 
 
 def plan_virtiofsd(
-    program: str, dialect: VirtiofsdDialect, shared_dir: Path, *, cache: str, extra_args: tuple[str, ...]
+    program: str,
+    implementation: VirtiofsdImplementation | None,
+    shared_dir: Path,
+    *,
+    cache: str,
+    extra_args: tuple[str, ...],
 ) -> VirtiofsdPlan:
-    return VirtiofsdPlan(program, dialect, shared_dir, cache, extra_args)
+    return VirtiofsdPlan(program, implementation, shared_dir, cache, extra_args)
 
 
 def render_virtiofsd(plan: VirtiofsdPlan, *, fd: int) -> list[str]:
     """Return the arguments; `fd` is the listening socket that the daemon inherits.
 
-    File-descriptor limits are left alone: raising them needs CAP_SYS_RESOURCE, which a container that
-    runs Katapod need not have. Locks stay inside the guest: it is the only client, and the daemon cannot
-    wait for one (F_SETLKW would fail). The daemon's sandbox is `namespace`: it sees the shared directory only.
+    It leaves its limit of open files alone, and would end without CAP_SYS_RESOURCE if told to raise it, which a
+    container that runs Katapod need not have: its parent sets what it can (host/virtiofsd.py). Locks stay inside the
+    guest: it is the only client, and the daemon cannot wait for one (F_SETLKW would fail). The daemon's sandbox is
+    `namespace`: it sees the shared directory only.
     """
-    if plan.dialect is VirtiofsdDialect.C:
+    if plan.implementation is VirtiofsdImplementation.C:
         # The C program knows three cache modes; `metadata` came with Rust. Its thread pool slows it down
         # at our queue depths, so it is off, as upstream's shipped configuration has it.
         cache = {"never": "none", "metadata": "auto"}.get(plan.cache, plan.cache)

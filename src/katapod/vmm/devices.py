@@ -61,7 +61,8 @@ class Disk(Struct, frozen=True):
 
 class Nic(Struct, frozen=True):
     """`queues` and `vhost` are the descriptors of the queues of `tap`, and of /dev/vhost-net for each of them or for
-    none. They are the caller's, who may close them once the NIC is attached; to detach it nobody needs them."""
+    none. They are the caller's, who may close them once the NIC is attached; to detach it nobody needs them. A VMM that
+    opens taps by name is given none: it finds `tap` in its network namespace, as the user whom the tap belongs to."""
 
     number: int
     mac: str

@@ -1,9 +1,10 @@
 """What a guest's boot that failed says, and who can read it: each VMM has a Judge of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from msgspec import Struct
 
 from katapod.vmm.spec import CpuRemedy
 
@@ -18,8 +19,7 @@ class Finding(Enum):
     PASSING = "passing"  # nothing: another failure, or a temporary shortage
 
 
-@dataclass(frozen=True, slots=True)
-class BootFailure:
+class BootFailure(Struct, frozen=True):
     """A guest that was booted for the proof and did not say that it works."""
 
     said: str = ""  # by the VMM, its last lines, first to last
@@ -28,8 +28,7 @@ class BootFailure:
     status: int | None = None  # of the VMM, negative for a signal; None: it did not end by itself
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """One boot of the proof that failed."""
 
     remedy: CpuRemedy

@@ -1,29 +1,31 @@
 """The proof of an accelerator as data: what is booted for it, and what is found. judge.py says what a failure means.
 
 What is proven is the machine that sandboxes start with, so whatever changes that machine is proven anew. A failure
-counts against KVM only where it speaks of KVM; a host that is short of something for a while says nothing of it.
+counts against an accelerator only where it speaks of it; a host that is short of something for a while says nothing.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from katapod.vmm.protocol import Vmm
 from katapod.vmm.spec import ANY_CID, NO_REMEDY, Accelerator, CpuRemedy, VmSpec
 
-__all__ = ["NO_KVM", "PROOF_MEM_MIB", "ProofPlan", "Verdict", "plan_proof"]
+__all__ = ["PROOF_MEM_MIB", "RUNGS", "AcceleratorChoice", "ProofPlan", "plan_proof"]
 
 PROOF_MEM_MIB = 512
 SCRATCH = Path("/proof")  # stands for the directory of the process that proves
 PROOF_UUID = "00000000-0000-0000-0000-000000000000"
 KEY_LENGTH = 24
 
-NO_KVM = "/dev/kvm opens, but the guest image does not boot under it"
+RUNGS = {Accelerator.KVM: "KVM", Accelerator.UML: "User-mode Linux", Accelerator.TCG: "emulation"}
+"""What people call the accelerators."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class AcceleratorChoice(Struct, frozen=True):
     """The accelerator to use. `key` names what it was found for; empty if nothing was proven."""
 
     accelerator: Accelerator
@@ -33,16 +35,20 @@ class Verdict:
     advice: str = ""  # what to set, or empty
     said: str = ""  # the VMM's own words, of the boots that failed
     key: str = ""
-    age_s: float | None = None  # of a verdict that was kept
+    age_s: float | None = None  # of a choice that was kept
     console: str = ""  # the last lines of a guest that did not boot; not kept
+
+    def beside(self, other: "AcceleratorChoice") -> "AcceleratorChoice":
+        """This one, with what was found of another accelerator, which does not work either."""
+        reason, advice = f"{self.reason}; {other.reason}", self.advice or other.advice
+        return replace(self, reason=reason, advice=advice, fresh=self.fresh or other.fresh)
 
     def describe(self) -> str:
         """One line for people."""
         return f"using {self.accelerator.value}: {self.reason}" + (f" ({self.advice})" if self.advice else "")
 
 
-@dataclass(frozen=True, slots=True)
-class ProofPlan:
+class ProofPlan(Struct, frozen=True):
     """A question: does this machine boot under its accelerator?
 
     `key` is equal for plans that have one answer. `scope` leaves out what the guest is told (initrd, kernel

@@ -1,10 +1,11 @@
 """One VM as a value, whichever VMM will run it."""
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from msgspec import Struct
+
+from katapod.model.uid_range import DEFAULT_UIDS, UidRange
 
 __all__ = [
     "AGENT_PORT_NAME",
@@ -25,11 +26,11 @@ ANY_CID = 3  # in a plan: a vsock with whatever CID is claimed for it; the lowes
 
 class Accelerator(Enum):
     KVM = "kvm"
+    UML = "uml"
     TCG = "tcg"
 
 
-@dataclass(frozen=True, slots=True)
-class CpuRemedy:
+class CpuRemedy(Struct, frozen=True):
     """What of the CPU differs from the plan, since KVM does not run guests without (proof.py). Empty: nothing."""
 
     features: str = ""  # behind the configuration's
@@ -56,8 +57,7 @@ class VmmOptions(Struct, frozen=True):
 NO_OPTIONS = VmmOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class VmSpec:
+class VmSpec(Struct, frozen=True):
     """One VM, decided. Sizes in MiB."""
 
     sandbox_id: str
@@ -83,5 +83,9 @@ class VmSpec:
     preallocated: bool = False  # all memory is taken from the host at once
     hugepages: bool = False  # and is of huge pages
     reports_free_pages: bool = True
+    standby: bool = False  # it is made ahead: NICs come after its first run()
     restored: bool = False  # state comes from a template: no kernel is loaded, the VMM waits for load_state
     options: VmmOptions = NO_OPTIONS
+    uids: UidRange = DEFAULT_UIDS  # of which the VMM gets one, where Capabilities say own_user
+    cgroups: tuple[Path, ...] = ()  # that the VMM joins by itself, beside those of its supervisor
+    uid: int = 0  # of the user that the VMM runs as, where Capabilities say own_user; it has no other process

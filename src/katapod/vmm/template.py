@@ -8,8 +8,10 @@ what a sandbox has beyond the template (vCPUs, memory, devices) is plugged into 
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from katapod.vmm.protocol import Vmm
 from katapod.vmm.spec import ANY_CID, VmSpec
@@ -22,8 +24,7 @@ SCRATCH = Path("/scratch")  # stands for the directory of whoever builds
 KEY_LENGTH = 24
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateLimits:
+class TemplateLimits(Struct, frozen=True):
     """When a template is made anew, or goes; how long its guest may take to boot."""
 
     max_age_s: float
@@ -37,8 +38,7 @@ class TemplateLimits:
         return not 0 <= age_s <= self.max_age_s or uses >= self.max_uses
 
 
-@dataclass(frozen=True, slots=True)
-class TemplatePlan:
+class TemplatePlan(Struct, frozen=True):
     """One template. Its files lie in `root`/`key`: memory, state, meta.json, uses."""
 
     key: str
@@ -87,6 +87,8 @@ def clone_of(template: TemplatePlan, wanted: VmSpec) -> VmSpec:
         uuid=wanted.uuid,
         vm_dir=wanted.vm_dir,
         vsock_cid=wanted.vsock_cid,
+        uids=wanted.uids,
+        uid=wanted.uid,
         translation_cache_mib=wanted.translation_cache_mib,
         restored=True,
     )

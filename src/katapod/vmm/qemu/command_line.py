@@ -5,12 +5,12 @@ all else is plugged over QMP (hotplug.py), before the first instruction or while
 Names and order follow Kata's where they are visible to people.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from katapod.vmm.qemu.cpu_table import CPUS_MAX, KERNEL_INSTANCE, cpu_table
 from katapod.vmm.spec import AGENT_PORT_NAME, CONSOLE_PORT_NAME, Accelerator, VmmOptions, VmSpec
@@ -18,10 +18,13 @@ from katapod.vmm.spec import AGENT_PORT_NAME, CONSOLE_PORT_NAME, Accelerator, Vm
 __all__ = [
     "BRIDGES_MAX",
     "BRIDGE_SLOT",
+    "FD_DIRECTORY",
     "FdSlot",
     "QemuOption",
     "QemuOptions",
     "QemuPlan",
+    "pid_file",
+    "qmp2_socket",
     "escape",
     "options_of",
     "plan_kernel_params",
@@ -31,13 +34,16 @@ __all__ = [
 
 BRIDGE_SLOT = 2  # on pcie.0; guest PCI paths of plugged devices start with it: "02/01"; further bridges follow
 BRIDGES_MAX = 5
+FD_DIRECTORY = "/dev/fd"  # where QEMU finds its own descriptors as files
 FIRST_PORT_CHASSIS = 16  # of PCIe root ports; bridges have the numbers below
 
 
 class FdSlot(Enum):
     """Descriptors that the carrier opens and QEMU inherits; options name the slot, never a number."""
 
-    QMP = "qmp"  # listening unix socket, already bound to VMDIR/qmp.sock
+    QMP = "qmp"  # listening unix socket, already bound to VMDIR/qmp.sock: the monitor of whoever started QEMU
+    QMP2 = "qmp2"  # likewise, VMDIR/qmp2.sock: the monitor of other processes, one at a time
+    EXTRA_MONITOR = "extra-monitor"  # likewise, VMDIR/extra-monitor.sock: for people
     CONSOLE = "console"  # our end is read into a bounded file
     AGENT = "agent"  # one end of a socket pair
     DEBUG_CONSOLE = "debug-console"
@@ -45,6 +51,9 @@ class FdSlot(Enum):
     MEMORY = "memory"  # a memfd of the VM's boot memory
     CPU_TABLE = "cpu-table"  # a file of QemuPlan.cpu_table
     STATE = "state"  # file of the device state of a template; named over QMP, not on the command line
+
+
+MONITORS = {FdSlot.QMP: "qmp.sock", FdSlot.QMP2: "qmp2.sock", FdSlot.EXTRA_MONITOR: "extra-monitor.sock"}
 
 
 class QemuOptions(VmmOptions, frozen=True):
@@ -59,6 +68,7 @@ class QemuOptions(VmmOptions, frozen=True):
     iothreads: int = 0
     firmware: str = ""  # empty: QEMU's own
     extra_monitor: str = ""  # hmp, qmp, qmp-pretty
+    io_uring: bool = False  # disks may use it
 
     def without_onlookers(self) -> "QemuOptions":
         return structs.replace(self, extra_monitor="")
@@ -76,8 +86,7 @@ def has_cpu_table(vm: VmSpec) -> bool:
     return vm.accelerator is Accelerator.TCG and vm.vcpus < vm.max_vcpus <= CPUS_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class QemuOption:
+class QemuOption(Struct, frozen=True):
     """One switch. Values of a slot stand as `{slot}` in `value` until they are rendered."""
 
     switch: str
@@ -89,12 +98,14 @@ class QemuOption:
         return f"{self.switch} {shown}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class QemuPlan:
+class QemuPlan(Struct, frozen=True):
     program: str
     options: tuple[QemuOption, ...]
     vm_dir: Path
     cpu_table: bytes = b""
+    io_uring: bool = False
+    files: tuple[Path, ...] = ()  # of the host, that it opens by name
+    uid: int = 0  # of the user that it runs as
 
     @property
     def slots(self) -> tuple[FdSlot, ...]:
@@ -102,14 +113,27 @@ class QemuPlan:
 
     @property
     def pid_file(self) -> Path:
-        return self.vm_dir / "pid"
+        return pid_file(self.vm_dir)
+
+    def socket_of(self, slot: FdSlot) -> Path | None:
+        """Where the listening socket of a monitor lies."""
+        return self.vm_dir / MONITORS[slot] if slot in MONITORS else None
 
     @property
     def qmp_socket(self) -> Path:
-        return self.vm_dir / "qmp.sock"
+        return self.vm_dir / MONITORS[FdSlot.QMP]
 
     def describe(self) -> str:
         return "\n".join([self.program, *(f"  {option}" for option in self.options)])
+
+
+def pid_file(vm_dir: Path) -> Path:
+    """Of its number here; QEMU writes one with its number in its own PID namespace, to a directory of its own."""
+    return vm_dir / "pid"
+
+
+def qmp2_socket(vm_dir: Path) -> Path:
+    return vm_dir / MONITORS[FdSlot.QMP2]
 
 
 def escape(value: str) -> str:
@@ -128,6 +152,8 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-cpu", _cpu(vm)),
         QemuOption("-chardev", "socket,id=qmp,fd={fd},server=on,wait=off", FdSlot.QMP),
         QemuOption("-mon", "chardev=qmp,mode=control"),
+        QemuOption("-chardev", "socket,id=qmp2,fd={fd},server=on,wait=off", FdSlot.QMP2),
+        QemuOption("-mon", "chardev=qmp2,mode=control"),
         *_extra_monitor(vm),
         QemuOption("-m", _memory(vm)),
         *(_bridge(number) for number in range(extra.bridges)),
@@ -135,7 +161,7 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         QemuOption("-chardev", "socket,id=charconsole0,fd={fd}", FdSlot.CONSOLE),
         QemuOption("-device", "isa-serial,chardev=charconsole0,id=console0"),
         *_agent_channel(vm),
-        QemuOption("-object", f"rng-random,id=rng0,filename={escape(vm.entropy_source)}"),
+        QemuOption("-object", f"rng-random,id=rng0,filename={escape(str(_plain(vm.entropy_source)))}"),
         QemuOption("-device", "virtio-rng-pci,rng=rng0"),
         *_balloon(vm),
         *(_root_port(number) for number in range(extra.root_ports)),
@@ -149,15 +175,32 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         _boot_memory(vm),
         QemuOption("-numa", "node,memdev=dimm1"),
         *_boot(vm),
-        *([QemuOption("-bios", extra.firmware)] if extra.firmware else []),
+        *([QemuOption("-bios", str(_plain(extra.firmware)))] if extra.firmware else []),
         *(QemuOption("-object", f"iothread,id=iothread{number}") for number in range(extra.iothreads)),
         QemuOption("-S"),
-        QemuOption("-pidfile", str(vm.vm_dir / "pid")),
+        QemuOption("-pidfile", str(pid_file(vm.vm_dir))),
         *([QemuOption("-sandbox", extra.seccomp_sandbox)] if extra.seccomp_sandbox else []),
         QemuOption("-smp", f"{vm.vcpus},cores=1,threads=1,sockets={vm.max_vcpus},maxcpus={vm.max_vcpus}"),
-        *([QemuOption("-acpitable", "file=/proc/self/fd/{fd}", FdSlot.CPU_TABLE)] if has_cpu_table(vm) else []),
+        *([QemuOption("-acpitable", f"file={FD_DIRECTORY}/{{fd}}", FdSlot.CPU_TABLE)] if has_cpu_table(vm) else []),
     ]
-    return QemuPlan(vm.program, tuple(options), vm.vm_dir, cpu_table(vm.max_vcpus) if has_cpu_table(vm) else b"")
+    table = cpu_table(vm.max_vcpus) if has_cpu_table(vm) else b""
+    return QemuPlan(vm.program, tuple(options), vm.vm_dir, table, extra.io_uring, files=tuple(_files(vm)), uid=vm.uid)
+
+
+def _files(vm: VmSpec) -> Iterator[Path]:
+    yield _plain(vm.entropy_source)
+    if vm.accelerator is Accelerator.KVM:
+        yield Path("/dev/kvm")
+    if not vm.restored:
+        yield _plain(vm.kernel)
+        yield _plain(vm.initrd)
+    if options_of(vm).firmware:
+        yield _plain(options_of(vm).firmware)
+
+
+def _plain(path: str | Path) -> Path:
+    """A name that the file can have in a jail."""
+    return Path(os.path.normpath(path))
 
 
 def _machine(vm: VmSpec) -> str:
@@ -211,9 +254,11 @@ def _extra_monitor(vm: VmSpec) -> list[QemuOption]:
     options = options_of(vm)
     if not options.extra_monitor:
         return []
-    switch = {"hmp": "-monitor", "qmp": "-qmp", "qmp-pretty": "-qmp-pretty"}[options.extra_monitor]
-    path = escape(str(vm.vm_dir / "extra-monitor.sock"))
-    return [QemuOption(switch, f"unix:{path},server=on,wait=off")]
+    mode = {"hmp": "readline", "qmp": "control", "qmp-pretty": "control,pretty=on"}[options.extra_monitor]
+    return [
+        QemuOption("-chardev", "socket,id=extra,fd={fd},server=on,wait=off", FdSlot.EXTRA_MONITOR),
+        QemuOption("-mon", f"chardev=extra,mode={mode}"),
+    ]
 
 
 def _memory(vm: VmSpec) -> str:
@@ -228,7 +273,7 @@ def _boot_memory(vm: VmSpec) -> QemuOption:
     if not vm.memory_is_given:
         more = (",hugetlb=on" if vm.hugepages else "") + (",prealloc=on" if vm.hugepages or vm.preallocated else "")
         return QemuOption("-object", f"memory-backend-memfd,id=dimm1,size={vm.mem_mib}M,share=on{more}")
-    backend = f"memory-backend-file,id=dimm1,size={vm.mem_mib}M,mem-path=/proc/self/fd/{{fd}},share=on"
+    backend = f"memory-backend-file,id=dimm1,size={vm.mem_mib}M,mem-path={FD_DIRECTORY}/{{fd}},share=on"
     return QemuOption("-object", backend, FdSlot.MEMORY)
 
 
@@ -236,8 +281,8 @@ def _boot(vm: VmSpec) -> list[QemuOption]:
     if vm.restored:  # the kernel is in memory already, and QEMU need not hold its file
         return [QemuOption("-incoming", "defer")]
     return [
-        QemuOption("-kernel", str(vm.kernel)),
-        QemuOption("-initrd", str(vm.initrd)),
+        QemuOption("-kernel", str(_plain(vm.kernel))),
+        QemuOption("-initrd", str(_plain(vm.initrd))),
         QemuOption("-append", " ".join(plan_kernel_params(vm))),
     ]
 
@@ -293,6 +338,8 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
     else:
         # 10,000 files of a file system for tracing that hardly anybody mounts: 8 MiB of each guest (ADR 11)
         params.append("initcall_blacklist=tracer_init_tracefs")
+    if vm.accelerator is Accelerator.TCG:
+        params.append("katapod.fixed_addresses")
     if vm.debug_console:
         params += ["agent.debug_console", "agent.debug_console_vport=1026"]
     return [*params, *vm.kernel_params]

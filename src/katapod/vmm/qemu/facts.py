@@ -25,6 +25,7 @@ QUESTIONS: tuple[tuple[str, dict[str, str] | None], ...] = (
     ("query-pci", None),
     ("query-block", None),
     ("query-blockstats", None),
+    ("query-fdsets", None),
     ("query-memory-devices", None),
     ("qom-list", {"path": "/machine/peripheral"}),
 )
@@ -38,8 +39,10 @@ class Monitor(Protocol):
     ) -> Any: ...
 
 
-async def ask_hypervisor(monitor: Monitor, limit_s: float) -> tuple[facts.Hypervisor | None, list[Missing]]:
-    """As VirtualMachine.facts."""
+async def ask_hypervisor(
+    monitor: Monitor, limit_s: float, threads: Mapping[int, int]
+) -> tuple[facts.Hypervisor | None, list[Missing]]:
+    """As VirtualMachine.facts. `threads`: by their numbers in QEMU's PID namespace, those in ours."""
     answers: dict[str, Any] = {}
     missing = []
     loop = asyncio.get_running_loop()
@@ -53,7 +56,7 @@ async def ask_hypervisor(monitor: Monitor, limit_s: float) -> tuple[facts.Hyperv
             if command != "query-balloon":  # a guest that has not got as far, or has no driver
                 missing.append(Missing(f"hypervisor: {command}", str(exc)))
     try:
-        return parse_hypervisor(answers), missing
+        return parse_hypervisor(answers, threads), missing
     except (msgspec.ValidationError, RecursionError) as exc:
         return None, [Missing("hypervisor", f"cannot parse QEMU's answer: {exc}")]
 
@@ -130,6 +133,15 @@ class _BlockStats(Struct, frozen=True):
     stats: _Stats = _Stats()
 
 
+class _HandedFd(Struct, frozen=True):
+    opaque: str = ""
+
+
+class _FdSet(Struct, frozen=True, rename="kebab"):
+    fdset_id: int
+    fds: list[_HandedFd] = []
+
+
 class _Dimm(Struct, frozen=True):
     id: str = ""
     size: int = 0
@@ -173,12 +185,13 @@ class _Answers(Struct, frozen=True, rename="kebab"):
     query_pci: list[_PciRoot] = []
     query_block: list[_Block] = []
     query_blockstats: list[_BlockStats] = []
+    query_fdsets: list[_FdSet] = []
     query_memory_devices: list[_MemoryDevice] = []
     qom_list: list[_Child] = []
 
 
-def parse_hypervisor(answers: Mapping[str, Any]) -> facts.Hypervisor:
-    """Raises msgspec.ValidationError for an answer of another shape."""
+def parse_hypervisor(answers: Mapping[str, Any], threads: Mapping[int, int]) -> facts.Hypervisor:
+    """`threads` as in ask_hypervisor. Raises msgspec.ValidationError for an answer of another shape."""
     found = msgspec.convert(dict(answers), _Answers)
     children = [child for child in found.qom_list if child.type.startswith("child<")]
     drivers = {child.name: child.type.removeprefix("child<").removesuffix(">") for child in children}
@@ -197,7 +210,9 @@ def parse_hypervisor(answers: Mapping[str, Any]) -> facts.Hypervisor:
         else "",
         status=_text(str(found.query_status.get("status", ""))),
         accelerator="" if "query-kvm" not in answers else "kvm" if found.query_kvm.get("enabled") else "tcg",
-        cpus=tuple(facts.CpuFacts(cpu.cpu_index, cpu.thread_id) for cpu in found.query_cpus_fast[:ENTRIES_MAX]),
+        cpus=tuple(
+            facts.CpuFacts(cpu.cpu_index, threads.get(cpu.thread_id, 0)) for cpu in found.query_cpus_fast[:ENTRIES_MAX]
+        ),
         base_memory=found.query_memory_size_summary.get("base-memory", 0),
         plugged_memory=found.query_memory_size_summary.get("plugged-memory", 0),
         balloon=found.query_balloon.get("actual", 0),
@@ -239,16 +254,18 @@ def _pci_device(device: _PciDevice, path: str, drivers: Mapping[str, str]) -> fa
 def _disks(found: _Answers, devices: list[facts.Device]) -> Iterable[facts.Disk]:
     paths = {device.device_id: device.guest_path for device in devices}
     stats = {_device_id(each.qdev): each.stats for each in found.query_blockstats}
+    handed = {f"/dev/fdset/{each.fdset_id}": each.fds[0].opaque for each in found.query_fdsets if each.fds}
     for block in found.query_block[:ENTRIES_MAX]:
         if block.inserted is None:
             continue
         device_id, image = _device_id(block.qdev), block.inserted.image
         backing = image.backing_image.filename if image.backing_image else ""
+        file = _file_name(image.filename or block.inserted.file)
         counts = stats.get(device_id, _Stats())
         yield facts.Disk(
             device_id=_text(device_id),
-            file=_text(_file_name(image.filename or block.inserted.file)),
-            backing=_text(backing or image.full_backing_filename or image.backing_filename),
+            file=_text(handed.get(file, file)),
+            backing=_text(handed.get(backing, backing) or image.full_backing_filename or image.backing_filename),
             form=_text(image.format or block.inserted.drv),
             read_only=block.inserted.ro,
             size=image.virtual_size,

@@ -5,12 +5,13 @@ Source: QEMU's QMP reference manual for commands and arguments.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, structs
+
+from katapod.vmm.block_nodes import disk_node_options
 from katapod.vmm.devices import (
-    DEFAULT_DISKS,
     MEMORY_BLOCK_MIB,
     Device,
     Disk,
@@ -23,6 +24,7 @@ from katapod.vmm.qemu.command_line import BRIDGE_SLOT
 
 __all__ = [
     "BRIDGE_SLOTS",
+    "FileToOpen",
     "HotplugPlan",
     "QmpStep",
     "dimm_id",
@@ -34,11 +36,11 @@ __all__ = [
     "pci_path",
     "plan_device",
     "plan_disk",
-    "plan_overlay_disk",
     "plan_memory",
     "plan_nic_device",
     "plan_shared_directory",
     "plan_vcpus",
+    "share_fd_name",
     "vhost_fd_names",
 ]
 
@@ -46,19 +48,27 @@ BRIDGE_SLOTS = range(1, 32)  # of one conventional PCI bridge; slot 0 stays free
 SLOTS_PER_BRIDGE = 32  # slots are counted through: 33 is the first of the second bridge
 DISK_ID_MAX = 25  # characters: QEMU's node names have 31 at most, and ours begin with NODE_PREFIX
 NODE_PREFIX = "drive-"
+FDS_PER_SLOT = 2  # a disk may have a base
 
 
-@dataclass(frozen=True, slots=True)
-class QmpStep:
+class FileToOpen(Struct, frozen=True):
+    """A file of the host that QEMU, which cannot see it, is handed as a descriptor."""
+
+    path: Path
+    read_only: bool
+    direct: bool = False  # O_DIRECT: QEMU looks for a descriptor with the flags that it wants
+
+
+class QmpStep(Struct, frozen=True):
     command: str
     arguments: Mapping[str, Any]
+    file: FileToOpen | None = None  # whose descriptor goes with the command
 
     def __str__(self) -> str:
         return f"{self.command} {dict(self.arguments)}"
 
 
-@dataclass(frozen=True, slots=True)
-class HotplugPlan:
+class HotplugPlan(Struct, frozen=True):
     """`steps` in order; `undo` has the inverse of each, in reverse order, so its last N undo the first N steps.
 
     `device_id` is the id whose DEVICE_DELETED ends a removal; it is empty where the guest cannot let go.
@@ -100,9 +110,9 @@ def plan_device(device: Device) -> HotplugPlan:
     """Raises ValueError for a value that no device can have."""
     match device:
         case SharedDirectory():
-            return plan_shared_directory(device.tag, device.socket, device.slot, queue_size=device.queue_size)
+            return plan_shared_directory(device.tag, device.slot, queue_size=device.queue_size)
         case Disk():
-            return _plan_any_disk(device)
+            return plan_disk(device)
         case Nic():
             queues, vhost = len(device.queues), bool(device.vhost)
             return plan_nic_device(device.number, device.mac, device.slot, queues=queues, vhost=vhost)
@@ -110,26 +120,6 @@ def plan_device(device: Device) -> HotplugPlan:
             return plan_memory(
                 device.number, device.size_mib, hugepages=device.hugepages, preallocated=device.preallocated
             )
-
-
-def _plan_any_disk(disk: Disk) -> HotplugPlan:
-    if disk.base is not None:
-        return plan_overlay_disk(disk.disk_id, disk.path, disk.base, disk.slot, settings=disk.settings)
-    return plan_disk(
-        disk.disk_id,
-        disk.path,
-        disk.slot,
-        read_only=disk.read_only,
-        host_device=disk.host_device,
-        settings=disk.settings,
-    )
-
-
-def _cache(settings: DiskSettings) -> dict[str, Any]:
-    # QEMU's native AIO works with O_DIRECT only
-    if not settings.cache_set:
-        return {"cache": {"direct": True}} if settings.aio == "native" else {}
-    return {"cache": {"direct": settings.direct or settings.aio == "native", "no-flush": settings.no_flush}}
 
 
 def _sectors(settings: DiskSettings) -> dict[str, Any]:
@@ -141,8 +131,8 @@ def _thread(settings: DiskSettings, slot: int) -> dict[str, Any]:
     return {"iothread": f"iothread{slot % settings.iothreads}"} if settings.iothreads else {}
 
 
-def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size: int = 1024) -> HotplugPlan:
-    """A virtio-fs device served by the virtiofsd that listens on `socket_path`."""
+def plan_shared_directory(tag: str, slot: int, *, queue_size: int = 1024) -> HotplugPlan:
+    """A virtio-fs device, whose chardev is a connection to virtiofsd, which QEMU was handed under share_fd_name()."""
     chardev, device = f"char-{tag}", f"fs-{tag}"
     return HotplugPlan(
         what=f"shared directory {tag}",
@@ -154,7 +144,7 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
                     "backend": {
                         "type": "socket",
                         "data": {
-                            "addr": {"type": "unix", "data": {"path": str(socket_path)}},
+                            "addr": {"type": "fd", "data": {"str": share_fd_name(tag)}},
                             "server": False,
                         },
                     },
@@ -178,57 +168,26 @@ def plan_shared_directory(tag: str, socket_path: Path, slot: int, *, queue_size:
     )
 
 
-def plan_disk(
-    disk_id: str,
-    path: Path,
-    slot: int,
-    *,
-    read_only: bool,
-    host_device: bool = False,
-    settings: DiskSettings = DEFAULT_DISKS,
-) -> HotplugPlan:
-    """A raw file, or a block device of the host, as a virtio-blk disk."""
-    driver = "host_device" if host_device else "file"
-    cache = _cache(settings)
-    file = {"driver": driver, "filename": str(path), "aio": settings.aio, "node-name": f"file-{disk_id}", **cache}
-    source = {"driver": "raw", "read-only": read_only, "file": file, **cache}
-    # a full disk of the host is not the guest's to handle; a broken one is, as on any machine
-    more = {"werror": "enospc", "rerror": "report", **_sectors(settings), **_thread(settings, slot)}
-    return _plan_block_device(disk_id, path, slot, source, more)
+def share_fd_name(tag: str) -> str:
+    return f"share-{tag}"
 
 
-def plan_overlay_disk(
-    disk_id: str, overlay: Path, base: Path, slot: int, *, settings: DiskSettings = DEFAULT_DISKS
-) -> HotplugPlan:
-    """The raw file `base`, never written to, under a qcow2 `overlay` that ends with the VM.
-
-    What the guest wants to be flushed stays in the host's page cache: nobody reads an overlay after a crash. A write
-    that fails on the host stops the VM, which its owner then ends: what a guest is told of it comes after write(2)
-    has succeeded, and its file system turns read-only.
-    """
-    unflushed = {"no-flush": True}
-    source = {
-        "driver": "qcow2",
-        "read-only": False,
-        "discard": "unmap",
-        "cache": unflushed,
-        "file": {"driver": "file", "filename": str(overlay), "discard": "unmap", "cache": unflushed},
-        "backing": {"driver": "raw", "read-only": True, "file": {"driver": "file", "filename": str(base)}},
-    }
-    # disable-legacy: no I/O ports, which the guest would have to find room for
-    more = {"werror": "stop", "rerror": "report", "disable-legacy": "on", **_thread(settings, slot)}
-    return _plan_block_device(disk_id, overlay, slot, source, more)
-
-
-def _plan_block_device(
-    disk_id: str, path: Path, slot: int, source: Mapping[str, Any], more: Mapping[str, Any] | None = None
-) -> HotplugPlan:
-    if len(disk_id) > DISK_ID_MAX:
-        raise ValueError(f"cannot plug disk {disk_id}: its id has more than {DISK_ID_MAX} characters")
-    node, device = disk_node(disk_id), f"virtio-{disk_id}"
+def plan_disk(disk: Disk) -> HotplugPlan:
+    """As a virtio-blk disk. Raises ValueError for an id that QEMU's names have no room for."""
+    if len(disk.disk_id) > DISK_ID_MAX:
+        raise ValueError(f"cannot plug disk {disk.disk_id}: its id has more than {DISK_ID_MAX} characters")
+    node, device = disk_node(disk.disk_id), f"virtio-{disk.disk_id}"
+    own, below = (FDS_PER_SLOT * disk.slot + number for number in range(FDS_PER_SLOT))
+    base = _handed(below) if disk.base is not None else None
+    source = disk_node_options(structs.replace(disk, path=_handed(own), base=base))
+    direct = disk.base is None and source.get("cache", {}).get("direct") is True
+    files = {own: FileToOpen(disk.path, disk.read_only, direct)}
+    if disk.base is not None:
+        files[below] = FileToOpen(disk.base, read_only=True)
     return HotplugPlan(
-        what=f"disk {path}",
+        what=f"disk {disk.path}",
         steps=(
+            *(QmpStep("add-fd", {"fdset-id": each, "opaque": str(file.path)}, file) for each, file in files.items()),
             QmpStep("blockdev-add", {"driver": source["driver"], "node-name": node, **source}),
             QmpStep(
                 "device_add",
@@ -237,15 +196,35 @@ def _plan_block_device(
                     "id": device,
                     "drive": node,
                     "share-rw": True,
-                    **(more or {}),
-                    **on_bridge(slot),
+                    **_on_errors(disk),
+                    **_thread(disk.settings, disk.slot),
+                    **on_bridge(disk.slot),
                 },
             ),
         ),
-        undo=(QmpStep("device_del", {"id": device}), QmpStep("blockdev-del", {"node-name": node})),
+        undo=(
+            QmpStep("device_del", {"id": device}),
+            QmpStep("blockdev-del", {"node-name": node}),
+            *(QmpStep("remove-fd", {"fdset-id": each}) for each in reversed(files)),
+        ),
         device_id=device,
-        guest_path=pci_path(slot),
+        guest_path=pci_path(disk.slot),
     )
+
+
+def _handed(fdset: int) -> Path:
+    """What QEMU calls a file of which it was handed a descriptor in the set of this number, by add-fd."""
+    return Path(f"/dev/fdset/{fdset}")
+
+
+def _on_errors(disk: Disk) -> dict[str, Any]:
+    """A write to an overlay that fails on the host stops the VM, which its supervisor then ends: what a guest is told
+    of it comes after write(2) has succeeded, and its file system turns read-only. Of other disks, a full one of the
+    host is not the guest's to handle; a broken one is, as on any machine."""
+    if disk.base is not None:
+        # disable-legacy: no I/O ports, which the guest would have to find room for
+        return {"werror": "stop", "rerror": "report", "disable-legacy": "on"}
+    return {"werror": "enospc", "rerror": "report", **_sectors(disk.settings)}
 
 
 def disk_node(disk_id: str) -> str:

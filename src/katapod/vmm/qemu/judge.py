@@ -27,7 +27,7 @@ _SHORTAGES = re.compile(
 )
 _OF_KVM = re.compile(r"\bkvm|\bMSR\b|\bv?cpu|virtuali[sz]ation", re.IGNORECASE)
 _OF_A_NAME = re.compile(r"property '\S+' not found|unable to find CPU model|invalid parameter", re.IGNORECASE)
-_SIGABRT = -6
+_ABORTED = (-6, -11)  # SIGABRT; as process 1 of its PID namespace it ends by abort(3)'s last means, a fault
 _WISHED_FOR = (-9, -15)  # somebody, or the kernel for lack of memory, ended it
 _MSR = re.compile(r"\bMSR (0x[0-9a-f]+)", re.IGNORECASE)
 
@@ -38,7 +38,7 @@ def judge_failure(failure: BootFailure) -> Finding:
         return Finding.PASSING
     if failure.timed_out_s:
         return Finding.HANGS
-    if failure.status == _SIGABRT:
+    if failure.status in _ABORTED:
         return Finding.FAILS
     if any(_OF_KVM.search(line) and not _OF_A_NAME.search(line) for line in _errors(failure.said).splitlines()):
         return Finding.FAILS

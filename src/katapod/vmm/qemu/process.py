@@ -4,35 +4,28 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from katapod.host.forbidden_calls import forbidden_call
+from katapod.host.jail import Program, start_in_jail
 from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
-from katapod.host.overlays import make_overlay
-from katapod.host.process import Child, find_program, spawn, stop_child
-from katapod.host.tasks import beside, finish
+from katapod.host.process import CannotRun, Child, find_program, stop_child
 from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError
-from katapod.vmm.devices import Device, Disk, Nic
+from katapod.plan.jail import JailPlan
+from katapod.tasks import beside, finish
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import Channel, DiskError, VmmLogs
 from katapod.vmm.qemu.command_line import FdSlot, QemuPlan, render_qemu
-from katapod.vmm.qemu.hotplug import (
-    dimm_id,
-    disk_node,
-    disk_of_node,
-    fd_names,
-    plan_device,
-    plan_vcpus,
-    vhost_fd_names,
-)
+from katapod.vmm.qemu.control import QemuControl, host_threads, short_path
+from katapod.vmm.qemu.hotplug import disk_of_node, plan_vcpus
+from katapod.vmm.qemu.jail import look_at_host, plan_jail
 from katapod.vmm.qemu.qmp import QmpClient
-
-if TYPE_CHECKING:
-    from katapod.model.inspection import Hypervisor, Missing
 
 __all__ = ["QemuProcess", "busy_s", "disk_error", "running_qemu"]
 
@@ -41,9 +34,11 @@ log = logging.getLogger(__name__)
 QMP_LIMIT_S = 10.0
 STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
+STATE_FD = "state"  # what QEMU calls the descriptor that it writes its state to
+ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 
 
-class QemuProcess:
+class QemuProcess(QemuControl):
     """One VM: a VirtualMachine."""
 
     def __init__(
@@ -54,9 +49,9 @@ class QemuProcess:
         sockets: dict[FdSlot, socket.socket],
         logs: VmmLogs,
     ) -> None:
+        super().__init__(qmp, child.pid)
         self.plan = plan
         self.child = child
-        self.qmp = qmp
         self.logs = logs
         self.stopping = False
         self.expendable = False  # nothing in the guest is worth a graceful end
@@ -73,35 +68,6 @@ class QemuProcess:
     def take_channel(self, channel: Channel) -> socket.socket | None:
         return self._sockets.pop(FdSlot[channel.name], None)
 
-    async def attach(self, device: Device) -> str:
-        plan = plan_device(device)
-        if isinstance(device, Disk) and device.base is not None:
-            device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-            make_overlay(device.path, base=device.base)
-        if isinstance(device, Nic):
-            for name, fd in zip(fd_names(device.number, len(device.queues)), device.queues, strict=True):
-                await self.qmp.give_fd(name, fd)
-            for name, fd in zip(vhost_fd_names(device.number, len(device.vhost)), device.vhost, strict=True):
-                await self.qmp.give_fd(name, fd)
-        await self.qmp.plug(plan)
-        return plan.guest_path
-
-    async def detach(self, device: Device) -> None:
-        await self.qmp.unplug(plan_device(device))
-
-    def expect_memory(self, last: int) -> asyncio.Future[str]:
-        """By ACPI's _OST, with which the guest's kernel answers."""
-
-        def is_it(data: Any) -> bool:
-            info = data["info"]
-            return bool(info["slot-type"] == "DIMM" and (info["status"] != 0 or info.get("device") == dimm_id(last)))
-
-        def said(data: Any) -> str:
-            status = data["info"]["status"]
-            return f"ACPI status {status:#x}" if status else ""
-
-        return self.qmp.expect("ACPI_DEVICE_OST", is_it, said)
-
     async def add_vcpus(self, count: int) -> None:
         free = await self.qmp.execute("query-hotpluggable-cpus")
         try:
@@ -111,18 +77,12 @@ class QemuProcess:
         await self.qmp.plug(plan)
 
     async def vcpu_threads(self) -> list[int]:
-        return [vcpu["thread-id"] for vcpu in await self.qmp.execute("query-cpus-fast")]
+        answers = await self.qmp.execute("query-cpus-fast")
+        threads = host_threads(self.pid)
+        return [threads[vcpu["thread-id"]] for vcpu in answers if vcpu["thread-id"] in threads]
 
     def busy_s(self) -> float:
         return busy_s(self.pid)
-
-    async def resize_disk(self, disk_id: str, size: int) -> None:
-        await self.qmp.execute("block_resize", {"node-name": disk_node(disk_id), "size": size})
-
-    async def facts(self, limit_s: float) -> "tuple[Hypervisor | None, list[Missing]]":
-        from katapod.vmm.qemu.facts import ask_hypervisor  # only for observers
-
-        return await ask_hypervisor(self.qmp, limit_s)
 
     def on_disk_error(self, handler: Callable[[DiskError], None]) -> None:
         self.qmp.subscribe("BLOCK_IO_ERROR", lambda event: handler(disk_error(event)))
@@ -139,7 +99,7 @@ class QemuProcess:
         """The error to raise when QEMU has ended and nobody asked it to."""
         said = read_tail(self.logs.vmm, max_lines=5)
         console = read_tail(self.logs.console)
-        text = f"QEMU ended unexpectedly: {self.child.describe_end()}"
+        text = f"QEMU ended unexpectedly: {_end_of(self.child)}"
         if said:
             text += f"; it said: {said}"
         if console:
@@ -154,11 +114,13 @@ class QemuProcess:
 
     async def save_state(self, path: Path) -> None:
         await self.pause()
-        meeting = self.plan.vm_dir / "state.sock"
-        with _listen(meeting) as listener, _short_path(meeting) as address, path.open("wb") as target:
-            listener.setblocking(False)
-            async with beside(_take_stream(listener, target), name="take-state") as taking:
-                await self._migrate("migrate", f"unix:{address}")
+        ours, theirs = socket.socketpair()
+        with ours, path.open("wb") as target:
+            ours.setblocking(False)
+            with theirs:
+                await self.qmp.give_fd(STATE_FD, theirs.fileno())
+            async with beside(_take_stream(ours, target), name="take-state") as taking:
+                await self._migrate("migrate", f"fd:{STATE_FD}")
                 try:
                     async with asyncio.timeout(STATE_LIMIT_S):
                         await taking
@@ -228,23 +190,25 @@ async def running_qemu(
     """Start QEMU, stopped before its first instruction (-S), with its monitor open; stop it at the end.
 
     `given` are descriptors that the caller has opened and closes: VSOCK and MEMORY where the plan names them,
-    STATE for load_state. It runs in the network namespace `netns`, if given.
+    STATE for load_state. It runs in a jail (jail.py), in the network namespace `netns` if given, else in an empty one.
 
-    Raises VmmFailed with what QEMU said when it does not come up.
+    Raises VmmFailed with what QEMU said when it does not come up, HostLacks, CannotRun, MissingProgram.
     """
     async with contextlib.AsyncExitStack() as stack:
-        find_program(plan.program, package="qemu-system-x86")
+        program = find_program(plan.program, package="qemu-system-x86")
         theirs: dict[FdSlot, int] = dict(given or {})
         ours: dict[FdSlot, socket.socket] = {}
         closing = stack.enter_context(contextlib.ExitStack())  # descriptors that QEMU inherits
         stack.callback(_close_all, ours)
 
-        monitor = _listen(plan.qmp_socket)
-        closing.callback(monitor.close)
-        theirs[FdSlot.QMP] = monitor.fileno()
+        for slot in plan.slots:
+            if (path := plan.socket_of(slot)) is not None:
+                monitor = _listen(path)
+                closing.callback(monitor.close)
+                theirs[slot] = monitor.fileno()
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         stack.callback(client.close)
-        with _short_path(plan.qmp_socket) as address:
+        with short_path(plan.qmp_socket) as address:
             client.connect(address)  # queued in the backlog: no polling for QEMU to come up
 
         for slot in plan.slots:
@@ -253,7 +217,7 @@ async def running_qemu(
                     raise VmmFailed(f"cannot start QEMU: the plan names {slot.value}, but none was given")
             elif slot is FdSlot.CPU_TABLE:
                 theirs[slot] = closing.enter_context(_file_of(plan.cpu_table)).fileno()
-            elif slot is not FdSlot.QMP:
+            elif plan.socket_of(slot) is None:
                 near, far = socket.socketpair()
                 closing.callback(far.close)
                 ours[slot], theirs[slot] = near, far.fileno()
@@ -262,7 +226,12 @@ async def running_qemu(
         said_to = await stack.enter_async_context(kept_pipe(logs.vmm, logs.limit_bytes))
         try:
             arguments = render_qemu(plan, theirs)
-            child = await spawn(arguments, output=said_to.write_end, pass_fds=list(theirs.values()), netns=netns)
+            jail, command = _jailed(plan, Path(program), arguments, netns)
+            try:
+                child = start_in_jail(jail, command, output=said_to.write_end, pass_fds=tuple(theirs.values()))
+            except CannotRun as exc:
+                raise CannotRun(str(exc), hint=_hint_for(Path(command.path))) from exc
+            plan.pid_file.write_text(f"{child.pid}\n")
         finally:
             said_to.close()
             closing.close()
@@ -276,6 +245,24 @@ async def running_qemu(
         yield vm
 
 
+def _jailed(plan: QemuPlan, program: Path, arguments: list[str], netns: Path | None) -> tuple[JailPlan, Program]:
+    """Raises VmmFailed."""
+    try:
+        host = look_at_host(plan, program)
+        jail = plan_jail(plan, host, netns)
+    except (OSError, ValueError) as exc:
+        cause = f"{exc.strerror}: {exc.filename}" if isinstance(exc, OSError) else str(exc)
+        raise VmmFailed(f"cannot start QEMU: {cause}", command=" ".join(arguments)) from exc
+    return jail, Program(str(host.program), tuple(arguments), ENVIRONMENT)
+
+
+def _hint_for(program: Path) -> str:
+    with contextlib.suppress(OSError), program.open("rb") as handle:
+        if handle.read(2) == b"#!":
+            return "a script finds no interpreter in the jail: name QEMU itself as the path in configuration.toml"
+    return ""
+
+
 async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: str) -> VmmFailed:
     """Stop a QEMU that failed to start; returns the error, with the last lines of its output."""
     with contextlib.suppress(TimeoutError):  # it exits by itself if it rejected its arguments
@@ -283,7 +270,7 @@ async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: 
             await child.process.wait()
     ended_with = child.process.returncode  # before we end it ourselves
     if ended_with is not None:
-        cause = child.describe_end()
+        cause = _end_of(child)
     await stop_child(child, soft=False)
     await said_to.wait_end(1.0)
     said = read_tail(log_path, max_lines=10)
@@ -294,18 +281,26 @@ async def _failed_start(child: Child, said_to: KeptPipe, log_path: Path, cause: 
     )
 
 
+def _end_of(child: Child) -> str:
+    """How it ended, in words; if a filter has ended it, for which system call."""
+    end = child.describe_end()
+    if child.process.returncode != -signal.SIGSYS:
+        return end
+    number = forbidden_call(child.pid, child.argv[0])
+    what = f"number {number} (asm/unistd_64.h)" if number is not None else "which the kernel's log may name (dmesg)"
+    return f"{end}: QEMU's -sandbox forbids a system call that it made, {what}"
+
+
 async def _stop(vm: QemuProcess) -> None:
     with span("stop QEMU"):
         await finish(vm.stop(), name="stop-qemu")
 
 
-async def _take_stream(listener: socket.socket, target: BinaryIO) -> None:
-    """Write what the first to connect sends, to its end. QEMU's `fd:` takes no plain file for writing."""
+async def _take_stream(connection: socket.socket, target: BinaryIO) -> None:
+    """Write what comes, to its end. QEMU's `fd:` takes no plain file for writing."""
     loop = asyncio.get_running_loop()
-    connection, _ = await loop.sock_accept(listener)
-    with connection:
-        while data := await loop.sock_recv(connection, 1 << 20):
-            target.write(data)
+    while data := await loop.sock_recv(connection, 1 << 20):
+        target.write(data)
 
 
 def _file_of(content: bytes) -> BinaryIO:
@@ -327,21 +322,10 @@ def _listen(path: Path) -> socket.socket:
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(path) as address:
+        with short_path(path) as address:
             listener.bind(address)
         listener.listen(4)
     except OSError as exc:
         listener.close()
         raise KatapodError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
     return listener
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """A name of the socket `path`, for us and for QEMU, while the block runs. A cache directory may lie anywhere, and
-    an address has room for 107 bytes (unix(7)). Raises OSError."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/{os.getpid()}/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

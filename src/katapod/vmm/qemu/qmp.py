@@ -7,12 +7,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
+from katapod.tasks import Background
 from katapod.vmm.errors import VmmLinkBroken, VmmRefused
 from katapod.vmm.qemu.hotplug import HotplugPlan, QmpStep
 
@@ -21,6 +23,7 @@ __all__ = ["QmpClient"]
 log = logging.getLogger(__name__)
 
 REPLY_LIMIT_S = 20.0
+REFUSED_LIMIT_S = 5.0  # for the guest to let go of what another connection may have asked it to
 LINE_MAX = 4 * 1024 * 1024
 
 
@@ -57,7 +60,7 @@ class QmpClient:
         self._leaving: set[str] = set()  # devices that the guest was asked to let go of
         self._unplugged: dict[str, int] = {}  # by device, the steps that are done of an unplugging that failed
         self._broken: str | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     @classmethod
     async def open(cls, sock: socket.socket, *, limit_s: float) -> "QmpClient":
@@ -71,7 +74,7 @@ class QmpClient:
                 raise VmmLinkBroken("QEMU closed its monitor before it greeted")
             if _decoder.decode(line).QMP is None:
                 raise VmmLinkBroken("cannot open QEMU's monitor: it does not greet as QMP does")
-            client._task = asyncio.create_task(client._read(), name="qmp-reader")
+            client._background.start(client._read(), name="qmp-reader")
             await client.execute("qmp_capabilities", limit_s=limit_s)
         except (VmmRefused, OSError, ValueError, RecursionError) as exc:  # as in _read; a TimeoutError is an OSError
             await client.close()
@@ -128,14 +131,29 @@ class QmpClient:
     async def run_steps(self, steps: Iterable[QmpStep]) -> None:
         """Run the steps of a plan in order."""
         for step in steps:
+            await self._do(step)
+
+    async def _do(self, step: QmpStep) -> None:
+        if step.file is None:
             await self.execute(step.command, step.arguments)
+            return
+        file = step.file
+        flags = (os.O_RDONLY if file.read_only else os.O_RDWR) | (os.O_DIRECT if file.direct else 0)
+        try:
+            fd = os.open(file.path, flags | os.O_CLOEXEC)
+        except OSError as exc:
+            raise VmmRefused(f"cannot open {file.path}: {exc.strerror}") from exc
+        try:
+            await self.execute(step.command, step.arguments, fd=fd)
+        finally:
+            os.close(fd)
 
     async def plug(self, plan: HotplugPlan) -> None:
         """Plug a device; what was done of a plan that fails half-way is undone."""
         done = 0
         try:
             for step in plan.steps:
-                await self.execute(step.command, step.arguments)
+                await self._do(step)
                 done += 1
         except VmmRefused:
             for step in plan.undo[len(plan.undo) - done :] if done else ():
@@ -151,32 +169,46 @@ class QmpClient:
         deleted = self.expect("DEVICE_DELETED", lambda data: data.get("device") == plan.device_id)
         first, *rest = plan.undo
         done = self._unplugged.get(plan.device_id, 0)
+        was_there = True
         if not done:
             try:
-                await self._delete(plan.device_id, first, deleted, limit_s)
+                was_there = await self._delete(plan.device_id, first, deleted, limit_s)
             except TimeoutError as exc:
                 raise VmmRefused(f"cannot unplug {plan.what}: the guest did not let go within {limit_s:g} s") from exc
             finally:
                 self._watchers = [watcher for watcher in self._watchers if watcher.future is not deleted]
         for step in rest[max(0, done - 1) :]:
             self._unplugged[plan.device_id] = 1 + rest.index(step)
-            await self.execute(step.command, step.arguments)
+            try:
+                await self.execute(step.command, step.arguments)
+            except VmmRefused:
+                if was_there:
+                    raise  # else whoever has removed the device has removed this, too
         self._unplugged.pop(plan.device_id, None)
 
-    async def _delete(self, device_id: str, step: QmpStep, deleted: "asyncio.Future[Any]", limit_s: float) -> None:
-        """Ask for the removal, and wait for the guest. Raises VmmRefused, VmmLinkBroken, TimeoutError."""
+    async def _delete(self, device_id: str, step: QmpStep, deleted: "asyncio.Future[Any]", limit_s: float) -> bool:
+        """Ask for the removal, and wait for the guest. Returns False if the device is gone already, by what another
+        connection has asked for. Raises VmmRefused, VmmLinkBroken, TimeoutError."""
+        refusal: VmmRefused | None = None
         try:
             await self.execute(step.command, step.arguments)
         except VmmRefused as exc:
-            if device_id not in self._leaving:
-                raise
-            if exc.kind == "DeviceNotFound":  # the guest has let go since we asked
+            asked, gone = device_id in self._leaving, exc.kind == "DeviceNotFound"
+            if gone:  # the guest has let go since it was asked
                 self._leaving.discard(device_id)
-                return
+                return asked
+            refusal = None if asked else exc
         self._leaving.add(device_id)  # QEMU refuses to be asked again, until the guest has answered
-        async with asyncio.timeout(limit_s):
-            await deleted
+        try:
+            async with asyncio.timeout(min(limit_s, REFUSED_LIMIT_S) if refusal is not None else limit_s):
+                await deleted
+        except TimeoutError:
+            if refusal is None:
+                raise
+            self._leaving.discard(device_id)
+            raise refusal from None
         self._leaving.discard(device_id)
+        return True
 
     def expect(
         self,
@@ -204,10 +236,7 @@ class QmpClient:
         self._writer.transport.abort()  # a close would first wait until QEMU has read what was written
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._background.close()
 
     def _fail(self, cause: str) -> None:
         if self._broken is None:
