@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from katapod.agent.process import Process
+    from katapod.agent.spare import Spare
 
 __all__ = ["Container"]
 
@@ -28,6 +29,7 @@ class Container:
         self.undo: list[Callable[[], None]] = []
         self.binds: list[tuple[str, str]] = []
         self.shared_paths: list[str] = []
+        self.spare: Spare | None = None
 
     @property
     def bundle(self) -> str:

@@ -13,6 +13,7 @@ import stat
 
 from katapod.agent import crun, devices, log, tree
 from katapod.agent.container import Container
+from katapod.agent.cpuinfo import mend_cpuinfo
 from katapod.agent.launch import Launch, resolve_process
 from katapod.agent.namespaces import share_pid_namespace
 from katapod.agent.paths import check_id
@@ -26,7 +27,11 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from katapod.agent.sandbox import Agent
+    from katapod.agent.spare import Spare
+    from katapod.rpc.pb import oci_pb2
 
 __all__ = ["destroy", "find_container"]
 
@@ -36,6 +41,7 @@ KILL_LIMIT_S = 10.0
 ENDING_S = 0.3
 FORGET_AFTER_S = 2.0  # virtiofsd lets the kernel cache names for a second
 FREEZE_LIMIT_S, FREEZE_POLL_S = 10.0, 0.005
+SPARE_AFTER_S, SPARE_PAUSE_S, SPARE_KEPT_S = 1.0, 0.02, 60.0
 
 
 def find_container(agent: Agent, container_id: str) -> Container:
@@ -91,6 +97,8 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         apply_network_sysctls(spec)
     os.makedirs(container.bundle, mode=0o711)
     container.undo.append(lambda: tree.remove_bundle(container.bundle))
+    if request.files:
+        _write_files(f"{container.bundle}/files", request.files)
     held = await agent.storages.add(request.storages, container.id)
     container.undo.append(lambda: agent.storages.release(held))
     rootfs = f"{container.bundle}/rootfs"
@@ -115,6 +123,7 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     await resolve_process(agent.loop, spec.Process, request.string_user, rootfs, make_cwd=True)
     join_pid = request.sandbox_pidns or agent.sandbox_pidns
     shared = {k: v for k, v in agent.shared_namespaces.items() if k != "pid" or join_pid}
+    _adapt_to_guest(agent, spec)
     config = json.dumps(spec_json(spec, rootfs, container.cgroup, shared))
     with open(f"{container.bundle}/config.json", "w") as handle:
         handle.write(config)
@@ -132,9 +141,27 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
     container.undo.append(lambda: agent.oom.forget(container.id))
 
 
+def _write_files(directory: str, files: Iterable[agent_pb2.BundleFile]) -> None:
+    """They go with the bundle. Raises RpcError, OSError."""
+    os.mkdir(directory, 0o755)
+    for file in files:
+        path = f"{directory}/{check_id(file.name, 'file name')}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with open(fd, "wb") as handle:
+            handle.write(file.data)
+        os.chmod(path, 0o644)
+
+
+def _adapt_to_guest(agent: Agent, spec: oci_pb2.Spec) -> None:
+    mend_cpuinfo(spec)
+    if agent.options.fixed_addresses and not spec.Linux.Personality.Domain:
+        spec.Linux.Personality.Domain = "LINUX"  # without crun's own flags, which it would inherit: addresses at random
+
+
 def _init_ended(agent: Agent, container: Container) -> None:
     agent.oom.check(container.id)
     container.state = "stopped"
+    _drop_spare(container)
 
 
 def _forget_in_crun(agent: Agent, container: Container) -> None:
@@ -162,6 +189,7 @@ def kill_all(container: Container) -> None:
 
 async def destroy(agent: Agent, container: Container) -> None:
     """Kill and remove a container in any state. A failed step does not prevent the others."""
+    _drop_spare(container)
     try:
         kill_all(container)
         for process in list(container.processes.values()):
@@ -250,6 +278,8 @@ async def exec_process(agent: Agent, request: agent_pb2.ExecProcessRequest) -> N
         raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} was removed")
     container.processes[exec_id] = process
     process.ended.on_done(lambda: agent.oom.check(container.id))
+    if container.spare is None:
+        agent.tasks.spawn(f"spare-{container.id}", _keep_spare(agent, container, process))
 
 
 async def _launch_exec(
@@ -261,10 +291,16 @@ async def _launch_exec(
     os.mkdir(directory)
     try:
         await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
-        with open(f"{directory}/process.json", "w") as handle:
-            json.dump(process_json(request.process), handle)
-        arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
+        described = json.dumps(process_json(request.process))
         command = Launch(agent.loop, request.process, root, ())
+        if not request.process.Terminal and (spare := _take_spare(container, described)) is not None:
+            try:
+                return await command.run_spare(exec_id, spare)
+            finally:
+                remove_tree(spare.directory)
+        with open(f"{directory}/process.json", "w") as handle:
+            handle.write(described)
+        arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
         return await command.run(exec_id, arguments, directory, agent.options.container_pipe_size_bytes)
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
@@ -274,6 +310,40 @@ async def _launch_exec(
         raise
     finally:
         remove_tree(directory)
+
+
+def _take_spare(container: Container, described: str) -> Spare | None:
+    """The container's spare crun, told to run the process `described`; None if there is none that can."""
+    spare, container.spare = container.spare, None
+    return spare if spare is not None and spare.tell(described) else None
+
+
+async def _keep_spare(agent: Agent, container: Container, process: Process) -> None:
+    """Have a crun ready for the next exec, for a while: where something has been executed more is likely to be."""
+    from katapod.agent.spare import open_spare
+
+    await agent.loop.wait_any([process.ended], SPARE_AFTER_S)
+    await agent.loop.sleep(SPARE_PAUSE_S)  # its end is told first
+    if container.spare is not None or container.state != "running":
+        return
+    try:
+        spare = open_spare(agent.loop, container.id, container.bundle, agent.options.container_pipe_size_bytes)
+    except (OSError, ProgramError) as exc:
+        log.debug(f"no crun waits for execs in container {container.id}: {exc}")
+        return
+    container.spare = spare
+    await agent.loop.wait_any([spare.gone], SPARE_KEPT_S)
+    if container.spare is spare:
+        _drop_spare(container)
+
+
+def _drop_spare(container: Container) -> None:
+    spare, container.spare = container.spare, None
+    if spare is not None:
+        try:
+            spare.drop()
+        except OSError as exc:
+            log.warning(f"container {container.id}: {exc}")
 
 
 async def _is_ending(agent: Agent, container: Container) -> bool:

@@ -11,7 +11,7 @@ from katapod.agent import program, trace
 from katapod.agent.loop import Loop
 from katapod.kernel.trees import remove_tree
 
-__all__ = ["forget", "release", "run", "sealed_binary"]
+__all__ = ["Call", "forget", "release", "run", "sealed_binary", "start"]
 
 ROOT = "/run/crun"
 LOG_DIRECTORY = "/run/kata-containers"
@@ -62,23 +62,45 @@ def _last_error(path: str) -> str:
     return ""
 
 
-async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None) -> None:
-    """Run crun with `arguments`; `stdio` are descriptors 0 to 2 for the container; the caller still owns them.
+class Call:
+    """crun, which has been started."""
 
-    Raises ProgramError with crun's last error as `tail`.
-    """
+    def __init__(self, verb: str, running: program.Running, log_path: str) -> None:
+        self.program = running
+        self._verb = verb
+        self._log_path = log_path
+
+    async def finish(self) -> None:
+        """Wait until it has ended. Raises ProgramError with crun's last error as `tail`."""
+        try:
+            with trace.Span(f"crun {self._verb}"):
+                await self.program.finish(LIMIT_S)
+        except program.ProgramError as exc:
+            raise program.ProgramError(f"crun {self._verb} failed", _last_error(self._log_path) or str(exc)) from exc
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Remove its log. Raises OSError."""
+        if os.path.exists(self._log_path):
+            os.unlink(self._log_path)
+
+
+def start(
+    loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None, more_fds: tuple[int, ...] = ()
+) -> Call:
+    """Start crun with `arguments`; `stdio` are descriptors 0 to 2 for the container, which the caller still owns, as it
+    does `more_fds`, which crun has by their numbers. Raises ProgramError."""
     global _count
     _count += 1
     log_path = f"{LOG_DIRECTORY}/crun-{_count}.log"
     command = ["crun", "--root", ROOT, "--cgroup-manager=cgroupfs", "--log", log_path, "--log-format=json"]
-    try:
-        with trace.Span(f"crun {arguments[0]}"):
-            await program.run(loop, command + arguments, LIMIT_S, stdio, sealed_binary())
-    except program.ProgramError as exc:
-        raise program.ProgramError(f"crun {arguments[0]} failed", _last_error(log_path) or str(exc)) from exc
-    finally:
-        if os.path.exists(log_path):
-            os.unlink(log_path)
+    return Call(arguments[0], program.start(loop, command + arguments, stdio, sealed_binary(), more_fds), log_path)
+
+
+async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None) -> None:
+    """Run crun, as `start`, to its end. Raises ProgramError with crun's last error as `tail`."""
+    await start(loop, arguments, stdio).finish()
 
 
 def release(container_id: str) -> bool:

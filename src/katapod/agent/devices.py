@@ -6,6 +6,7 @@ import os
 import stat
 
 from katapod.agent.loop import Loop
+from katapod.agent.uml_disks import bind_disk, is_uml_disk
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
@@ -32,6 +33,7 @@ POLL_S = 0.01
 DEV = "/dev"
 NOT_DEVICES = ("pts", "shm", "mqueue", "fd", "console")  # of a container's /dev: mounts, or made by crun
 LOOP_MAJOR, LOOPS = 7, 8  # as many as the driver creates when it is loaded
+TTY_MAJOR, CONSOLES = 4, 64  # virtual consoles: Documentation/admin-guide/devices.txt of Linux
 
 
 def parse_pci_path(text: str) -> list[str]:
@@ -75,14 +77,26 @@ def _block_name(slots: list[str], root: str) -> str | None:
     return None
 
 
-async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
-    """The node of the disk at a PCI path, or at a path in /dev, once it exists.
+def _bound(place: str) -> str:
+    """Raises RpcError (INTERNAL)."""
+    try:
+        name = bind_disk(place)
+    except OSError as exc:
+        raise RpcError(StatusCode.INTERNAL, f"cannot use the disk at {place}: {exc.strerror}") from exc
+    return f"/dev/{name}" if name else ""
 
-    Raises RpcError: INVALID_ARGUMENT, or DEADLINE_EXCEEDED after `timeout_s`.
+
+async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
+    """The node of the disk at a PCI path, at a path in /dev, or at a place of User-mode Linux, once it exists.
+
+    Raises RpcError: INVALID_ARGUMENT, or DEADLINE_EXCEEDED after `timeout_s`; INTERNAL for a disk that cannot be had.
     """
-    slots = [] if source.startswith("/dev/") else parse_pci_path(source)
+    by_place = is_uml_disk(source)
+    slots = [] if by_place or source.startswith("/dev/") else parse_pci_path(source)
     for _ in range(max(1, int(timeout_s / POLL_S))):
-        if slots:
+        if by_place:
+            node = _bound(source)
+        elif slots:
             name = _block_name(slots, ROOT_BUS)
             node = f"/dev/{name}" if name else ""
         else:
@@ -131,9 +145,14 @@ def opens_all(resources: oci_pb2.LinuxResources) -> bool:
 
 
 def add_guest_devices(spec: oci_pb2.Spec) -> None:
-    """Add every device of the guest, and those whose drivers the kernel loads on open."""
+    """Add every device of the guest, and those whose drivers the kernel loads on open.
+
+    Virtual consoles only where there are any: systemd in the container takes /dev/tty0 for a sign of them.
+    """
     taken = {device.Path for device in spec.Linux.Devices}
     nodes = _nodes_below(DEV)
+    if not _opens(f"{DEV}/tty1"):  # User-mode Linux has the nodes, and nothing behind them
+        nodes = {path: node for path, node in nodes.items() if not _is_virtual_console(node[0], node[1])}
     for path, kind, major, minor in static_nodes(_text_of(f"/lib/modules/{os.uname().release}/modules.devname")):
         nodes.setdefault(f"{DEV}/{path}", (kind, os.makedev(major, minor), 0o600))
     for path, (kind, numbers, mode) in sorted(nodes.items()):
@@ -173,6 +192,18 @@ def _nodes_below(directory: str) -> dict[str, tuple[str, int, int]]:
             kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
             found[entry.path] = kind, status.st_rdev, stat.S_IMODE(status.st_mode)
     return found
+
+
+def _is_virtual_console(kind: str, numbers: int) -> bool:
+    return kind == "c" and os.major(numbers) == TTY_MAJOR and os.minor(numbers) < CONSOLES
+
+
+def _opens(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def _text_of(path: str) -> str:

@@ -9,17 +9,30 @@ from katapod.agent import log
 from katapod.kernel.mount import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from katapod.kernel.system import load_module, power_off
 
-__all__ = ["attach_console", "die", "early", "late", "load_list", "say", "under_systemd"]
+__all__ = [
+    "attach_console",
+    "die",
+    "early",
+    "forget_files",
+    "late",
+    "load_list",
+    "say",
+    "under_systemd",
+]
 
 MODULES_EARLY = "/etc/katapod/modules-early"
 MODULES_LATE = "/etc/katapod/modules-late"
 PAGE_REPORTING_ORDER = "/sys/module/page_reporting/parameters/page_reporting_order"
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 CGROUP = "/sys/fs/cgroup"
+DROP_CACHES = "/proc/sys/vm/drop_caches"
+UEVENT_HELPER = "/sys/kernel/uevent_helper"
 _SAFE = MS_NOSUID | MS_NOEXEC | MS_NODEV
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 LINK_PATHS = (("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"),
               ("/dev/stdout", "/proc/self/fd/1"), ("/dev/stderr", "/proc/self/fd/2"))  # fmt: skip
+
+_on_disk = False  # whether early() has found a root disk
 
 
 def say(line: str) -> None:
@@ -49,14 +62,39 @@ def _mount(source: str, target: str, fstype: str, flags: int = 0, data: str | No
             raise
 
 
+def _root_is_disk() -> bool:
+    """Whether the root is a disk, which is read-only, and not the initramfs."""
+    return bool(os.statvfs("/").f_flag & os.ST_RDONLY)
+
+
 def _leave_initramfs_root() -> None:
     """Give the root mount a parent: pivot_root(2), which crun uses, rejects the initramfs."""
     os.makedirs("/run/root", exist_ok=True)
     mount("/", "/run/root", None, MS_BIND)
-    os.chdir("/run/root")
+    _move_root("/run/root")
+
+
+def _cover_disk_root() -> None:
+    """Have a root that can be written to: the disk with a layer in memory."""
+    mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    for name in ("upper", "work", "root"):
+        os.mkdir(f"/run/{name}")
+    mount("overlay", "/run/root", "overlay", 0, "lowerdir=/,upperdir=/run/upper,workdir=/run/work")
+    _move_root("/run/root")
+
+
+def _move_root(path: str) -> None:
+    os.chdir(path)
     mount(".", "/", None, MS_MOVE)
     os.chroot(".")
     os.chdir("/")
+
+
+def _stop_uevent_helper() -> None:
+    """A kernel with CONFIG_UEVENT_HELPER would fork for a program that is not here whenever a device comes or goes."""
+    if os.path.exists(UEVENT_HELPER):
+        with open(UEVENT_HELPER, "w") as handle:
+            handle.write("\n")
 
 
 def attach_console() -> None:
@@ -72,13 +110,21 @@ def attach_console() -> None:
 
 def early() -> None:
     """What the agent channel needs. Raises OSError."""
-    _leave_initramfs_root()
+    global _on_disk
+    _on_disk = _root_is_disk()
+    if _on_disk:
+        load_list(MODULES_EARLY)  # overlay is among them
+        _cover_disk_root()
+    else:
+        _leave_initramfs_root()
     _mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755")
     _mount("proc", "/proc", "proc", _SAFE)
     _mount("sysfs", "/sys", "sysfs", _SAFE)
+    _stop_uevent_helper()
     attach_console()
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    load_list(MODULES_EARLY)
+    if not _on_disk:
+        load_list(MODULES_EARLY)
 
 
 def late() -> None:
@@ -98,6 +144,14 @@ def late() -> None:
     _mount("cgroup2", CGROUP, "cgroup2", _SAFE)
     _enable_controllers()
     _loopback_up()
+
+
+def forget_files() -> None:
+    """Free what the page cache has of a root disk and nobody maps: modules, compiled Python, what was read ahead. It is
+    a quarter of an idle guest's memory, and the host has it in its own cache. In an initramfs files are memory."""
+    if _on_disk:
+        with open(DROP_CACHES, "w") as handle:
+            handle.write("1")
 
 
 def under_systemd() -> None:

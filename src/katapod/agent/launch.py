@@ -13,9 +13,10 @@ from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
     from typing import Any
 
+    from katapod.agent.spare import Spare
     from katapod.rpc.pb import agent_pb2, oci_pb2
 
     Binds = Sequence[tuple[str, str]]
@@ -126,12 +127,18 @@ class Launch:
         """
         pid_path = f"{directory}/pid"
         arguments = [*arguments[:-1], "--pid-file", pid_path, arguments[-1]]
+        if self._process.Terminal:
+            return await self._launched(exec_id, self._with_terminal(arguments, directory), pid_path)
+        return await self._launched(exec_id, self._with_pipes(arguments, pipe_size_bytes), pid_path)
+
+    async def run_spare(self, exec_id: str, spare: Spare) -> Process:
+        """The same by a crun that waited and has just been told. Raises RpcError, as `run`."""
+        return await self._launched(exec_id, self._with_spare(spare), f"{spare.directory}/pid")
+
+    async def _launched(self, exec_id: str, launch: Coroutine[Any, None, Stdio], pid_path: str) -> Process:
         self._loop.launch_begins()
         try:
-            if self._process.Terminal:
-                stdio = await self._with_terminal(arguments, directory)
-            else:
-                stdio = await self._with_pipes(arguments, pipe_size_bytes)
+            stdio = await launch
             try:
                 with open(pid_path) as handle:
                     pid = int(handle.read())
@@ -161,6 +168,14 @@ class Launch:
             for fd in theirs:
                 os.close(fd)
         return stdio
+
+    async def _with_spare(self, spare: Spare) -> Stdio:
+        try:
+            await spare.call.finish()
+        except BaseException:
+            spare.stdio.close()
+            raise
+        return spare.stdio
 
     async def _with_terminal(self, arguments: list[str], directory: str) -> Stdio:
         """crun sends the terminal's master over our socket."""

@@ -62,6 +62,7 @@ METHODS = {
     "katapod.Guest/Send": "connections.send",
     "katapod.Guest/Disconnect": "connections.disconnect",
     "katapod.Guest/Clock": "guest.clock",
+    "katapod.Guest/LetGo": "letting_go.let_go",
     "katapod.Inspection/Inspect": "inspection.inspect_guest",
 }
 MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when idle

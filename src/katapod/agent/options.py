@@ -18,6 +18,7 @@ class Options:
         "container_pipe_size_bytes",
         "debug_console",
         "debug_console_vport",
+        "fixed_addresses",
         "hotplug_timeout_s",
         "log_level",
         "prove_token",
@@ -31,6 +32,7 @@ class Options:
         self.server_addr = ""  # empty: the virtio-serial port, or vsock://-1:1024 where there is a vsock
         self.hotplug_timeout_s = 3.0
         self.container_pipe_size_bytes = 0  # 0: the kernel's default
+        self.fixed_addresses = False  # of the programs that the agent runs: program.py
         self.prove_token = ""
 
 
@@ -59,6 +61,8 @@ def parse_cmdline(cmdline: str) -> Options:
             options.hotplug_timeout_s = float(_positive(value, int(options.hotplug_timeout_s)))
         elif key == "agent.container_pipe_size":
             options.container_pipe_size_bytes = _positive(value, 0)
+        elif key == "katapod.fixed_addresses":
+            options.fixed_addresses = _flag(value)
         elif key == "katapod.prove":
             options.prove_token = value[:64]
     return options

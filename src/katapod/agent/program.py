@@ -15,11 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ENVIRONMENT", "ProgramError", "find_program", "in_child", "run"]
+__all__ = ["ENVIRONMENT", "ProgramError", "find_program", "Running", "fix_addresses", "in_child", "run", "start"]
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
 OUTPUT_MAX = 64 * 1024
 TAIL_MAX = 4096
+_fixed = False
 
 
 class ProgramError(Exception):
@@ -30,12 +31,57 @@ class ProgramError(Exception):
         self.tail = tail
 
 
+def fix_addresses() -> None:
+    """Have the kernel put each program that is run from now on, with its libraries, where it was before.
+
+    Under emulation all that a program executes is translated again when it lies elsewhere: half of the time that crun
+    takes, and 3 MiB of translated code each time (docs/adr/0056-crun-of-an-exec.md). What crun starts is not ours: its
+    spec has a personality.
+    """
+    global _fixed
+    _fixed = True
+
+
 def find_program(name: str) -> str:
     """Raises ProgramError."""
     for directory in ENVIRONMENT["PATH"].split(":"):
         if os.access(f"{directory}/{name}", os.X_OK):
             return f"{directory}/{name}"
     raise ProgramError(f"cannot run {name}: the guest image has no such program")
+
+
+class Running:
+    """A program that has been started; `finish` waits for it."""
+
+    def __init__(self, loop: Loop, name: str, pid: int, output: int) -> None:
+        self._loop = loop
+        self.name = name
+        self.pid = pid
+        self.output = output  # descriptor of its output and errors; -1: it has streams of its caller
+        self.exit_status = loop.child_exit(pid)
+
+    def kill(self) -> None:
+        if not self.exit_status.done:
+            os.kill(self.pid, signal.SIGKILL)
+
+    async def finish(self, limit_s: float) -> str:
+        """As `run`."""
+        try:
+            if not await self._loop.wait_any([self.exit_status], limit_s):
+                self.kill()
+                await self.exit_status
+                raise ProgramError(f"{self.name} timed out after {limit_s:g} s")
+            text = _read_available(self.output) if self.output >= 0 else ""
+        except Cancelled:
+            self.kill()
+            raise
+        finally:
+            if self.output >= 0:
+                self._loop.close_fd(self.output)
+        code = os.waitstatus_to_exitcode(self.exit_status.result())
+        if code:
+            raise ProgramError(f"{self.name} exited with {code}", text[-TAIL_MAX:].strip())
+        return text
 
 
 async def run(
@@ -50,6 +96,17 @@ async def run(
 
     Raises ProgramError, also if it does not exit with 0.
     """
+    return await start(loop, arguments, stdio, path).finish(limit_s)
+
+
+def start(
+    loop: Loop,
+    arguments: list[str],
+    stdio: tuple[int, int, int] | None = None,
+    path: str = "",
+    more_fds: tuple[int, ...] = (),
+) -> Running:
+    """Start a program, as `run`; it has `more_fds` by their numbers. Raises ProgramError."""
     path = path or find_program(arguments[0])
     output = -1
     if stdio is None:
@@ -60,16 +117,9 @@ async def run(
     else:
         fds = stdio
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in more_fds]  # stays open: posix_spawn_file_actions_adddup2(3)
     try:
-        pid = os.posix_spawn(  # noqa: ASYNC221 - it only starts the program
-            path,
-            arguments,
-            ENVIRONMENT,
-            file_actions=actions,
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
-            setsigmask=[],
-        )
-        exit_status = loop.child_exit(pid)
+        return Running(loop, " ".join(arguments[:2]), _spawn(path, arguments, actions), output)
     except OSError as exc:
         if output >= 0:
             os.close(output)
@@ -78,23 +128,26 @@ async def run(
         if stdio is None:
             os.close(null)
             os.close(write_end)
+
+
+def _spawn(path: str, arguments: list[str], actions: list[tuple[int, int, int]]) -> int:
+    """Start the program; returns its process. Raises OSError."""
+    if _fixed:
+        from katapod.kernel.process import ADDR_NO_RANDOMIZE, set_personality
+
+        former = set_personality(ADDR_NO_RANDOMIZE)
     try:
-        if not await loop.wait_any([exit_status], limit_s):
-            os.kill(pid, signal.SIGKILL)
-            await exit_status
-            raise ProgramError(f"{' '.join(arguments[:2])} timed out after {limit_s:g} s")
-        text = _read_available(output) if output >= 0 else ""
-    except Cancelled:
-        if not exit_status.done:
-            os.kill(pid, signal.SIGKILL)
-        raise
+        return os.posix_spawn(
+            path,
+            arguments,
+            ENVIRONMENT,
+            file_actions=actions,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD],
+            setsigmask=[],
+        )
     finally:
-        if output >= 0:
-            loop.close_fd(output)
-    code = os.waitstatus_to_exitcode(exit_status.result())
-    if code:
-        raise ProgramError(f"{' '.join(arguments[:2])} exited with {code}", text[-TAIL_MAX:].strip())
-    return text
+        if _fixed:
+            set_personality(former)
 
 
 def _read_available(fd: int) -> str:

@@ -69,9 +69,12 @@ class Program:
         """The same in the background, then load the modules that the first container needs."""
         await self.loop.wait_any([self.server.first_answer], FIRST_ANSWER_S)
         self.finish_start()
+        from katapod.agent import init
+
         for name in methods.MODULES:
             await self.loop.turn()
             methods.load_module(name)
+        init.forget_files()
         log.info(f"ready, {_uptime()} s after the kernel's start, {_resident_kib()} KiB resident")
 
     async def open_channels(self) -> None:
@@ -193,6 +196,10 @@ def _come_first() -> None:
 
 def _serve(options: Options, is_init: bool) -> None:
     log.set_level(options.log_level)
+    if options.fixed_addresses:
+        from katapod.agent.program import fix_addresses
+
+        fix_addresses()
     _come_first()
     loop = Loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,6 +13,7 @@ import stat
 from katapod.agent import devices, log, trace
 from katapod.agent.loop import Lock, Loop
 from katapod.agent.paths import bundle_of
+from katapod.agent.uml_disks import bind_place, is_uml_disk
 from katapod.kernel.mount import (
     MNT_DETACH,
     MS_BIND,
@@ -39,6 +40,7 @@ __all__ = ["DRIVERS", "Storages", "bind"]
 DRIVERS = ("virtio-fs", "ephemeral", "local", "bind", "overlayfs", "blk")
 OVERLAY_RW = "io.katacontainers.fs-opt.overlay-rw"
 OVERLAY_CREATE = "io.katacontainers.volume.overlayfs.create_directory"
+SHARE_PLACE = "katapod.place"  # an option: where a shared directory is that came after the boot
 RETRY_S = 0.02
 _PROPAGATION = MS_PRIVATE | MS_SLAVE | MS_SHARED
 
@@ -146,6 +148,8 @@ class Storages:
                 source = storage.source
                 if driver == "blk":
                     source = await devices.block_device(self._loop, source, self._timeout_s)
+                elif is_uml_disk(place := _value(storage.driver_options, SHARE_PLACE)) and not bind_place(place):
+                    raise OSError(errno.ENODEV, "nobody serves the shared directory", place)
                 await self._mount_source(driver, source, storage.fstype, point, options)
                 mounted = True
             if storage.HasField("fs_group"):
