@@ -17,17 +17,19 @@ from katapod.images.errors import (
     WrongPlatform,
 )
 
-__all__ = ["explain_failure", "last_words"]
+__all__ = ["NO_SPACE", "crash_of", "explain_failure", "last_words"]
 
 TAIL_CHARS = 2000
 OUTPUT_CHARS = 64 * 1024  # of the end of the output, which is searched; registries can influence it
+NO_SPACE = "no space left on device"
+_CRASH = re.compile(r"^(?:panic|fatal error): .*$", re.MULTILINE)
 _LEVEL = re.compile(r"level=(?:fatal|error) msg=")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
 
 # The order matters: a copy that fails on a full disk also reports an unexpected EOF.
 _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
     (
-        r"no space left on device|disk quota exceeded",
+        rf"{NO_SPACE}|disk quota exceeded",
         StoreFull,
         "no space left in the image store",
         "free some space on its file system, or remove images that are not needed: kata-runtime image rm NAME",
@@ -92,7 +94,7 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
             r"|repository .* not found|status code 404"
         ),
         ImageNotFound,
-        "there is no image of that name or tag",
+        "there is no image with that name or tag",
         "",
     ),
     (
@@ -104,14 +106,22 @@ _CAUSES: tuple[tuple[str, type[ImageError], str, str], ...] = (
             r"|malicious tar entry|blobs/sha256/[0-9a-f]*: no such file|invalid JSON|unpack layer|unpack manifest"
         ),
         BrokenImage,
-        "it is damaged, or is no container image",
+        "it is damaged or not a container image",
         "",
     ),
 )
 
 
+def crash_of(output: str) -> str | None:
+    """The message with which a program in Go crashed, if `output` tells of a crash (package runtime of Go)."""
+    crash = _CRASH.search(output[-OUTPUT_CHARS:])
+    return crash[0][-TAIL_CHARS:] if crash and "\ngoroutine " in output else None
+
+
 def last_words(output: str) -> str:
     """The final message of a failed skopeo or umoci, without time stamps and markers."""
+    if crash := crash_of(output):
+        return f"it crashed: {crash}"
     lines = [line.strip() for line in output[-OUTPUT_CHARS:].strip().splitlines() if line.strip()]
     for line in reversed(lines):
         level = _LEVEL.search(line)

@@ -19,21 +19,21 @@ import errno
 import fcntl
 import logging
 import os
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from katapod.host.hints import hint_for
 from katapod.host.process import run
-from katapod.host.tasks import finish
 from katapod.images.errors import ImageError, ImageNotFound, StoreDamaged, StoreFull
 from katapod.model.image import ImageParseError, ImageRecord, parse_digest, parse_image_config
 from katapod.model.plain import plain
+from katapod.model.tokens import random_hex
 from katapod.plan.root_disk import ROOT_DISK_FORMAT
+from katapod.tasks import finish
 
 __all__ = ["NameEntry", "Staging", "StoreFiles", "is_full", "remove_trees"]
 
@@ -75,8 +75,7 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-@dataclass(frozen=True, slots=True)
-class Staging:
+class Staging(Struct, frozen=True):
     """The directory of one writer. What is left in it at the end is removed."""
 
     path: Path
@@ -231,7 +230,7 @@ class StoreFiles:
         try:
             async with self.locked():
                 dead = self._claim_dead()
-                place = self._tmp / secrets.token_hex(8)
+                place = self._tmp / random_hex(8)
                 place.mkdir(mode=0o700)
                 fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 assert _try_lock(fd)
@@ -272,7 +271,7 @@ class StoreFiles:
 
     def write_names(self, names: Mapping[str, NameEntry]) -> None:
         """Needs the lock. Readers see either the old names or the new ones, also after a crash."""
-        temporary = self._tmp / f"names.{secrets.token_hex(8)}"
+        temporary = self._tmp / f"names.{random_hex(8)}"
         try:
             data = msgspec.json.encode(_NamesFile(names=dict(sorted(names.items()))))
             _write_durably(temporary, msgspec.json.format(data))
@@ -302,7 +301,7 @@ class StoreFiles:
         trash = []
         for digest in self.digests():
             if digest not in wanted and not self.users(digest):
-                place = self._tmp / f"trash.{secrets.token_hex(8)}"
+                place = self._tmp / f"trash.{random_hex(8)}"
                 os.rename(self.image_dir(digest), place)
                 trash.append(place)
         return trash

@@ -7,14 +7,14 @@ interpret the content of images.
 import asyncio
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from katapod.host.process import ProcessFailed, find_program, run
-from katapod.host.tasks import finish
 from katapod.images.errors import ImageError
+from katapod.model.tokens import random_hex
 from katapod.plan.root_disk import RootDirectory, plan_disk_bytes, render_debugfs, render_mke2fs, render_times
+from katapod.tasks import finish
 
 __all__ = ["make_root_disk"]
 
@@ -73,7 +73,7 @@ def _read_root_directory(rootfs: Path) -> RootDirectory:
         gid=found.st_gid,
         mtime_s=max(0, int(found.st_mtime)),
         has_lost_found=has_lost_found,
-        stand_in="" if has_lost_found or not lost_found else f".lost+found.{secrets.token_hex(8)}",
+        stand_in="" if has_lost_found or not lost_found else f".lost+found.{random_hex(8)}",
     )
 
 

@@ -7,10 +7,10 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from katapod.host.process import ProcessFailed, find_program, run
 from katapod.images.errors import BrokenImage, ImageError, ImageNotFound, RegistryUnreachable, WrongPlatform
@@ -55,8 +55,7 @@ PASSED_ON = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """How to access registries."""
 
     tls_verify: bool | None = None
@@ -107,8 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     manifests: list[Descriptor] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """What is known about a source before the copy."""
 
     reference: SkopeoReference

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from katapod.host.tasks import finish
 from katapod.images import busybox
 from katapod.images.errors import AmbiguousName, ImageNotFound, WrongPlatform
 from katapod.images.files import NameEntry, Staging, StoreFiles, is_full, remove_trees
@@ -42,6 +41,7 @@ from katapod.model.image import (
     parse_platform,
     suggest_name,
 )
+from katapod.tasks import finish
 
 __all__ = ["DEFAULT_ROOT", "ImageStore"]
 

@@ -13,15 +13,14 @@ import os
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from katapod.host.process import Child, find_program, run, spawn, stop_child
-from katapod.host.tasks import end_tasks, finish
 from katapod.images.errors import BrokenImage, RegistryUnreachable
-from katapod.images.failures import explain_failure
+from katapod.images.failures import NO_SPACE, crash_of, explain_failure
 from katapod.images.files import Staging
 from katapod.images.source import (
     Access,
@@ -39,6 +38,7 @@ from katapod.model.image import (
     parse_digest,
     parse_image_config,
 )
+from katapod.tasks import beside, finish
 
 __all__ = ["Fetched", "Progress", "fetch", "open_archive", "scan_disk_bytes", "sync_tree", "unpack"]
 
@@ -54,8 +54,7 @@ GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 TAG = "image"
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """An image in a staging layout, checked but not unpacked."""
 
     digest: str
@@ -89,7 +88,7 @@ async def fetch(
             raise BrokenImage("the digest of its config is wrong")
         config = parse_image_config(config_bytes)
     except (BrokenImage, ImageParseError, FileNotFoundError) as exc:
-        raise BrokenImage(f"cannot import {reference}: it is damaged, or is no container image ({exc})") from exc
+        raise BrokenImage(f"cannot import {reference}: it is damaged or not a container image ({exc})") from exc
     return Fetched(descriptor.digest, config_bytes, config, tuple(layers))
 
 
@@ -101,13 +100,8 @@ async def open_archive(reference: SkopeoReference, staging: Staging) -> SkopeoRe
     if reference.transport is not Transport.DOCKER_ARCHIVE or not _is_gzip(reference.location):
         return reference
     plain, stop = staging.scratch / "archive.tar", threading.Event()
-    work = asyncio.create_task(asyncio.to_thread(_gunzip, reference.location, plain, stop), name="gunzip")
     try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({work})
-        raise
+        await finish(asyncio.to_thread(_gunzip, reference.location, plain, stop), name="gunzip", on_cancel=stop.set)
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise BrokenImage(f"cannot import {reference}: it is damaged ({exc})") from exc
     return SkopeoReference(reference.transport, str(plain), reference.selector)
@@ -206,35 +200,40 @@ async def _run_watched(
     """Run a program to its end and report progress; kill it on cancellation, or when there is no more progress."""
     loop = asyncio.get_running_loop()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    said = asyncio.create_task(_read_tail(read_end), name="read what it says")  # not a file: the disk may be full
-    try:
-        child = await spawn(argv, output=write_end, env=skopeo_environment(os.environ))
-    except BaseException:
-        await end_tasks({said})
-        raise
-    finally:
-        os.close(write_end)
-    waiting = asyncio.create_task(child.process.wait(), name=f"wait for {argv[0]}")
-    try:
-        last_bytes, moved_at = -1, loop.time()
-        report(0)
-        while not (await asyncio.wait({waiting}, timeout=POLL_S))[0]:
-            now_bytes = measure() if measure else measure_pid(child.pid) if measure_pid else 0
-            if now_bytes != last_bytes:
-                last_bytes, moved_at = now_bytes, loop.time()
-                report(now_bytes)
-            elif stall_timeout_s is not None and loop.time() - moved_at > stall_timeout_s:
-                raise RegistryUnreachable(
-                    f"cannot {doing}: no data for {stall_timeout_s:g} s", hint="try again; check the network"
-                )
-    finally:
-        await finish(_end(child))
-        await asyncio.wait({said}, timeout=LAST_WORDS_S)
-        await end_tasks({said, waiting})
+    async with beside(_read_tail(read_end), name="read what it says") as said:  # not a file: the disk may be full
+        try:
+            child = await spawn(argv, output=write_end, env=skopeo_environment(os.environ))
+        finally:
+            os.close(write_end)
+        try:
+            async with beside(child.process.wait(), name=f"wait for {argv[0]}") as waiting:
+                last_bytes, moved_at = -1, loop.time()
+                report(0)
+                while not (await asyncio.wait({waiting}, timeout=POLL_S))[0]:
+                    now_bytes = measure() if measure else measure_pid(child.pid) if measure_pid else 0
+                    if now_bytes != last_bytes:
+                        last_bytes, moved_at = now_bytes, loop.time()
+                        report(now_bytes)
+                    elif stall_timeout_s is not None and loop.time() - moved_at > stall_timeout_s:
+                        raise RegistryUnreachable(
+                            f"cannot {doing}: no data for {stall_timeout_s:g} s", hint="try again; check the network"
+                        )
+        finally:
+            await finish(_end(child))
+            await asyncio.wait({said}, timeout=LAST_WORDS_S)
     if child.process.returncode != 0:
-        tail = said.result() if said.done() and not said.cancelled() else ""
+        tail = said.result() if not said.cancelled() else ""
+        # After any error umoci 0.4 may crash before it tells of it: two of its threads then read the layer at once.
+        if crash_of(tail) and _is_full(staging.path):
+            tail = NO_SPACE
         raise explain_failure(doing, tail, child.describe_end())
     report(None)
+
+
+def _is_full(path: Path) -> bool:
+    """Whether a file system has no block or no inode left (statvfs(3))."""
+    state = os.statvfs(path)
+    return state.f_bavail == 0 or (state.f_files > 0 and state.f_favail == 0)
 
 
 async def _end(child: Child) -> None:

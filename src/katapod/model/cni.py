@@ -126,7 +126,7 @@ def parse_network(data: bytes, where: str) -> NetworkConfig:
     document = _object(data, where)
     name, version = document.get("name"), _version(document, where)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"cannot use {where}: {name!r} is no name of a network")
+        raise ConfigError(f"cannot use {where}: {name!r} is not a network name")
     chain = document.get("plugins") if "plugins" in document else [document]
     if not isinstance(chain, list) or not chain:
         raise ConfigError(f"cannot use {where}: it has no plugins")

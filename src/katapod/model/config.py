@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct
 
 from katapod.model.config_declaration import Key
-from katapod.model.config_dialect import as_go_dialect, nested_factory
 from katapod.model.config_keys import (
     SECTIONS,
     TABLES,
@@ -28,8 +27,9 @@ from katapod.model.config_keys import (
     bare,
     declaration,
 )
+from katapod.model.config_rust_runtime import as_go_setting, nested_factory
 from katapod.model.errors import ConfigError, KatapodError, MissingProgram
-from katapod.model.flavour import GUEST_IMAGE_ROOT, Flavour, initrd_link, kernel_link
+from katapod.model.flavour import GUEST_IMAGE_ROOT, Flavour, GuestVmm, initrd_link, kernel_link
 
 __all__ = [
     "BUILT_IN",
@@ -169,15 +169,17 @@ def judge_config(
 def config_of(values: Mapping[str, Mapping[str, Any]]) -> Config:
     """Values by table and key, checked already; what is absent has its default."""
     flavour: Flavour = values["katapod"].get("guest_flavour", "agent")
-    values = {**values, "hypervisor.qemu": _flavoured(values["hypervisor.qemu"], flavour)}
+    tables: dict[str, GuestVmm] = {"hypervisor.qemu": "qemu", "hypervisor.uml": "uml"}
+    values = {**values, **{table: _flavoured(values[table], table, vmm, flavour) for table, vmm in tables.items()}}
     sections: dict[str, Any] = {field: SECTIONS[table](**values[table]) for table, field in TABLES.items()}
     return Config(**sections)
 
 
-def config_kernel_params(config: Config) -> tuple[str, ...]:
-    """The guest kernel's parameters that the file asks for by name; in the order in which Kata appends them."""
+def config_kernel_params(config: Config, own: str) -> tuple[str, ...]:
+    """The guest kernel's parameters that the file asks for by name, and `own`, those of the hypervisor's table; in the
+    order in which Kata appends them."""
     agent = ["agent.log=debug"] if config.agent.enable_debug else []
-    return (*agent, *config.qemu.kernel_params.split())
+    return (*agent, *own.split())
 
 
 def _contradictions(config: Config, settings: Mapping[tuple[str, str], Setting]) -> list[Problem]:
@@ -212,13 +214,13 @@ def _with_line(problem: Problem, files: Mapping[str, bytes]) -> Problem:
     return problem
 
 
-def _flavoured(qemu: Mapping[str, Any], flavour: Flavour) -> dict[str, Any]:
-    """The default kernel and initrd are those of the flavour, also where the file spells the default out."""
-    moved = dict(qemu)
-    for key, link in (("kernel", kernel_link), ("initrd", initrd_link)):
-        default = getattr(QemuConfig(), key)
+def _flavoured(values: Mapping[str, Any], table: str, vmm: GuestVmm, flavour: Flavour) -> dict[str, Any]:
+    """The default files of the guest are those of the flavour, also where the file spells the default out."""
+    moved, defaults = dict(values), SECTIONS[table]()
+    for key, link in (("kernel", kernel_link), ("image" if vmm == "uml" else "initrd", initrd_link)):
+        default = getattr(defaults, key)
         if moved.get(key, default) == default:
-            moved[key] = f"{GUEST_IMAGE_ROOT}/{link(flavour)}"
+            moved[key] = f"{GUEST_IMAGE_ROOT}/{link(flavour, vmm)}"
     return moved
 
 
@@ -257,7 +259,7 @@ def _table(where: str, table: str, content: Mapping[str, Any]) -> Iterator[Setti
             for inner, inner_value in nested_factory(content).items():
                 yield Setting(where, "factory", inner, inner_value, (f"{table}.factory", inner))
             continue
-        name, key_here, value_here = as_go_dialect(table, key, value)
+        name, key_here, value_here = as_go_setting(table, key, value)
         moved = (table, key) if (name, key_here) != (table, key) else None
         yield Setting(where, name, key_here, value_here, moved)
 
@@ -344,7 +346,7 @@ def _judge_table(setting: Setting) -> Problem:
     if table.removeprefix("hypervisor.") in REFUSED_HYPERVISORS and table.startswith("hypervisor."):
         return setting.problem("refused", "not supported: the hypervisor is QEMU; use [hypervisor.qemu]")
     if table.startswith("hypervisor."):
-        return setting.problem("error", "there is no such hypervisor; use [hypervisor.qemu]")
+        return setting.problem("error", "no such hypervisor; use [hypervisor.qemu]")
     known = ", ".join(f"[{name}]" for name in sorted(SECTIONS))
     return setting.problem("error", f"unknown table; the tables are {known}")
 

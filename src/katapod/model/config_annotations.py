@@ -24,7 +24,7 @@ __all__ = ["AnnotatedConfig", "Annotation", "annotated", "apply_annotations", "c
 
 KATA: Final = "io.katacontainers."
 PREFIX: Final = f"{KATA}config."
-_TABLE_OF: Final = {table.partition(".")[0]: table for table in TABLES}
+_TABLE_OF: Final = {table.partition(".")[0]: table for table in reversed(TABLES)}  # QEMU's of the hypervisors
 _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 
 
@@ -160,7 +160,7 @@ def _apply(
     """Raises ValueError with the reason."""
     known = _find(name)
     if known is None:
-        raise ValueError("there is no such annotation" + _nearest(name))
+        raise ValueError("no such annotation" + _nearest(name))
     base = name.removeprefix(f"{PREFIX}hypervisor.")
     if base != name and not any(re.search(pattern, base) for pattern in config.qemu.enable_annotations):
         raise ValueError(f"it is not enabled: no pattern of enable_annotations in [hypervisor.qemu] matches {base!r}")

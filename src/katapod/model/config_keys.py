@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from katapod.model.config_declaration import AnnotationRule, Key
+from katapod.model.errors import UsageError
 from katapod.model.flavour import Flavour
+from katapod.model.uid_range import DEFAULT_UIDS, parse_uid_range
 
 __all__ = [
     "SECTIONS",
@@ -30,7 +32,7 @@ __all__ = [
     "declaration",
 ]
 
-Accelerator = Literal["auto", "kvm", "tcg"]
+Accelerator = Literal["auto", "kvm", "uml", "tcg"]
 
 
 def _power_of_two(value: int) -> str:
@@ -40,6 +42,14 @@ def _power_of_two(value: int) -> str:
 def _sector_size(value: int) -> str:
     if value and (not 512 <= value <= 65536 or value & (value - 1)):
         return f"{value} is not a power of two from 512 to 65536"
+    return ""
+
+
+def _uids(value: str) -> str:
+    try:
+        parse_uid_range(value)
+    except UsageError as exc:
+        return str(exc)
     return ""
 
 
@@ -272,6 +282,20 @@ class QemuConfig(Struct, frozen=True, kw_only=True):
     """Guest kernel and agent say more on the guest's console."""
 
 
+class UmlConfig(Struct, frozen=True, kw_only=True):
+    """[hypervisor.uml]: User-mode Linux. Sizes, the share and the network are those of `[hypervisor.qemu]`."""
+
+    kernel: Annotated[str, _PATH] = "/var/cache/kata-containers/vmlinuz-uml.container"
+    """Guest kernel, which is a program. The default is a link that `kata-runtime image build` keeps up to date."""
+
+    image: Annotated[str, _PATH] = "/var/cache/kata-containers/kata-containers-uml.img"
+    """Guest root disk, with the modules of that kernel. The default is a link that `kata-runtime image build` keeps up
+    to date."""
+
+    kernel_params: str = ""
+    """Parameters appended to the kernel's command line, so that they take precedence."""
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True):
     """[agent.kata]"""
 
@@ -282,7 +306,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     """A root shell in the guest, on a port of its own, for `kata-runtime exec`: docs/how-to/debug-console.md."""
 
     dial_timeout: Annotated[int, _U32, Key(unit="seconds", unset=0)] = 45
-    """How long to wait for the agent after QEMU's start."""
+    """How long to wait for the agent after the VMM's start."""
 
     kernel_modules: Annotated[tuple[str, ...], Key(annotation=AnnotationRule(separator=";"))] = ()
     """Kernel modules for the agent to load, each with its parameters, as in `"overlay metacopy=on"`."""
@@ -340,13 +364,16 @@ class FactoryConfig(Struct, frozen=True, kw_only=True):
 class KatapodConfig(Struct, frozen=True, kw_only=True):
     """[katapod]: settings that Kata Containers does not have."""
 
-    accelerator: Accelerator = "auto"
-    """auto: KVM where this guest image is seen to boot under it, else software emulation. kvm and tcg force one.
+    accelerator: Annotated[
+        Accelerator, Key(annotation=AnnotationRule(name="io.katacontainers.config.hypervisor.accelerator"))
+    ] = "auto"
+    """auto: KVM where this guest image is seen to boot under it; else User-mode Linux likewise, unless more is asked
+    for than it has; else software emulation. kvm, uml and tcg force one of the three: docs/how-to/accelerators.md.
     `KATAPOD_ACCELERATOR` in the environment takes precedence over it, and `--accel` over both."""
 
     guest_flavour: Flavour = "agent"
     """What is process 1 in the guest. agent: kata-agent, which starts sooner; systemd: systemd, with kata-agent as a
-    service. It moves the defaults of `kernel` and `initrd`: docs/how-to/guest-image.md. docs/adr/0022-systemd-guest.md
+    service. It moves the defaults of the guest's files: docs/how-to/guest-image.md. docs/adr/0022-systemd-guest.md
     has the figures."""
 
     rootfs: Literal["disk", "virtio-fs"] = "disk"
@@ -366,6 +393,10 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
     spoof_check: Literal["run", "all", "none"] = "run"
     """Whose frames are held to the MAC address and the IP addresses of their interface. run: those of containers of
     `kata-runtime run`; all: those of pods too; none: docs/how-to/network-run.md."""
+
+    jail_uids: Annotated[str, Key(check=_uids, unset="")] = str(DEFAULT_UIDS)
+    """User ids, FIRST-LAST, of which each sandbox has one to itself, for its VMM. The default lies where neither
+    distributions nor systemd give out any; in a user namespace they have to be mapped: docs/how-to/security.md."""
 
     guest_base_memory: Annotated[int, Meta(ge=64, le=65536), Key(unit="MiB")] = 192
     """What a guest needs in addition to the memory limits of its containers: docs/how-to/memory.md."""
@@ -389,6 +420,7 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
 
 class Config(Struct, frozen=True, kw_only=True):
     qemu: QemuConfig = QemuConfig()
+    uml: UmlConfig = UmlConfig()
     agent: AgentConfig = AgentConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     factory: FactoryConfig = FactoryConfig()
@@ -397,6 +429,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 TABLES = {
     "hypervisor.qemu": "qemu",
+    "hypervisor.uml": "uml",
     "agent.kata": "agent",
     "runtime": "runtime",
     "factory": "factory",

@@ -81,7 +81,11 @@ _NO_CDI = "devices of the host are not passed through (CDI)"
 
 _QEMU: Final = (
     _text("rootfs_type", _NO_IMAGE, "ext4", "xfs", "erofs"),
-    _flag("rootless", "QEMU runs as root, inside seccomp, a network namespace and cgroups of its own", pod=_POD),
+    _flag(
+        "rootless",
+        "Katapod itself is root; QEMU runs in a jail, as a user that no other sandbox has, whether this is set or not",
+        pod=_POD,
+    ),
     _any("valid_vhost_user_store_paths", _Names, _LIMITS_NOTHING),
     _any("valid_jailer_paths", _Names, _LIMITS_NOTHING),
     _text("kernel_verity_params", _NO_IMAGE, pod=_POD),
@@ -150,7 +154,7 @@ _QEMU: Final = (
     ),
     _text("remote_hypervisor_socket", _REMOTE, "/run/peerpod/hypervisor.sock"),
     _number("remote_hypervisor_timeout", _REMOTE, 600),
-    # the Rust dialect's
+    # the Rust runtime's
     _text("log_level", _LOG_LEVEL, "trace", "debug", "info", "warn", "error", "critical"),
     _flag("hotplug_vfio_on_root_bus", _NO_VFIO),
     _text("vm_rootfs_driver", _NO_IMAGE, "virtio-pmem", "virtio-blk-pci"),
@@ -179,7 +183,7 @@ _AGENT: Final = (
     _number("cdh_api_timeout_ms", _NO_CDH, 50_000),
     _number("launch_process_timeout", _NO_CDH, 6),
     _flag("visible_cdi_devices", _NO_CDI),
-    # the Rust dialect's
+    # the Rust runtime's
     _text("log_level", "enable_debug sets the level", "info", "warn", "error", "critical"),
     _number("dial_timeout_ms", "it limits one attempt; dial_timeout, in seconds, limits all of them", 10),
     _number("reconnect_timeout_ms", "dial_timeout, in seconds, says how long to wait for the agent", 3000),
@@ -203,7 +207,11 @@ _RUNTIME: Final = (
     _text("jaeger_endpoint", _NO_TRACE),
     _text("jaeger_user", _NO_TRACE),
     _text("jaeger_password", _NO_TRACE),
-    _flag("disable_new_netns", "a sandbox is always in a network namespace of its pod or of its own", pod=_POD),
+    _flag(
+        "disable_new_netns",
+        "a pod is in the network namespace that its engine names, or in a new one; run makes one for a network only",
+        pod=_POD,
+    ),
     _text("vfio_mode", _NO_VFIO, "guest-kernel", pod=_POD),
     _flag("disable_guest_empty_dir", "emptyDir volumes are directories of the host, and shared", False, True),
     _text("emptydir_mode", "emptyDir volumes are shared directories", "shared-fs"),
@@ -213,7 +221,7 @@ _RUNTIME: Final = (
     _flag("experimental_force_guest_pull", _NO_GUEST_PULL, pod=_POD),
     _any("kubelet_root_dir", str, "volumes are shared wherever they lie"),
     _text("pod_resource_api_sock", _NO_CDI),
-    # the Rust dialect's
+    # the Rust runtime's
     _text("log_level", "enable_debug sets the level", "info", "warn", "error", "critical"),
     _text("name", "there is one runtime", "virt_container"),
     _text("hypervisor_name", "there is one hypervisor", "qemu"),

@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-__all__ = ["DeviceTable", "DimmEntry", "DiskEntry", "NicEntry", "ShareEntry"]
+__all__ = [
+    "DeviceRecord",
+    "DeviceTable",
+    "DimmEntry",
+    "DiskEntry",
+    "MemoryEntry",
+    "NicEntry",
+    "ShareEntry",
+]
 
 
 class ShareEntry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,3 +101,26 @@ class DeviceTable(Struct, frozen=True, forbid_unknown_fields=True):
 
     def without_dimm(self, number: int) -> "DeviceTable":
         return replace(self, dimms=tuple(dimm for dimm in self.dimms if dimm.number != number))
+
+
+class MemoryEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """The memory that a VM was started with, and what of it holds for its DIMMs."""
+
+    mib: int
+    max_mib: int  # with all that may be plugged
+    hugepages: bool = False
+    preallocated: bool = False
+
+
+class DeviceRecord(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is on disk about the devices of a sandbox's VM, in a file of its own: other processes than the supervisor
+    change it, too.
+
+    `generation` counts its writes. `unsettled`: a process that is not the supervisor is changing the table, or was
+    killed when it did; whoever may change it next asks the VMM which of the devices are there.
+    """
+
+    generation: int
+    table: DeviceTable
+    memory: MemoryEntry
+    unsettled: bool = False

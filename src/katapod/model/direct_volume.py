@@ -51,13 +51,13 @@ def parse_mount_info(data: bytes, where: str) -> MountInfo:
     if info.volume_type != "block":
         wrong = f"the volume type {info.volume_type!r} is not supported, only block is"
     elif not info.device.startswith("/") or "\0" in info.device:
-        wrong = f"the device {info.device!r} is no absolute path"
+        wrong = f"the device {info.device!r} is not an absolute path"
     elif not re.fullmatch(r"[a-z0-9_]+", info.fstype):
         wrong = f"the file system type {info.fstype!r} cannot be one"
     elif unknown := set(info.metadata or ()) - METADATA_KEYS:
         wrong = f"of metadata only {', '.join(sorted(METADATA_KEYS))} are supported, not {', '.join(sorted(unknown))}"
     elif not re.fullmatch(r"\d{0,9}", (info.metadata or {}).get("fsGroup", "")):
-        wrong = "fsGroup is no number of a group"
+        wrong = "fsGroup is not a group number"
     elif (info.metadata or {}).get("fsGroupChangePolicy", POLICIES[0]) not in POLICIES:
         wrong = f"fsGroupChangePolicy is none of {', '.join(POLICIES)}"
     if wrong:

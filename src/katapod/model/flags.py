@@ -22,6 +22,7 @@ __all__ = [
     "Volume",
     "is_number",
     "need_text",
+    "parse_accelerator",
     "parse_cap",
     "parse_cpus",
     "parse_env",
@@ -40,6 +41,7 @@ __all__ = [
     "parse_user",
     "parse_volume",
     "parse_workdir",
+    "tidy_volume",
 ]
 
 MIN_MEMORY_BYTES = 6 << 20
@@ -111,6 +113,16 @@ def _integer(flag: str, text: str, example: str, least: int) -> int:
     return int(text)
 
 
+ACCELERATORS = ("auto", "kvm", "uml", "tcg")
+
+
+def parse_accelerator(text: str, flag: str = "--accel") -> str:
+    """The name of one, or empty for the configuration's."""
+    if text and text not in ACCELERATORS:
+        raise UsageError(f"cannot use {flag} {text[:200]!r}: it must be auto, kvm, uml or tcg")
+    return text
+
+
 def parse_signal(text: str, flag: str = "--signal") -> int:
     """Number of "KILL", "SIGKILL", "kill", "9", "RTMIN+3"."""
     name = text.upper().removeprefix("SIG")
@@ -123,7 +135,7 @@ def parse_signal(text: str, flag: str = "--signal") -> int:
             return int(number)
     elif f"SIG{name}" in signal.Signals.__members__:
         return int(signal.Signals[f"SIG{name}"])
-    _refuse(flag, text, "there is no such signal", "TERM")
+    _refuse(flag, text, "no such signal", "TERM")
 
 
 # --- mounts
@@ -182,6 +194,18 @@ def parse_volume(text: str, cwd: str, flag: str = "-v") -> Volume:
         source=_tidy(source),
         destination=_destination(flag, text, destination, _VOLUME_EXAMPLE),
         read_only="ro" in options,
+    )
+
+
+def tidy_volume(volume: Volume, flag: str = "-v") -> Volume:
+    """One that was given as a value: its source may have colons. Raises UsageError."""
+    shown = f"{volume.source}:{volume.destination}"
+    if not volume.source.startswith("/") or "\0" in volume.source:
+        _refuse(flag, shown, "the source is not an absolute path", _VOLUME_EXAMPLE)
+    return Volume(
+        source=_tidy(volume.source),
+        destination=_destination(flag, shown, volume.destination, _VOLUME_EXAMPLE),
+        read_only=volume.read_only,
     )
 
 
@@ -322,7 +346,7 @@ def _check_name_or_number(word: str, flag: str, value: str, example: str) -> Non
     if not _USER_WORD.fullmatch(word):
         _refuse(flag, value, f"{word!r} is neither a name nor a number", example)
     if is_number(word) and int(word) >= 2**32 - 1:
-        _refuse(flag, value, f"{word} is no user or group number", example)
+        _refuse(flag, value, f"{word} is not a user or group number", example)
 
 
 ALL_CAPABILITIES = (
@@ -378,7 +402,7 @@ def parse_cap(text: str, flag: str = "--cap-add") -> str:
         return "ALL"
     name = name if name.startswith("CAP_") else f"CAP_{name}"
     if name not in ALL_CAPABILITIES:
-        _refuse(flag, text, "there is no such capability", "NET_ADMIN")
+        _refuse(flag, text, "no such capability", "NET_ADMIN")
     return name
 
 

@@ -7,7 +7,15 @@ from typing import NewType
 
 from katapod.model.errors import UsageError
 
-__all__ = ["MAX_ID_LENGTH", "SHORT_ID_LENGTH", "ContainerId", "new_id", "parse_container_name", "short_id"]
+__all__ = [
+    "MAX_ID_LENGTH",
+    "SHORT_ID_LENGTH",
+    "ContainerId",
+    "name_or_new",
+    "new_id",
+    "parse_container_name",
+    "short_id",
+]
 
 ContainerId = NewType("ContainerId", str)
 """A checked id or name: safe as one component of a path and as a word of a command line."""
@@ -46,6 +54,11 @@ def parse_container_name(text: str) -> ContainerId:
     if text in RESERVED:
         raise UsageError(f"cannot use {shown} as a container name: templates of virtual machines lie there")
     return ContainerId(text)
+
+
+def name_or_new(text: str) -> ContainerId:
+    """The name that a caller gives; a random one if that is empty. Raises UsageError."""
+    return parse_container_name(text) if text else ContainerId(short_id(new_id()))
 
 
 _RULE = "use a letter or digit, then at least one more of letters, digits, '_', '.', '-'"

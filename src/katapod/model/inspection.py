@@ -10,7 +10,9 @@ from msgspec import Struct
 __all__ = [
     "FACTS_VERSION",
     "LIVE_BYTES_MAX",
+    "UNKNOWN_PART",
     "Channel",
+    "Confinement",
     "ContainerFacts",
     "CpuFacts",
     "Counters",
@@ -31,6 +33,7 @@ __all__ = [
     "Nic",
     "OptionPart",
     "Process",
+    "RecordedDevice",
     "Redirect",
     "SandboxFacts",
     "ShareFacts",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 FACTS_VERSION = 1
+UNKNOWN_PART = "not in the table of this program"  # the meaning of an OptionPart that is not known
 LIVE_BYTES_MAX = 4 * 1024 * 1024  # of LiveFacts as JSON
 
 
@@ -61,8 +65,20 @@ class OptionPart(Struct, frozen=True):
     details: tuple["OptionPart", ...] = ()
 
 
+class Confinement(Struct, frozen=True, kw_only=True):
+    """What a process is kept from. `capabilities`: numbers of linux/capability.h that it has or can get. `namespaces`:
+    those that it does not share with process 1 (with the observer, where process 1 hides its own), by their names in
+    /proc/PID/ns."""
+
+    capabilities: tuple[int, ...] = ()
+    no_new_privileges: bool = False
+    seccomp: bool = False  # its system calls are filtered
+    namespaces: tuple[str, ...] = ()
+
+
 class Process(Struct, frozen=True, kw_only=True):
-    """A process of this host. `role`: owner, shim, qemu, virtiofsd, other."""
+    """A process of this host. `role`: supervisor, shim, vmm, vmm-helper (started by the VMM), virtiofsd, storage (who
+    serves the VMM's disks), other."""
 
     pid: int
     parent: int
@@ -73,6 +89,27 @@ class Process(Struct, frozen=True, kw_only=True):
     rss: int = 0
     cpu_seconds: float = 0.0
     threads: tuple[tuple[int, str], ...] = ()  # (tid, name)
+    confinement: Confinement | None = None  # None: it could not be read
+
+    @property
+    def program(self) -> str:
+        """Its name; User-mode Linux has the directory of its machine behind it."""
+        return self.command[0].partition(" /")[0].rpartition("/")[2]
+
+
+class RecordedDevice(Struct, frozen=True, kw_only=True):
+    """A device of the VM as it is on record. `kind`: share, disk, nic, memory. `in_vmm`: whether the VMM has it where
+    the record says; None: the VMM was not asked."""
+
+    kind: str
+    name: str  # tag, id of a disk, interface in the pod's network namespace, number of a DIMM
+    slot: int | None = None  # None: it takes none
+    host: str = ""  # what is behind it: socket, file or device, tap
+    backing: str = ""  # the file below it that is only read
+    read_only: bool = False
+    size_mib: int = 0  # of memory
+    guest_path: str = ""
+    in_vmm: bool | None = None
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -107,7 +144,7 @@ class CpuFacts(Struct, frozen=True):
 
 
 class Hypervisor(Struct, frozen=True, kw_only=True):
-    """What QEMU answers to questions by QMP."""
+    """What the VMM answers to questions: QEMU by QMP, User-mode Linux by mconsole. `name`: for people."""
 
     version: str = ""
     status: str = ""  # running, paused, ...
@@ -118,6 +155,7 @@ class Hypervisor(Struct, frozen=True, kw_only=True):
     balloon: int = 0  # what the guest has of it, 0: not told
     devices: tuple[Device, ...] = ()
     disks: tuple[Disk, ...] = ()
+    name: str = "QEMU"
 
 
 class Counters(Struct, frozen=True):
@@ -209,7 +247,7 @@ class ShareFacts(Struct, frozen=True, kw_only=True):
 
 
 class Channel(Struct, frozen=True, kw_only=True):
-    """How the owner and the agent speak. `kind`: vsock or serial port."""
+    """How the supervisor and the agent speak. `kind`: vsock or serial port."""
 
     kind: str
     address: str
@@ -303,7 +341,7 @@ class GuestFacts(Struct, frozen=True, kw_only=True):
 
 
 class LiveFacts(Struct, frozen=True, kw_only=True):
-    """What only the owner can find out: it has the one connection to QEMU's monitor and the one to the agent."""
+    """What is asked of the VMM and of the agent: by the supervisor, which has the one connection to the agent."""
 
     hypervisor: Hypervisor | None = None
     guest: GuestFacts | None = None
@@ -328,8 +366,9 @@ class SandboxFacts(Struct, frozen=True, kw_only=True):
     containers: tuple[ContainerFacts, ...] = ()
     processes: tuple[Process, ...] = ()
     cgroups: tuple[str, ...] = ()
-    command_line: tuple[OptionPart, ...] = ()  # of QEMU
+    command_line: tuple[OptionPart, ...] = ()  # of the VMM
     kernel_parameters: tuple[OptionPart, ...] = ()  # of the guest
+    devices: tuple[RecordedDevice, ...] = ()  # on record
     hypervisor: Hypervisor | None = None
     network: NetworkFacts | None = None
     share: ShareFacts | None = None

@@ -1,25 +1,36 @@
 """Where things lie on the host: Kata Containers' paths where its users know them, and ours below /var/lib/katapod."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GUEST_SANDBOX_DIR", "GUEST_SHARE", "SANDBOX_MOUNTS", "SHARE_TAG", "Layout", "SandboxPaths"]
+from msgspec import Struct
+
+__all__ = [
+    "CPUS_LOCK",
+    "UIDS_LOCK",
+    "GUEST_SANDBOX_DIR",
+    "GUEST_BUNDLES",
+    "GUEST_SHARE",
+    "SANDBOX_MOUNTS",
+    "SHARE_TAG",
+    "Layout",
+    "SandboxPaths",
+]
 
 SHARE_TAG = "kataShared"
+GUEST_BUNDLES = "/run/kata-containers"  # where the agent has that of each container
 GUEST_SHARE = "/run/kata-containers/shared/containers"  # mount point of the share in the guest
 SANDBOX_MOUNTS = "sandbox-mounts"  # below the share: what sandbox_bind_mounts names
 GUEST_SANDBOX_DIR = "/run/kata-containers/sandbox"
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxPaths:
+class SandboxPaths(Struct, frozen=True):
     """The directories of one sandbox. All four are removed with it.
 
     MID, the machine's id, is SID unless the machine comes from the pool: then it was started under another name.
     """
 
     state: Path  # /run/vc/sbs/SID: persist.json, lock, control.sock, console.log
-    vm: Path  # /run/vc/vm/MID: qmp.sock, vhost-fs.sock, pid
+    vm: Path  # /run/vc/vm/MID: qmp.sock, qmp2.sock, vhost-fs.sock, pid
     share: Path  # .../sandboxes/MID: mounts (we write), shared (the guest sees), private
     data: Path  # /var/lib/katapod/sandboxes/SID: upper layers, container logs
 
@@ -37,8 +48,22 @@ class SandboxPaths:
         return self.state / "lock"
 
     @property
+    def devices(self) -> Path:
+        return self.state / "devices.json"
+
+    @property
+    def devices_lock(self) -> Path:
+        """Held by whoever changes the VM's devices, or speaks with its VMM beside the supervisor."""
+        return self.state / "devices.lock"
+
+    @property
     def control_socket(self) -> Path:
         return self.state / "control.sock"
+
+    @property
+    def exec_socket(self) -> Path:
+        """Where `exec` hands over its streams: see supervisor/exec_client.py, which knows the name too."""
+        return self.state / "exec.sock"
 
     @property
     def management_socket(self) -> Path:
@@ -80,8 +105,12 @@ class SandboxPaths:
         return self.share / "shared"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+UIDS_LOCK = Path("/run/vc/uids")
+CPUS_LOCK = Path("/run/vc/cpus")
+"""Files by whose locks user ids and CPUs are taken: for the whole host, as those are."""
+
+
+class Layout(Struct, frozen=True):
     """The roots; tests move them, users cannot."""
 
     state_root: Path = Path("/run/vc/sbs")

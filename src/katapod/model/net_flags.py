@@ -63,7 +63,7 @@ def parse_network(text: str, flag: str = "--net") -> str:
     if text.startswith("container:"):
         _refuse(flag, text, "the network of another container belongs to another virtual machine", "bridge")
     if not _NETWORK.fullmatch(text):
-        _refuse(flag, text, "it is no name of a network", "bridge")
+        _refuse(flag, text, "it is not a network name", "bridge")
     return text
 
 

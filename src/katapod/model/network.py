@@ -1,10 +1,10 @@
 """The network of a pod as a guest is to have it."""
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
+from msgspec import Struct
 
 from katapod.model.errors import KatapodError
 
@@ -52,8 +52,7 @@ class InterfaceKind(Enum):
     TAP = "tap"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """`peer` is the other end of a point-to-point link, which the prefix length is of then; `flags` IFA_F_*."""
 
     address: str
@@ -73,16 +72,14 @@ class Address:
         return f"{self.address}/{self.prefix}"
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(Struct, frozen=True):
     device: str
     gateway: str = ""
     weight: int = 1
     flags: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """`dest` is empty for the default route, otherwise ADDRESS/PREFIX; `mtu` 0 means the interface's.
 
     Numbers as in linux/rtnetlink.h. A route with `nexthops` has no gateway and no interface of its own, one of a type
@@ -107,15 +104,13 @@ class Route:
     device: str = ""  # where it belongs to no interface of a guest: lo, or none
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(Struct, frozen=True):
     address: str
     mac: str
     state: int = NUD_PERMANENT
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(Struct, frozen=True):
     """One interface to be given to the guest."""
 
     index: int
@@ -133,8 +128,7 @@ class Interface:
     neighbours: tuple[Neighbour, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PodNetworkFacts:
+class PodNetworkFacts(Struct, frozen=True):
     """What a guest is to have. `routes` are those that belong to no single interface; `lost` says in words what is
     there and cannot be carried."""
 

@@ -51,6 +51,7 @@ __all__ = [
     "encode_process",
     "encode_spec",
     "has_parent_component",
+    "bind_sources",
     "is_bind",
     "is_of_host",
     "parse_bundle_spec",
@@ -378,6 +379,10 @@ def encode_process(process: Process) -> bytes:
 def is_bind(mount: Mount) -> bool:
     """Whether the source is a path. Engines write the type "bind", "none" or nothing, and an option."""
     return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
+def bind_sources(spec: Spec) -> tuple[str, ...]:
+    return tuple(mount.source for mount in spec.mounts if is_bind(mount))
 
 
 _KERNELS_OWN = frozenset(

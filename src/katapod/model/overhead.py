@@ -1,6 +1,6 @@
 """What a sandbox takes of its host beyond what its containers may use, and the RuntimeClass overhead that follows.
 
-The arithmetic alone: host/memory_use.py reads the figures, sandbox/overhead.py takes the observations.
+The arithmetic alone: observe/memory_use.py reads the figures, observe/overhead.py takes the observations.
 """
 
 import math
@@ -16,20 +16,23 @@ CPU_STEP_MILLIS = 10
 
 class MemoryParts(Struct, frozen=True, kw_only=True):
     """Host memory of one sandbox in KiB. Pages that processes share count in proportion (PSS), so that the sum over
-    all sandboxes is what they take together. Guest memory counts in full: QEMU and virtiofsd share it with nobody
+    all sandboxes is what they take together. Guest memory counts in full: VMM and virtiofsd share it with nobody
     else, and what a clone was given takes memory even before the guest touches it."""
 
     guest_mapped_kib: int = 0
-    """Touched by the guest since this QEMU started, or by virtiofsd for it."""
+    """Touched by the guest since this VMM started, or by virtiofsd for it."""
     guest_unmapped_kib: int = 0
-    """There, but no process maps it: what a clone's guest has not touched yet. In nobody's PSS."""
+    """There, but no process maps it: what a clone's guest has not touched yet, and pages that User-mode Linux maps only
+    when it needs them. In nobody's PSS."""
     translated_kib: int = 0
     """Code that QEMU's emulator has made of the guest's."""
-    qemu_heap_kib: int = 0
-    qemu_program_kib: int = 0
-    """QEMU's code, its libraries and what it maps from files, under a cold boot the guest's kernel too."""
+    vmm_heap_kib: int = 0
+    vmm_program_kib: int = 0
+    """The VMM's code, its libraries and what it maps from files, under a cold boot the guest's kernel too."""
     virtiofsd_kib: int = 0
-    owner_kib: int = 0
+    disk_server_kib: int = 0
+    """qemu-storage-daemon, which serves disks to User-mode Linux; QEMU does it itself."""
+    supervisor_kib: int = 0
     """Katapod's own process."""
 
     @property
@@ -44,7 +47,9 @@ class MemoryParts(Struct, frozen=True, kw_only=True):
     @property
     def host_kib(self) -> int:
         """Beside the guest's memory and the translated code: what HOST_OVERHEAD_MIB of sizing.py allows for."""
-        return self.qemu_heap_kib + self.qemu_program_kib + self.virtiofsd_kib + self.owner_kib
+        return (
+            self.vmm_heap_kib + self.vmm_program_kib + self.virtiofsd_kib + self.disk_server_kib + self.supervisor_kib
+        )
 
     @property
     def total_kib(self) -> int:
@@ -53,13 +58,14 @@ class MemoryParts(Struct, frozen=True, kw_only=True):
     def rows(self) -> list[tuple[str, int]]:
         """(part, KiB), in the order in which people read them."""
         return [
-            ("guest memory, touched", self.guest_mapped_kib),
-            ("guest memory, not touched", self.guest_unmapped_kib),
+            ("guest memory, mapped", self.guest_mapped_kib),
+            ("guest memory, not mapped", self.guest_unmapped_kib),
             ("QEMU, translated code", self.translated_kib),
-            ("QEMU, heap", self.qemu_heap_kib),
-            ("QEMU, program and files", self.qemu_program_kib),
+            ("VMM, heap", self.vmm_heap_kib),
+            ("VMM, program and files", self.vmm_program_kib),
             ("virtiofsd", self.virtiofsd_kib),
-            ("kata-runtime, the owner", self.owner_kib),
+            ("qemu-storage-daemon", self.disk_server_kib),
+            ("kata-runtime, the supervisor", self.supervisor_kib),
         ]
 
 

@@ -90,14 +90,14 @@ def parse_recipe(content: bytes, where: Path) -> Recipe:
         raise error(str(exc).replace("`$.", "`").replace("[...]", "")) from exc
     for name in recipe.packages:
         if not _PACKAGE.fullmatch(name):
-            raise error(f"packages: {name!r} is no name of a Debian package")
+            raise error(f"packages: {name!r} is not a Debian package name")
     for key, names in (
         ("kernel_modules", recipe.kernel_modules),
         ("load_kernel_modules", recipe.load_kernel_modules),
     ):
         for name in names:
             if not _MODULE.fullmatch(name):
-                raise error(f"{key}: {name!r} is no name of a kernel module")
+                raise error(f"{key}: {name!r} is not a kernel module name")
     files = []
     for number, file in enumerate(recipe.files, 1):
         problem = _judge_file(file)

@@ -1,5 +1,6 @@
-"""What is on disk about a sandbox. The owner writes it; every command reads it."""
+"""What is on disk about a sandbox. The supervisor writes it; every command reads it."""
 
+import signal
 from enum import Enum
 
 import msgspec
@@ -8,7 +9,10 @@ from katapod.model.attachment import AttachmentRecord
 from katapod.model.devices import DeviceTable
 from katapod.model.network import NetworkRecord
 
-__all__ = ["ContainerRecord", "SandboxRecord", "State"]
+__all__ = ["KILLED_STATUS", "ContainerRecord", "SandboxRecord", "State", "killed_containers"]
+
+KILLED_STATUS = 128 + signal.SIGKILL
+"""The exit status of what SIGKILL has ended, and of what ended unseen with its VM. Source: bash(1), EXIT STATUS."""
 
 
 class State(Enum):
@@ -38,14 +42,28 @@ class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
 
 
+def killed_containers(
+    containers: tuple[ContainerRecord, ...], error: str, finished_at: float
+) -> tuple[ContainerRecord, ...]:
+    """They as they are when their VM has ended: those that had not stopped were killed, for the reason `error`."""
+    return tuple(
+        item
+        if item.state is State.STOPPED
+        else msgspec.structs.replace(
+            item, state=State.STOPPED, error=error, exit_code=KILLED_STATUS, finished_at=finished_at
+        )
+        for item in containers
+    )
+
+
 class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One sandbox. Everything it acquires lies in its own directories, in the network namespace that `network`
-    names, or dies with its owner, so this record and the directories named by its ids are all that a fresh process
+    names, or dies with its supervisor, so this record and the directories named by its ids are all that a fresh process
     needs to remove it."""
 
     sandbox_id: str
     created_at: float
-    owner_pid: int
+    supervisor_pid: int
     boot_id: str
     auto_remove: bool = False
     state: State = State.CREATING
@@ -60,7 +78,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = ""  # the key of the template it was cloned from; empty: it booted
     attachment: AttachmentRecord | None = None  # to a network; kept until it is undone
     network: NetworkRecord | None = None  # what was made in the pod's network namespace
-    devices: DeviceTable = DeviceTable()  # of the VM, and where it has them; empty in records of former versions
+    devices: DeviceTable = DeviceTable()  # of the VM, and where it has them; on disk in a file of its own
     error: str = ""  # why it ended, or what of the host failed it
     log_error: str = ""  # why the container's log is not complete
     cgroups: tuple[str, ...] = ()  # directories of the host's cgroup hierarchies, in the order of removal

@@ -131,7 +131,7 @@ def _check_rule(where: str, path: str, rule: Rule) -> None:
     _check_errno(where, f"{path}.errno", rule.errno, rule.errno_ret)
     for name, condition in (("includes", rule.includes), ("excludes", rule.excludes)):
         if condition.min_kernel and parse_kernel_version(condition.min_kernel) is None:
-            raise wrong(where, f"{path}.{name}.minKernel", f"{condition.min_kernel!r} is no version such as 4.8")
+            raise wrong(where, f"{path}.{name}.minKernel", f"{condition.min_kernel!r} is not a version such as 4.8")
 
 
 def _one_of(where: str, path: str, value: str, known: frozenset[str]) -> None:
@@ -144,7 +144,7 @@ def _check_errno(where: str, path: str, name: str, number: int | None) -> None:
         return
     meant: Any = getattr(errno, name, None) if name in errno.errorcode.values() else None
     if meant is None:
-        raise wrong(where, path, f"{name!r} is no error's name such as EPERM")
+        raise wrong(where, path, f"{name!r} is not an error name such as EPERM")
     if number not in (None, meant):
         raise wrong(where, path, f"{name} is {meant}, and the number beside it is {number}")
 

@@ -45,6 +45,7 @@ __all__ = [
     "HostCapacity",
     "SizeSettings",
     "VmSize",
+    "processes_mib",
     "size_pod",
     "size_sandbox",
 ]
@@ -59,6 +60,10 @@ HOST_OVERHEAD_MIB = 128
 """Host memory of a sandbox beside the guest's: QEMU's own, virtiofsd and Katapod's process. A clone takes 42, a
 sandbox that boots and is alone on its host 112, since nobody shares the files of QEMU and of its kernel with it:
 docs/adr/0011-memory.md."""
+
+HOST_MIB_OF_PROCESSES = 1.0
+"""Host memory, in MiB for each MiB of the guest's, that User-mode Linux may need for processes: each of the guest's is
+one of the host's, which takes 112 KiB of page tables and stacks where a `sleep` takes 105 KiB of the guest's memory."""
 
 QEMU_MAX_VCPUS = 240
 """Upstream's ceiling for q35; above 255 the machine needs an IOMMU with interrupt remapping."""
@@ -140,6 +145,11 @@ class VmSize(Struct, frozen=True, kw_only=True):
             f"{self.max_mem_mib} MiB, of which {self.guest_overhead_mib} for the guest; "
             f"{self.host_overhead_mib} MiB beside on the host"
         )
+
+
+def processes_mib(mem_mib: int) -> int:
+    """Host memory for the guest's processes under User-mode Linux, where each is one of the host's."""
+    return math.ceil(mem_mib * HOST_MIB_OF_PROCESSES)
 
 
 def size_sandbox(

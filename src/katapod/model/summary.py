@@ -17,7 +17,8 @@ class GuestSummary(msgspec.Struct, frozen=True):
 class SandboxSummary(msgspec.Struct, frozen=True):
     """Counters grow as long as the sandbox lives; rates are the reader's to take, by `at`.
 
-    The keys of `memory` and `cpu` are the parts of a sandbox on its host: guest (memory only), qemu, virtiofsd, owner.
+    The keys of `memory` and `cpu` are the parts of a sandbox on its host: guest (memory only), vmm (with
+    its helpers and who serves its disks), virtiofsd, supervisor.
     """
 
     sandbox_id: str

@@ -16,6 +16,6 @@ def need_text(flag: str, value: str) -> None:
     except UnicodeEncodeError:
         shown = plain(value[:200])
         raise UsageError(
-            f"cannot use {flag} {shown}: it has bytes that are no UTF-8, which a container's configuration cannot hold",
+            f"cannot use {flag} {shown}: it is not valid UTF-8, which a container's configuration cannot hold",
             hint="only paths of this host can have them, such as the source of -v",
         ) from None

@@ -1,17 +1,22 @@
 """Build the guest image: collect, plan, stage, pack, test-boot, switch the links."""
 
 import errno
+import hashlib
 import inspect
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 import katapod
+from katapod.host.guest_kernel import library_names
 from katapod.model.errors import KatapodError
-from katapod.model.flavour import Flavour
+from katapod.model.flavour import Flavour, GuestVmm
 from katapod.model.recipe import EMPTY_RECIPE, Recipe
 from katapod.osbuilder.cache import (
     IMAGES,
@@ -28,9 +33,10 @@ from katapod.osbuilder.cache import (
 from katapod.osbuilder.errors import ImageNotProven, KernelUnusable, NoDirectBoot, OsbuilderError, SpaceMissing
 from katapod.osbuilder.facts import collect_facts, find_programs, image_key
 from katapod.osbuilder.guest_python import find_interpreter, find_own_sources
-from katapod.osbuilder.kernel import InstalledKernel, find_kernel, read_module_index
+from katapod.osbuilder.kernel import InstalledKernel, find_kernel, find_uml_kernel, read_module_index
 from katapod.osbuilder.node_files import collect_extras
 from katapod.osbuilder.stage import COMPRESSORS, in_thread, run_dracut, stage_guest
+from katapod.osbuilder.system_disk import make_system_disk
 from katapod.osbuilder.vmlinux import extract_vmlinux
 from katapod.plan.guest_image import plan_guest_image
 
@@ -45,8 +51,7 @@ Progress = Callable[[str, float], None]
 SPACE_NEEDED = 300 * 1024 * 1024  # bytes: vmlinux, bzImage, staged files, dracut's copy of them, initrd
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRequest:
+class ImageRequest(Struct, frozen=True):
     """What to build. The defaults are those of `kata-runtime image build`."""
 
     cache_dir: Path = Path("/var/cache/kata-containers")
@@ -66,6 +71,8 @@ class ImageRequest:
     """Build even if the image is up to date."""
     flavour: Flavour = "agent"
     """agent or systemd: what is process 1 in the guest."""
+    vmm: GuestVmm = "qemu"
+    """What the kernel runs in. For uml it is the distribution's, and `kernel` and `direct_boot` do not count."""
     recipe: Recipe = EMPTY_RECIPE
     """What is added to the image."""
     recipe_name: str = ""
@@ -74,6 +81,7 @@ class ImageRequest:
     """Where boot/ and lib/modules/ are looked for."""
 
 
+# long: the steps of a build, in order
 async def build_guest_image(
     request: ImageRequest, *, prove: Prove, progress: Progress = lambda step, done: None
 ) -> BuiltImage:
@@ -86,7 +94,11 @@ async def build_guest_image(
     if request.compress != "none" and request.compress not in COMPRESSORS:
         raise OsbuilderError(f"cannot compress the initrd by {request.compress}: use {', '.join(COMPRESSORS)} or none")
     progress("look at this node", 0.0)
-    kernel = find_kernel(request.kernel, system_root=request.system_root)
+    kernel = (
+        find_uml_kernel(system_root=request.system_root)
+        if request.vmm == "uml"
+        else find_kernel(request.kernel, system_root=request.system_root)
+    )
     index = read_module_index(kernel)
     interpreter = find_interpreter()
     own = find_own_sources(request.packages, request.source_root)
@@ -103,7 +115,7 @@ async def build_guest_image(
         compress=request.compress + ("" if request.direct_boot else " bzimage"),
     )
     async with locked_cache(request.cache_dir):
-        if not request.rebuild and (image := _up_to_date(request, kernel.version, key)):
+        if not request.rebuild and (image := _up_to_date(request, kernel, key)):
             progress("up to date", 1.0)
             return image
         with _space_checked(request.cache_dir), work_directory(request.cache_dir) as work:
@@ -113,15 +125,21 @@ async def build_guest_image(
             progress("lay out files", 0.1)
             await stage_guest(plan, kernel.module_dir, interpreter, work / "stage")
             progress("pack the initrd", 0.2)
-            packed = await run_dracut(plan, work / "stage", work, compress=request.compress)
+            compress = "none" if kernel.vmm == "uml" else request.compress
+            packed = await run_dracut(plan, work / "stage", work, compress=compress)
+            if kernel.vmm == "uml":
+                packed = await make_system_disk(packed, work)
             finished = work / "finished"
             finished.mkdir()
-            initrd = packed.rename(finished / f"{_host_id()}-kata-{kernel.version}.initrd")
+            ending = "img" if kernel.vmm == "uml" else "initrd"
+            initrd = packed.rename(finished / f"{_host_id()}-kata-{kernel.version}.{ending}")
             progress("unpack the kernel", 0.7)
             candidates, notes = await in_thread(lambda: _kernel_files(request, kernel, finished))
             chosen, why_not = await _prove_one(candidates, initrd, prove, progress)
             told = (*plan.modules.warnings, *notes, *why_not)
             manifest = _manifest(request, key, kernel.version, chosen, initrd, told)
+            if kernel.vmm == "uml":
+                manifest = replace(manifest, pvh=False, **await _as_program(chosen))
             for other in candidates:
                 if other != chosen:
                     other.unlink()
@@ -146,16 +164,25 @@ def _manifest(
         notes=notes,
         flavour=request.flavour,
         recipe=request.recipe_name,
+        vmm=request.vmm,
     )
 
 
-def _up_to_date(request: ImageRequest, kernel_version: str, key: str) -> BuiltImage | None:
+async def _as_program(kernel: Path) -> dict[str, Any]:
+    """What the manifest says of a kernel that is run as a program."""
+    return {
+        "kernel_sha256": hashlib.sha256(kernel.read_bytes()).hexdigest(),
+        "libraries": await library_names([kernel]),
+    }
+
+
+def _up_to_date(request: ImageRequest, kernel: InstalledKernel, key: str) -> BuiltImage | None:
     cache_dir = request.cache_dir
-    image = current_image(cache_dir, request.flavour)
+    image = current_image(cache_dir, request.flavour, kernel.vmm)
     if image is not None and image.key == key:
         return image
     # Built and proven before; the links have been moved to another kernel's image since.
-    image = read_image(cache_dir / IMAGES / directory_name(kernel_version, request.flavour))
+    image = read_image(cache_dir / IMAGES / directory_name(kernel.version, request.flavour, kernel.vmm))
     if image is not None and image.key == key:
         switch_links(cache_dir, image)
         return image
@@ -166,6 +193,8 @@ def _kernel_files(
     request: ImageRequest, kernel: InstalledKernel, directory: Path
 ) -> tuple[list[Path], tuple[str, ...]]:
     """The kernel files to try, best first. They are copies, since an upgrade may remove the installed file."""
+    if kernel.vmm == "uml":
+        return [Path(shutil.copy(kernel.image, directory / "linux"))], ()
     candidates: list[Path] = []
     notes: tuple[str, ...] = ()
     if request.direct_boot:

@@ -5,8 +5,8 @@
     CACHE/osbuilder-images/current -> KERNELVERSION
     CACHE/osbuilder-images/KERNELVERSION/{ID-kata-KERNELVERSION.initrd, vmlinux, manifest.json, kernel, initrd}
 
-The systemd flavour has its own links and directory (kata-containers-initrd-systemd.img, current-systemd,
-KERNELVERSION+systemd), so that both flavours can coexist.
+Another flavour or VMM has its own links and directory (kata-containers-initrd-systemd.img, current-systemd,
+KERNELVERSION+systemd; kata-containers-uml.img, current-uml, KERNELVERSION+uml), so that all can coexist.
 
 Users open the two links. These lead through a third one, so that a single rename switches kernel and initrd together: a
 crash never leaves a new kernel with an old initrd. An image of the same kernel version is exchanged as a whole
@@ -24,17 +24,28 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msgspec import Struct
+from msgspec.structs import asdict
+
 from katapod.host.hints import hint_for
-from katapod.model.flavour import FLAVOURS, Flavour, initrd_link, kernel_link
+from katapod.model.flavour import (
+    FLAVOURS,
+    GUEST_VMMS,
+    Flavour,
+    GuestVmm,
+    image_suffix,
+    initrd_link,
+    kernel_link,
+)
 from katapod.osbuilder.errors import OsbuilderError
 
 __all__ = [
     "BuiltImage",
     "Manifest",
     "current_image",
+    "current_images",
     "directory_name",
     "install_image",
     "list_images",
@@ -54,28 +65,29 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """What manifest.json holds. Sizes in bytes; file names relative to its directory."""
 
     key: str
     kernel_version: str
     kernel: str
     kernel_size: int
-    initrd: str
+    initrd: str  # for uml a system disk
     initrd_size: int
     pvh: bool
     notes: tuple[str, ...]  # what the image lacks, and why
     flavour: Flavour = "agent"
     recipe: str = ""  # path of its recipe; empty: none
+    vmm: GuestVmm = "qemu"
+    kernel_sha256: str = ""  # hexadecimal; of a kernel that is a program
+    libraries: tuple[str, ...] = ()  # of the node, which such a program is run with, by the names that it is linked to
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltImage:
+class BuiltImage(Struct, frozen=True):
     """A finished, proven guest image."""
 
     kernel: Path
-    initrd: Path
+    initrd: Path  # for uml a system disk
     kernel_version: str
     key: str
     size: int  # bytes of the initrd
@@ -83,12 +95,15 @@ class BuiltImage:
     notes: tuple[str, ...] = ()
     flavour: Flavour = "agent"
     recipe: str = ""
+    vmm: GuestVmm = "qemu"
+    kernel_sha256: str = ""
+    libraries: tuple[str, ...] = ()
     fresh: bool = False  # built by this call; False: it was up to date
 
 
-def directory_name(kernel_version: str, flavour: Flavour) -> str:
+def directory_name(kernel_version: str, flavour: Flavour, vmm: GuestVmm = "qemu") -> str:
     """Where an image is, below osbuilder-images."""
-    return kernel_version if flavour == "agent" else f"{kernel_version}+{flavour}"
+    return kernel_version + image_suffix(flavour, vmm, "+")
 
 
 def list_images(cache_dir: Path) -> list[BuiltImage]:
@@ -109,9 +124,15 @@ def remove_image(cache_dir: Path, image: BuiltImage) -> None:
     shutil.rmtree(aside)
 
 
-def current_image(cache_dir: Path, flavour: Flavour = "agent") -> BuiltImage | None:
-    """The image that the links of `flavour` point to; None if there is none or it is incomplete."""
-    kernel, initrd = cache_dir / kernel_link(flavour), cache_dir / initrd_link(flavour)
+def current_images(cache_dir: Path) -> tuple[BuiltImage, ...]:
+    """The images in use, of each flavour and VMM."""
+    found = (current_image(cache_dir, flavour, vmm) for vmm in GUEST_VMMS for flavour in FLAVOURS)
+    return tuple(image for image in found if image is not None)
+
+
+def current_image(cache_dir: Path, flavour: Flavour = "agent", vmm: GuestVmm = "qemu") -> BuiltImage | None:
+    """The image that the links of `flavour` for `vmm` point to; None if there is none or it is incomplete."""
+    kernel, initrd = cache_dir / kernel_link(flavour, vmm), cache_dir / initrd_link(flavour, vmm)
     try:
         directory = kernel.resolve(strict=True).parent
         if initrd.resolve(strict=True).parent != directory:
@@ -129,9 +150,10 @@ def read_image(directory: Path) -> BuiltImage | None:
     try:
         with (directory / "manifest.json").open("rb") as handle:
             raw = json.loads(handle.read(MANIFEST_MAX))
-        manifest = Manifest(**{**raw, "notes": tuple(raw["notes"])})
+        lists = {name: tuple(raw.get(name, ())) for name in ("notes", "libraries")}
+        manifest = Manifest(**{**raw, **lists})
         kernel, initrd = directory / manifest.kernel, directory / manifest.initrd
-        if manifest.flavour not in FLAVOURS:
+        if manifest.flavour not in FLAVOURS or manifest.vmm not in GUEST_VMMS:
             return None
         if (kernel.stat().st_size, initrd.stat().st_size) != (manifest.kernel_size, manifest.initrd_size):
             return None
@@ -147,6 +169,9 @@ def read_image(directory: Path) -> BuiltImage | None:
         manifest.notes,
         manifest.flavour,
         manifest.recipe,
+        manifest.vmm,
+        manifest.kernel_sha256,
+        manifest.libraries,
     )
 
 
@@ -194,11 +219,11 @@ def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltI
     (finished / "initrd").symlink_to(manifest.initrd)
     for path in finished.iterdir():
         if not path.is_symlink():
-            path.chmod(0o644)
+            path.chmod(0o755 if path.name == manifest.kernel and manifest.vmm == "uml" else 0o644)
             _sync(path)
     finished.chmod(0o755)
     _sync(finished)
-    target = cache_dir / IMAGES / directory_name(manifest.kernel_version, manifest.flavour)
+    target = cache_dir / IMAGES / directory_name(manifest.kernel_version, manifest.flavour, manifest.vmm)
     if target.is_dir():
         _exchange(finished, target)
     else:
@@ -210,12 +235,12 @@ def install_image(cache_dir: Path, finished: Path, manifest: Manifest) -> BuiltI
 
 
 def switch_links(cache_dir: Path, image: BuiltImage) -> None:
-    """Point the links of `cache_dir` for the image's flavour to `image`, by one rename."""
+    """Point the links of `cache_dir` for the image's flavour and VMM to `image`, by one rename."""
     images = cache_dir / IMAGES
-    current = "current" if image.flavour == "agent" else f"current-{image.flavour}"
+    current = f"current{image_suffix(image.flavour, image.vmm)}"
     _replace_link(images / current, image.kernel.parent.name)
-    _replace_link(cache_dir / kernel_link(image.flavour), f"{IMAGES}/{current}/kernel")
-    _replace_link(cache_dir / initrd_link(image.flavour), f"{IMAGES}/{current}/initrd")
+    _replace_link(cache_dir / kernel_link(image.flavour, image.vmm), f"{IMAGES}/{current}/kernel")
+    _replace_link(cache_dir / initrd_link(image.flavour, image.vmm), f"{IMAGES}/{current}/initrd")
     _sync(images)
     _sync(cache_dir)
 

@@ -9,7 +9,8 @@ result. Sources: elf(5), System V ABI (dynamic section), LSB (symbol versions).
 """
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["ElfFormatError", "drop_needed"]
 
@@ -25,8 +26,7 @@ class ElfFormatError(ValueError):
     """Not an ELF file that we know how to change; use it as it is."""
 
 
-@dataclass(slots=True)
-class _Dynamic:
+class _Dynamic(Struct):
     offset: int
     entries: list[tuple[int, int]]
 

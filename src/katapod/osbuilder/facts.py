@@ -11,7 +11,7 @@ from katapod.osbuilder.kernel import InstalledKernel, huge_pages_default
 from katapod.osbuilder.node_files import sources_of
 from katapod.osbuilder.shared_libraries import shared_libraries
 from katapod.osbuilder.stage import COMPRESSORS, DRACUT_BASE, in_thread
-from katapod.plan import guest_image, guest_systemd
+from katapod.plan import guest_image, guest_modules, guest_systemd
 from katapod.plan.guest_image import (
     FileKind,
     GuestExtras,
@@ -61,9 +61,11 @@ async def collect_facts(
         busybox_applets=tuple(applets.stdout.split()),
         huge_pages=huge_pages_default(kernel),
         extras=extras,
+        vmm=kernel.vmm,
     )
 
 
+# long: all that an image is made of
 async def image_key(
     kernel: InstalledKernel,
     index: ModuleIndex,
@@ -83,9 +85,12 @@ async def image_key(
     foreign = _files_of(own.foreign)
     binaries = [Path(program.source) for program in programs]
     added = [Path(file.source) for file in extras.files if file.kind is FileKind.PROGRAM]
-    libraries = await shared_libraries([*binaries, *added, *(path for path in foreign if ".so" in path.name)])
+    run_here = [kernel.image] if kernel.vmm == "uml" else []
+    libraries = await shared_libraries(
+        [*binaries, *added, *run_here, *(path for path in foreign if ".so" in path.name)]
+    )
     builder = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.rglob("*.sh"))]
-    modules = [kernel.module_dir / module.source for module in plan_image_modules(index, extras).all]
+    modules = [kernel.module_dir / module.source for module in plan_image_modules(index, extras, kernel.vmm).all]
     index_files = [kernel.module_dir / name for name in ("modules.dep", "modules.builtin", "modules.softdep")]
     options = {
         "compress": COMPRESSORS.get(compress, compress),
@@ -95,6 +100,7 @@ async def image_key(
         "kernel": kernel.version,
         "own": [name for name, _ in own.modules],
         "python_path": interpreter.path,
+        "vmm": kernel.vmm,
     }
 
     def digest() -> str:
@@ -112,6 +118,7 @@ async def image_key(
             *builder,
             *sources_of(extras),
             Path(guest_image.__file__),
+            Path(guest_modules.__file__),
             Path(guest_systemd.__file__),
             DRACUT_BASE / "dracut-version.sh",
         ):

@@ -10,9 +10,10 @@ import json
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod.host.process import ProcessFailed, run
 from katapod.osbuilder.errors import OsbuilderError
@@ -39,8 +40,7 @@ ALWAYS_MODULES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreter:
+class Interpreter(Struct, frozen=True):
     """The Python that runs the builder, without the virtual environment around it."""
 
     binary: Path
@@ -52,8 +52,7 @@ class Interpreter:
         return (str(self.library), str(self.extensions))
 
 
-@dataclass(frozen=True, slots=True)
-class OwnSources:
+class OwnSources(Struct, frozen=True):
     """The closure of the agent's imports within its own packages, and what these import from elsewhere."""
 
     root: Path  # the directory that holds the top package

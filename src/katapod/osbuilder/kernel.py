@@ -1,25 +1,39 @@
-"""Find the kernel for the guest, and its module directory."""
+"""Find the kernels for guests, and their module directories."""
 
 import mmap
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec import Struct
+
+from katapod.model.flavour import GuestVmm
 from katapod.osbuilder.errors import KernelMissing, KernelUnusable
 from katapod.plan.guest_image import ModuleIndex, parse_module_index
 
-__all__ = ["InstalledKernel", "find_kernel", "huge_pages_default", "kernel_release", "read_module_index"]
+__all__ = [
+    "MODULE_ROOTS",
+    "InstalledKernel",
+    "find_kernel",
+    "find_uml_kernel",
+    "huge_pages_default",
+    "kernel_release",
+    "read_module_index",
+]
 
 INSTALL_HINT = "install a kernel: apt install linux-image-cloud-amd64"
+UML_HINT = "install the package user-mode-linux (Debian 12, 13): apt install user-mode-linux"
+UML_PROGRAM = "usr/bin/linux.uml"
+MODULE_ROOTS: Mapping[GuestVmm, str] = {"qemu": "lib/modules", "uml": "usr/lib/uml/modules"}
+"""Below the root directory: one directory for each version."""
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledKernel:
+class InstalledKernel(Struct, frozen=True):
     version: str  # as uname -r shows it in the guest
-    image: Path  # a bzImage, or an ELF vmlinux
+    image: Path  # a bzImage, or an ELF vmlinux; for uml a program
     module_dir: Path  # /lib/modules/VERSION
+    vmm: GuestVmm = "qemu"
 
 
 def find_kernel(override: str | None = None, *, system_root: Path = Path("/")) -> InstalledKernel:
@@ -43,6 +57,20 @@ def find_kernel(override: str | None = None, *, system_root: Path = Path("/")) -
         names = ", ".join(sorted(kernel.version for kernel in installed)) or "none"
         raise KernelMissing(f"cannot find kernel {override}: installed are {names}", hint=INSTALL_HINT)
     return _from_path(Path(override), system_root)
+
+
+def find_uml_kernel(*, system_root: Path = Path("/")) -> InstalledKernel:
+    """The User-mode Linux that is installed on this node, as Debian's package has it. Raises KernelMissing."""
+    program = system_root / UML_PROGRAM
+    if not program.is_file():
+        raise KernelMissing(f"cannot find User-mode Linux: there is no {program}", hint=UML_HINT)
+    version = kernel_release(program)
+    if not version:
+        raise KernelUnusable(f"cannot tell the version of {program}: it is no kernel")
+    module_dir = system_root / MODULE_ROOTS["uml"] / version
+    if not (module_dir / "modules.dep").is_file():
+        raise KernelMissing(f"cannot use {program}: its modules are not in {module_dir}", hint=UML_HINT)
+    return InstalledKernel(version, program, module_dir, "uml")
 
 
 def read_module_index(kernel: InstalledKernel) -> ModuleIndex:

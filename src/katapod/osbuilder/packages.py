@@ -7,7 +7,8 @@ for shared libraries, which come with the programs that need them. Source: dpkg-
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.host.process import ProcessFailed, find_program, run
 from katapod.model.recipe import RecipeError
@@ -22,8 +23,7 @@ _BASE_PRIORITIES = frozenset({"required", "important"})
 _LIBRARY_SECTIONS = frozenset({"libs", "oldlibs"})
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Struct, frozen=True):
     """An installed package. `depends`: the alternatives of each dependency."""
 
     name: str

@@ -1,10 +1,12 @@
 """Remove guest images that are no longer needed."""
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
-from katapod.model.flavour import FLAVOURS
-from katapod.osbuilder.cache import BuiltImage, current_image, list_images, locked_cache, remove_image
+from katapod.osbuilder.cache import IMAGES, BuiltImage, current_images, list_images, locked_cache, remove_image
+from katapod.osbuilder.kernel import MODULE_ROOTS
 
 __all__ = ["prune_images"]
 
@@ -20,17 +22,16 @@ async def prune_images(
     """
     removed = []
     async with locked_cache(cache_dir):
-        current = {image.initrd for flavour in FLAVOURS if (image := current_image(cache_dir, flavour))}
+        current = {image.initrd for image in current_images(cache_dir)}
         candidates = [
             image
             for image in list_images(cache_dir)
             if image.initrd not in current
-            and (also_installed or not (system_root / "lib/modules" / image.kernel_version).is_dir())
+            and (also_installed or not (system_root / MODULE_ROOTS[image.vmm] / image.kernel_version).is_dir())
         ]
-        running = _command_lines() if candidates else ()
+        running = _what_programs_use() if candidates else (set(), set())
         for image in candidates:
-            directory = f"{image.kernel.parent}/".encode()
-            if any(directory in line for line in running):
+            if _is_used(image, *running):
                 log.info("the image in %s is kept: a VM runs from it", image.kernel.parent)
                 continue
             remove_image(cache_dir, image)
@@ -38,11 +39,26 @@ async def prune_images(
     return removed
 
 
-def _command_lines() -> list[bytes]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _is_used(image: BuiltImage, commands: set[bytes], mounted: set[tuple[int, int]]) -> bool:
+    directory = f"/{IMAGES}/{image.kernel.parent.name}/".encode()
+    files = {(file.st_dev, file.st_ino) for file in (image.kernel.stat(), image.initrd.stat())}
+    return bool(files & mounted) or any(directory in text for text in commands)
+
+
+def _what_programs_use() -> tuple[set[bytes], set[tuple[int, int]]]:
+    """The command lines of all programs; device and inode of what they have mounted of an image: a VMM in a jail knows
+    its image by bind mounts only, and images of another cache may have the same names. Source: proc(5), mountinfo."""
+    commands, mounted = set(), set()
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            lines.append(path.read_bytes())
+            commands.add((process / "cmdline").read_bytes())
+            mounts = (process / "mountinfo").read_bytes().splitlines()
         except OSError:
             continue  # it has ended
-    return lines
+        for mount in mounts:
+            if f"/{IMAGES}/".encode() in mount:
+                place = mount.split()[4].decode("unicode_escape").encode("latin-1")
+                with contextlib.suppress(OSError):  # something else is mounted over it
+                    found = os.stat(os.fsencode(process / "root") + place)
+                    mounted.add((found.st_dev, found.st_ino))
+    return commands, mounted

@@ -1,12 +1,11 @@
 """The shared libraries of programs: those loaded at the start, and those loaded by dlopen(3) according to ELF notes."""
 
 import json
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from katapod.host.process import find_program, run
+from katapod.host.guest_kernel import library_names
 
 __all__ = ["dlopen_notes", "loaded_later", "shared_libraries"]
 
@@ -18,13 +17,7 @@ _TAKEN = ("required", "recommended")  # priorities; the guest goes without what 
 
 async def shared_libraries(binaries: Iterable[Path]) -> list[Path]:
     """What ldd(1) resolves, as real paths."""
-    done = await run(
-        [find_program("ldd", package="libc-bin"), *map(str, binaries)],
-        timeout_s=120,
-        check=False,  # it fails for static programs, which need none
-    )
-    paths = re.findall(r"(?:=> |^\s+)(/\S+)", done.stdout, re.MULTILINE)
-    return [Path(path).resolve() for path in sorted(set(paths))]
+    return [Path(path).resolve() for path in await library_names(binaries)]
 
 
 async def loaded_later(programs: Iterable[Path]) -> list[Path]:

@@ -6,13 +6,9 @@ the host's initramfs can never contain our module.
 """
 
 import asyncio
-import gzip
 import logging
-import lzma
 import os
 import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +17,9 @@ from katapod.host.process import ProcessFailed, find_program, run
 from katapod.osbuilder.elf_needs import ElfFormatError, drop_needed
 from katapod.osbuilder.errors import OsbuilderError
 from katapod.osbuilder.guest_python import Interpreter, compile_python
+from katapod.osbuilder.module_file import pack_module, read_module, slim_module
 from katapod.plan.guest_image import FileKind, GuestImagePlan, PythonFileKind
+from katapod.tasks import finish
 
 __all__ = ["DRACUT_MODULES", "in_thread", "run_dracut", "stage_guest"]
 
@@ -32,20 +30,13 @@ FIXED_TIME = 1  # mtime of everything in the image; not 0, which some tools take
 
 log = logging.getLogger(__name__)
 
-_SIGNATURE_MAGIC = b"~Module signature appended~\n"
-
 _T = TypeVar("_T")
 
 
 async def in_thread(work: Callable[[], _T]) -> _T:
     """Run disk-heavy work in a thread. A cancellation waits for its end, so that the thread never writes to a directory
     that is being removed."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    return await finish(asyncio.to_thread(work))
 
 
 async def stage_guest(plan: GuestImagePlan, module_dir: Path, interpreter: Interpreter, stage: Path) -> None:
@@ -77,7 +68,7 @@ def _stage_files(plan: GuestImagePlan, module_dir: Path, stage: Path) -> None:
     for module in plan.modules.all:
         path = _inside(stage, f"{plan.module_root}/{module.target}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = without_signature(read_module(module_dir / module.source))
+        content = slim_module(read_module(module_dir / module.source))
         path.write_bytes(pack_module(content) if module.packed else content)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo", "modules.softdep"):
         if (module_dir / name).is_file():
@@ -118,47 +109,6 @@ def _link_applets(plan: GuestImagePlan, stage: Path) -> None:
 
 def _inside(stage: Path, guest_path: str) -> Path:
     return stage / guest_path.lstrip("/")
-
-
-def read_module(path: Path) -> bytes:
-    """The content of a module file, decompressed: the agent passes it to finit_module as it is."""
-    data = path.read_bytes()
-    try:
-        if path.suffix == ".gz":
-            return gzip.decompress(data)
-        if path.suffix == ".xz":
-            return lzma.decompress(data)
-    except (OSError, EOFError, lzma.LZMAError) as exc:
-        raise OsbuilderError(f"cannot unpack kernel module {path}: {exc}") from exc
-    if path.suffix == ".zst":
-        return _unpack_zstd(path)
-    return data
-
-
-def _unpack_zstd(path: Path) -> bytes:
-    done = subprocess.run(
-        [find_program("zstd", package="zstd"), "-dcq", str(path)], capture_output=True, check=False, timeout=60
-    )
-    if done.returncode != 0:
-        raise OsbuilderError(f"cannot unpack kernel module {path}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
-
-
-def without_signature(module: bytes) -> bytes:
-    """Remove an appended signature: checking it costs the guest an RSA operation per module, and the initrd that holds
-    both module and kernel has to be trusted anyway. docs/adr/0004-guest-image.md. Layout: linux
-    include/linux/module_signature.h: data, signature, 12 bytes that end in its length, magic."""
-    if not module.endswith(_SIGNATURE_MAGIC):
-        return module
-    body = module[: -len(_SIGNATURE_MAGIC)]
-    (length,) = struct.unpack_from(">I", body, len(body) - 4)
-    return body[: len(body) - 12 - length]
-
-
-def pack_module(module: bytes) -> bytes:
-    """Compressed by xz, with a check and a dictionary size that all readers support: busybox, libkmod, the kernel."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
-    return lzma.compress(module, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
 
 
 async def _run_depmod(plan: GuestImagePlan, stage: Path) -> None:

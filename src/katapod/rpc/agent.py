@@ -7,8 +7,9 @@ their size, and callers treat strings and numbers as data.
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.pb import agent_pb2, health_pb2, katapod_pb2
 from katapod.rpc.pb._load import class_of
@@ -23,7 +24,6 @@ __all__ = [
     "INSPECTION_SERVICE",
     "REQUEST_TIMEOUT_S",
     "AgentClient",
-    "CallObserver",
 ]
 
 AGENT_SERVICE = "grpc.AgentService"
@@ -44,16 +44,11 @@ _ANSWERS: dict[str, Any] = {
 }
 
 
-class CallObserver(Protocol):
-    """Called after each AgentService call with the full name of the request and the duration."""
-
-    def observe(self, action: str, seconds: float) -> None: ...
-
-
 class AgentClient:
     """Calls of the agent protocol over one ttrpc connection."""
 
-    def __init__(self, connection: TtrpcClient, call_times: CallObserver | None = None) -> None:
+    def __init__(self, connection: TtrpcClient, call_times: CallTimes | None = None) -> None:
+        """`call_times` counts calls of AgentService, by the full name of the request."""
         self.connection = connection
         self.call_times = call_times
         self._features: frozenset[str] | None = None
@@ -138,6 +133,13 @@ class AgentClient:
         request = katapod_pb2.ClockRequest(step_ns=step_ns, slew_ns=slew_ns, other_source=other_source)
         answer = await self.connection.call(GUEST_SERVICE, "Clock", request, katapod_pb2.ClockResponse, timeout_s)
         return int(answer.time_ns)
+
+    async def let_go(self, *, disk: str = "", mac: str = "") -> None:
+        """Have the guest's kernel let go of a disk, by its path, or of an interface. Raises RpcError."""
+        request = katapod_pb2.LetGoRequest(disk=disk, hardware_address=mac)
+        await self.connection.call(
+            GUEST_SERVICE, "LetGo", request, katapod_pb2.LetGoResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
 
     async def inspect(self, timeout_s: float) -> "inspection_pb2.InspectResponse":
         """The guest as seen from inside. Raises RpcError: UNIMPLEMENTED with upstream's agent."""

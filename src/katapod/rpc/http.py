@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, unquote
 
 import h11
 
+from katapod.tasks import Background
+
 __all__ = [
     "BODY_MAX",
     "HEAD_MAX",
@@ -118,7 +120,7 @@ class HttpServer:
     def __init__(self, handler: Handler, read_limit_s: float) -> None:
         self._handler = handler
         self._read_limit_s = read_limit_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._server: asyncio.Server | None = None
         self._closed = False
 
@@ -130,13 +132,11 @@ class HttpServer:
         if self._closed:  # accepted while closing
             writer.transport.abort()
             return
-        if len(self._tasks) >= CONNECTIONS_MAX:
+        if len(self._background) >= CONNECTIONS_MAX:
             writer.write(_render(h11.Connection(h11.SERVER), _error(503, "too many connections"), head_only=False))
             writer.close()
             return
-        task = asyncio.create_task(self._serve(reader, writer), name="http")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._serve(reader, writer), name="http")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection, head_only = h11.Connection(h11.SERVER, HEAD_MAX), False
@@ -179,11 +179,7 @@ class HttpServer:
         self._closed = True
         if self._server is not None:
             self._server.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._background.close()
 
 
 async def serve_http(listener: socket.socket, handler: Handler, *, read_limit_s: float = READ_LIMIT_S) -> HttpServer:

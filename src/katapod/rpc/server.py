@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from katapod.rpc.framing import REQUEST, Frame, FrameDecoder, FrameError, encode_response, parse_request
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.tasks import Background
 
 __all__ = ["Handler", "TtrpcServer", "serve_ttrpc"]
 
@@ -41,7 +42,7 @@ class TtrpcServer:
         self.handler = handler
         self.count = count
         self.connections: set[_Connection] = set()
-        self.calls: set[asyncio.Task[None]] = set()
+        self.calls = Background()
         self._server: asyncio.Server | None = None
 
     async def listen(self, listener: socket.socket) -> None:
@@ -55,11 +56,10 @@ class TtrpcServer:
             self._server.close()
 
     async def wait_closed(self) -> None:
-        """After close: drop all connections and wait for the end of their calls, which are cancelled."""
+        """After close: drop all connections, cancel their calls and wait for the end of these."""
         for connection in list(self.connections):
             connection.drop()
-        if self.calls:
-            await asyncio.wait(set(self.calls))
+        await self.calls.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -113,10 +113,9 @@ class _Connection(asyncio.Protocol):
             if refused := self._admit(frame):
                 self._transport.write(encode_response(frame.stream_id, code=refused.code, message=refused.message))
                 continue
-            task = asyncio.get_running_loop().create_task(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
-            for owner in (self._tasks, self._server.calls):
-                owner.add(task)
-                task.add_done_callback(owner.discard)
+            task = self._server.calls.start(self._answer(frame), name=f"ttrpc-{frame.stream_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _admit(self, frame: Frame) -> RpcError | None:
         """Why a frame is refused; None if it is not."""

@@ -137,3 +137,15 @@ class ClockResponse(_message.Message):
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     time_ns: int
     def __init__(self, time_ns: _Optional[int] = ...) -> None: ...
+
+class LetGoRequest(_message.Message):
+    __slots__ = ("disk", "hardware_address")
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    disk: str
+    hardware_address: str
+    def __init__(self, disk: _Optional[str] = ..., hardware_address: _Optional[str] = ...) -> None: ...
+
+class LetGoResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The Rust runtime's dialect of configuration.toml: what it names or places otherwise, read as the Go dialect.
+"""The Rust runtime's configuration.toml: what it names or places otherwise, read as the Go runtime's.
 
 What it has beyond is in config_refused.py. Source: Kata Containers,
 src/runtime-rs/config/configuration-qemu-runtime-rs.toml.in.
@@ -7,7 +7,7 @@ src/runtime-rs/config/configuration-qemu-runtime-rs.toml.in.
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["as_go_dialect", "nested_factory"]
+__all__ = ["as_go_setting", "nested_factory"]
 
 _MOVED: Final = {
     ("hypervisor.qemu", "seccomp_sandbox"): ("hypervisor.qemu", "seccompsandbox"),
@@ -18,8 +18,8 @@ _DEBUG_LEVELS = ("debug", "trace")
 _DRIVERS = {"virtio-blk-pci": "virtio-blk"}
 
 
-def as_go_dialect(table: str, key: str, value: object) -> tuple[str, str, object]:
-    """The same setting in the Go dialect; as it is, if both have it."""
+def as_go_setting(table: str, key: str, value: object) -> tuple[str, str, object]:
+    """The same setting as the Go runtime names it; as it is, if both have it."""
     if key == "log_level" and value in _DEBUG_LEVELS and table in ("agent.kata", "runtime"):
         return table, "enable_debug", True
     if key == "block_device_driver" and isinstance(value, str):
