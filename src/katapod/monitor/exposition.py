@@ -6,15 +6,15 @@ part of which guests have written.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 __all__ = ["LINES_MAX", "Families", "Family", "label_text", "merge", "render"]
 
 LINES_MAX = 20_000  # per sandbox; usually there are some 600, of which the guest may send 5,000 at most
 
 
-@dataclass(slots=True)
-class Family:
+class Family(Struct):
     """`heads`: HELP and TYPE lines, with the number of sandboxes that have them. `samples`: of each sandbox."""
 
     heads: dict[str, int] = field(default_factory=dict)

@@ -7,12 +7,12 @@ import asyncio
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
-from katapod.host.state import owner_alive
+from katapod.host.state import supervisor_alive
 from katapod.model.json_text import decode_json
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
@@ -35,8 +35,7 @@ POD_LABELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A sandbox on disk. `record` is None if another runtime owns it, or it cannot be read."""
 
     sandbox_id: str
@@ -166,7 +165,7 @@ class Fleet:
     def _without_answer(self, entry: Entry, exc: AnswerError) -> Row:
         record = entry.record
         if record is not None and exc.refused:
-            if not owner_alive(self._layout.sandbox(entry.sandbox_id)):
+            if not supervisor_alive(self._layout.sandbox(entry.sandbox_id)):
                 return _row_of(entry, "lost", "the process that ran it was killed")
             if record.state is State.CREATING or record.pooled:
                 return _row_of(entry, _state_of(record), "")

@@ -1,7 +1,8 @@
 """The command line of kata-monitor: upstream's flags, with one dash or two."""
 
 import ipaddress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["LEVELS", "Address", "Options", "UsageError", "parse_address", "parse_options"]
 
@@ -31,8 +32,7 @@ class UsageError(Exception):
     """The command line is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     host: str  # an IP address or a name; empty: every address
     port: int
 
@@ -47,8 +47,7 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     address: Address
     log_level: str = "info"
     runtime_endpoint: str = ""

@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from katapod.host.process_metrics import METRICS_TYPE, CallTimes, family_text, standard_process_text
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
 from katapod.model.json_text import encode_json
@@ -30,6 +29,8 @@ from katapod.monitor.fleet import METRICS_LIMIT_S, Entry, Event, Fleet, Row, wit
 from katapod.monitor.options import Address
 from katapod.monitor.together import ask_together
 from katapod.monitor.token import is_given
+from katapod.observe.process_metrics import METRICS_TYPE, call_times_text, family_text, standard_process_text
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.http import HttpError, Request, Response
 
 __all__ = ["MonitorService"]
@@ -162,7 +163,7 @@ class MonitorService:
                     "Sandboxes that did not answer a scrape, and scrapes of one that failed.",
                     [({}, self._failed)],
                 ),
-                self._times.text(),
+                call_times_text(self._times),
                 standard_process_text("kata_monitor", os.getpid()),
             ]
         )

@@ -5,9 +5,11 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+from katapod.tasks import Background
+
 __all__ = ["GRACE_S", "ask_together"]
 
-GRACE_S = 1.5  # more than an owner waits for its guest
+GRACE_S = 1.5  # more than a supervisor waits for its guest
 
 _Answer = TypeVar("_Answer")
 
@@ -21,17 +23,12 @@ async def ask_together(
     time it needs, while a few that hang or are slow on purpose get no more than that. The limits of the questions
     themselves apply too.
     """
-    tasks = [asyncio.create_task(question, name="question") for question in questions]
     began = time.monotonic()
-    pending = set(tasks)
-    try:
+    async with Background() as background:
+        tasks = [background.start(question, name="question") for question in questions]
+        pending = set(tasks)
         while len(pending) > len(tasks) // 2:
             _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         if pending:
             await asyncio.wait(pending, timeout=max(grace_s, time.monotonic() - began))
         return [task.result() if task.done() else None for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)

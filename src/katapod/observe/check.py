@@ -4,7 +4,8 @@ A host is capable if no line is `missing`. With `strict` it has to have all: no 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.observe.check_facts import CheckFacts, Line, Outcome
 from katapod.observe.check_machine import judge_machine
@@ -18,8 +19,7 @@ NOT_CAPABLE = "System is not capable of running Kata Containers"
 """Upstream's words: scripts look for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     lines: tuple[Line, ...]
     root: bool
 

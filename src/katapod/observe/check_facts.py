@@ -3,11 +3,13 @@
 Facts are collected by observe/check_host.py and judged by observe/check_machine.py and observe/check_software.py.
 """
 
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 __all__ = [
     "AcceleratorFacts",
+    "RungFacts",
     "CheckFacts",
     "DeviceFacts",
     "EngineFacts",
@@ -19,6 +21,7 @@ __all__ = [
     "SpaceFacts",
     "Trial",
     "install",
+    "shown_duration",
 ]
 
 
@@ -30,8 +33,7 @@ class Outcome(Enum):
     NOTE = "note"  # neither good nor bad
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """One verdict. `line_id` is stable: programs may rely on it."""
 
     line_id: str
@@ -49,8 +51,7 @@ class ModuleState(Enum):
     ABSENT = "absent"  # this kernel does not have it
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFacts:
+class DeviceFacts(Struct, frozen=True):
     """A node below /dev and the module behind it. `error`: why it does not open; empty if it does."""
 
     path: str
@@ -63,8 +64,7 @@ class DeviceFacts:
         return not self.error
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramFacts:
+class ProgramFacts(Struct, frozen=True):
     """`path`: where it was found, or, if `found` is false, where it was looked for. `version`: its own first line."""
 
     name: str
@@ -73,16 +73,14 @@ class ProgramFacts:
     version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """Something that was really done. `works` is None if it was not tried; `said`: the error, or why not."""
 
     works: bool | None
     said: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceFacts:
+class SpaceFacts(Struct, frozen=True):
     """Room below a directory, or below the nearest that exists."""
 
     path: str
@@ -91,8 +89,7 @@ class SpaceFacts:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
+class ImageFacts(Struct, frozen=True):
     """The guest's kernel and initrd, as the configuration names them."""
 
     kernel: str
@@ -108,11 +105,10 @@ class ImageFacts:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AcceleratorFacts:
-    """What the proof said (docs/adr/0007). `chosen`: kvm, tcg, or empty if nothing was found out yet."""
+class AcceleratorFacts(Struct, frozen=True):
+    """What the proof said (docs/adr/0007). `chosen`: kvm, uml, tcg, or empty if nothing was found out yet."""
 
-    wanted: str  # auto, kvm, tcg
+    wanted: str  # auto, kvm, uml, tcg
     chosen: str = ""
     reason: str = ""
     age_s: float | None = None  # of the verdict; None: found out just now, or forced
@@ -122,8 +118,18 @@ class AcceleratorFacts:
     said: str = ""  # QEMU's own words, of boots that failed
 
 
-@dataclass(frozen=True, slots=True)
-class EngineFacts:
+class RungFacts(Struct, frozen=True):
+    """What the proof of one accelerator said. `works`: None if that was not found out yet."""
+
+    works: bool | None = None
+    installed: bool = True  # its guest image is there
+    reason: str = ""
+    age_s: float | None = None
+    advice: str = ""
+    said: str = ""  # the VMM's own words, of boots that failed
+
+
+class EngineFacts(Struct, frozen=True):
     """containerd or CRI-O. `handlers`: names of the runtime handlers that lead to the shim; `files`: what was read."""
 
     name: str
@@ -133,8 +139,7 @@ class EngineFacts:
     problem: str = ""  # a file that cannot be read or parsed
 
 
-@dataclass(frozen=True, slots=True)
-class CheckFacts:
+class CheckFacts(Struct, frozen=True):
     root: bool
     architecture: str
     cpu_vendor: str
@@ -147,6 +152,8 @@ class CheckFacts:
     programs: tuple[ProgramFacts, ...]
     image: ImageFacts
     accelerator: AcceleratorFacts
+    kvm: RungFacts
+    uml: RungFacts
     cgroup_version: int  # 0: there are none
     cgroup_controllers: frozenset[str]
     cgroup_writable: bool
@@ -163,6 +170,14 @@ class CheckFacts:
     open_files: int  # RLIMIT_NOFILE, hard
     shim: str  # path of containerd-shim-kata-v2, empty if an engine would not find it
     engines: tuple[EngineFacts, ...]
+
+
+def shown_duration(seconds: float) -> str:
+    """A rough age for people."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
 
 
 def install(deb: str, rpm: str = "") -> str:

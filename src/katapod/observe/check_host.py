@@ -3,7 +3,6 @@
 The guest image and the accelerator's verdict belong to other rooms; the caller adds them.
 """
 
-import asyncio
 import errno
 import os
 import re
@@ -18,6 +17,7 @@ from katapod.host.process import run
 from katapod.model.config import VIRTIOFSD_PATHS, Config, find_virtiofsd
 from katapod.model.errors import KatapodError
 from katapod.model.layout import Layout
+from katapod.model.uid_range import parse_uid_range
 from katapod.observe.check_engines import collect_engines, find_shim
 from katapod.observe.check_facts import (
     AcceleratorFacts,
@@ -26,12 +26,14 @@ from katapod.observe.check_facts import (
     ImageFacts,
     ModuleState,
     ProgramFacts,
+    RungFacts,
     SpaceFacts,
 )
 from katapod.observe.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS
 from katapod.observe.check_software import PROGRAMS
-from katapod.observe.check_trials import try_network, try_overlay
+from katapod.observe.check_trials import try_jail, try_network, try_overlay
 from katapod.observe.procfs import first_cpu, kib_of, read_pairs
+from katapod.tasks import together
 
 __all__ = ["collect_check_facts", "file_problem"]
 
@@ -58,7 +60,7 @@ async def collect_check_facts(
     host: HostFacts,
     layout: Layout,
     image: ImageFacts,
-    accelerator: AcceleratorFacts,
+    accelerators: tuple[AcceleratorFacts, RungFacts, RungFacts],  # what is chosen, KVM, User-mode Linux
     *,
     configuration: str,
     configuration_error: str,
@@ -67,7 +69,7 @@ async def collect_check_facts(
     available_mib = kib_of(read_pairs("/proc/meminfo", ":"), "MemAvailable") >> 10
     hierarchies = host_hierarchies()
     controllers = frozenset(name for each in hierarchies for name in each.controllers)
-    programs, network, engines = await asyncio.gather(_programs(config), try_network(), collect_engines())
+    programs, network, engines = await together(_programs(config), try_network(), collect_engines())
     plugin_path = ":".join(config.katapod.cni_plugin_dirs)
     networks, problems = load_networks(Path(config.katapod.cni_conf_dir))
     spaces = {"state": layout.state_root, "data": layout.image_root, "cache": layout.guest_image_root}
@@ -85,11 +87,13 @@ async def collect_check_facts(
         configuration_error=configuration_error,
         programs=programs,
         image=image,
-        accelerator=accelerator,
+        accelerator=accelerators[0],
+        kvm=accelerators[1],
+        uml=accelerators[2],
         cgroup_version=host_cgroup_version() if hierarchies else 0,
         cgroup_controllers=controllers,
         cgroup_writable=any(os.access(each.mount, os.W_OK) for each in hierarchies),
-        trials={**network, "overlay": try_overlay()},
+        trials={**network, "overlay": try_overlay(), "jail": await try_jail(parse_uid_range(config.katapod.jail_uids))},
         cni_plugins={name: shutil.which(name, path=plugin_path) or "" for name in (*BRIDGE_PLUGINS, *MORE_PLUGINS)},
         cni_dirs=config.katapod.cni_plugin_dirs,
         cni_networks=tuple(network.name for network in networks),
@@ -147,7 +151,7 @@ async def _programs(config: Config) -> tuple[ProgramFacts, ...]:
             found[name] = shutil.which(name) or ""
     found["iptables"] = shutil.which("/usr/sbin/iptables") or ""
     wanted["iptables"] = "/usr/sbin/iptables"
-    versions = await asyncio.gather(*(_version(name, place) for name, place in found.items()))
+    versions = await together(*(_version(name, place) for name, place in found.items()))
     return tuple(
         ProgramFacts(name, place or wanted.get(name, ""), bool(place), version)
         for (name, place), version in zip(found.items(), versions, strict=True)

@@ -1,15 +1,25 @@
 """Verdicts on the machine: CPU, accelerator, devices, cgroups, network, storage, limits. Pure."""
 
-from katapod.observe.check_facts import CheckFacts, DeviceFacts, Line, ModuleState, Outcome, SpaceFacts, Trial, install
+from katapod.observe.check_facts import (
+    CheckFacts,
+    DeviceFacts,
+    Line,
+    ModuleState,
+    Outcome,
+    SpaceFacts,
+    Trial,
+    install,
+)
+from katapod.observe.check_rungs import NO_KVM, judge_accelerators
 
 __all__ = [
-    "judge_accelerator",
     "judge_capabilities",
     "judge_cgroup",
     "judge_cni",
     "judge_cpu",
     "judge_device",
     "judge_kvm_device",
+    "judge_jail",
     "judge_machine",
     "judge_memory",
     "judge_network",
@@ -17,7 +27,6 @@ __all__ = [
     "judge_overlay",
     "judge_space",
     "judge_template_place",
-    "shown_duration",
 ]
 
 ARCHITECTURE = "x86_64"
@@ -61,26 +70,19 @@ def judge_machine(facts: CheckFacts) -> tuple[Line, ...]:
     return (
         judge_cpu(facts),
         judge_kvm_device(kvm, facts.cpu_vendor, root=facts.root),
-        judge_accelerator(facts),
+        *judge_accelerators(facts),
         *(judge_device(device, root=facts.root) for device in others),
         judge_cgroup(facts),
         *judge_network(facts.trials),
         judge_cni(facts),
         judge_overlay(facts),
+        judge_jail(facts),
         *(judge_space(key, space) for key, space in facts.spaces.items() if key in SPACES),
         judge_template_place(facts.spaces.get("templates")),
         judge_memory(facts),
         judge_capabilities(facts),
         judge_open_files(facts.open_files),
     )
-
-
-def shown_duration(seconds: float) -> str:
-    """A rough age for people."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
 
 
 def judge_cpu(facts: CheckFacts) -> Line:
@@ -106,7 +108,7 @@ def judge_cpu(facts: CheckFacts) -> Line:
         "CPU",
         Outcome.LESS,
         f"{found}, without {flag or 'vmx or svm'}",
-        effect="no hardware virtualisation: guests are emulated, several times slower",
+        effect=NO_KVM,
         remedy="switch on VT-x or AMD-V in the firmware; in a VM, nested virtualisation at its host",
         evidence=evidence,
     )
@@ -142,54 +144,8 @@ def judge_kvm_device(device: DeviceFacts, vendor: str, *, root: bool) -> Line:
         "KVM device",
         Outcome.LESS,
         f"{device.path}: {device.error}",
-        effect="guests are emulated, several times slower",
+        effect=NO_KVM,
         remedy=_module_remedy(device).replace(f"modprobe {device.module}", f"modprobe {module}"),
-        evidence=evidence,
-    )
-
-
-def judge_accelerator(facts: CheckFacts) -> Line:
-    """KVM by proof: what a boot said, not what a device node seems to say."""
-    accelerator = facts.accelerator
-    title, line_id = "accelerator", "accelerator"
-    age = f", found out {shown_duration(accelerator.age_s)} ago" if accelerator.age_s is not None else ""
-    evidence = (
-        f"accelerator = {accelerator.wanted!r}",
-        "/var/cache/kata-containers/accelerator.json",
-        *(f"QEMU said: {line}" for line in accelerator.said.splitlines()),
-    )
-    if accelerator.chosen == "kvm":
-        found = f"kvm: {accelerator.reason}{age}"
-        return Line(line_id, title, Outcome.OK, found, remedy=accelerator.advice, evidence=evidence)
-    if accelerator.chosen == "tcg":
-        remedy = accelerator.advice or "see the lines CPU and KVM device; kata-runtime check --boot tries again"
-        if accelerator.wanted == "tcg":
-            remedy = 'set accelerator = "auto" in [katapod]'
-        return Line(
-            line_id,
-            title,
-            Outcome.LESS,
-            f"tcg (software emulation): {accelerator.reason}{age}",
-            effect="starts take seconds, and programs run several times slower",
-            remedy=remedy,
-            evidence=evidence,
-        )
-    if accelerator.wanted == "kvm" and accelerator.reason:
-        return Line(
-            line_id,
-            title,
-            Outcome.MISSING,
-            f"kvm is forced: {accelerator.reason}",
-            effect="no sandbox starts",
-            remedy=accelerator.advice or 'make /dev/kvm available, or set accelerator = "auto" in [katapod]',
-            evidence=evidence,
-        )
-    return Line(
-        line_id,
-        title,
-        Outcome.UNKNOWN,
-        accelerator.reason or "not found out yet for this boot of the host and this guest image",
-        remedy="kata-runtime check --boot, or the first kata-runtime run, finds it out",
         evidence=evidence,
     )
 
@@ -297,6 +253,18 @@ def judge_overlay(facts: CheckFacts) -> Line:
     )
 
 
+def judge_jail(facts: CheckFacts) -> Line:
+    trial = facts.trials.get("jail", Trial(None, "not tried"))
+    evidence = ("a program of this host stood in one, and /proc told what it is kept from",)
+    if trial.works is None:
+        return Line("jail", "jail", Outcome.UNKNOWN, trial.said, remedy=ROOT_ADDS)
+    if not trial.works:
+        remedy = "give Katapod the capabilities of root, and the user ids of jail_uids; see docs/how-to/security.md"
+        return Line("jail", "jail", Outcome.MISSING, trial.said, "no VMM starts", remedy, evidence)
+    found = "works: user of its own, no capability, empty root, own namespaces, system calls filtered"
+    return Line("jail", "jail", Outcome.OK, found, evidence=evidence)
+
+
 def judge_space(key: str, space: SpaceFacts) -> Line:
     purpose, floor_mib, tight_mib = SPACES[key]
     title = f"space: {key}"
@@ -375,7 +343,7 @@ def judge_open_files(limit: int) -> Line:
             "open files",
             Outcome.LESS,
             f"at most {limit} for each process",
-            effect="virtiofsd fails when a guest has more files open (EMFILE)",
+            effect="virtiofsd fails when a guest knows more files, open or cached (EMFILE)",
             remedy=f"raise it: ulimit -Hn {NOFILE_WANTED}; for a service LimitNOFILE={NOFILE_WANTED}",
         )
     return Line("open-files", "open files", Outcome.OK, f"at most {limit} for each process")

@@ -2,8 +2,17 @@
 
 import re
 
-from katapod.observe.check_facts import CheckFacts, EngineFacts, ImageFacts, Line, Outcome, ProgramFacts, install
-from katapod.observe.check_machine import ROOT_ADDS, shown_duration
+from katapod.observe.check_facts import (
+    CheckFacts,
+    EngineFacts,
+    ImageFacts,
+    Line,
+    Outcome,
+    ProgramFacts,
+    install,
+    shown_duration,
+)
+from katapod.observe.check_machine import ROOT_ADDS
 
 __all__ = [
     "PROGRAMS",
@@ -67,7 +76,7 @@ def judge_qemu(program: ProgramFacts) -> Line:
     line_id, title = "program.qemu", "QEMU"
     package = install("qemu-system-x86", "qemu-kvm")
     if not program.found:
-        found = f"{program.path} is no program"
+        found = f"{program.path} is not a program"
         remedy = f"{package}, or correct path in [hypervisor.qemu]"
         return Line(line_id, title, Outcome.MISSING, found, "no sandbox starts", remedy)
     match = re.search(r"version (\d+)\.(\d+)", program.version)

@@ -10,18 +10,27 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from katapod.host.jail import Program, running_in_jail
+from katapod.host.jail_uids import held_uid
+from katapod.host.own_thread import in_own_thread
 from katapod.host.process import run
-from katapod.host.tasks import in_own_thread
 from katapod.kernel.mount import mount
 from katapod.kernel.process import CLONE_FS, CLONE_NEWNET, CLONE_NEWNS, unshare
 from katapod.model.errors import KatapodError
+from katapod.model.layout import UIDS_LOCK
+from katapod.model.uid_range import UidRange
 from katapod.observe.check_facts import Trial
+from katapod.observe.confinement import confinement_of
+from katapod.plan.call_filter import CallFilter
 from katapod.plan.frames import bytecode, plan_held_frames
+from katapod.plan.jail import Access, Bind, JailPlan
 from katapod.plan.network import plan_redirect
 
-__all__ = ["try_network", "try_overlay"]
+__all__ = ["try_jail", "try_network", "try_overlay"]
 
 LIMIT_S = 10.0
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+PROGRAM_IN_JAIL = "/program"
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 _PROGRAM = f"'{bytecode(plan_held_frames('02:00:00:00:00:01', ()))}'"
@@ -94,6 +103,34 @@ async def _try(netns: Path, name: str, arguments: str, needs: list[Trial]) -> Tr
         return Trial(True)
     said = next((line for line in done.stderr.splitlines() if line.strip()), "no word why")
     return Trial(False, said.strip())
+
+
+async def try_jail(uids: UidRange) -> Trial:
+    """Have a program of the host's stand still in a jail, and ask the kernel what it is kept from."""
+    if os.geteuid() != 0:
+        return Trial(None, "not tried: needs root")
+    program = shutil.which("sleep")
+    if program is None:
+        return Trial(None, "not tried: sleep is not installed")
+    binds = [Bind(Path(each).resolve(), each, Access.EXECUTE) for each in LIBRARIES if Path(each).is_dir()]
+    binds.append(Bind(Path(program).resolve(), PROGRAM_IN_JAIL, Access.EXECUTE))
+    output = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        with held_uid(uids, UIDS_LOCK) as uid:
+            plan = JailPlan(uid, tuple(binds), calls=CallFilter((), refused=(("ptrace", 101),)))
+            command = Program(PROGRAM_IN_JAIL, ("sleep", str(int(LIMIT_S))), {})
+            async with running_in_jail(plan, command, output=output, soft=False) as child:
+                kept = confinement_of(child.pid)
+    except (KatapodError, OSError) as exc:
+        return Trial(False, str(exc))
+    finally:
+        os.close(output)
+    if kept is None:
+        return Trial(False, "what is in it ends at once")
+    lacks = sorted({"cgroup", "ipc", "mnt", "net", "pid", "uts"} - set(kept.namespaces))
+    if kept.capabilities or not kept.no_new_privileges or not kept.seccomp or lacks:
+        return Trial(False, f"it does not hold: {kept}")
+    return Trial(True)
 
 
 def try_overlay() -> Trial:

@@ -11,8 +11,9 @@ import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod import __version__
 from katapod.host.logs import read_tail
@@ -39,11 +40,13 @@ PROBLEM = re.compile(
     re.IGNORECASE,
 )
 IDENTIFIERS = ("kata", "kata-runtime", "containerd-shim-kata-v2", "kata-monitor", "containerd", "crio")
-PACKAGES = re.compile(r"kata|qemu|virtiofs|linux-(image|container)|kernel-|crun|containerd|cri-o|skopeo|umoci|dracut")
+PACKAGES = re.compile(
+    r"kata|qemu|virtiofs|user-mode-linux|linux-(image|container)|kernel-|crun|containerd|cri-o|skopeo|umoci|dracut"
+)
+KERNEL_MESSAGES = re.compile(r"kvm|qemu|virtiofs|vhost|oom|kata|\blinux\[\d", re.IGNORECASE)  # linux: User-mode Linux
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     title: str
     items: tuple[tuple[str, str], ...]  # heading and text
 
@@ -146,7 +149,7 @@ def _meta() -> str:
     return (
         f"kata-collect-data.sh {__version__}\ndate: {now:%Y-%m-%d %H:%M:%S} UTC\n"
         f"host: {system.sysname} {system.release} {system.version} {system.machine}\n{release}\n"
-        "Secrets are left out as far as they can be told. Read the report before you publish it."
+        "Secrets are left out as far as they are recognized. Read the report before you publish it."
     )
 
 
@@ -178,9 +181,7 @@ async def _logs(layout: Layout, limit: int) -> list[tuple[str, str]]:
         items.append(("journal", "there is none here: see the logs of each sandbox below"))
     if shutil.which("dmesg"):
         text = await _command(["dmesg"])
-        ours = "\n".join(
-            line for line in text.splitlines() if re.search(r"kvm|qemu|virtiofs|vhost|oom|kata", line, re.I)
-        )
+        ours = "\n".join(line for line in text.splitlines() if KERNEL_MESSAGES.search(line))
         items.append(("dmesg", _problems(ours, limit)))
     return items
 
@@ -224,7 +225,11 @@ def _sandboxes(layout: Layout) -> list[tuple[str, str]]:
     for directory in directories[:SANDBOXES_MAX]:
         paths = layout.sandbox(directory.name)
         items.append((f"{directory.name}: record", _document(paths.persist)))
-        for log in (paths.console_log, paths.vmm_log, paths.state / "virtiofsd.log"):
+        items.append((f"{directory.name}: devices", _document(paths.devices)))
+        disk_log = paths.state / "disks.log"  # of qemu-storage-daemon, for User-mode Linux
+        for log in (paths.console_log, paths.vmm_log, paths.state / "virtiofsd.log", disk_log):
+            if log == disk_log and not log.exists():
+                continue
             try:
                 items.append((f"{directory.name}: {log.name}", read_tail(log, max_bytes=16384, max_lines=60)))
             except OSError as exc:
@@ -235,11 +240,11 @@ def _sandboxes(layout: Layout) -> list[tuple[str, str]]:
 
 
 def _mounts(layout: Layout) -> list[tuple[str, str]]:
-    """The host's, and those that each owner has for itself."""
+    """The host's, and those that each supervisor has for itself."""
     items = [("", _matching("/proc/self/mountinfo", r"kata|/run/vc"))]
     for record in itertools.islice(StateStore(layout).records(), SANDBOXES_MAX):
-        owner = f"/proc/{record.owner_pid}/mountinfo"
-        items.append((f"{record.sandbox_id}: {owner}", _matching(owner, r"kata|/run/vc")))
+        supervisor = f"/proc/{record.supervisor_pid}/mountinfo"
+        items.append((f"{record.sandbox_id}: {supervisor}", _matching(supervisor, r"kata|/run/vc")))
     return items
 
 

@@ -25,12 +25,13 @@ CPU_FLAGS = {"GenuineIntel": ("vmx", "lm", "sse4_1"), "AuthenticAMD": ("svm", "l
 Tree = dict[str, Any]
 
 
-def collect_environment(parsed: ParsedConfig, kernel_params: str) -> Tree:
+def collect_environment(parsed: ParsedConfig, kernel_params: str, program: str) -> Tree:
     """Tables in the order of the walkthrough; keys of newer formats stand behind those that it shows.
 
-    `kernel_params` is the guest kernel's command line."""
+    `kernel_params` is the guest kernel's command line, `program` the VMM's."""
     config = parsed.config
     qemu, runtime = config.qemu, config.runtime
+    is_uml = program == config.uml.kernel  # which is its own VMM
     return {
         "Meta": {"Version": FORMAT_VERSION},
         "Runtime": {
@@ -46,8 +47,8 @@ def collect_environment(parsed: ParsedConfig, kernel_params: str) -> Tree:
         },
         "Hypervisor": {
             "MachineType": qemu.machine_type,
-            "Version": _version_of(qemu.path),
-            "Path": qemu.path,
+            "Version": _version_of(program),
+            "Path": program,
             "BlockDeviceDriver": "virtio-blk",
             "EntropySource": qemu.entropy_source,
             "SharedFS": qemu.shared_fs,
@@ -69,12 +70,15 @@ def collect_environment(parsed: ParsedConfig, kernel_params: str) -> Tree:
                 "ConfidentialGuest": False,
             },
         },
-        "Image": {"Path": qemu.image},
-        "Kernel": {"Path": os.path.realpath(qemu.kernel), "Parameters": kernel_params},
-        "Initrd": {"Path": os.path.realpath(qemu.initrd)},
+        "Image": {"Path": os.path.realpath(config.uml.image) if is_uml else qemu.image},
+        "Kernel": {
+            "Path": os.path.realpath(config.uml.kernel if is_uml else qemu.kernel),
+            "Parameters": kernel_params,
+        },
+        "Initrd": {"Path": "" if is_uml else os.path.realpath(qemu.initrd)},
         "Agent": {"Debug": config.agent.enable_debug, "Trace": False, "TraceMode": "", "TraceType": ""},
         "Host": _host(),
-        # the program that watched a pod's network in Kata 1.x: the sandbox's owner does it now
+        # the program that watched a pod's network in Kata 1.x: the sandbox's supervisor does it now
         "Netmon": {"Path": "", "Debug": False, "Enable": False, "Version": _own_version()},
     }
 

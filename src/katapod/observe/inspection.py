@@ -1,7 +1,8 @@
 """All that can be found out of a sandbox from another process, without disturbing it: for inspect and kata-monitor.
 
-Records, /proc and the network namespace are read here; the VMM and the guest are asked through the owner's management
-socket. Whatever does not answer, or ends meanwhile, is named in the facts with the reason.
+Records, /proc and the network namespace are read here; the VMM and the guest are asked through the supervisor's
+management socket. A supervisor that is stopped or hangs answers nobody: the VMM is asked beside it then. Whatever does
+not answer, or ends meanwhile, is named in the facts with the reason.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from katapod.host.mounts import read_mounts
-from katapod.host.state import StateStore, owner_alive
+from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.inspection import (
     LIVE_BYTES_MAX,
@@ -33,17 +34,21 @@ from katapod.model.inspection import (
 from katapod.model.json_text import decode_json
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
 from katapod.model.record import SandboxRecord, State
-from katapod.observe.explain import explain_command_line, explain_kernel_parameters, word_after
+from katapod.observe.device_facts import compared, recorded_devices
+from katapod.observe.explain import explain_kernel_parameters
 from katapod.observe.netns_facts import network_facts
 from katapod.observe.process_facts import is_alive, sandbox_processes
 from katapod.plan.root_disk import root_disk_id
 from katapod.rpc.http import HttpError, get_http
 from katapod.sandbox.lookup import container_name
 from katapod.sandbox.shared_volumes import VOLUME_PREFIX
+from katapod.sandbox.vmm_link import ask_vmm, vmm_of_record
+from katapod.tasks import together
 
 __all__ = ["collect_facts"]
 
-LIVE_LIMIT_S = 8.0  # more than the owner takes for those who do not answer
+LIVE_LIMIT_S = 8.0  # more than the supervisor takes for those who do not answer
+VMM_LIMIT_S = 3.0  # for a VMM that is asked beside its supervisor, and for another process to get done with it
 MOUNTS_MAX = 512
 
 
@@ -64,11 +69,12 @@ async def collect_facts(store: StateStore, sandbox_id: str) -> SandboxFacts:
         memory_mib=record.mem_mib,
         containers=tuple(_container(store, record, item.container_id) for item in record.containers),
         cgroups=record.cgroups,
+        devices=recorded_devices(record.devices),
         files=_files(paths),
     )
     if record.state is State.STOPPED:
         return replace(facts, missing=(Missing("all that lives", "it has stopped: this is its record"),))
-    if not owner_alive(paths):
+    if not supervisor_alive(paths):
         why = "the process that owned it was killed: this is its record"
         return replace(facts, state=State.STOPPED.value, missing=(Missing("all that lives", why),))
     facts = await _add_live(facts, store, record, paths)
@@ -76,35 +82,43 @@ async def collect_facts(store: StateStore, sandbox_id: str) -> SandboxFacts:
 
 
 async def _add_live(facts: SandboxFacts, store: StateStore, record: SandboxRecord, paths: SandboxPaths) -> SandboxFacts:
-    processes = await asyncio.to_thread(sandbox_processes, record.owner_pid, record.vmm_pid)
-    vmm = next((process for process in processes if process.role == "qemu"), None)
-    (live, no_live), (network, no_network) = await asyncio.gather(_live(paths), _network(record, vmm))
+    processes = await asyncio.to_thread(sandbox_processes, record.supervisor_pid, record.vmm_pid)
+    vmm = next((process for process in processes if process.role == "vmm"), None)
+    (live, no_live), (network, no_network) = await together(
+        _live(store, record, paths, processes), _network(record, vmm)
+    )
+    kind = vmm_of_record(record)
     share, no_share = await asyncio.to_thread(_share, store, record, paths, processes)
     missing = [*no_live, *live.missing, *no_network, *no_share]
     state = facts.state
     if vmm is None and record.state is State.CREATING:
-        missing.append(Missing("command_line", "QEMU does not run yet: the sandbox is being started"))
+        missing.append(Missing("command_line", f"{kind.name} does not run yet: the sandbox is being started"))
     elif vmm is None:
         state = State.STOPPED.value
-        missing.append(Missing("command_line", "QEMU has ended; its owner still holds what is left of the sandbox"))
+        missing.append(
+            Missing("command_line", f"{kind.name} has ended; its supervisor still holds what is left of the sandbox")
+        )
     elif vmm.state == "T":
-        missing.append(Missing("hypervisor", f"QEMU, process {vmm.pid}, is stopped by a signal (SIGSTOP)"))
+        missing.append(Missing("hypervisor", f"{kind.name}, process {vmm.pid}, is stopped by a signal (SIGSTOP)"))
     words = vmm.command if vmm is not None else ()
-    parameters = word_after(words, "-append")
+    parameters = kind.kernel_parameters_in(words)
     if not parameters and live.guest is not None:
         parameters = live.guest.kernel_parameters
+    hypervisor = _with_origins(live, facts, words)
+    devices, not_on_record = compared(facts.devices, hypervisor)
     return replace(
         facts,
         state=state,
         processes=processes,
-        command_line=explain_command_line(words),
+        command_line=kind.explain(words),
         kernel_parameters=explain_kernel_parameters(parameters),
-        hypervisor=_with_origins(live, facts, words),
+        devices=devices,
+        hypervisor=hypervisor,
         network=network,
         share=share,
         channel=live.channel,
         guest=live.guest,
-        missing=tuple(missing),
+        missing=(*missing, *not_on_record),
     )
 
 
@@ -114,9 +128,9 @@ def _recheck(facts: SandboxFacts, store: StateStore, record: SandboxRecord) -> S
         now = store.read(record.sandbox_id)
     except (NotFound, KatapodError):
         now = None
-    vmm = next((process.pid for process in facts.processes if process.role == "qemu"), 0)
+    vmm = next((process.pid for process in facts.processes if process.role == "vmm"), 0)
     lives = not vmm or is_alive(vmm)
-    if lives and now is not None and now.state is not State.STOPPED and now.owner_pid == record.owner_pid:
+    if lives and now is not None and now.state is not State.STOPPED and now.supervisor_pid == record.supervisor_pid:
         return facts
     ended = Missing("all that lives", "it ended while it was looked at: what was found before is shown")
     return replace(facts, state=State.STOPPED.value, missing=(ended, *facts.missing))
@@ -142,6 +156,7 @@ def _files(paths: SandboxPaths) -> dict[str, str]:
     """What is there of the sandbox's files and sockets."""
     named = {
         "record": paths.persist,
+        "devices": paths.devices,
         "console_log": paths.console_log,
         "vmm_log": paths.vmm_log,
         "container_log": paths.container_log,
@@ -153,21 +168,46 @@ def _files(paths: SandboxPaths) -> dict[str, str]:
     return {name: str(path) for name, path in named.items() if path.exists()}
 
 
-async def _live(paths: SandboxPaths) -> tuple[LiveFacts, list[Missing]]:
+async def _live(
+    store: StateStore, record: SandboxRecord, paths: SandboxPaths, processes: tuple[Process, ...]
+) -> tuple[LiveFacts, list[Missing]]:
+    supervisor = next((each for each in processes if each.pid == record.supervisor_pid), None)
+    if supervisor is None or supervisor.state != "T":
+        live, why = await _ask_supervisor(paths)
+        if live is not None:
+            return live, []
+    else:
+        why = f"its supervisor, process {supervisor.pid}, is stopped by a signal (SIGSTOP)"
+    vmm = next((each for each in processes if each.role == "vmm"), None)
+    if vmm is None or vmm.state == "T" or record.state is State.CREATING:
+        return LiveFacts(), [Missing("hypervisor", why), Missing("guest", why)]
+    hypervisor, missing = await _ask_vmm(store, record)
+    return LiveFacts(hypervisor=hypervisor), [*missing, Missing("guest", f"{why}, and nobody else can ask its agent")]
+
+
+async def _ask_vmm(store: StateStore, record: SandboxRecord) -> tuple[Hypervisor | None, list[Missing]]:
+    try:
+        return await ask_vmm(store, record.sandbox_id, VMM_LIMIT_S)
+    except KatapodError as exc:
+        return None, [Missing("hypervisor", str(exc))]
+
+
+async def _ask_supervisor(paths: SandboxPaths) -> tuple[LiveFacts | None, str]:
+    """None, and why, if it does not answer."""
     try:
         body = await get_http(str(paths.management_socket), "/inspect", limit_s=LIVE_LIMIT_S, body_max=LIVE_BYTES_MAX)
-        return decode_json(body, LiveFacts), []
+        return decode_json(body, LiveFacts), ""
     except TimeoutError:
-        why = f"its owner does not answer within {LIVE_LIMIT_S:g} s"
+        why = f"its supervisor does not answer within {LIVE_LIMIT_S:g} s"
     except HttpError as exc:
-        why = "its owner is older than this program, and does not tell" if exc.status == 404 else str(exc)
+        why = "its supervisor is older than this program, and does not tell" if exc.status == 404 else str(exc)
     except (FileNotFoundError, ConnectionRefusedError):
-        why = "its owner does not answer: the sandbox is being started, or ends"
+        why = "its supervisor does not answer: the sandbox is being started, or ends"
     except OSError as exc:
-        why = f"its owner cannot be asked: {exc.strerror or exc}"
+        why = f"its supervisor cannot be asked: {exc.strerror or exc}"
     except msgspec.DecodeError as exc:
-        why = f"its owner says what is not understood: {exc}"
-    return LiveFacts(), [Missing("hypervisor", why), Missing("guest", why)]
+        why = f"its supervisor says what is not understood: {exc}"
+    return None, why
 
 
 async def _network(record: SandboxRecord, vmm: Process | None) -> tuple[NetworkFacts | None, list[Missing]]:
@@ -182,7 +222,7 @@ async def _network(record: SandboxRecord, vmm: Process | None) -> tuple[NetworkF
             return None, [Missing("network", f"there is no network namespace {netns} any more")]
         netns = Path(f"/proc/{vmm.pid}/ns/net")  # its name is gone, or not ours to see
     outside = [
-        ("in the network namespace of the owner", Path(f"/proc/{record.owner_pid}/ns/net")),
+        ("in the network namespace of the supervisor", Path(f"/proc/{record.supervisor_pid}/ns/net")),
         ("on the host", Path("/proc/1/ns/net")),
     ]
     return await network_facts(netns, record.network, outside)
@@ -191,16 +231,18 @@ async def _network(record: SandboxRecord, vmm: Process | None) -> tuple[NetworkF
 def _share(
     store: StateStore, record: SandboxRecord, paths: SandboxPaths, processes: tuple[Process, ...]
 ) -> tuple[ShareFacts | None, list[Missing]]:
-    """What is mounted in the shared directory, as the owner sees it."""
+    """What is mounted in the shared directory, as the supervisor sees it; None if there is none."""
+    if record.devices.share is None:
+        return None, []
     try:
         below = f"{paths.mounts}/"
         found = [
             (each.point.removeprefix(below), each)
-            for each in read_mounts(record.owner_pid)
+            for each in read_mounts(record.supervisor_pid)
             if each.point.startswith(below)
         ]
     except OSError as exc:
-        return None, [Missing("share", f"cannot read the owner's mounts: {exc.strerror}")]
+        return None, [Missing("share", f"cannot read the supervisor's mounts: {exc.strerror}")]
     wanted = _wanted_mounts(record, paths)
     mounts = []
     for name, mount in list(dict(found).items())[:MOUNTS_MAX]:

@@ -6,7 +6,7 @@ row from left to right. Pure: no clock, no file.
 
 import time
 
-from katapod.model.inspection import Counters, Disk, Link, Nic, SandboxFacts
+from katapod.model.inspection import Counters, Disk, Link, Nic, Process, RecordedDevice, SandboxFacts
 from katapod.observe.svg import Canvas
 
 __all__ = ["render_picture", "shown_bytes"]
@@ -41,6 +41,10 @@ def render_picture(facts: SandboxFacts) -> str:
         y = _draw_share(boxes, y, facts)
     for disk in facts.hypervisor.disks if facts.hypervisor is not None else ():
         y = _draw_disk(boxes, y, facts, disk)
+    if facts.hypervisor is None or not facts.hypervisor.disks:  # a VMM that has others serve its disks knows none
+        for device in facts.devices:
+            if device.kind == "disk":
+                y = _draw_recorded_disk(boxes, y, facts, device)
     y = _draw_channel(boxes, y, facts)
     height = y - TOP
     _draw_head(canvas, facts)
@@ -125,11 +129,13 @@ def _draw_nic(canvas: Canvas, top: float, facts: SandboxFacts, nic: Nic) -> floa
                 canvas.arrow(start, y, end, y, label=f"tc {packets}", color=NETWORK)
                 canvas.text((gap1 + gap2) / 2, y + 13, "packets", size=9, fill=NETWORK, anchor="middle")
     device = _device_of(facts, inside)
-    canvas.arrow(x2 + width, middle, RIGHT[0] + PAD, middle, both=True, label="virtio", color=NETWORK)
+    by_tap = facts.accelerator == "uml"  # its kernel opens the tap itself: no virtio
+    label = "tap" if by_tap else "virtio"
+    canvas.arrow(x2 + width, middle, RIGHT[0] + PAD, middle, both=True, label=label, color=NETWORK)
     guest = next(
         (link for link in (facts.guest.links if facts.guest else ()) if inside and link.mac == inside.mac), None
     )
-    lines = [guest.name if guest else nic.interface, device or "virtio-net"]
+    lines = [guest.name if guest else nic.interface, device or ("vector device" if by_tap else "virtio-net")]
     if guest is not None:
         lines += [*guest.addresses[:3], *_counted(guest.counters)]
     return max(bottom, top + canvas.box(RIGHT[0] + PAD, top, RIGHT[1] - 2 * PAD, lines)) + ROW_GAP
@@ -196,35 +202,61 @@ def _draw_disk(canvas: Canvas, top: float, facts: SandboxFacts, disk: Disk) -> f
     middle = top + 22
     height = canvas.box(LEFT[0] + PAD, top, 268, lines)
     x, width = MIDDLE[0] + PAD, MIDDLE[1] - 2 * PAD
-    qemu = next((process.pid for process in facts.processes if process.role == "qemu"), 0)
+    vmm = next((process for process in facts.processes if process.role == "vmm"), None)
     counts = f"read {shown_bytes(disk.read_bytes)}, written {shown_bytes(disk.written_bytes)}"
     way = "read only" if disk.read_only else "read and write"
     canvas.arrow(LEFT[0] + PAD + 268, middle, x, middle, both=True, label="blocks", color=DISK)
-    height = max(height, canvas.box(x, top, width, [f"{disk.device_id} in QEMU {qemu or ''}", f"{counts}, {way}"]))
+    height = max(height, canvas.box(x, top, width, [f"{disk.device_id} in {_named(vmm)}", f"{counts}, {way}"]))
     canvas.arrow(x + width, middle, RIGHT[0] + PAD, middle, both=True, label="virtio", color=DISK)
     lines = [f"disk at {disk.guest_path or '?'}", disk.guest_mount or "not mounted, or not told"]
     return top + max(height, canvas.box(RIGHT[0] + PAD, top, RIGHT[1] - 2 * PAD, lines)) + ROW_GAP
 
 
+def _draw_recorded_disk(canvas: Canvas, top: float, facts: SandboxFacts, disk: RecordedDevice) -> float:
+    """file - who serves it - disk"""
+    daemon = next((process for process in facts.processes if process.role == "storage"), None)
+    lines = ["disk", disk.host, *([f"over {disk.backing}"] if disk.backing else [])]
+    middle = top + 22
+    height = canvas.box(LEFT[0] + PAD, top, 268, lines)
+    x, width = MIDDLE[0] + PAD, MIDDLE[1] - 2 * PAD
+    way = "read only" if disk.read_only else "read and write"
+    canvas.arrow(LEFT[0] + PAD + 268, middle, x, middle, both=True, label="blocks", color=DISK)
+    height = max(height, canvas.box(x, top, width, [f"{disk.name} in {_named(daemon)}", way]))
+    canvas.arrow(x + width, middle, RIGHT[0] + PAD, middle, both=True, label="virtio", color=DISK)
+    mounts = facts.guest.mounts if facts.guest is not None else ()
+    target = next((mount.target for mount in mounts if mount.source == disk.guest_path), "not mounted, or not told")
+    lines = [f"disk at {disk.guest_path or '?'}", target]
+    return top + max(height, canvas.box(RIGHT[0] + PAD, top, RIGHT[1] - 2 * PAD, lines)) + ROW_GAP
+
+
+def _named(vmm: Process | None) -> str:
+    """The program and its process."""
+    return f"{vmm.program} {vmm.pid}" if vmm is not None else "the VMM"
+
+
 def _draw_channel(canvas: Canvas, top: float, facts: SandboxFacts) -> float:
-    owner = next((process for process in facts.processes if process.role in ("owner", "shim")), None)
-    qemu = next((process for process in facts.processes if process.role == "qemu"), None)
-    left = [f"{owner.role} {owner.pid}", f"{shown_bytes(owner.rss)} resident"] if owner else ["owner", "has ended"]
+    supervisor = next((process for process in facts.processes if process.role in ("supervisor", "shim")), None)
+    vmm = next((process for process in facts.processes if process.role == "vmm"), None)
+    left = (
+        [f"{supervisor.role} {supervisor.pid}", f"{shown_bytes(supervisor.rss)} resident"]
+        if supervisor
+        else ["supervisor", "has ended"]
+    )
     height = canvas.box(LEFT[0] + PAD, top, 268, left)
     middle = top + 22
     x, width = MIDDLE[0] + PAD, MIDDLE[1] - 2 * PAD
-    lines = ["QEMU", "has ended"]
-    if qemu is not None:
-        lines = [f"QEMU {qemu.pid}", f"{shown_bytes(qemu.rss)} resident, {qemu.cpu_seconds:.1f} s of CPU"]
+    lines = ["VMM", "has ended"]
+    if vmm is not None:
+        lines = [_named(vmm), f"{shown_bytes(vmm.rss)} resident, {vmm.cpu_seconds:.1f} s of CPU"]
     height = max(height, canvas.box(x, top, width, lines))
-    if owner is not None and qemu is not None:
+    if supervisor is not None and vmm is not None:
         canvas.arrow(LEFT[0] + PAD + 268, middle, x, middle, both=True, label="ttrpc", color=CHANNEL)
     kind = f"{facts.channel.kind} {facts.channel.address}" if facts.channel is not None else "channel not known"
     lines = ["agent", kind]
     if facts.guest is not None:
         memory = f"{shown_bytes(facts.guest.memory_available)} of {shown_bytes(facts.guest.memory_total)} available"
         lines += [f"{len(facts.guest.processes)} processes, up {facts.guest.uptime_s:.0f} s", memory]
-    if qemu is not None:
+    if vmm is not None:
         canvas.arrow(x + width, middle, RIGHT[0] + PAD, middle, both=True, label="agent", color=CHANNEL)
     right = canvas.box(RIGHT[0] + PAD, top, RIGHT[1] - 2 * PAD, lines)
     return top + max(height, right) + PAD

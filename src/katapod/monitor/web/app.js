@@ -73,7 +73,7 @@ function note(row, now) {
       const share = per(use.cpu[part], last?.raw?.cpu[part] ?? null);
       point[`cpu_${part}`] = share === null ? null : share * 100;
     }
-    point.cpu = took > 0 ? ["qemu", "virtiofsd", "owner"].reduce((all, part) => all + (point[`cpu_${part}`] ?? 0), 0) : null;
+    point.cpu = took > 0 ? ["vmm", "virtiofsd", "supervisor"].reduce((all, part) => all + (point[`cpu_${part}`] ?? 0), 0) : null;
     Object.assign(point, inside(use));
     if (last) delete last.raw;
     one.points.push(point);
@@ -152,7 +152,7 @@ function newRow(id) {
   row.cells_[1].append(document.createElement("span"));
   const bar = document.createElement("span");
   bar.className = "parts";
-  for (const part of ["guest", "qemu", "virtiofsd", "owner"]) {
+  for (const part of ["guest", "vmm", "virtiofsd", "supervisor"]) {
     const piece = document.createElement("i");
     piece.className = part;
     bar.append(piece);
@@ -231,8 +231,8 @@ function shownId() {
 
 function makePlots() {
   detailPlots = {
-    cpu: new Plot("CPU", [{ name: "QEMU", key: "cpu_qemu" }, { name: "virtiofsd", key: "cpu_virtiofsd" }, { name: "owner", key: "cpu_owner" }], percent, { stacked: true, least: 10 }),
-    memory: new Plot("Memory on the host", [{ name: "guest", key: "guest" }, { name: "QEMU", key: "qemu" }, { name: "virtiofsd", key: "virtiofsd" }, { name: "owner", key: "owner" }], bytes, { stacked: true, binary: true }),
+    cpu: new Plot("CPU", [{ name: "VMM", key: "cpu_vmm" }, { name: "virtiofsd", key: "cpu_virtiofsd" }, { name: "supervisor", key: "cpu_supervisor" }], percent, { stacked: true, least: 10 }),
+    memory: new Plot("Memory on the host", [{ name: "guest", key: "guest" }, { name: "VMM", key: "vmm" }, { name: "virtiofsd", key: "virtiofsd" }, { name: "supervisor", key: "supervisor" }], bytes, { stacked: true, binary: true }),
     net: new Plot("Network", [{ name: "received", key: "received" }, { name: "sent", key: "sent" }], rate, { binary: true, least: 1024 }),
     disk: new Plot("Disk", [{ name: "read", key: "read" }, { name: "written", key: "written" }], rate, { binary: true, least: 1024 }),
     inside: new Plot("Memory used in the guest", [{ name: "used", key: "guest_used" }], bytes, { stacked: true, binary: true }),
@@ -279,7 +279,7 @@ async function showDetail(id) {
     ["Pod", row.name], ["Image", row.image], ["Created", row.created_at && `${clock(row.created_at)} (${age(one.now - row.created_at)} ago)`],
     ["VM", row.mem_mib && `${row.vcpus} vCPU, ${bytes(row.mem_mib * 1048576)}`], ["Accelerator", row.accelerator],
     ["Kernel", found?.record?.kernel], ["Template", found?.record && (found.record.template || "none: it booted")],
-    ["QEMU's pid", found?.record?.vmm_pid && String(found.record.vmm_pid)], ["Owner's pid", found?.record && String(found.record.owner_pid)],
+    ["QEMU's pid", found?.record?.vmm_pid && String(found.record.vmm_pid)], ["Supervisor's pid", found?.record && String(found.record.supervisor_pid)],
     ["Labels", found?.record?.labels && Object.entries(found.record.labels).map(([key, value]) => `${key}=${value}`).join(", ")],
   ]);
   const points = one.points, took = points.length ? points[points.length - 1].at - points[0].at : 0;
