@@ -1,22 +1,26 @@
-"""The first contact with a guest's agent, over whichever channel its VM has."""
+"""What a VM needs of this host that no two may have, and the first contact with its agent, over whichever channel it
+has."""
 
 import asyncio
 import contextlib
 import errno
 import os
 import socket
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from katapod.host.facts import claim_vsock_cid
-from katapod.host.process_metrics import CallTimes
+from katapod.host.jail_uids import held_uid
 from katapod.host.vsock import connect_vsock
+from katapod.model.layout import UIDS_LOCK
 from katapod.rpc.agent import AgentClient
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.client import TtrpcClient
 from katapod.sandbox.errors import AgentFailed
-from katapod.vmm.protocol import Channel, Handed, VirtualMachine
-from katapod.vmm.spec import VmSpec
+from katapod.vmm.protocol import Capabilities, Channel, Handed, VirtualMachine
+from katapod.vmm.spec import AGENT_PORT_NAME, VmSpec
 
-__all__ = ["AGENT_PORT", "claim_channel", "connect_agent"]
+__all__ = ["AGENT_PORT", "AGENT_PORT_NAME", "claim_channel", "claim_user", "connect_agent"]
 
 AGENT_PORT = 1024  # vsock: where Kata's agent listens
 DIAL_PAUSE_S = 0.02
@@ -33,6 +37,13 @@ def claim_channel(
     stack.callback(os.close, fd)
     given[Handed.VSOCK] = fd
     return replace(spec, vsock_cid=cid)
+
+
+def claim_user(
+    spec: VmSpec, capabilities: Capabilities, stack: contextlib.ExitStack | contextlib.AsyncExitStack
+) -> VmSpec:
+    """The VM with a user of its own, until `stack` is closed, if its VMM runs as one. Raises HostLacks, OSError."""
+    return replace(spec, uid=stack.enter_context(held_uid(spec.uids, UIDS_LOCK))) if capabilities.own_user else spec
 
 
 async def connect_agent(vm: VirtualMachine, spec: VmSpec, peer: str) -> AgentClient:

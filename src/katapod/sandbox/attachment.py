@@ -11,7 +11,6 @@ from katapod.host.bridge import bridge_subnet, filters_forwarding, networks_in_u
 from katapod.host.cni import attach, detach, find_network, find_plugin, load_networks
 from katapod.host.named_netns import current_netns, is_netns, make_netns, netns_path, remove_netns
 from katapod.host.ports import hold_ports
-from katapod.host.tasks import beside
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.cni import NetworkConfig
@@ -27,8 +26,17 @@ from katapod.plan.attachment import (
     with_result,
 )
 from katapod.plan.bridge import BRIDGE, choose_subnet, plan_bridge
+from katapod.tasks import beside
 
-__all__ = ["AUTO", "attached", "container_files", "find_config", "prepare_attachment", "release_attachment"]
+__all__ = [
+    "AUTO",
+    "attached",
+    "container_files",
+    "detach_attachment",
+    "find_config",
+    "prepare_attachment",
+    "release_attachment",
+]
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +112,17 @@ def _warn_once(exc: HostLacks) -> None:
 
 
 @contextlib.asynccontextmanager
-async def attached(record: AttachmentRecord, sandbox_id: str) -> AsyncIterator["asyncio.Task[AttachmentRecord]"]:
+async def attached(
+    record: AttachmentRecord, sandbox_id: str, netns: int | None = None
+) -> AsyncIterator["asyncio.Task[AttachmentRecord]"]:
     """Attach beside what the block does; the task gives the record with its result, or raises. The namespace is
-    there when the block begins, so that the VMM can be started in it meanwhile.
+    there when the block begins, so that the VMM can be started in it meanwhile: a new one, or that of the descriptor
+    `netns`, in which a VMM is already.
 
     Nothing is undone here: the sandbox's record names it, and it goes with that (release_attachment).
     """
     with span("make network namespace"):
-        await make_netns(Path(record.netns))
+        await make_netns(Path(record.netns), netns)
     async with beside(_attach(record, sandbox_id), name="attach-network") as task:
         yield task
 
@@ -142,20 +153,23 @@ def container_files(hostname: str, request: NetworkRequest, record: AttachmentRe
     return found
 
 
+async def detach_attachment(record: AttachmentRecord, sandbox_id: str) -> list[KatapodError]:
+    """Have the plugins undo what they did; returns what did not work. Idempotent. The namespace stays."""
+    with span("detach from network", "network"):
+        return await detach(attachment_of(record, sandbox_id), result_of(record))
+
+
 async def release_attachment(record: AttachmentRecord, sandbox_id: str) -> list[KatapodError]:
     """Undo all of it, however far it came. Idempotent. Returns what did not work, after some tries: the interface is
     gone all the same, but plugins may have left addresses taken, or rules of the firewall."""
     problems: list[KatapodError] = []
-    attachment = attachment_of(record, sandbox_id)
     with contextlib.suppress(OSError, KatapodError):  # the end tries again, and reports it
         if not is_netns(Path(record.netns)):  # plugins can do without a namespace, but not with what is none
             remove_netns(Path(record.netns))
     for number in range(RELEASE_TRIES):
         if number:
             await asyncio.sleep(RELEASE_PAUSE_S)
-        with span("detach from network", "network"):
-            problems = await detach(attachment, result_of(record))
-        if not problems:
+        if not (problems := await detach_attachment(record, sandbox_id)):
             break
     try:
         remove_netns(Path(record.netns))

@@ -10,10 +10,14 @@ from katapod.model.errors import NotFound, SpecError
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.lifecycle import Sandbox
 
-__all__ = ["close_block_devices", "open_block_devices"]
+__all__ = ["close_block_devices", "has_block_devices", "open_block_devices"]
 
 BLOCK_DEVICES_MAX = 16  # of a container; one with more was given all that the host has
 SYS_BLOCK = Path("/sys/dev/block")
+
+
+def has_block_devices(spec: oci.Spec) -> bool:
+    return bool(_block_devices(spec))
 
 
 async def open_block_devices(sandbox: Sandbox, container_id: str, spec: oci.Spec) -> tuple[agent_pb2.Device, ...]:

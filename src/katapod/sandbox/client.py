@@ -1,19 +1,20 @@
-"""Another process's view of a live sandbox: the client of its owner's control socket, and execs through it.
+"""Another process's view of a live sandbox: the client of its supervisor's control socket, and execs through it.
 
 Kept apart from control.py, and light, since every `exec` waits for these imports.
 """
 
 import asyncio
 import contextlib
-import secrets
+import logging
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from katapod.host.state import StateStore
-from katapod.host.tasks import beside
+from katapod.host.locks import is_stopped
+from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState, KatapodError, NotFound, SpecError
 from katapod.model.record import SandboxRecord, State
+from katapod.model.tokens import random_hex
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.console import VM_ID
@@ -23,9 +24,11 @@ from katapod.rpc.pb import agent_pb2, oci_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.errors import AgentFailed, ConsoleIsRaw, ConsoleOff, command_error
 from katapod.sandbox.stdio import GuestProcess
+from katapod.tasks import beside
 
 __all__ = [
     "CONTROL_SERVICE",
+    "KILLED",
     "ContainerRequest",
     "ControlClient",
     "HoldRequest",
@@ -35,7 +38,12 @@ __all__ = [
     "start_exec",
     "start_in_vm",
     "string_user",
+    "why_cut_off",
 ]
+
+KILLED = "the kata-runtime that runs the container was killed"
+
+log = logging.getLogger(__name__)
 
 CONTROL_SERVICE = "katapod.Control"
 CONSOLE_LIMIT_S = 20.0
@@ -101,20 +109,45 @@ class ControlClient:
 
 @contextlib.asynccontextmanager
 async def connect_control(store: StateStore, sandbox_id: str) -> AsyncIterator[ControlClient]:
-    """Connect to the owner of a sandbox. Raises NotFound if there is none, InvalidState if it is stopped."""
+    """Connect to the supervisor of a sandbox. Raises NotFound if there is none, InvalidState if it is stopped.
+
+    One that a signal has stopped is told of: it answers once it goes on, and who has stopped it may be about to.
+    """
     record = store.read(sandbox_id)
     path = store.layout.sandbox(sandbox_id).control_socket
     try:
-        connection = await TtrpcClient.on_unix_path(str(path), f"owner of {sandbox_id}")
+        connection = await TtrpcClient.on_unix_path(str(path), f"supervisor of {sandbox_id}")
     except OSError as exc:
         state = State.STOPPED if record.state is not State.CREATING else record.state
         raise InvalidState(
             f"cannot reach container {sandbox_id}: it is {state.value}", hint="see: kata-runtime list"
         ) from exc
     try:
+        if is_stopped(record.supervisor_pid):  # it lives: it listens
+            log.warning(
+                "the supervisor of %s, process %d, is stopped by a signal, and answers once it goes on: kill -CONT %d",
+                sandbox_id,
+                record.supervisor_pid,
+                record.supervisor_pid,
+            )
         yield ControlClient(connection, store, record)
     finally:
         connection.close()
+
+
+async def why_cut_off(client: ControlClient, error: RpcError | NotFound, ended: str) -> str:
+    """The cause of a broken connection to the supervisor; `ended` says the usual one."""
+    if not client.connection.closed.done():
+        return str(error)
+    # The supervisor ends the connection when its container has ended, and says so in the record, or it was killed.
+    for _ in range(50):
+        record = client.record_now()
+        if record is None or all(item.state is State.STOPPED for item in record.containers):
+            break
+        if not supervisor_alive(client.paths):
+            return KILLED
+        await asyncio.sleep(0.02)
+    return ended
 
 
 def string_user(text: str, groups: tuple[str, ...] = ()) -> agent_pb2.StringUser | None:
@@ -148,10 +181,10 @@ async def start_exec(
     """Start one more process in a running container, in its turn; `timeout_s` runs from then. Errors as in
     create_container.
 
-    `agent` may be the sandbox's own channel or a connection to its owner's control socket. Without a `user`, who may
-    be in further `groups`, the process says by numbers who runs it.
+    `agent` may be the sandbox's own channel or a connection to its supervisor's control socket. Without a `user`, who
+    may be in further `groups`, the process says by numbers who runs it.
     """
-    exec_id = secrets.token_hex(16)
+    exec_id = random_hex(16)
     request = agent_pb2.ExecProcessRequest(
         container_id=container_id, exec_id=exec_id, process=process, string_user=string_user(user, groups)
     )
@@ -174,7 +207,7 @@ async def start_in_vm(client: ControlClient, process: oci_pb2.Process) -> AsyncI
 
     Raises ConsoleOff, ConsoleIsRaw, command errors as start_exec, NotFound if the sandbox ends.
     """
-    sandbox_id, exec_id = client.record.sandbox_id, secrets.token_hex(16)
+    sandbox_id, exec_id = client.record.sandbox_id, random_hex(16)
     request = agent_pb2.ExecProcessRequest(container_id=VM_ID, exec_id=exec_id, process=process)
     async with beside(client.hold(exec_id), name="hold"):  # first: we may be killed at any moment
         await asyncio.sleep(0)

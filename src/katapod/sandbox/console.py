@@ -1,4 +1,4 @@
-"""The owner's end of the debug console of its sandbox: one connection, made when somebody first asks for it."""
+"""The supervisor's end of the debug console of its sandbox: one connection, made when somebody first asks for it."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,13 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from katapod.host.tasks import end_tasks
 from katapod.host.vsock import connect_vsock
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.console import CONSOLE_SERVICE_VPORT, VM_ID
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.tasks import Background
 from katapod.vmm.protocol import Channel
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ConsoleLink:
         self._vsock_cid = vsock_cid
         self._connection: TtrpcClient | None = None
         self._connecting = asyncio.Lock()
-        self._hanging_up: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     async def connect(self) -> TtrpcClient:
         """The connection. Raises RpcError: FAILED_PRECONDITION if the console is off, UNIMPLEMENTED if the guest has
@@ -78,19 +78,18 @@ class ConsoleLink:
 
     def hang_up(self, exec_id: str) -> None:
         """End a process whose user has gone, if it is still there."""
-        task = asyncio.create_task(self._hang_up(exec_id), name="hang-up")
-        self._hanging_up.add(task)
-        task.add_done_callback(self._hanging_up.discard)
-
-    async def _hang_up(self, exec_id: str) -> None:
-        if self._connection is None:
-            return
-        request = agent_pb2.SignalProcessRequest(container_id=VM_ID, exec_id=exec_id, signal=SIGHUP)
-        with contextlib.suppress(RpcError):  # the process, or the guest, has ended
-            await AgentClient(self._connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)
+        if self._connection is not None:
+            self._background.start(_hang_up(self._connection, exec_id), name="hang-up")
 
     async def close(self) -> None:
         """Idempotent."""
-        await end_tasks(self._hanging_up)
+        await self._background.close()
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
+
+
+async def _hang_up(connection: TtrpcClient, exec_id: str) -> None:
+    request = agent_pb2.SignalProcessRequest(container_id=VM_ID, exec_id=exec_id, signal=SIGHUP)
+    with contextlib.suppress(RpcError):  # the process, or the guest, has ended
+        await AgentClient(connection).call("SignalProcess", request, timeout_s=HANG_UP_LIMIT_S)

@@ -5,21 +5,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE
+from katapod.model.layout import GUEST_BUNDLES, GUEST_SANDBOX_DIR, GUEST_SHARE
 from katapod.model.record import ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
+from katapod.rpc.features import BUNDLE_FILES
 from katapod.rpc.oci_message import features_needed, resources_to_message, spec_to_message
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import StatusCode
@@ -37,8 +38,7 @@ __all__ = ["Container", "ContainerPlan", "Rootfs", "create_container"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerPlan:
+class ContainerPlan(Struct, frozen=True):
     container_id: str
     image: str
     spec: oci.Spec
@@ -53,6 +53,7 @@ class ContainerPlan:
     holds_pid_namespace: bool = False  # containers that join the sandbox's PID namespace join this one's
     shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
     bundle: Path | None = None  # of the OCI runtime specification, whose hooks are run; None: it has none
+    host_pid: int = 0  # the process that stands for it on the host, for its hooks; 0: the VMM
 
     def record(self) -> ContainerRecord:
         process = self.spec.process
@@ -197,6 +198,10 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
         rootfs = await open_rootfs(sandbox, plan.container_id, plan.rootfs)
         devices = await open_block_devices(sandbox, plan.container_id, plan.spec)
         volumes, storages = await sandbox.direct_volumes.open(sandbox, plan.container_id, plan.spec)
+        given, files = await _give_files(sandbox, plan)
+        volumes |= given
+        if rootfs.shared or any(oci.is_of_host(each) and each.destination not in volumes for each in plan.spec.mounts):
+            await sandbox.open_share()
         sources = volumes | prepare_host_files(sandbox, plan, mounted=volumes)
         spec = strip_for_guest(
             plan.spec,
@@ -212,9 +217,10 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
             OCI=message,
             sandbox_pidns=plan.holds_pid_namespace or shares_pid_namespace(plan.spec),
             string_user=string_user(plan.user, plan.groups),
-            storages=(*rootfs.storages, *storages),
+            storages=(*sandbox.share_storages, *rootfs.storages, *storages),
             devices=devices,
             automounts=sandbox.volumes.automounts(plan.container_id),
+            files=files,
         )
         try:
             await sandbox.guard(sandbox.agent.call("CreateContainer", request, timeout_s=plan.create_timeout_s))
@@ -236,18 +242,41 @@ async def create_container(sandbox: Sandbox, plan: ContainerPlan) -> Container:
     return container
 
 
+async def _give_files(sandbox: Sandbox, plan: ContainerPlan) -> tuple[dict[str, str], list[agent_pb2.BundleFile]]:
+    """The container's own files of /etc, which the agent writes, so that nothing has to be shared for them. Returns, by
+    mount destination, where it does, and the files; neither if the agent cannot. Raises AgentFailed."""
+    own = _own_mounts(sandbox, plan)
+    if not own or BUNDLE_FILES not in await sandbox.guard(sandbox.agent.features()):
+        return {}, []
+    etc, below = _files_of_etc(plan), f"{GUEST_BUNDLES}/{plan.container_id}/files"
+    files = [agent_pb2.BundleFile(name=name, data=etc[name].encode()) for name in own]
+    return {mount.destination: f"{below}/{name}" for name, mount in own.items()}, files
+
+
+def _own_mounts(sandbox: Sandbox, plan: ContainerPlan) -> dict[str, oci.Mount]:
+    """Those of its files of /etc, by the files' names."""
+    etc = sandbox.paths.etc(plan.container_id)
+    return {Path(each.source).name: each for each in plan.spec.mounts if Path(each.source).parent == etc}
+
+
+def _files_of_etc(plan: ContainerPlan) -> dict[str, str]:
+    """Their content, by name."""
+    return etc_files(plan.spec.hostname) if plan.etc is None else plan.etc
+
+
 def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collection[str] = ()) -> dict[str, str]:
-    """Write the container's own files of /etc and mount into the share what is found on the host, but for mounts whose
-    destination is among `mounted`: the guest has them.
+    """Mount into the share what is found on the host, the container's own files of /etc, which are written first, among
+    it; but for mounts whose destination is among `mounted`: the guest has them.
 
     Returns, by mount destination, the path under which the guest finds the source.
     """
-    if not plan.rootfs.direct:
-        etc = sandbox.paths.etc(plan.container_id)
+    own = {name: mount for name, mount in _own_mounts(sandbox, plan).items() if mount.destination not in mounted}
+    if own:
+        etc, content = sandbox.paths.etc(plan.container_id), _files_of_etc(plan)
         etc.mkdir(mode=0o755)
-        for file_name, content in (etc_files(plan.spec.hostname) if plan.etc is None else plan.etc).items():
-            (etc / file_name).write_text(content)
-            (etc / file_name).chmod(0o644)
+        for name in own:
+            (etc / name).write_text(content[name])
+            (etc / name).chmod(0o644)
     sources: dict[str, str] = {}
     for mount in plan.spec.mounts:
         # one for the whole sandbox, also where the engine has made one on the host for its pod
@@ -255,7 +284,8 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
         if not oci.is_of_host(mount) or mount.destination in mounted:
             continue
-        sources[mount.destination] = f"{GUEST_SHARE}/{sandbox.volumes.add(mount, plan.container_id)}"
+        ours = mount in own.values()
+        sources[mount.destination] = f"{GUEST_SHARE}/{sandbox.volumes.add(mount, plan.container_id, ours=ours)}"
     return sources
 
 

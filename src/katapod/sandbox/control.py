@@ -1,9 +1,9 @@
-"""The owner's control server for other commands: a ttrpc socket in the sandbox's state directory.
+"""The supervisor's control server for other commands: a ttrpc socket in the sandbox's state directory.
 
 It serves two things: `katapod.Control` (JSON messages of our own) for what concerns the sandbox's life,
 and the part of `grpc.AgentService` that concerns execs, passed on to the guest as it is: the agent's
-channel has one end only, and the owner holds it; so has the debug console's, whose container is VM_ID. Only root can
-connect.
+channel has one end only, and the supervisor holds it; so has the debug console's, whose container is VM_ID. Only root
+can connect.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from katapod.host.tasks import beside
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.layout import SandboxPaths
 from katapod.rpc.agent import AGENT_SERVICE
@@ -27,11 +26,12 @@ from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, HoldReques
 from katapod.sandbox.container import Container
 from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.lifecycle import Sandbox
+from katapod.tasks import beside
 
 __all__ = ["control_socket"]
 
 # Methods a client may use in the guest, and the request's class, to see which process it is about:
-# the container's own streams and end belong to the owner.
+# the container's own streams and end belong to the supervisor.
 _PASSED: dict[str, Any] = {
     "ExecProcess": agent_pb2.ExecProcessRequest,
     "StatsContainer": None,
@@ -89,12 +89,14 @@ class _Control:
 
     async def _pass_on(self, method: str, payload: bytes) -> bytes:
         if method not in _PASSED:
-            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is reserved for the owner")
+            raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} is reserved for the supervisor")
         request_class, to_console = _PASSED[method], False
         if request_class is not None:
             request = request_class.FromString(payload)
             if request.exec_id in ("", request.container_id):
-                raise RpcError(StatusCode.PERMISSION_DENIED, f"{method} on the container's own process is the owner's")
+                raise RpcError(
+                    StatusCode.PERMISSION_DENIED, f"{method} on the container's own process is the supervisor's"
+                )
             to_console = request.container_id == VM_ID
         sandbox = self._sandbox()
         connection = await sandbox.console.connect() if to_console else sandbox.agent.connection
@@ -148,9 +150,13 @@ class _Control:
 
 @contextlib.asynccontextmanager
 async def control_socket(
-    paths: SandboxPaths, containers: Callable[[], list[Container]], shut_down: Callable[[], None]
+    paths: SandboxPaths,
+    containers: Callable[[], list[Container]],
+    shut_down: Callable[[], None],
+    afterwards: contextlib.AsyncExitStack,
 ) -> AsyncIterator[None]:
-    """Serve the control socket while the block runs."""
+    """Serve the control socket while the block runs. Who is connected then keeps its connection until `afterwards` is
+    closed, which is when the VM has ended: its calls are answered by that end."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(paths.control_socket))
@@ -159,6 +165,7 @@ async def control_socket(
     except BaseException:
         listener.close()
         raise
+    afterwards.push_async_callback(server.wait_closed)
     try:
         yield
     finally:

@@ -1,44 +1,147 @@
 """The devices of a sandbox's VM: its table and the VM change together, the table first.
 
-A device is entered in the table, which goes to the record, then attached; it is detached, and then leaves the table. So
-whoever finds the record finds every device in it that may be there.
+A device is entered in the table, which goes to disk, then attached; it is detached, and then leaves the table. So
+whoever finds the table finds every device in it that may be there.
+
+While a sandbox runs its table is changed in changing() only: by one process at a time, which begins with what others
+have made of the table since.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
 from msgspec import structs
 
-from katapod.model.devices import DeviceTable, DimmEntry, DiskEntry, NicEntry, ShareEntry
+from katapod.host.device_file import DeviceFile
+from katapod.model.devices import DeviceRecord, DeviceTable, DimmEntry, DiskEntry, MemoryEntry, NicEntry, ShareEntry
 from katapod.model.errors import KatapodError
 from katapod.plan.network import NicPlan
+from katapod.vmm.devices import DEFAULT_DISKS, DiskSettings, Memory, Nic, SharedDirectory, dimm_sizes
 from katapod.vmm.devices import Disk as VmDisk
-from katapod.vmm.devices import DiskSettings, Memory, Nic, SharedDirectory, dimm_sizes
 from katapod.vmm.errors import VmmLinkBroken, VmmRefused
-from katapod.vmm.protocol import Capabilities, VirtualMachine
-from katapod.vmm.spec import VmSpec
+from katapod.vmm.protocol import Capabilities, VmControl
 
-__all__ = ["Devices"]
+__all__ = ["LOCK_LIMIT_S", "Devices"]
+
+log = logging.getLogger(__name__)
+
+LOCK_LIMIT_S = 30.0  # longer than a guest may take to let go of a device
+NO_ROOM = Capabilities(disk_slots=(), nic_slots=(), share_slot=0)
 
 
 class Devices:
-    """`note` is called with each new table, and has it on disk when it returns. What is entered by the enter methods
-    is noted by the caller: at a sandbox's start all devices go to its record at once."""
+    """`file` has the table on disk once the sandbox runs. What is entered by the enter methods is noted by the caller:
+    at a sandbox's start all devices go to disk at once."""
 
     def __init__(
         self,
-        vm: VirtualMachine,
-        spec: VmSpec,
-        capabilities: Capabilities,
-        disks: DiskSettings,
-        note: Callable[[DeviceTable], None] = lambda table: None,
+        vm: VmControl,
+        memory: MemoryEntry,
+        capabilities: Capabilities = NO_ROOM,
+        disks: DiskSettings = DEFAULT_DISKS,
     ) -> None:
         self.table = DeviceTable()
-        self.note = note
+        self.file: DeviceFile | None = None
+        self.changed: Callable[[DeviceTable], None] = lambda before: None  # another process has changed the table
         self._vm = vm
-        self._spec = spec
+        self._memory = memory
         self._can = capabilities
         self._disks = disks
+        self._generation = 0
+        self._unsettled = False
+        self._holders = 0
+        self._gate = asyncio.Lock()
+        self._lock: contextlib.AsyncExitStack | None = None  # held while there are holders
+
+    def next_record(self) -> DeviceRecord:
+        """What is to be written next."""
+        self._generation += 1
+        return DeviceRecord(self._generation, self.table, self._memory, self._unsettled)
+
+    @property
+    def mem_mib(self) -> int:
+        """Memory of the guest, with what is plugged."""
+        return self._memory.mib + self.table.plugged_mib
+
+    @property
+    def max_mib(self) -> int:
+        return self._memory.max_mib
+
+    def note(self) -> None:
+        """Have the table on disk. Raises NoSpace, KatapodError."""
+        if self.file is not None:
+            self.file.write(self.next_record())
+
+    # -- beside other processes
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Let nobody but this process change the devices while the block runs, which has the table that others have
+        left. Blocks of one process run side by side. Raises LockTaken, KatapodError."""
+        self._holders += 1
+        try:
+            async with self._gate:
+                if self._lock is None and self.file is not None:
+                    await self._take_lock(self.file)
+            yield
+        finally:
+            self._holders -= 1
+            if self._holders == 0 and self._lock is not None:
+                lock, self._lock = self._lock, None
+                await lock.aclose()
+
+    async def _take_lock(self, file: DeviceFile) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(file.locked(LOCK_LIMIT_S, "change the devices of the VM"))
+            await self.take_over(file)
+            self._lock = stack.pop_all()
+
+    async def take_over(self, file: DeviceFile) -> None:
+        """Go on with what is on disk; if its writer was killed in a change, with what of it is there. The caller has
+        the lock. Raises KatapodError."""
+        found = file.read()
+        if found is None or found.generation == self._generation:
+            return
+        before, self.table = self.table, found.table
+        if found.unsettled:
+            try:
+                await self._settle()
+            except BaseException:
+                self.table = before  # the next one who has the lock tries again
+                raise
+        self._generation = found.generation
+        if found.unsettled:
+            self.note()
+        self.changed(before)
+
+    async def _settle(self) -> None:
+        """Drop the entries of what is not there. Raises VmmRefused, VmmLinkBroken."""
+        for disk in self.table.disks:
+            if not await self._vm.settle(self._disk(disk)):
+                self.table = self.table.without_disk(disk.disk_id)
+        for nic in self.table.nics:
+            if not await self._vm.settle(Nic(nic.number, nic.mac, nic.slot)):
+                self.table = self.table.without_nic(nic.number)
+        for dimm in self.table.dimms:
+            if not await self._vm.settle(self._dimm(dimm)):
+                self.table = self.table.without_dimm(dimm.number)
+
+    @contextlib.asynccontextmanager
+    async def unsettled(self) -> AsyncIterator[None]:
+        """For a process that may end while the VM goes on: whoever comes after it hears if it has not got done."""
+        self._unsettled = True
+        self.note()
+        try:
+            yield
+        except VmmRefused:
+            await self._settle()
+            self.note()  # still unsettled: the guest may let go of a device later
+            raise
+        self._unsettled = False
+        self.note()
 
     # -- the table
 
@@ -56,7 +159,7 @@ class Devices:
         if slot is None:
             raise KatapodError(
                 f"cannot plug disk {disk_id}: all {len(self._can.disk_slots)} slots of the VM are taken",
-                hint="raise default_bridges in configuration.toml, at most to 5",
+                hint=self._can.more_slots,
             )
         below = str(base) if base is not None else ""
         entry = DiskEntry(disk_id, slot, str(path), base=below, read_only=read_only, host_device=host_device)
@@ -70,7 +173,7 @@ class Devices:
         if slot is None:
             raise KatapodError(
                 f"cannot plug the interface {interface.name}: all slots for interfaces are taken",
-                hint="raise default_bridges in configuration.toml, at most to 5",
+                hint=self._can.more_slots,
             )
         entry = NicEntry(nic.number, slot, interface.name, nic.tap, interface.mac, interface.mtu)
         self.table = self.table.with_nic(entry)
@@ -82,8 +185,12 @@ class Devices:
         Raises KatapodError if the VMM has no such thing.
         """
         if more_mib > 0 and not self._can.memory_hotplug:
-            raise KatapodError(f"cannot plug {more_mib} MiB: this VMM adds no memory")
-        first = len(self.table.dimms)
+            raise KatapodError(
+                f"cannot plug {more_mib} MiB beside the {present_mib} of the sandbox: this VMM adds no memory to a "
+                "guest that runs",
+                hint="raise default_memory, lower the containers' limits, or use another accelerator, as tcg",
+            )
+        first = max((dimm.number + 1 for dimm in self.table.dimms), default=0)
         dimms = tuple(DimmEntry(number, size) for number, size in enumerate(dimm_sizes(present_mib, more_mib), first))
         for dimm in dimms:
             self.table = self.table.with_dimm(dimm)
@@ -127,20 +234,17 @@ class Devices:
 
     async def attach_memory(self, dimms: Iterable[DimmEntry]) -> None:
         """Raises VmmRefused, VmmLinkBroken; the DIMMs before the one that failed stay."""
-        spec = self._spec
         left = list(dimms)
         try:
             while left:
-                await self._vm.attach(
-                    Memory(left[0].number, left[0].size_mib, hugepages=spec.hugepages, preallocated=spec.preallocated)
-                )
+                await self._vm.attach(self._dimm(left[0]))
                 del left[0]
         except VmmRefused:
             for dimm in left:
                 self.table = self.table.without_dimm(dimm.number)
             raise
 
-    # -- both, and the record: what comes and goes while the sandbox runs
+    # -- both, and the file: what comes and goes while the sandbox runs. The caller is in changing()
 
     async def add_disk(
         self, disk_id: str, path: Path, *, base: Path | None = None, read_only: bool = False, host_device: bool = False
@@ -154,13 +258,40 @@ class Devices:
         try:
             return await self.attach_disk(disk_id)
         finally:
-            self.note(self.table)
+            self.note()
+
+    async def add_share(self, tag: str, socket: Path, queue_size: int) -> None:
+        """As enter_share, then attach_share. Raises KatapodError, VmmRefused, VmmLinkBroken; then it is not there."""
+        if not self._can.hotplug:
+            raise KatapodError("cannot plug the shared directory: this VMM takes none while its guest runs")
+        before = self.table
+        self.enter_share(tag, socket)
+        self._note(before)
+        try:
+            await self.attach_share(queue_size)
+        except KatapodError as exc:
+            if not isinstance(exc, VmmLinkBroken):
+                self.table = structs.replace(self.table, share=None)
+            raise
+        finally:
+            self.note()
+
+    async def add_memory(self, more_mib: int) -> None:
+        """As enter_memory, then attach_memory; the guest may not use it yet. Raises as they do."""
+        before = self.table
+        dimms = self.enter_memory(self.mem_mib, more_mib)
+        self._note(before)
+        try:
+            await self.attach_memory(dimms)
+        except VmmRefused:
+            self.note()
+            raise
 
     async def remove_disk(self, entry: DiskEntry) -> None:
         """Once the guest has let go of it. Raises VmmRefused, VmmLinkBroken; then it may be called again."""
         await self._vm.detach(self._disk(entry))
         self.table = self.table.without_disk(entry.disk_id)
-        self.note(self.table)
+        self.note()
 
     async def remove_nic(self, number: int) -> None:
         """Likewise."""
@@ -168,15 +299,19 @@ class Devices:
         if entry is not None:
             await self._vm.detach(Nic(number, entry.mac, entry.slot))
             self.table = self.table.without_nic(number)
-            self.note(self.table)
+            self.note()
 
     def _note(self, before: DeviceTable) -> None:
         """What cannot be recorded is not acquired."""
         try:
-            self.note(self.table)
+            self.note()
         except BaseException:
             self.table = before
             raise
+
+    def _dimm(self, entry: DimmEntry) -> Memory:
+        memory = self._memory
+        return Memory(entry.number, entry.size_mib, hugepages=memory.hugepages, preallocated=memory.preallocated)
 
     def _disk(self, entry: DiskEntry) -> VmDisk:
         return VmDisk(

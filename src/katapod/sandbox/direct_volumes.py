@@ -4,19 +4,18 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from katapod.host.direct_volumes import mark_volume, read_volume, unmark_volume
+from msgspec import Struct, field
+
+from katapod.host.direct_volumes import mark_volume, read_volume, size_of_device, unmark_volume
 from katapod.host.state import StateStore
 from katapod.model import oci
 from katapod.model.direct_volume import MountInfo, volume_name
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SANDBOX_DIR
 from katapod.rpc.pb import agent_pb2, types_pb2
-from katapod.vmm.protocol import VirtualMachine
 
 __all__ = ["DirectVolumes"]
 
@@ -28,15 +27,12 @@ class TakesDisks(Protocol):
     def sandbox_id(self) -> str: ...
     @property
     def store(self) -> StateStore: ...
-    @property
-    def vm(self) -> VirtualMachine: ...
-    async def guard(self, work: Coroutine[Any, Any, None]) -> None: ...
     async def add_disk(self, disk_id: str, path: Path, *, read_only: bool, host_device: bool) -> str: ...
     async def remove_disk(self, disk_id: str) -> None: ...
+    async def resize_disk(self, disk_id: str, size: int) -> None: ...
 
 
-@dataclass
-class _Volume:
+class _Volume(Struct):
     info: MountInfo
     disk_id: str
     guest_path: str
@@ -91,7 +87,7 @@ class DirectVolumes:
             raise NotFound(f"cannot use {info.device} of the direct volume {path}: {exc.strerror}") from exc
         if not stat.S_ISBLK(kind) and not stat.S_ISREG(kind):
             raise KatapodError(
-                f"cannot use {info.device} of the direct volume {path}: it is no block device, nor a file"
+                f"cannot use {info.device} of the direct volume {path}: it is neither a block device nor a file"
             )
         mark_volume(sandbox.store.layout, path, sandbox.sandbox_id)
         self._number += 1
@@ -107,19 +103,19 @@ class DirectVolumes:
         volume = self._volumes[path] = _Volume(info, disk_id, guest_path, pci_path)
         return volume
 
-    async def grow(self, sandbox: TakesDisks, path: str, size: int) -> None:
+    async def resize(self, sandbox: TakesDisks, path: str, size: int) -> None:
         """Have the guest see that the device has grown, to `size` bytes at least. What is no direct volume is left
         alone. Raises KatapodError if it has not, VmmRefused."""
         async with self._lock:
             found = [each for name, each in self._volumes.items() if path in (name, each.info.device)]
             for volume in found:
-                actual = await asyncio.to_thread(_size_of, volume.info.device)
+                actual = await asyncio.to_thread(size_of_device, volume.info.device)
                 if actual < size:
                     raise KatapodError(
                         f"cannot resize the direct volume {path} to {size} bytes: {volume.info.device} has {actual}",
                         hint="make the device larger first",
                     )
-                await sandbox.guard(sandbox.vm.resize_disk(volume.disk_id, actual))
+                await sandbox.resize_disk(volume.disk_id, actual)
 
     async def close(self, sandbox: TakesDisks, container_id: str) -> None:
         """The container has gone: take out the disks that nobody uses any more. Raises VmmRefused."""
@@ -131,15 +127,6 @@ class DirectVolumes:
                         await sandbox.remove_disk(volume.disk_id)
                     del self._volumes[path]
                     unmark_volume(sandbox.store.layout, path, sandbox.sandbox_id)
-
-
-def _size_of(device: str) -> int:
-    """Bytes. Raises KatapodError."""
-    try:
-        with open(device, "rb") as handle:
-            return handle.seek(0, os.SEEK_END)
-    except OSError as exc:
-        raise KatapodError(f"cannot read the size of {device}: {exc.strerror}") from exc
 
 
 def _storage(volume: _Volume) -> agent_pb2.Storage:

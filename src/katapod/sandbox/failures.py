@@ -1,4 +1,4 @@
-"""What it means that a machine does not start, or dies: for its user, and for the verdict that KVM works."""
+"""What it means that a machine does not start, or dies: for its user, and for the proof that KVM works."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,10 @@ from katapod.sandbox.proof_file import ProofFile
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
 from katapod.vmm.judge import BootFailure, Finding
+from katapod.vmm.proof import RUNGS
 from katapod.vmm.spec import Accelerator, VmSpec
 
-__all__ = ["doubting_kvm", "guest_of", "hint_for", "refuse_second_try", "watch_kvm"]
+__all__ = ["doubting", "guest_of", "hint_for", "refuse_second_try", "watch_doubts"]
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ def guest_of(spec: VmSpec) -> str:
 
 
 def hint_for(spec: VmSpec) -> str:
-    if spec.accelerator is Accelerator.KVM:
-        return "to find out whether KVM is the cause, use emulation: --accel tcg"
+    if spec.accelerator is not Accelerator.TCG:
+        return f"to find out whether {RUNGS[spec.accelerator]} is the cause, use emulation: --accel tcg"
     return "kata-runtime image build makes kernel and initrd"
 
 
@@ -47,32 +48,37 @@ def refuse_second_try(plan: SandboxPlan, exc: BaseException | None) -> None:
 
 
 @contextlib.contextmanager
-def doubting_kvm(plan: SandboxPlan, layout: Layout) -> Iterator[None]:
-    """Around the start of a machine: if it fails as one does under a KVM that does not work, the verdict that KVM works
-    is dropped. To ask again costs one boot, and a verdict that is wrong costs every start."""
+def doubting(plan: SandboxPlan, layout: Layout) -> Iterator[None]:
+    """Around the start of a machine: if it fails as one does under a KVM that does not work, the proof that KVM works
+    is dropped. To ask again costs one boot, and a choice that is wrong costs every start."""
     try:
         yield
     except KatapodError as exc:
         if _doubt(plan, layout, exc):
             exc.hint = "; ".join(
-                part for part in (exc.hint, "the next start finds out again whether KVM works") if part
+                part for part in (exc.hint, f"the next start finds out again whether {_name_of(plan)} works") if part
             )
         raise
 
 
-def watch_kvm(plan: SandboxPlan, layout: Layout, death: "asyncio.Future[KatapodError]") -> None:
+def watch_doubts(plan: SandboxPlan, layout: Layout, death: "asyncio.Future[KatapodError]") -> None:
     """The same, for the death of a machine that runs."""
 
     def died(future: "asyncio.Future[KatapodError]") -> None:
         if not future.cancelled() and future.exception() is None and _doubt(plan, layout, future.result()):
-            log.warning("the next start finds out again whether KVM works: %s", str(future.result()).partition("\n")[0])
+            first_line = str(future.result()).partition("\n")[0]
+            log.warning("the next start finds out again whether %s works: %s", _name_of(plan), first_line)
 
     if plan.proof_key:
         death.add_done_callback(died)
 
 
+def _name_of(plan: SandboxPlan) -> str:
+    return RUNGS[plan.vm.accelerator]
+
+
 def _doubt(plan: SandboxPlan, layout: Layout, exc: KatapodError) -> bool:
-    """Whether a verdict was dropped."""
+    """Whether a choice was dropped."""
     if not plan.proof_key or not isinstance(exc, VmmFailed | AgentFailed):
         return False
     status = exc.returncode if isinstance(exc, VmmFailed) else None

@@ -9,10 +9,10 @@ Source: OCI runtime-spec, config.md (POSIX-platform Hooks) and runtime.md (State
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from katapod.host.process import ProcessFailed, run
 from katapod.model.errors import KatapodError
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 LIMIT_S = 60.0  # of a hook that names none: nothing may wait for ever
 
 
-@dataclass(frozen=True, slots=True)
-class HookedContainer:
-    """What hooks are told. `pid`: of the VMM, which is in the sandbox's network namespace. Without a bundle, none."""
+class HookedContainer(Struct, frozen=True):
+    """What hooks are told. `pid`: of a process in the sandbox's network namespace: the VMM, or the container's proxy.
+    Without a bundle, none."""
 
     container_id: str
     bundle: Path | None

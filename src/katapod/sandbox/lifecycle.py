@@ -11,22 +11,23 @@ import logging
 import os
 import shutil
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
+from katapod.host.device_file import DeviceFile
 from katapod.host.hints import hint_for
 from katapod.host.loopback_guard import guard_loopback
 from katapod.host.mounts import bind, export_directory
 from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
-from katapod.host.tasks import beside, finish
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
+from katapod.model.devices import DeviceTable
 from katapod.model.errors import KatapodError, NoSpace, NotFound
-from katapod.model.layout import SANDBOX_MOUNTS, Layout, SandboxPaths
+from katapod.model.layout import SANDBOX_MOUNTS, SHARE_TAG, Layout, SandboxPaths
 from katapod.model.mount_options import Access
 from katapod.model.record import State
 from katapod.rpc.pb import agent_pb2
@@ -34,16 +35,17 @@ from katapod.rpc.status import RpcError
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.console import ConsoleLink
 from katapod.sandbox.direct_volumes import DirectVolumes
-from katapod.sandbox.failures import doubting_kvm, watch_kvm
+from katapod.sandbox.failures import doubting, watch_doubts
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.health import declare_dead, watch_health
 from katapod.sandbox.machine import Machine, answer_of, running_machine
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.share import late_share_storage
 from katapod.sandbox.shared_volumes import SharedVolumes
 from katapod.sandbox.start_record import Attaching, StartRecord
+from katapod.tasks import beside, finish
 from katapod.vmm.devices import blocks_of
-from katapod.vmm.errors import VmmRefused
 from katapod.vmm.protocol import DiskError
 
 __all__ = ["Sandbox", "start_sandbox", "start_machine"]
@@ -61,6 +63,8 @@ class StartedMachine(Protocol):
 
     @property
     def machine_id(self) -> str: ...
+    @property
+    def cgroups(self) -> tuple[str, ...]: ...
     def fits(self, plan: SandboxPlan) -> bool: ...
     async def take_over(self, plan: SandboxPlan, stack: ReleaseStack, note: StartRecord) -> Machine: ...
     async def close(self) -> None: ...
@@ -82,10 +86,10 @@ class Sandbox:
         self.share = machine.share
         self.agent = machine.agent
         self.death = machine.death
-        self._mem_at_start_mib = machine.spec.mem_mib
         self.guest_vcpus = machine.spec.vcpus
         self.devices = machine.devices
-        self.devices.note = lambda table: self.save(devices=table)
+        self.devices.file = DeviceFile(store.layout.sandbox(self.sandbox_id))
+        self.devices.changed = self._take_notice
         self._told_disks: set[str] = set()  # whose errors have been logged
         machine.vm.on_disk_error(self.take_disk_error)
         self.network = machine.network
@@ -96,11 +100,13 @@ class Sandbox:
             self.sandbox_id, machine.vm, machine.spec.vsock_cid, enabled=machine.spec.debug_console
         )
         self.clock = ClockKeeper(machine.agent, self.sandbox_id)
-        self._growing = machine.growing
+        self._resizing = machine.resizing
         self._cgroup = machine.cgroup
+        self.afterwards = contextlib.AsyncExitStack()  # closed when the VM has ended, by whoever has opened the sandbox
         self._stack = contextlib.AsyncExitStack()
         self._closed = False
         self._network_lock = asyncio.Lock()
+        self._share_lock = asyncio.Lock()
 
     @property
     def sandbox_id(self) -> str:
@@ -108,7 +114,16 @@ class Sandbox:
 
     @property
     def guest_mem_mib(self) -> int:
-        return self._mem_at_start_mib + self.devices.table.plugged_mib
+        return self.devices.mem_mib
+
+    def has_disk(self, disk_id: str) -> bool:
+        """Whether the guest has it, or the VMM can give it to it."""
+        can = self.plan.vmm.capabilities(self.plan.vm)
+        return bool(self.disk_path(disk_id)) or bool(can.disk_slots and can.hotplug)
+
+    @property
+    def _agent_lets_go(self) -> bool:
+        return self.plan.vmm.capabilities(self.plan.vm).agent_lets_go
 
     @property
     def closing(self) -> bool:
@@ -146,12 +161,41 @@ class Sandbox:
         Raises VmmRefused, KatapodError if the VM has no room for it.
         """
         below = Path(base) if base is not None else None
-        return await self.guard(
-            self.devices.add_disk(disk_id, Path(path), base=below, read_only=read_only, host_device=host_device)
-        )
+        async with self.devices.changing():
+            return await self.guard(
+                self.devices.add_disk(disk_id, Path(path), base=below, read_only=read_only, host_device=host_device)
+            )
+
+    async def open_share(self) -> None:
+        """Have a shared directory, if there is none yet. Raises VmmRefused, VirtiofsdFailed, MissingProgram;
+        KatapodError if the VMM takes none while its guest runs."""
+        async with self._share_lock, self.devices.changing():
+            if self.devices.table.share is not None:
+                return
+            with span("plug the shared directory"):
+                async with self.share.opening():
+                    size = self.plan.virtio_fs_queue_size
+                    await self.guard(self.devices.add_share(SHARE_TAG, self.share.socket, size))
+
+    @property
+    def share_storages(self) -> tuple[agent_pb2.Storage, ...]:
+        """What the agent has to mount for a container whose files are in the shared directory."""
+        entry = self.devices.table.share
+        return () if self.share.mounted or entry is None else (late_share_storage(entry.guest_path),)
+
+    def _take_notice(self, before: DeviceTable) -> None:
+        """Another process has changed the devices, while this one was stopped or had nothing to do with them."""
+        log.info("another process has changed the devices of the VM")
+        if self.network is not None:
+            for nic in before.nics:
+                if self.devices.table.nic(nic.number) is None:
+                    self.network.forget_plugged(nic.number)
+        if self._cgroup is not None:
+            self._cgroup.allow(self.guest_mem_mib)
+        self.save(mem_mib=self.guest_mem_mib)
 
     def disk_path(self, disk_id: str) -> str:
-        """The guest PCI path of a disk that is plugged; empty if there is none of that id."""
+        """Where the guest finds a disk that is plugged; empty if there is none of that id."""
         disk = self.devices.table.disk(disk_id)
         return disk.guest_path if disk is not None else ""
 
@@ -181,10 +225,18 @@ class Sandbox:
 
     async def remove_disk(self, disk_id: str) -> None:
         """Take a disk out, once the guest has let go of it. Raises VmmRefused; NotFound if it is not plugged."""
-        disk = self.devices.table.disk(disk_id)
-        if disk is None:
-            raise NotFound(f"cannot unplug disk {disk_id}: it is not plugged")
-        await self.guard(self.devices.remove_disk(disk))
+        async with self.devices.changing():
+            disk = self.devices.table.disk(disk_id)
+            if disk is None:
+                raise NotFound(f"cannot unplug disk {disk_id}: it is not plugged")
+            if self._agent_lets_go:
+                await self.guard(self.agent.let_go(disk=disk.guest_path))
+            await self.guard(self.devices.remove_disk(disk))
+
+    async def resize_disk(self, disk_id: str, size: int) -> None:
+        """Have the guest see that the file of a disk has `size` bytes by now. Raises VmmRefused."""
+        async with self.devices.changing():
+            await self.guard(self.vm.resize_disk(disk_id, size))
 
     async def rescan_network(self) -> bool:
         """Give the guest the interfaces that came to the pod since, take away those that went, and tell it of
@@ -195,10 +247,12 @@ class Sandbox:
         network = self.network
         if network is None:
             return False
-        async with self._network_lock:
+        async with self._network_lock, self.devices.changing():
             routes = network.routes
             gone, new, changed = await network.compare()
             for nic in gone:
+                if self._agent_lets_go:
+                    await self.guard(self.agent.let_go(mac=nic.interface.mac))
                 await self.guard(self.devices.remove_nic(nic.number))
                 await network.detach(nic)
             told = [await network.take_change(interface) for interface in changed]
@@ -217,48 +271,48 @@ class Sandbox:
                 await self.guard(network.tell_guest(self.agent, tuple(told)))
             return bool(gone or told or moved)
 
-    async def grow(self, *, vcpus: int, mem_mib: int) -> None:
+    async def resize(self, *, vcpus: int, mem_mib: int) -> None:
         """Plug vCPUs and memory until the guest has at least these; it never shrinks.
 
         Memory comes in blocks of MEMORY_BLOCK_MIB. Raises VmmRefused, AgentFailed, KatapodError.
         """
+        async with self.devices.changing():
+            await self._resize(vcpus, mem_mib)
+
+    async def _resize(self, vcpus: int, mem_mib: int) -> None:
         more_cpus = vcpus - self.guest_vcpus
         more_mib = blocks_of(mem_mib - self.guest_mem_mib)
-        if self._cgroup is not None and more_mib > 0:
+        can = self.plan.vmm.capabilities(self.plan.vm)
+        if more_cpus > 0 and not can.vcpu_hotplug:
+            raise KatapodError(
+                f"cannot add {more_cpus} vCPUs to the {self.guest_vcpus} of the sandbox: this VMM adds none to a guest "
+                "that runs",
+                hint="lower the CPU limits, or use another accelerator",
+            )
+        if self._cgroup is not None and more_mib > 0 and can.memory_hotplug:
             self._cgroup.allow(self.guest_mem_mib + more_mib)
         if more_cpus > 0:
-            if not self.plan.vmm.capabilities(self.plan.vm).vcpu_hotplug:
-                raise KatapodError(f"cannot add {more_cpus} vCPUs: this VMM adds none while its guest runs")
             await self.guard(self.vm.add_vcpus(more_cpus))
             self.guest_vcpus = vcpus
             await self.place_vcpus()
         if more_mib > 0:
-            await self._plug_memory(more_mib)
+            await self.guard(self.devices.add_memory(more_mib))
         if more_cpus > 0 or more_mib > 0:
             request = agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=max(0, more_cpus), cpu_only=more_mib <= 0)
             await self.guard(self.agent.call("OnlineCPUMem", request))
             self.save(vcpus=self.guest_vcpus, mem_mib=self.guest_mem_mib)
-
-    async def _plug_memory(self, more_mib: int) -> None:
-        dimms = self.devices.enter_memory(self.guest_mem_mib, more_mib)
-        self.save(devices=self.devices.table)
-        try:
-            await self.guard(self.devices.attach_memory(dimms))
-        except VmmRefused:
-            self.save(devices=self.devices.table)
-            raise
 
     async def place_vcpus(self) -> None:
         """Put the vCPUs' threads into their cgroup, where they have one. Raises VmmRefused, KatapodError."""
         if self._cgroup is not None and self._cgroup.wants_vcpus:
             self._cgroup.place_vcpus(await self.guard(self.vm.vcpu_threads()))
 
-    async def wait_grown(self) -> None:
+    async def wait_resized(self) -> None:
         """Until the guest uses the memory that it was given as it began to run. Raises VmmRefused, KatapodError."""
-        if self._growing is not None:
+        if self._resizing is not None:
             with span("wait for plugged memory"):
-                await self.guard(answer_of(self._growing))
-            self._growing = None
+                await self.guard(answer_of(self._resizing))
+            self._resizing = None
 
     async def close(self, *, expendable: bool = False) -> None:
         """End the VM and release all it held; its record and logs stay until recovery.remove_sandbox. Idempotent.
@@ -289,10 +343,10 @@ async def start_machine(plan: SandboxPlan, store: StateStore, stack: ReleaseStac
             bind(source, paths.mounts / SANDBOX_MOUNTS / source.name, Access.READ_ONLY)
 
     if plan.cgroup is not None:
-        note()  # names the groups before they are made
-    with doubting_kvm(plan, store.layout):
+        note(cgroups=plan.record.cgroups)  # before they are made
+    with doubting(plan, store.layout):
         machine = await running_machine(plan, paths, stack, note)
-    watch_kvm(plan, store.layout, machine.death)
+    watch_doubts(plan, store.layout, machine.death)
     with span("create sandbox"):
         await guarded(answer_of(machine.created), machine.death, plan.record.sandbox_id)
     return machine
@@ -309,11 +363,15 @@ async def start_sandbox(
     exist (StateStore.create); it is the caller's to remove.
     """
     # a machine of the pool runs in the cgroups of its maker, and its memory would stay charged to them
-    if ready is not None and (plan.cgroup is not None or not ready.fits(plan)):
+    elsewhere = plan.cgroup is not None and plan.cgroup.holds_supervisor
+    if ready is not None and (elsewhere or not ready.fits(plan)):
         await ready.close()
         ready = None
     if ready is not None:
-        plan = replace(plan, record=msgspec.structs.replace(plan.record, machine_id=ready.machine_id))
+        # without hot-plug the root file system comes by the share
+        disk = plan.root_disk if plan.vmm.capabilities(plan.vm).hotplug else None
+        record = msgspec.structs.replace(plan.record, machine_id=ready.machine_id, cgroups=ready.cgroups)
+        plan = replace(plan, record=record, root_disk=disk, cgroup=None)
     stack = ReleaseStack()
     note = StartRecord(store, plan.record, attaching)
     try:
@@ -331,6 +389,7 @@ async def start_sandbox(
         stack.callback(setattr, machine.share, "stopping", True)
         if machine.network is not None:
             machine.network.note = lambda record: sandbox.save(network=record)
+        sandbox.devices.note()
         sandbox.save(
             attachment=attaching.result() if attaching is not None else plan.record.attachment,
             network=machine.network.record if machine.network is not None else None,
@@ -338,12 +397,11 @@ async def start_sandbox(
             vmm_pid=machine.vm.pid,
             vcpus=machine.spec.vcpus,
             mem_mib=machine.mem_mib,
-            devices=machine.devices.table,
             template=machine.template,
         )
         with span("plug vCPUs and memory"):
             await sandbox.place_vcpus()
-            await sandbox.grow(vcpus=plan.vm.vcpus, mem_mib=plan.vm.mem_mib)
+            await sandbox.resize(vcpus=plan.vm.vcpus, mem_mib=plan.vm.mem_mib)
     except BaseException:
         await stack.unwind(plan.record.sandbox_id)
         raise

@@ -7,7 +7,8 @@ Only the 64 digits that engines give have beginnings: `db` must not mean `db-bac
 import contextlib
 import json
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, NotFound, UsageError
@@ -28,8 +29,7 @@ _LONG_ID = re.compile(rf"[0-9a-f]{{{MAX_ID_LENGTH}}}")
 SHOWN = 5  # sandboxes that are named when it is not clear which is meant
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """`container_id`: the container that was named; empty if the sandbox was."""
 
     record: SandboxRecord
@@ -60,7 +60,7 @@ def find_sandbox(store: StateStore, text: str) -> Found:
             return fits[0] if len(fits) == 1 else Found(fits[0].record)
     if text in store.ids():
         return Found(store.read(text))  # it has a record that cannot be read: says so
-    raise NotFound(f"cannot find {text}: there is no such container and no such sandbox", hint=_WHERE)
+    raise NotFound(f"cannot find {text}: no such container or sandbox", hint=_WHERE)
 
 
 _WHERE = "see: kata-runtime list, crictl pods, ctr containers list"

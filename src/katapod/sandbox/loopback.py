@@ -15,16 +15,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from katapod.host.loopback import LoopbackListener, listen_on_loopback
-from katapod.host.tasks import end_tasks, finish
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.lifecycle import Sandbox
+from katapod.tasks import Background, beside, finish
 
-__all__ = ["CONNECTIONS_MAX", "listening_on_loopback", "loopback_door"]
+__all__ = ["CONNECTIONS_MAX", "listening_on_loopback", "serving_loopback"]
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 64  # at a time: each has up to two calls in flight, of the agent's 256
+CONNECTIONS_MAX = 64  # at a time: each takes up to two of the calls that a sandbox may have in flight
 CHUNK_MAX = 256 * 1024  # bytes for one call
 IN_FLIGHT_BYTES = 4 << 20  # of all connections in one direction, more or less; the agent holds 16 MiB of requests
 CONNECT_LIMIT_S = 15.0  # the agent's own is 10
@@ -39,57 +39,53 @@ async def listening_on_loopback(
     netns: Path | None, level: int = logging.WARNING
 ) -> AsyncIterator["asyncio.Task[LoopbackListener | None]"]:
     """Listen while the block runs, which does not wait for it. A host that cannot says so in the log, at `level`."""
-    task = asyncio.create_task(_listen(netns, level), name="listen-on-loopback")
+    found: list[LoopbackListener] = []
     try:
-        yield task
+        async with beside(_listen(netns, level, found), name="listen-on-loopback") as task:
+            yield task
     finally:
-        task.cancel()
-        await asyncio.wait({task})
-        listener = task.result() if not task.cancelled() and task.exception() is None else None
-        if listener is not None:
+        for listener in found:
             listener.close()
 
 
 @contextlib.asynccontextmanager
-async def loopback_door(sandbox: Sandbox, listener: LoopbackListener | None) -> AsyncIterator[None]:
+async def serving_loopback(sandbox: Sandbox, listener: LoopbackListener | None) -> AsyncIterator[None]:
     """Carry what it accepts while the block runs; what is under way at its end is reset, and it is closed."""
     if listener is None:
         yield
         return
-    door = _Door(sandbox.agent, sandbox.sandbox_id)
-    serving = [asyncio.create_task(door.serve(each), name="loopback-door") for each in listener.sockets]
+    forwarder = _Forwarder(sandbox.agent, sandbox.sandbox_id)
     try:
-        yield
+        async with Background() as serving:
+            for each in listener.sockets:
+                serving.start(forwarder.serve(each), name="loopback-server")
+            yield
     finally:
-        await end_tasks(serving)
-        await door.close()
-        listener.close()
+        try:
+            await forwarder.close()
+        finally:
+            listener.close()
 
 
-async def _listen(netns: Path | None, level: int) -> LoopbackListener | None:
+async def _listen(netns: Path | None, level: int, found: list[LoopbackListener]) -> LoopbackListener | None:
+    """Adds to `found` what is open, also when we are cancelled: a thread goes on until it has opened it."""
     if netns is None:
         return None
-    found: list[LoopbackListener] = []
     try:
-        # a thread cannot be cancelled: if we are, what it opens is closed again
-        await finish(asyncio.to_thread(lambda: found.append(listen_on_loopback(netns))), name="listen-on-loopback")
+        await finish(asyncio.to_thread(lambda: found.append(listen_on_loopback(netns))), name="open-loopback")
     except OSError as exc:
         log.log(level, "connections to the loopback of %s will be refused, and so will port-forwarding: %s", netns, exc)
-    except BaseException:
-        for listener in found:
-            listener.close()
-        raise
     return found[0] if found else None
 
 
-class _Door:
+class _Forwarder:
     def __init__(self, agent: AgentClient, sandbox_id: str) -> None:
         self._agent = agent
         self._sandbox_id = sandbox_id
         self._ids = itertools.count(1)
         self._carrying: dict[int, asyncio.Task[None]] = {}
         self._half_closed: dict[int, None] = {}  # by their clients, who may have gone; the oldest first
-        self._ending: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._closed = False
 
     @property
@@ -100,7 +96,7 @@ class _Door:
     async def close(self) -> None:
         """Reset what is under way. The guest is not told: it ends next."""
         self._closed = True
-        await end_tasks({*self._carrying.values(), *self._ending})
+        await self._background.close()
 
     async def serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -116,22 +112,16 @@ class _Door:
                 _reset(client)
                 continue
             connection_id = next(self._ids)
-            name = f"forward-{connection_id}"
-            self._carrying[connection_id] = asyncio.create_task(self._carry(connection_id, client), name=name)
+            work = self._carry(connection_id, client)
+            self._carrying[connection_id] = self._background.start(work, name=f"forward-{connection_id}")
 
     def _drop_oldest(self) -> bool:
         """Give up the oldest connection whose client has ended its stream. False: there is none."""
         oldest = next(iter(self._half_closed), None)
         if oldest is None:
             return False
-        task = self._forget(oldest)
-        task.cancel()
-        self._await_end_of(task)
+        self._forget(oldest).cancel()
         return True
-
-    def _await_end_of(self, task: asyncio.Task[None]) -> None:
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
 
     def _forget(self, connection_id: int) -> asyncio.Task[None]:
         self._half_closed.pop(connection_id, None)
@@ -157,7 +147,8 @@ class _Door:
             if connection_id in self._carrying:
                 self._forget(connection_id)
             if not self._closed:
-                self._await_end_of(asyncio.create_task(self._disconnect(connection_id, reset=broken)))
+                work = self._disconnect(connection_id, reset=broken)
+                self._background.start(work, name=f"disconnect-{connection_id}")
 
     async def _connect(self, connection_id: int, client: socket.socket) -> None:
         """Where the client wants to go, else to the other family's loopback: clients try IPv4 first and, since we have

@@ -8,44 +8,55 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.logs import read_tail
-from katapod.host.tasks import beside, end_tasks, finish, together
 from katapod.host.trace import span
-from katapod.host.virtiofsd import VirtiofsdProcess, running_virtiofsd
-from katapod.model.devices import DimmEntry
+from katapod.model.devices import DimmEntry, MemoryEntry
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SHARE_TAG, SandboxPaths
+from katapod.model.layout import GUEST_SANDBOX_DIR, SHARE_TAG, SandboxPaths
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
-from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.agent_link import claim_channel, claim_user, connect_agent
 from katapod.sandbox.devices import Devices
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
-from katapod.sandbox.growth import until_grown
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
 from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import SandboxPlan
+from katapod.sandbox.plugged_memory import until_plugged
 from katapod.sandbox.release import ReleaseStack
+from katapod.sandbox.share import Share, share_storage
 from katapod.sandbox.start_record import StartRecord
 from katapod.sandbox.template_build import open_template
 from katapod.sandbox.template_store import Template, TemplateBroken, discard_template
+from katapod.tasks import beside, finish, together
 from katapod.vmm.devices import blocks_of
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import Handed, VirtualMachine, VmmLogs
 from katapod.vmm.spec import VmSpec
 from katapod.vmm.template import clone_of
 
-__all__ = ["Machine", "adapt_machine", "answer_of", "running_machine"]
+__all__ = [
+    "Machine",
+    "answer_of",
+    "attach_pod_network",
+    "begin_call",
+    "enter_rest",
+    "plug_rest",
+    "reseed",
+    "running_machine",
+    "set_clock",
+    "shm_storage",
+]
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +67,12 @@ VMM_SEEN_S = 0.3  # until the end of a VMM is seen that has made virtiofsd fail
 KILLED = (-9, -15)  # how a VMM ends that was asked to: SIGTERM, SIGKILL
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """A running guest. `death` is set when one of its processes ends unasked; `spec` is what it was started with."""
 
     spec: VmSpec
     vm: VirtualMachine
-    share: VirtiofsdProcess
+    share: Share
     agent: AgentClient
     death: "asyncio.Future[KatapodError]"
     created: "asyncio.Task[Any]"  # CreateSandbox, under way
@@ -70,14 +80,13 @@ class Machine:
     devices: Devices
     template: str  # the key of what it was cloned from; empty after a cold boot
     network: PodNetwork | None = None
-    growing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
-    cgroup: HostCgroup | None = None  # that its processes are in; None: their owner's
+    resizing: "asyncio.Task[Any] | None" = None  # until the guest uses what was plugged; None: it does
+    cgroup: HostCgroup | None = None  # that its processes are in; None: their supervisor's
 
 
-@dataclass(frozen=True, slots=True)
-class _Processes:
+class _Processes(Struct, frozen=True):
     vm: VirtualMachine
-    share: VirtiofsdProcess
+    share: Share
     death: "asyncio.Future[KatapodError]"
 
 
@@ -123,6 +132,9 @@ async def _start(
     try:
         # not before: a template that is built meanwhile is not the sandbox's memory
         cgroup = await own.enter_async_context(joined_cgroup(plan.cgroup))
+        if cgroup is not None:
+            plan = replace(plan, vm=replace(plan.vm, cgroups=cgroup.of_vmm))
+        plan = _with_user(plan, own)
         if template is None:
             machine = await _boot(plan, paths, own, note)
         else:
@@ -134,13 +146,23 @@ async def _start(
     return replace(machine, cgroup=cgroup)
 
 
+def _with_user(plan: SandboxPlan, own: ReleaseStack) -> SandboxPlan:
+    """With a user that VMM and taps have to themselves, where the VMM runs as one. Raises HostLacks."""
+    capabilities = plan.vmm.capabilities(plan.vm)
+    vm = claim_user(plan.vm, capabilities, own)
+    owner = vm.uid if capabilities.taps_by_name else None
+    return replace(plan, vm=vm, network=replace(plan.network, tap_owner=owner))
+
+
 async def _boot(plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, note: StartRecord) -> Machine:
     given: dict[Handed, int] = {}
     spec = claim_channel(plan.vm, given, own)
     networks = await own.enter_async_context(ReleaseStack())  # released once the VMM has ended
-    processes, network = await together(_launch(plan, paths, own, spec, given), _attach_network(plan, note, networks))
-    devices = _enter_devices(plan, paths, processes, network, spec.mem_mib, 0)
-    note(vmm_pid=processes.vm.pid, devices=devices.table)
+    processes, network = await together(
+        _launch(plan, paths, own, spec, given), attach_pod_network(plan, note, networks)
+    )
+    devices = _enter_devices(plan, processes, network, spec.mem_mib, 0)
+    note(vmm_pid=processes.vm.pid, devices=devices.next_record())
     await _plug_and_run(plan, processes, network, devices)
     with span("boot until the agent answers"):
         agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=False)
@@ -170,18 +192,18 @@ async def _clone(
     try:
         (processes, _), network = await together(
             together(_launch(plan, paths, own, spec, given), _copy(template.memory_fd, memory)),
-            _attach_network(plan, note, networks),
+            attach_pod_network(plan, note, networks),
         )
         more_mib = blocks_of(plan.vm.mem_mib - spec.mem_mib)
-        devices = _enter_devices(plan, paths, processes, network, spec.mem_mib, more_mib)
-        note(vmm_pid=processes.vm.pid, devices=devices.table)
+        devices = _enter_devices(plan, processes, network, spec.mem_mib, more_mib)
+        note(vmm_pid=processes.vm.pid, devices=devices.next_record())
         with span("load device state"):
             await guarded(processes.vm.load_state(template.state_fd), processes.death, plan.record.sandbox_id)
-        grown = await _plug_and_run(plan, processes, network, devices)
+        plugged = await _plug_and_run(plan, processes, network, devices)
         with span("wake the clone"):
             agent, created = await _meet_agent(plan, spec, processes, network, own, cloned=True)
         with span("wait for plugged memory"):
-            await guarded(until_grown(grown, more_mib), processes.death, plan.record.sandbox_id)
+            await guarded(until_plugged(plugged, more_mib), processes.death, plan.record.sandbox_id)
     except (VmmRefused, VmmLinkBroken, VmmFailed, AgentFailed) as exc:
         if isinstance(exc, VmmFailed) and exc.returncode in KILLED:
             raise  # no fault of the template
@@ -200,7 +222,7 @@ async def _clone(
     )
 
 
-async def _attach_network(plan: SandboxPlan, note: StartRecord, stack: ReleaseStack) -> PodNetwork | None:
+async def attach_pod_network(plan: SandboxPlan, note: StartRecord, stack: ReleaseStack) -> PodNetwork | None:
     await note.wait_attached()
     return await attach_network(
         plan.netns, plan.network, vcpus=plan.vm.vcpus, note=lambda record: note(network=record), stack=stack
@@ -220,49 +242,46 @@ async def _copy(source: int, target: int) -> None:
 async def _launch(
     plan: SandboxPlan, paths: SandboxPaths, own: ReleaseStack, spec: VmSpec, given: Mapping[Handed, int]
 ) -> _Processes:
-    """Start virtiofsd and the VMM side by side, and watch them. Raises VmmFailed, VirtiofsdFailed, MissingProgram."""
+    """Start virtiofsd, if something is shared, and the VMM side by side, and watch them. Raises VmmFailed,
+    VirtiofsdFailed, MissingProgram."""
     # apart from each other, so that the VMM is ended first whichever was up first: virtiofsd ends with it
     share_stack = await own.enter_async_context(contextlib.AsyncExitStack())
     vm_stack = await own.enter_async_context(contextlib.AsyncExitStack())
 
-    async def start_share() -> VirtiofsdProcess:
-        with span("start virtiofsd", "virtiofsd"):
-            daemon = running_virtiofsd(plan.virtiofsd, _share_socket(paths), paths.state / "virtiofsd.log")
-            return await share_stack.enter_async_context(daemon)
+    share = Share(plan.virtiofsd, paths, share_stack)
+    share.mounted = plan.shares
+
+    async def start_share() -> None:
+        if plan.shares:
+            await share.start()
 
     async def start_vm() -> VirtualMachine:
         logs = VmmLogs(paths.console_log, paths.vmm_log, plan.console_limit_bytes)
         with span(f"start {plan.vmm.name}", plan.vmm.name):
             return await vm_stack.enter_async_context(_named_vmm(plan, spec, logs, given))
 
-    share, vm = await together(start_share(), start_vm())
+    _, vm = await together(start_share(), start_vm())
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     await own.enter_async_context(beside(_watch_processes(vm, share, death), name="watch-processes"))
     return _Processes(vm, share, death)
 
 
-def _share_socket(paths: SandboxPaths) -> Path:
-    return paths.vm / "vhost-fs.sock"
-
-
 def _enter_devices(
-    plan: SandboxPlan,
-    paths: SandboxPaths,
-    processes: _Processes,
-    network: PodNetwork | None,
-    mem_mib: int,
-    more_mib: int,
+    plan: SandboxPlan, processes: _Processes, network: PodNetwork | None, mem_mib: int, more_mib: int
 ) -> Devices:
     """All that the machine gets, whose VMM has `mem_mib` of memory, entered and not attached yet. Raises KatapodError
     if it has no room."""
-    devices = Devices(processes.vm, plan.vm, plan.vmm.capabilities(plan.vm), plan.disks)
-    devices.enter_share(SHARE_TAG, _share_socket(paths))
-    _enter_rest(plan, network, devices)
+    vm = plan.vm
+    memory = MemoryEntry(mem_mib, vm.max_mem_mib, hugepages=vm.hugepages, preallocated=vm.preallocated)
+    devices = Devices(processes.vm, memory, plan.vmm.capabilities(vm), plan.disks)
+    if plan.shares:
+        devices.enter_share(SHARE_TAG, processes.share.socket)
+    enter_rest(plan, network, devices)
     devices.enter_memory(mem_mib, more_mib)
     return devices
 
 
-def _enter_rest(plan: SandboxPlan, network: PodNetwork | None, devices: Devices) -> None:
+def enter_rest(plan: SandboxPlan, network: PodNetwork | None, devices: Devices) -> None:
     """The root disk and NICs: what differs between sandboxes."""
     disk = plan.root_disk
     if disk is not None:
@@ -281,14 +300,15 @@ async def _plug_and_run(
     vm, death, sandbox_id = processes.vm, processes.death, plan.record.sandbox_id
     dimms = devices.table.dimms
     with span("plug devices"):
-        await guarded(devices.attach_share(plan.virtio_fs_queue_size), death, sandbox_id)
-        grown = vm.expect_memory(len(dimms) - 1)
-        await guarded(_plug_rest(plan, network, devices, dimms), death, sandbox_id)
+        if plan.shares:
+            await guarded(devices.attach_share(plan.virtio_fs_queue_size), death, sandbox_id)
+        plugged = vm.expect_memory(len(dimms) - 1)
+        await guarded(plug_rest(plan, network, devices, dimms), death, sandbox_id)
         await guarded(vm.run(), death, sandbox_id)
-    return grown
+    return plugged
 
 
-async def _plug_rest(
+async def plug_rest(
     plan: SandboxPlan, network: PodNetwork | None, devices: Devices, dimms: tuple[DimmEntry, ...]
 ) -> None:
     """Plug the root disk, NICs and memory: what differs between sandboxes."""
@@ -331,11 +351,11 @@ async def _meet_agent(
         async with patient_timeout(plan.agent_timeout_s, vm.pid):
             agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
             own.callback(agent.connection.close)
-            first = _wake(agent) if cloned else agent.check(timeout_s=None)
+            first = reseed(agent) if cloned else agent.check(timeout_s=None)
             await guarded(first, death, sandbox_id)
             # sent at once and answered in this order; not with the first call, or the clock would be late by its time
-            clock = _send(_set_clock(agent), own)
-            created = _send(_create_sandbox(agent, request, network), own)
+            clock = await begin_call(set_clock(agent), own, name="set-clock")
+            created = await begin_call(_create_sandbox(agent, request, network), own, name="create-sandbox")
             await guarded(answer_of(clock), death, sandbox_id)
     except TimeoutError as exc:
         console = read_tail(vm.logs.console)
@@ -368,12 +388,9 @@ async def _create_sandbox(
         await together(agent.call("CreateSandbox", request), network.tell_guest(agent))
 
 
-def _send(call: Coroutine[Any, Any, Any], own: ReleaseStack) -> "asyncio.Task[Any]":
+async def begin_call(call: Coroutine[Any, Any, Any], own: ReleaseStack, *, name: str) -> "asyncio.Task[Any]":
     """Begin a call whose answer is waited for later, or never if another fails first."""
-    task = asyncio.create_task(call)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    own.push_async_callback(end_tasks, {task})
-    return task
+    return await own.enter_async_context(beside(call, name=name, may_fail=True))
 
 
 async def answer_of(call: "asyncio.Task[Any]") -> Any:
@@ -381,12 +398,12 @@ async def answer_of(call: "asyncio.Task[Any]") -> Any:
     return await call
 
 
-async def _wake(agent: AgentClient) -> None:
+async def reseed(agent: AgentClient) -> None:
     """Make a clone a machine of its own: its template's random numbers must never be seen again."""
-    await agent.call("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=secrets.token_bytes(SEED_BYTES)))
+    await agent.call("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=os.urandom(SEED_BYTES)))
 
 
-async def _set_clock(agent: AgentClient) -> None:
+async def set_clock(agent: AgentClient) -> None:
     """A clone's clock stands where its template's did; that of a booted guest knows whole seconds only. A busy guest
     sets it late, by what the call took; then once more, and ClockKeeper has the last word."""
     for _ in range(CLOCK_TRIES):
@@ -404,16 +421,13 @@ def _create_request(plan: SandboxPlan) -> agent_pb2.CreateSandboxRequest:
         sandbox_id=plan.record.sandbox_id,
         hostname=plan.hostname[:64],
         dns=plan.dns,
-        storages=[
-            agent_pb2.Storage(driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=GUEST_SHARE),
-            _shm_storage(plan),
-        ],
+        storages=[*([share_storage()] if plan.shares else []), shm_storage(plan)],
         guest_hook_path=plan.guest_hook_path,
         kernel_modules=[agent_pb2.KernelModule(name=name, parameters=rest) for name, *rest in modules],
     )
 
 
-def _shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
+def shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
     return agent_pb2.Storage(
         driver="ephemeral",
         source="shm",
@@ -423,57 +437,14 @@ def _shm_storage(plan: SandboxPlan) -> agent_pb2.Storage:
     )
 
 
-async def adapt_machine(
-    machine: Machine,
-    made_for: SandboxPlan,
-    plan: SandboxPlan,
-    networks: ReleaseStack,
-    stack: ReleaseStack,
-    note: StartRecord,
-) -> Machine:
-    """Make a machine that stands still, started for one plan, the machine of another, and let it run.
-
-    It gets what it lacks, names, and once more random numbers and a time of its own; memory may be `growing` still.
-    The network's release goes to `networks`, which outlives the VMM. Raises AgentFailed, VmmRefused, KatapodError.
-    """
-    vm, death, sandbox_id = machine.vm, machine.death, plan.record.sandbox_id
-    devices, more_mib = machine.devices, blocks_of(plan.vm.mem_mib - machine.mem_mib)
-    network = await guarded(_attach_network(plan, note, networks), death, sandbox_id)
-    _enter_rest(plan, network, devices)
-    dimms = devices.enter_memory(machine.mem_mib, more_mib)
-    note(devices=devices.table)
-    with span("plug devices"):
-        grown = vm.expect_memory(len(devices.table.dimms) - 1)
-        await guarded(_plug_rest(plan, network, devices, dimms), death, sandbox_id)
-        await guarded(vm.run(), death, sandbox_id)
-    with span("wake the machine"):
-        await guarded(_wake_as(machine.agent, made_for, plan, network), death, sandbox_id)
-    return replace(
-        machine,
-        mem_mib=machine.mem_mib + max(0, more_mib),
-        network=network,
-        growing=_send(until_grown(grown, more_mib), stack) if more_mib > 0 else None,
-    )
-
-
-async def _wake_as(agent: AgentClient, made_for: SandboxPlan, plan: SandboxPlan, network: PodNetwork | None) -> None:
-    await _wake(agent)
-    if network is not None:
-        await network.tell_guest(agent)
-    await together(_set_clock(agent), agent.rename(plan.record.sandbox_id, plan.hostname[:64]))
-    if plan.shm_size_bytes != made_for.shm_size_bytes:
-        request = agent_pb2.UpdateEphemeralMountsRequest(storages=[_shm_storage(plan)])
-        await agent.call("UpdateEphemeralMounts", request)
-
-
-async def _watch_processes(vm: VirtualMachine, share: VirtiofsdProcess, death: "asyncio.Future[KatapodError]") -> None:
+async def _watch_processes(vm: VirtualMachine, share: Share, death: "asyncio.Future[KatapodError]") -> None:
     """Name the process that died first. virtiofsd ends by itself when the VMM does, which gets a moment to be seen."""
     watching_share = beside(share.wait_end(), name="wait-virtiofsd")
     async with beside(vm.wait_end(), name="wait-vmm") as vm_end, watching_share as share_end:
         await asyncio.wait({vm_end, share_end}, return_when=asyncio.FIRST_COMPLETED)
         if not vm_end.done():
             # 0: the VMM has closed the connection
-            await asyncio.wait({vm_end}, timeout=VMM_SEEN_S if share.child.process.returncode else VMM_END_S)
+            await asyncio.wait({vm_end}, timeout=VMM_SEEN_S if share.returncode else VMM_END_S)
         if death.done():
             return
         if vm_end.done() and not vm.stopping:

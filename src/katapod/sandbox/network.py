@@ -4,21 +4,23 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from katapod.host.loopback_guard import guard_loopback
 from katapod.host.netns import (
     attach_nic,
     check_netns,
-    close_all,
     detach_nics,
     hold_frames,
     netns_inode,
     open_vhost,
     scan_netns,
 )
+from katapod.host.taps import close_all
 from katapod.host.trace import span
 from katapod.model.network import (
     LINK_FLAGS,
@@ -42,9 +44,9 @@ log = logging.getLogger(__name__)
 NICS_MAX = 8  # of a pod
 
 
-@dataclass
-class PodNetwork:
-    """What is attached. `fds` are held for the VMM until it has its own copies."""
+class PodNetwork(Struct):
+    """What is attached. `fds` are held for the VMM until it has its own copies; those of a tap that it opens by name,
+    until the NIC goes."""
 
     netns: Path
     inode: int
@@ -102,48 +104,62 @@ class PodNetwork:
         """Give the VMM the taps and the guest its NICs; ours are closed then. Raises VmmRefused, VmmLinkBroken."""
         for nic in self.nics if nics is None else nics:
             try:
-                queues, vhost = self.fds[nic.number], self.vhost_fds.get(nic.number, ())
+                queues = self.fds[nic.number] if nic.owner is None else ()
+                vhost = self.vhost_fds.get(nic.number, ())
                 self.guest_paths[nic.number] = await devices.attach_nic(nic.number, queues, vhost)
             finally:
-                self.let_go(nic)
+                if nic.owner is None:
+                    self.let_go(nic)
 
     async def add(self, devices: Devices, nic: NicPlan) -> None:
         """While the guest runs. Raises as enter and plug."""
         self.enter(devices, (nic,))
-        devices.note(devices.table)
+        devices.note()
         try:
             await self.plug(devices, (nic,))
         finally:
-            devices.note(devices.table)
+            devices.note()
+
+    def forget_plugged(self, number: int) -> None:
+        """The guest has this NIC no more: it is not told of it. What is in the namespace stays until the interface
+        goes, or the sandbox ends."""
+        self.guest_paths.pop(number, None)
 
     async def tell_guest(self, agent: AgentClient, nics: tuple[NicPlan, ...] | None = None) -> None:
         """Interfaces side by side, then routes and neighbours side by side. Raises RpcError."""
-        new = tuple(self.nics) if nics is None else nics
+        there = tuple(nic for nic in self.nics if nic.number in self.guest_paths)
+        new = there if nics is None else tuple(nic for nic in nics if nic in there)
         with span("set up the guest's network"):
             await _all(
-                agent.call("UpdateInterface", _interface_request(nic, self.guest_paths.get(nic.number, "")))
-                for nic in new
+                agent.call("UpdateInterface", _interface_request(nic, self.guest_paths[nic.number])) for nic in new
             )
             neighbours = _neighbours_request(new)
-            calls = [agent.call("UpdateRoutes", _routes_request(tuple(self.nics), self.routes))]
+            calls = [agent.call("UpdateRoutes", _routes_request(there, self.routes))]
             if neighbours.neighbors.ARPNeighbors:
                 calls.append(agent.call("AddARPNeighbors", neighbours))
             await _all(calls)
 
     async def release(self) -> None:
         """Undo all in the namespace; the VMM has ended, or has let go. Raises KatapodError, OSError."""
-        for nic in self.nics:
-            self.let_go(nic)
-        record, self.nics = self.record, []
-        await detach_nics(self.netns, record)
+        record, nics, self.nics = self.record, self.nics, []
+        for nic in nics:
+            if nic.owner is None:
+                self.let_go(nic)
+        try:
+            await detach_nics(self.netns, record)
+        finally:
+            for nic in nics:
+                self.let_go(nic)  # a claim outlasts its tap, or another sandbox could take that in between
         with contextlib.suppress(FileNotFoundError):  # the record has gone already
             self.note(None)  # or a later removal would undo what another sandbox has made here since
 
     async def detach(self, nic: NicPlan) -> None:
         """Undo one NIC that the VMM has let go of."""
         only = NetworkRecord(str(self.netns), self.inode, (nic.record,))
-        self.let_go(nic)
+        if nic.owner is None:
+            self.let_go(nic)
         await detach_nics(self.netns, only)
+        self.let_go(nic)
         self.nics.remove(nic)
         self.note(self.record)
 

@@ -9,34 +9,37 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from katapod.host.cgroup import prepare_cgroup
-from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from msgspec import structs
+
+from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_implementation
 from katapod.host.named_netns import make_netns, netns_path
-from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
-from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
-from katapod.model.sizing import VmSize
-from katapod.plan.cgroup import CgroupPlan
+from katapod.model.sizing import ContainerLimits, VmSize
+from katapod.plan.virtiofsd import VirtiofsdImplementation
 from katapod.sandbox.attachment import attached, prepare_attachment
 from katapod.sandbox.control import control_socket
-from katapod.sandbox.lifecycle import start_sandbox
-from katapod.sandbox.loopback import listening_on_loopback, loopback_door
-from katapod.sandbox.management_door import management_door
-from katapod.sandbox.planning import RootDisk, plan_sandbox
-from katapod.sandbox.pod import Pod, size_of
+from katapod.sandbox.lifecycle import Sandbox, start_sandbox
+from katapod.sandbox.loopback import listening_on_loopback, serving_loopback
+from katapod.sandbox.planning import RootDisk, capabilities_of, cgroup_for, plan_sandbox, size_for
+from katapod.sandbox.pod import Pod, needs_of, size_of
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.proof import accelerator_for
 from katapod.sandbox.recovery import reap_dead, remove_sandbox
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.start_record import new_record
+from katapod.tasks import beside, finish
+from katapod.vmm.spec import Accelerator
 
-__all__ = ["claimed", "open_sandbox"]
+__all__ = ["SandboxServer", "claimed", "open_sandbox"]
 
 log = logging.getLogger(__name__)
+
+SandboxServer = Callable[[Sandbox], contextlib.AbstractAsyncContextManager[None]]
+"""Serves an open sandbox to others, on a socket of its own, while the block runs."""
 
 
 async def _no_disk() -> None:
@@ -51,14 +54,14 @@ async def open_sandbox(
     *,
     ready: ReadyMachine | None = None,
     root_disk: Callable[[], Awaitable[RootDisk | None]] = _no_disk,
-    call_times: Sequence[CallTimes] = (),
+    servers: Sequence[SandboxServer] = (),
     tell: Callable[[str], None] = log.warning,
     shut_down: Callable[[], None] | None = None,
 ) -> Pod:
     """Start a sandbox, in the machine `ready` if that fits. On failure, or when cancelled, nothing of it is left.
 
     `root_disk` finds that of the first container once the name is taken; plugins attach the network meanwhile.
-    `call_times` are shown among the sandbox's metrics. `tell` hears what a proof of the accelerator has found.
+    `servers` are opened beside its own control socket. `tell` hears what a proof of the accelerator has found.
     `shut_down` is called when another command asks for the sandbox's end; None: that is refused.
 
     Raises AlreadyExists, UsageError, HostLacks, and as start_sandbox.
@@ -67,8 +70,7 @@ async def open_sandbox(
     size = size_of(request, config, facts, (request.limits,) if request.limits is not None else ())
     for told in size.clamped:
         log.warning("%s: %s", request.sandbox_id, told)
-    cgroup = _cgroup_of(request, config, size)
-    with span("look for dead owners"):
+    with span("look for dead supervisors"):
         await reap_dead(store)
     async with contextlib.AsyncExitStack() as stack:
         network = None
@@ -82,31 +84,35 @@ async def open_sandbox(
             pod=request.is_pod,
             labels=request.labels,
             attachment=network,
-            cgroups=cgroup.directories if cgroup is not None else (),
         )
         await stack.enter_async_context(claimed(store, record))
         attaching = None
         if network is not None:
-            attaching = await stack.enter_async_context(attached(network, request.sandbox_id))
+            held = ready.netns if ready is not None else None
+            attaching = await stack.enter_async_context(attached(network, request.sandbox_id, held))
         netns = Path(network.netns) if network is not None else await _netns_of(request)
         level = logging.INFO if request.fixed else logging.WARNING  # only engines forward ports so
         listener = await stack.enter_async_context(listening_on_loopback(netns, level))
-        dialect = await stack.enter_async_context(
-            beside(virtiofsd_dialect(config.qemu.virtio_fs_daemon), name="dialect")
+        implementation = await stack.enter_async_context(
+            beside(_implementation(request, config), name="implementation")
         )
         disk = await root_disk()
-        verdict = await accelerator_for(config, facts, store.layout, request.sandbox_id, request.accelerator)
-        if verdict.fresh:
-            tell(verdict.describe())
+        choice = await accelerator_for(
+            config, facts, store.layout, request.sandbox_id, request.accelerator, needs_of(request, config, size, store)
+        )
+        if choice.fresh:
+            tell(choice.describe())
+        size = _at_once(request, config, facts, size, choice.accelerator)
+        cgroup = cgroup_for(request.sandbox_id, request.cgroups_path, config, size, choice.accelerator)
         plan = plan_sandbox(
-            record,
+            structs.replace(record, cgroups=cgroup.directories if cgroup is not None else ()),
             config,
             facts,
             store.layout,
-            accelerator=verdict.accelerator,
-            remedy=verdict.remedy,
-            proof_key=verdict.key,
-            dialect=await dialect,
+            accelerator=choice.accelerator,
+            remedy=choice.remedy,
+            proof_key=choice.key,
+            implementation=await implementation,
             size=size,
             hostname=request.hostname,
             dns=request.dns,
@@ -114,30 +120,43 @@ async def open_sandbox(
             netns=netns,
             cgroup=cgroup,
             root_disk=disk,
+            shares=request.shares or (request.fixed and disk is None),
         )
         sandbox = await start_sandbox(plan, store, ready, attaching)
         pod = Pod(sandbox, request, config, facts)
+        await stack.enter_async_context(sandbox.afterwards)
         stack.push_async_callback(pod.release)
         pod.warned = bool(size.clamped)
         await stack.enter_async_context(
-            control_socket(sandbox.paths, lambda: list(pod.containers.values()), shut_down or pod.refuse_shutdown)
+            control_socket(
+                sandbox.paths,
+                lambda: list(pod.containers.values()),
+                shut_down or pod.refuse_shutdown,
+                sandbox.afterwards,
+            )
         )
-        await stack.enter_async_context(management_door(sandbox, call_times))
-        await stack.enter_async_context(loopback_door(sandbox, await listener))
+        for server in servers:
+            await stack.enter_async_context(server(sandbox))
+        await stack.enter_async_context(serving_loopback(sandbox, await listener))
         pod.adopt(stack.pop_all())
     return pod
 
 
-def _cgroup_of(request: SandboxRequest, config: Config, size: VmSize) -> CgroupPlan | None:
-    if request.cgroups_path is None:
-        return None
-    return prepare_cgroup(
-        request.sandbox_id,
-        request.cgroups_path,
-        sandbox_cgroup_only=config.runtime.sandbox_cgroup_only,
-        mem_mib=size.mem_mib,
-        beside_mib=config.katapod.translation_cache + size.host_overhead_mib,
-    )
+async def _implementation(request: SandboxRequest, config: Config) -> VirtiofsdImplementation | None:
+    """That of the virtiofsd which will be needed; None if none is, as far as is known."""
+    return await virtiofsd_implementation(config.qemu.virtio_fs_daemon) if request.shares else None
+
+
+def _at_once(
+    request: SandboxRequest, config: Config, facts: HostFacts, size: VmSize, accelerator: Accelerator
+) -> VmSize:
+    """A pod grows with its containers. One whose VMM adds no memory has from its start what it was announced to need,
+    and at least what a sandbox without limits has: the host pays for what the guest touches."""
+    if capabilities_of(config, facts, accelerator).memory_hotplug:
+        return size
+    usual = 0 if request.fixed else size_for(config, facts, (ContainerLimits(),)).mem_mib
+    mem_mib = max(size.mem_mib, usual)
+    return structs.replace(size, mem_mib=mem_mib, max_mem_mib=mem_mib)
 
 
 async def _netns_of(request: SandboxRequest) -> Path | None:

@@ -8,22 +8,27 @@ import contextlib
 import logging
 import signal
 
+from msgspec import structs
+
+from katapod.host.direct_volumes import read_volume
 from katapod.host.facts import HostFacts
-from katapod.host.tasks import finish
+from katapod.host.state import StateStore
 from katapod.host.trace import span
 from katapod.model.config import Config
-from katapod.model.devices import DeviceTable
 from katapod.model.errors import AlreadyExists, KatapodError, NotFound
 from katapod.model.record import State
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_pod
+from katapod.sandbox.attachment import detach_attachment
 from katapod.sandbox.container import Container, ContainerPlan, create_container
 from katapod.sandbox.hooks import HookedContainer
+from katapod.sandbox.ladder import Needs, needs_of_config
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import size_for
 from katapod.sandbox.recovery import release_kept, remove_sandbox
 from katapod.sandbox.request import SandboxRequest
+from katapod.tasks import beside, finish
 
-__all__ = ["Pod", "size_of"]
+__all__ = ["Pod", "asked_of_fixed", "needs_of", "size_of"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +72,7 @@ class Pod:
         if plan.container_id in self.containers:
             raise AlreadyExists(f"cannot create container {plan.container_id}: it exists already")
         if limits is not None:
-            await self.grow_for(plan.container_id, limits)
+            await self.resize_for(plan.container_id, limits)
         try:
             container = await create_container(self.sandbox, plan)
         except BaseException:
@@ -75,7 +80,7 @@ class Pod:
             raise
         self.containers[plan.container_id] = container
         try:
-            await container.hooks.created(self.sandbox.vm.pid)
+            await container.hooks.created(plan.host_pid or self.sandbox.vm.pid)
         except BaseException:
             await self._give_up(container)
             raise
@@ -90,7 +95,7 @@ class Pod:
             await self.remove_container(container.container_id)
         await container.hooks.stopped()
 
-    async def grow_for(self, container_id: str, limits: ContainerLimits) -> None:
+    async def resize_for(self, container_id: str, limits: ContainerLimits) -> None:
         """Give the sandbox the size that all its containers need with these limits for one of them.
 
         It never shrinks, and with static_sandbox_resource_mgmt it stays as it is.
@@ -99,9 +104,11 @@ class Pod:
         async with self._sizing:
             wanted = {**self._limits, container_id: limits}
             if not self.config.runtime.static_sandbox_resource_mgmt:
-                size = size_of(self._request, self.config, self._facts, tuple(wanted.values()))
+                grows = self.sandbox.plan.vmm.capabilities(self.sandbox.plan.vm).memory_hotplug
+                sized = size_of if grows else asked_of_fixed
+                size = sized(self._request, self.config, self._facts, tuple(wanted.values()))
                 self._warn_of(size)
-                await self.sandbox.grow(vcpus=size.vcpus, mem_mib=size.mem_mib)
+                await self.sandbox.resize(vcpus=size.vcpus, mem_mib=size.mem_mib)
             self._limits = wanted
 
     def _warn_of(self, size: VmSize) -> None:
@@ -143,17 +150,34 @@ class Pod:
         """End the VM, then remove what is on disk, or bring it to rest. Raises KatapodError."""
         store, sandbox_id = self.sandbox.store, self.sandbox.sandbox_id
         try:
-            with span("close"):
-                await self.sandbox.close(expendable=self._expendable)
+            async with beside(self._detach(), name="detach-network", may_fail=True) as detaching:
+                with span("close"):
+                    await self.sandbox.close(expendable=self._expendable)
+                await asyncio.wait({detaching})
         except ExceptionGroup as group:
             for error in group.exceptions:
                 log.error("sandbox %s: %s", sandbox_id, error)
         finally:
             if self._keep:
-                self.sandbox.save(state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
+                self.sandbox.save(state=State.STOPPED, vmm_pid=0)
+                store.drop_devices(sandbox_id)
                 await release_kept(store, sandbox_id)
             else:
                 await remove_sandbox(store, sandbox_id)
+
+    async def _detach(self) -> None:
+        """Undo the attachment to a network beside the end of the VM, once nobody is left who could want it. What does
+        not work is tried again, and told of, when the sandbox is removed. A record that stays has to name its namespace
+        until that is gone: release_kept does both."""
+        record = self.sandbox.record
+        if (
+            self._keep
+            or record.attachment is None
+            or any(item.state is not State.STOPPED for item in record.containers)
+        ):
+            return
+        if not await detach_attachment(record.attachment, record.sandbox_id):
+            self.sandbox.save(attachment=None)
 
     def refuse_shutdown(self) -> None:
         """The answer to another command that asks for its end."""
@@ -161,6 +185,21 @@ class Pod:
             f"cannot shut down {self.sandbox.sandbox_id}: it belongs to a container engine",
             hint="use the engine's own command",
         )
+
+
+def needs_of(request: SandboxRequest, config: Config, size: VmSize, store: StateStore) -> Needs:
+    """What the sandbox asks of its VMM. What later containers of a pod will ask for nobody knows, but for the memory
+    that an engine has announced."""
+    known = request.announced is not None and request.announced.memory_bytes is not None
+    return structs.replace(
+        needs_of_config(config),
+        vcpus=size.vcpus,
+        resized=request.is_pod and not (known or config.runtime.static_sandbox_resource_mgmt),
+        disks=request.is_pod
+        or request.block_devices
+        or any(read_volume(store.layout, path) for path in request.volumes),
+        programs_32bit=request.programs_32bit,
+    )
 
 
 def size_of(
@@ -178,3 +217,13 @@ def size_of(
         cpus_asked=request.cpus_asked,
         static=static,
     )
+
+
+def asked_of_fixed(
+    request: SandboxRequest, config: Config, facts: HostFacts, containers: tuple[ContainerLimits, ...]
+) -> VmSize:
+    """What the limits of these containers ask of a VM that does not grow: those without one use what there is. Raises
+    as size_of."""
+    size = size_of(request, config, facts, tuple(each for each in containers if each.memory_bytes is not None))
+    cpus = size_of(request, config, facts, tuple(each for each in containers if each.cpus is not None))
+    return structs.replace(size, vcpus=cpus.vcpus)

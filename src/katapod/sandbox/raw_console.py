@@ -8,10 +8,10 @@ import contextlib
 import re
 import socket
 
-from katapod.host.tasks import beside
 from katapod.host.vsock import connect_vsock
 from katapod.model.errors import KatapodError
 from katapod.sandbox.stdio import InputFd, OutputFd, Sink, Source
+from katapod.tasks import beside
 
 __all__ = ["carry_raw", "dial_vsock"]
 

@@ -1,4 +1,4 @@
-"""Remove a sandbox from what is on disk alone: its owner may be alive, dead, or killed half-way.
+"""Remove a sandbox from what is on disk alone: its supervisor may be alive, dead, or killed half-way.
 
 All that a sandbox acquires lies in directories named by its id or carries the id on its command line. With a machine
 of the pool that is the machine's id for some of them, and the sandbox's record has it.
@@ -19,19 +19,19 @@ import msgspec
 from katapod.host.cgroup import remove_cgroups
 from katapod.host.direct_volumes import forget_volumes
 from katapod.host.facts import boot_time
+from katapod.host.locks import is_stopped, lock_holder
 from katapod.host.mounts import mounts_below
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
 from katapod.host.netns import detach_recorded
 from katapod.host.removal import clear_away, sweep_aside
-from katapod.host.state import StateStore, owner_alive
-from katapod.host.tasks import finish
+from katapod.host.state import StateStore, supervisor_alive
 from katapod.images import ImageStore
-from katapod.model.devices import DeviceTable
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
-from katapod.model.layout import Layout, SandboxPaths
-from katapod.model.record import SandboxRecord, State
+from katapod.model.layout import Layout
+from katapod.model.record import SandboxRecord, State, killed_containers
 from katapod.sandbox.attachment import release_attachment
+from katapod.tasks import finish
 from katapod.vmm.processes import is_vm
 
 __all__ = ["find_leftovers", "reap_dead", "release_kept", "remove_sandbox", "settle"]
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 TERM_GRACE_S = 10.0
 KILL_GRACE_S = 5.0
 REAP_LIMIT_S = 2.0  # for what others have left to be removed in: who starts a sandbox waits for it
-DEAD_OWNER = "the process that ran it was killed"
+DEAD_SUPERVISOR = "the process that ran it was killed"
 
 
 async def remove_sandbox(
@@ -52,20 +52,21 @@ async def remove_sandbox(
     grace_s: float = TERM_GRACE_S,
     deadline: float | None = None,
 ) -> None:
-    """Remove all of a sandbox; with `force`, a living owner is ended first: asked, after `grace_s` killed. Idempotent.
+    """Remove all of a sandbox; with `force`, a living supervisor is ended first: asked, after `grace_s` killed.
+    Idempotent.
 
     What is not removed when time.monotonic() has passed `deadline` is set aside (host/removal.py). Every step runs
     even if one fails; raises KatapodError that names all that could not be removed, and keeps the record then.
     Raises InvalidState if another process owns the sandbox and `force` is not set.
     """
     if force:
-        await asyncio.to_thread(_end_owner, store, sandbox_id, grace_s)
+        await asyncio.to_thread(_end_supervisor, store, sandbox_id, grace_s)
     with contextlib.ExitStack() as stack:
         there = await asyncio.to_thread(stack.enter_context, store.removal(sandbox_id, deadline))
         if not there:
             return
         paths = store.layout.sandbox(sandbox_id)
-        if owner_alive(paths) and _lock_holder(paths) not in (None, os.getpid()):
+        if supervisor_alive(paths) and lock_holder(paths.lock) not in (None, os.getpid()):
             raise InvalidState(f"cannot remove {sandbox_id}: it is in use")
         problems = await asyncio.to_thread(_remove_files, store, sandbox_id, deadline)
         problems += await _release_network(store, sandbox_id, insist=force)
@@ -103,7 +104,7 @@ def _remove_files(store: StateStore, sandbox_id: str, deadline: float | None) ->
             problems.append(f"{directory}: {exc}")
     if machine_id != sandbox_id:
         try:
-            store.discard(machine_id)  # its owner died while it was handing the machine over
+            store.discard(machine_id)  # its supervisor died while it was handing the machine over
         except OSError as exc:
             problems.append(f"{machine_id}: {exc}")
     return problems
@@ -189,7 +190,7 @@ def _cgroups_of(store: StateStore, sandbox_id: str) -> tuple[str, ...]:
 
 
 async def reap_dead(store: StateStore) -> list[str]:
-    """Clean up after owners that were killed: called by every `run`, so that nothing is left for long.
+    """Clean up after supervisors that were killed: called by every `run`, so that nothing is left for long.
 
     A sandbox that was to be removed at its end, or that never ran, goes away; another keeps its record, as
     stopped, and its log. Returns the ids. Raises nothing: what they left, whatever it is, is no reason not to run
@@ -199,7 +200,7 @@ async def reap_dead(store: StateStore) -> list[str]:
     reaped = []
     with contextlib.suppress(OSError):
         store.sweep()
-    dead = [each for each in _each_id(store.ids) if not owner_alive(store.layout.sandbox(each))]
+    dead = [each for each in _each_id(store.ids) if not supervisor_alive(store.layout.sandbox(each))]
     strays = _each_id(lambda: store.stray_ids(boot_time()))
     for reap, sandbox_ids in ((_reap, dead), (_reap_stray, strays)):
         for sandbox_id in sandbox_ids:
@@ -248,12 +249,12 @@ async def _reap(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     if record.state is State.STOPPED:
         await release_kept(store, sandbox_id)  # nothing, unless that failed when it stopped
         return False
-    log.info("%s was left behind: %s", sandbox_id, DEAD_OWNER)
+    log.info("%s was left behind: %s", sandbox_id, DEAD_SUPERVISOR)
     if record.auto_remove or not any(item.started_at for item in record.containers):
         # a signal must not give the removal's lock away while its thread is at work
         await finish(remove_sandbox(store, sandbox_id, deadline=deadline), name="reap")
     else:
-        await finish(asyncio.to_thread(settle, store, record, DEAD_OWNER, deadline), name="settle")
+        await finish(asyncio.to_thread(settle, store, record, DEAD_SUPERVISOR, deadline), name="settle")
         await _detach_network(store, sandbox_id)
         await release_kept(store, sandbox_id)
     return True
@@ -267,7 +268,7 @@ def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float
     machine_id = record.machine_id or record.sandbox_id
     paths = store.layout.sandbox(record.sandbox_id, machine_id)
     with store.removal(record.sandbox_id, deadline) as there:
-        if not there or owner_alive(paths):
+        if not there or supervisor_alive(paths):
             return
         for pid in _processes_of(store.layout, machine_id):
             with contextlib.suppress(ProcessLookupError):
@@ -279,13 +280,9 @@ def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float
             clear_away(store.layout, directory, deadline=deadline)
         if machine_id != record.sandbox_id:
             store.discard(machine_id)
-        containers = tuple(
-            item
-            if item.state is State.STOPPED
-            else msgspec.structs.replace(item, state=State.STOPPED, error=error, exit_code=137, finished_at=time.time())
-            for item in record.containers
-        )
-        stopped = msgspec.structs.replace(record, state=State.STOPPED, vmm_pid=0, devices=DeviceTable())
+        containers = killed_containers(record.containers, error, time.time())
+        stopped = msgspec.structs.replace(record, state=State.STOPPED, vmm_pid=0)
+        store.drop_devices(record.sandbox_id)
         store.write(msgspec.structs.replace(stopped, error=error, containers=containers))
 
 
@@ -300,38 +297,26 @@ def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:
     return found
 
 
-def _end_owner(store: StateStore, sandbox_id: str, grace_s: float) -> None:
+def _end_supervisor(store: StateStore, sandbox_id: str, grace_s: float) -> None:
     paths = store.layout.sandbox(sandbox_id)
-    if not owner_alive(paths):
+    if not supervisor_alive(paths):
         return
-    pid = _lock_holder(paths)
+    pid = lock_holder(paths.lock)
     if pid is None:
-        if not owner_alive(paths):
+        if not supervisor_alive(paths):
             return
-        raise KatapodError(f"cannot end the owner of {sandbox_id}: it lives, but not in this PID namespace")
-    for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_GRACE_S)):
+        raise KatapodError(f"cannot end the supervisor of {sandbox_id}: it lives, but not in this PID namespace")
+    # one that is stopped would not come to see a request
+    asked = () if is_stopped(pid) else ((signal.SIGTERM, grace_s),)
+    for number, limit_s in (*asked, (signal.SIGKILL, KILL_GRACE_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
-            if not owner_alive(paths):
+            if not supervisor_alive(paths):
                 return
             time.sleep(0.02)
-    raise KatapodError(f"cannot end the owner of {sandbox_id}: process {pid} ignores SIGKILL")
-
-
-def _lock_holder(paths: SandboxPaths) -> int | None:
-    """The process that holds the lock, from the kernel's own list: a pid on disk may have been used again."""
-    try:
-        status = os.stat(paths.lock)
-    except FileNotFoundError:
-        return None
-    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
-            return int(fields[4])
-    return None
+    raise KatapodError(f"cannot end the supervisor of {sandbox_id}: process {pid} ignores SIGKILL")
 
 
 def _processes_of(layout: Layout, machine_id: str) -> Iterator[int]:

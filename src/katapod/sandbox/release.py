@@ -4,7 +4,7 @@ import contextlib
 import logging
 from typing import Any
 
-from katapod.host.tasks import finish
+from katapod.tasks import finish
 
 __all__ = ["ReleaseStack"]
 

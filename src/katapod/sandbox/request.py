@@ -1,17 +1,17 @@
-"""What a door asks for when it wants a sandbox: all that is known before anything is acquired."""
+"""What an entry point asks for when it wants a sandbox: all that is known before anything is acquired."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
+from katapod.model import oci
 from katapod.model.ids import ContainerId
 from katapod.model.net_flags import NetworkRequest
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 
-__all__ = ["SandboxRequest"]
+__all__ = ["SandboxRequest", "wants_32bit"]
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxRequest:
+class SandboxRequest(Struct, frozen=True):
     """One sandbox. Of `netns` and `network` at most one is given; without either the guest has loopback only.
 
     `limits`: of its first container; None: that one is not counted (a pause container). `announced` and `cpus_asked`
@@ -20,6 +20,9 @@ class SandboxRequest:
     `network`: one is made, and attached by CNI plugins.
     `cgroups_path`: linux.cgroupsPath of an OCI spec; None: the sandbox stays in the cgroups of who starts it.
     `dns`: lines of a resolv.conf, for the guest itself. `accelerator`: empty for the configuration's.
+    `block_devices`: its first container has some of the host. `volumes`: what is mounted into it, of which some may be
+    direct volumes. `shares`: there may be files of the host for its containers, other than disks. `programs_32bit`: its
+    first container has the personality of a 32-bit machine.
     """
 
     sandbox_id: ContainerId
@@ -34,6 +37,16 @@ class SandboxRequest:
     dns: tuple[str, ...] = ()
     shm_size_bytes: int = DEFAULT_SHM_BYTES
     accelerator: str = ""
+    block_devices: bool = False
+    volumes: tuple[str, ...] = ()
+    shares: bool = True
+    programs_32bit: bool = False
     auto_remove: bool = True  # with its end; else record and log stay
     is_pod: bool = False  # its first container is only the pod's own
     labels: dict[str, str] = field(default_factory=dict)
+
+
+def wants_32bit(spec: oci.Spec) -> bool:
+    """Whether its programs are to be told that they run on a 32-bit machine."""
+    personality = spec.linux.personality
+    return personality is not None and personality.domain == "LINUX32"

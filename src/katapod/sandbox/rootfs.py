@@ -1,11 +1,12 @@
 """The root file system of a container: where it comes from, and how the guest gets it.
 
 As a disk: a layer of the container's own over the image's disk, plugged into the VM and mounted by the agent. Or
-in the shared directory: an overlay on the host, or a directory as it is.
+in the shared directory: an overlay on the host, or a directory as it is; there, too, where the VMM has no disks.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from katapod.host.mounts import bind, mount_overlay
 from katapod.host.trace import span
@@ -19,8 +20,7 @@ from katapod.sandbox.planning import RootDisk
 __all__ = ["GuestRootfs", "Rootfs", "close_root_disk", "open_rootfs", "root_disk_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rootfs:
+class Rootfs(Struct, frozen=True):
     """Where a root file system comes from: `disk` or, if there is none, `lower`, under a throw-away layer; or,
     `direct`, `lower` as it is. `own`: this process has mounted `lower`, and the host does not see it."""
 
@@ -30,12 +30,16 @@ class Rootfs:
     disk: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GuestRootfs:
+class GuestRootfs(Struct, frozen=True):
     """What the agent is told: the path of the root, and what it has to mount before."""
 
     path: str
     storages: tuple[agent_pb2.Storage, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is in the shared directory."""
+        return self.path.startswith(f"{GUEST_SHARE}/")
 
 
 async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> GuestRootfs:
@@ -44,7 +48,7 @@ async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> Gu
     Raises VmmRefused, NoSpace, NotFound, KatapodError.
     """
     disk = root_disk_of(sandbox.paths, container_id, rootfs)
-    if disk is not None:
+    if disk is not None and sandbox.has_disk(disk.disk_id):
         return await _open_root_disk(sandbox, container_id, disk)
     layers = sandbox.paths.layers / container_id
     root = sandbox.paths.mounts / container_id / "rootfs"

@@ -1,37 +1,47 @@
-"""Own one container in one sandbox, from its start to its end: what `run` does, attached or in the background."""
+"""Hold a container from its creation to its end, in a sandbox of its own or one that is open."""
 
 import asyncio
 import contextlib
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import msgspec
+from msgspec import Struct, field
 
 from katapod.host.logs import BoundedLog
 from katapod.host.state import StateStore
-from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model import oci
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.mount_options import Access, parse_access
-from katapod.model.record import State
+from katapod.model.record import State, killed_containers
+from katapod.model.sizing import ContainerLimits
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.lifecycle import Sandbox
-from katapod.sandbox.opening import open_sandbox
+from katapod.sandbox.opening import SandboxServer, open_sandbox
 from katapod.sandbox.planning import RootDisk
+from katapod.sandbox.pod import Pod
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import root_disk_of
-from katapod.sandbox.stdio import InputFd, LogSink, NullSink, Sink, TeeSink
+from katapod.sandbox.stdio import LogSink, NullSink, Sink, Source, TeeSink
 from katapod.sandbox.task import follow, watch_oom
+from katapod.tasks import beside, finish
 
-__all__ = ["Outcome", "Streams", "run_container"]
+__all__ = [
+    "Outcome",
+    "Streams",
+    "carry_container",
+    "created_container",
+    "joined_container",
+    "run_container",
+    "start_container",
+]
 
 log = logging.getLogger(__name__)
 
@@ -40,39 +50,59 @@ SIGPIPE_STATUS = 128 + signal.SIGPIPE
 STOP_GRACE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
+class Streams(Struct, frozen=True):
     """Where the container's streams lead on this side."""
 
-    stdin: InputFd | None = None
+    stdin: Source | None = None
     stdout: Sink = field(default_factory=NullSink)
     stderr: Sink = field(default_factory=NullSink)
     keep_log: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     exit_code: int
     oom_killed: bool = False
 
 
-# long: what differs between those who run a container, each a step that they may leave out
+Prepare = Callable[[], Awaitable[ContainerPlan]]
+WithNetwork = Callable[[ContainerPlan, AttachmentRecord | None], ContainerPlan]
+
+
+def _as_it_is(plan: ContainerPlan, network: AttachmentRecord | None) -> ContainerPlan:
+    return plan
+
+
 async def run_container(
+    created: AbstractAsyncContextManager[Container],
+    streams: Streams,
+    on_started: Callable[[Container], None] = lambda container: None,
+) -> Outcome:
+    """Run a container, of created_container, to its end. `on_started` hears of it when it runs."""
+    async with created as container:
+        with contextlib.ExitStack() as files:
+            stdout, stderr = _with_log(container.sandbox, streams, files)
+            await start_container(container)
+            code = await carry_container(container, Streams(streams.stdin, stdout, stderr), on_started)
+        return Outcome(code, oom_killed=container.out_of_memory.is_set())
+
+
+# long: what differs between those who want a container, each a step that they may leave out
+@contextlib.asynccontextmanager
+async def created_container(
     request: SandboxRequest,
     config: Config,
     store: StateStore,
-    streams: Streams,
-    prepare: Callable[[], Awaitable[ContainerPlan]],
+    prepare: Prepare,
     *,
-    on_started: Callable[[Container], None] = lambda container: None,
     ready: ReadyMachine | None = None,
-    with_network: Callable[[ContainerPlan, AttachmentRecord | None], ContainerPlan] = lambda plan, network: plan,
+    with_network: WithNetwork = _as_it_is,
+    servers: Sequence[SandboxServer] = (),
     tell: Callable[[str], None] = log.warning,
-) -> Outcome:
-    """Run a container to its end in a sandbox of its own.
+) -> AsyncIterator[Container]:
+    """A container in a sandbox of its own, created and not started. The sandbox ends with the block.
 
     `prepare` finds what it is made of, once its name is taken; `with_network` completes that by what the plugins of its
-    network have said, once the sandbox is open. `ready` and `tell` as for open_sandbox.
+    network have said, once the sandbox is open. `ready`, `servers` and `tell` as for open_sandbox.
 
     Whatever happens nothing of the VM stays; with auto_remove nothing at all does, and without it the
     record (with exit code or error) and the log do, once the container has run. A cancelled start is as
@@ -87,28 +117,65 @@ async def run_container(
         prepared.append(plan)
         return root_disk_of(paths, plan.container_id, plan.rootfs)
 
-    pod = await open_sandbox(request, config, store, ready=ready, root_disk=find_disk, tell=tell, shut_down=stop.set)
-    sandbox, plan = pod.sandbox, prepared[0]
-    container, keep = None, False
+    pod = await open_sandbox(
+        request, config, store, ready=ready, root_disk=find_disk, servers=servers, tell=tell, shut_down=stop.set
+    )
+    sandbox, plan, container = pod.sandbox, prepared[0], None
     try:
         plan = with_network(plan, sandbox.record.attachment)
         with span("create container"):
             container = await pod.create_container(plan, None)
-        await sandbox.wait_grown()  # before its first instruction
-        outcome = await _run_created(container, streams, on_started, stop)
-        keep = not request.auto_remove
+        await sandbox.wait_resized()  # before its first instruction
+        async with (
+            beside(watch_oom(sandbox, pod.containers), name="watch-oom"),
+            beside(_stop_when_asked(stop, container), name="stopper"),
+        ):
+            yield container
     except BaseException as exc:
-        keep = not request.auto_remove and any(item.started_at for item in sandbox.record.containers)
-        if keep:
+        if _is_kept(request, sandbox):
             _record_error(sandbox, exc)
         raise
     finally:
+        keep = _is_kept(request, sandbox)
         try:
             await pod.close(keep=keep, expendable=not _writes_to_host(plan, sandbox.paths.data))
         finally:
             if container is not None:
                 await finish(container.hooks.stopped(), name="poststop")
-    return outcome
+
+
+@contextlib.asynccontextmanager
+async def joined_container(pod: Pod, plan: ContainerPlan, limits: ContainerLimits) -> AsyncIterator[Container]:
+    """A container in a sandbox that is open, created and not started; it is ended and removed with the block.
+
+    Raises as Pod.create_container.
+    """
+    with span("create container"):
+        container = await pod.create_container(plan, limits)
+    try:
+        yield container
+    finally:
+        await finish(_remove(pod, container), name="remove-container")
+
+
+async def _remove(pod: Pod, container: Container) -> None:
+    """Nothing, but for its hooks, if its sandbox is gone. Raises KatapodError."""
+    try:
+        if container.record.state is not State.STOPPED:
+            await container.kill(signal.SIGKILL, everyone=True)
+        if container.record.state not in (State.STOPPED, State.CREATED):  # whoever followed it has given up
+            status = await pod.sandbox.guard(container.process.wait())
+            container.save(state=State.STOPPED, exit_code=status, finished_at=time.time())
+        await pod.remove_container(container.container_id)
+    except KatapodError:
+        if not pod.sandbox.death.done():
+            raise
+    finally:
+        await container.hooks.stopped()
+
+
+def _is_kept(request: SandboxRequest, sandbox: Sandbox) -> bool:
+    return not request.auto_remove and any(item.started_at for item in sandbox.record.containers)
 
 
 def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
@@ -123,51 +190,33 @@ def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
 
 def _record_error(sandbox: Sandbox, exc: BaseException) -> None:
     text = str(exc) if isinstance(exc, KatapodError) else "it was stopped by a signal"
-    containers = tuple(
-        item
-        if item.state is State.STOPPED
-        else msgspec.structs.replace(item, state=State.STOPPED, error=text, exit_code=137, finished_at=time.time())
-        for item in sandbox.record.containers
-    )
-    sandbox.save(error=text, containers=containers)
+    sandbox.save(error=text, containers=killed_containers(sandbox.record.containers, text, time.time()))
 
 
-async def _run_created(
-    container: Container, streams: Streams, on_started: Callable[[Container], None], stop: asyncio.Event
-) -> Outcome:
-    """Start it, follow it to its end, and record that. `stop` asks for its end."""
-    sandbox = container.sandbox
-    async with (
-        beside(watch_oom(sandbox, {container.container_id: container}), name="watch-oom"),
-        beside(_stop_when_asked(stop, container), name="stopper"),
-    ):
-        if container.hooks.set_up_network:
-            await sandbox.rescan_network()
-        with contextlib.ExitStack() as files:
-            stdout, stderr = _with_log(sandbox, streams, files)
-            with span("start container"):
-                await container.start()
-            code = await _carry(container, Streams(streams.stdin, stdout, stderr), on_started)
-        return Outcome(code, oom_killed=container.out_of_memory.is_set())
+async def start_container(container: Container) -> None:
+    """Let a created container run, on the network that its hooks may have made. Raises KatapodError."""
+    if container.hooks.set_up_network:
+        await container.sandbox.rescan_network()
+    with span("start container"):
+        await container.start()
 
 
-async def _carry(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
-    """Carry its streams, also while hooks are run before anybody hears that it was started; returns its exit status."""
-    carrying = asyncio.create_task(follow(container, streams.stdin, streams.stdout, streams.stderr), name="carry")
+async def carry_container(container: Container, streams: Streams, on_started: Callable[[Container], None]) -> int:
+    """Carry the streams of one that has just been started, also while hooks are run before anybody hears that it was;
+    returns its exit status. Raises KatapodError, why its sandbox died."""
+    work = follow(container, streams.stdin, streams.stdout, streams.stderr)
     try:
-        await container.hooks.started(container.sandbox.vm.pid)
-        on_started(container)
-        with span("carry its streams"):
-            return await carrying
+        async with beside(work, name="carry", may_fail=True) as carrying:
+            await container.hooks.started(container.sandbox.vm.pid)
+            on_started(container)
+            with span("carry its streams"):
+                return await carrying
     except BrokenPipeError:
         # nobody reads our output: end as any local process would, by SIGPIPE
         with contextlib.suppress(KatapodError):
             await container.kill(signal.SIGKILL)
         container.save(state=State.STOPPED, exit_code=SIGPIPE_STATUS, finished_at=time.time())
         return SIGPIPE_STATUS
-    finally:
-        carrying.cancel()
-        await asyncio.gather(carrying, return_exceptions=True)
 
 
 def _with_log(sandbox: Sandbox, streams: Streams, files: contextlib.ExitStack) -> tuple[Sink, Sink]:

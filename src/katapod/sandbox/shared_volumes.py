@@ -5,12 +5,12 @@ another one holds, nor what that has mapped into memory.
 """
 
 import os
-import secrets
 import stat
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from katapod.host.mounts import bind, mount_given, mounts_below
 from katapod.host.own_mounts import in_host_mounts
@@ -19,6 +19,7 @@ from katapod.model import oci
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SHARE
 from katapod.model.mount_options import Access, is_recursive, parse_access
+from katapod.model.tokens import random_hex
 
 __all__ = ["VOLUME_PREFIX", "SharedVolumes"]
 
@@ -35,8 +36,7 @@ class _Source(NamedTuple):
     below: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Share:
+class _Share(Struct):
     path: Path
     source: _Source | None
     access: Access
@@ -61,12 +61,13 @@ class SharedVolumes:
         self._mounts = mounts
         self._shares: list[_Share] = []
 
-    def add(self, mount: oci.Mount, container_id: str) -> str:
-        """Bring what is mounted from the host to the guest; returns its name in the share.
+    def add(self, mount: oci.Mount, container_id: str, *, ours: bool = False) -> str:
+        """Bring what is mounted from the host to the guest; returns its name in the share. `ours`: this process
+        has made it, and need not look for it among the host's mounts.
 
         What no container of the sandbox may write the host makes read-only. Raises NotFound, MountFailed.
         """
-        share = self._shared(mount) if oci.is_bind(mount) else self._own(mount)
+        share = self._shared(mount, ours) if oci.is_bind(mount) else self._own(mount)
         share.users.add(container_id)
         return share.path.name
 
@@ -100,17 +101,17 @@ class SharedVolumes:
                 problems.append(str(exc))
         return problems
 
-    def _shared(self, mount: oci.Mount) -> _Share:
+    def _shared(self, mount: oci.Mount, ours: bool) -> _Share:
         access, recursive = parse_access(mount.options), is_recursive(mount.options)
         try:
-            source = in_host_mounts(partial(_look_at, mount.source))
+            source = _look_at(mount.source) if ours else in_host_mounts(partial(_look_at, mount.source))
         except OSError as exc:
             raise NotFound(f"cannot mount {mount.source}: {exc.strerror}") from exc
         for share in self._shares:
             if share.serves(source, recursive, access):
                 return share
         path = self._new_path(mount)
-        bind(Path(mount.source), path, access, recursive=recursive)
+        bind(Path(mount.source), path, access, recursive=recursive, own=ours)
         return self._add(_Share(path, source, access, recursive))
 
     def _own(self, mount: oci.Mount) -> _Share:
@@ -124,7 +125,7 @@ class SharedVolumes:
     def _new_path(self, mount: oci.Mount) -> Path:
         name = os.path.basename(mount.destination.rstrip("/")) or "root"
         base = os.fsencode(name)[-NAME_BYTES:].decode(errors="ignore")  # the guest is told of it, in UTF-8
-        return self._mounts / f"{VOLUME_PREFIX}{secrets.token_hex(8)}-{base}"
+        return self._mounts / f"{VOLUME_PREFIX}{random_hex(8)}-{base}"
 
     def _add(self, share: _Share) -> _Share:
         self._shares.append(share)
@@ -139,7 +140,9 @@ def _look_at(path: str) -> _Source:
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     finally:
         os.close(fd)
-    top = os.path.realpath(path)
-    below = [os.path.relpath(point, top) for point in reversed(mounts_below(Path(top))) if point != top]
+    below: list[str] = []
+    if is_directory := stat.S_ISDIR(status.st_mode):
+        top = os.path.realpath(path)
+        below = [os.path.relpath(point, top) for point in reversed(mounts_below(Path(top))) if point != top]
     mount_id = next(line for line in lines if line.startswith("mnt_id:"))
-    return _Source((status.st_dev, status.st_ino, mount_id), stat.S_ISDIR(status.st_mode), tuple(below))
+    return _Source((status.st_dev, status.st_ino, mount_id), is_directory, tuple(below))

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from katapod.host.device_file import DeviceFile
 from katapod.host.facts import HostFacts
 from katapod.host.state import StateStore
 from katapod.host.trace import span
 from katapod.model.attachment import AttachmentRecord
+from katapod.model.devices import DeviceRecord
 from katapod.model.record import SandboxRecord
 
 __all__ = ["Attaching", "StartRecord", "new_record"]
@@ -24,7 +26,7 @@ def new_record(sandbox_id: str, facts: HostFacts, *, auto_remove: bool, **fields
     return SandboxRecord(
         sandbox_id=sandbox_id,
         created_at=time.time(),
-        owner_pid=os.getpid(),
+        supervisor_pid=os.getpid(),
         boot_id=facts.boot_id,
         auto_remove=auto_remove,
         **fields,
@@ -39,7 +41,11 @@ class StartRecord:
         self._record = record
         self._attaching = attaching
 
-    def __call__(self, **changes: Any) -> None:
+    def __call__(self, *, devices: DeviceRecord | None = None, **changes: Any) -> None:
+        if devices is not None:
+            DeviceFile(self._store.layout.sandbox(self._record.sandbox_id)).write(devices)
+        if not changes:
+            return
         self._record = msgspec.structs.replace(self._record, **changes)
         self._store.write(self._record)
 

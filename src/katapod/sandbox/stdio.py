@@ -20,6 +20,7 @@ from katapod.host.logs import BoundedLog
 from katapod.rpc.agent import AgentClient
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from katapod.tasks import beside
 
 __all__ = [
     "Descriptor",
@@ -363,6 +364,11 @@ class _Copy:
         return quiet or self._chunks >= OWN_CHUNKS
 
 
+async def _feed(process: GuestProcess, stdin: Source | None) -> None:
+    with contextlib.suppress(RpcError):  # of a guest that fails: the outputs tell
+        await (process.feed(stdin) if stdin else process.close_stdin())
+
+
 async def carry(
     process: GuestProcess,
     stdin: Source | None,
@@ -379,9 +385,8 @@ async def carry(
     Raises BrokenPipeError when nobody reads our output any more, RpcError when the guest fails. With a
     terminal the guest has one output stream.
     """
-    feeding = asyncio.create_task(process.feed(stdin) if stdin else process.close_stdin(), name="stdin")
     try:
-        async with asyncio.TaskGroup() as group:
+        async with beside(_feed(process, stdin), name="stdin") as feeding, asyncio.TaskGroup() as group:
             copies = [_Copy(process, "ReadStdout", stdout, group)]
             if not process.terminal:
                 copies.append(_Copy(process, "ReadStderr", stderr, group))
@@ -399,7 +404,3 @@ async def carry(
         return status
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
-    finally:
-        feeding.cancel()
-        with contextlib.suppress(asyncio.CancelledError, RpcError):
-            await feeding

@@ -1,24 +1,24 @@
-"""A running container followed to its exit, for every door: its streams, what it ran out of, its status on record."""
+"""A running container followed to its exit, for every entry point: its streams, what it ran out of, its
+status on record."""
 
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Callable, Mapping
 
 from katapod.host.allowance import Allowance
 from katapod.model.errors import KatapodError
+from katapod.model.record import KILLED_STATUS
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.container import Container
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.stdio import Sink, Source
 
-__all__ = ["KILLED_STATUS", "follow", "watch_oom"]
+__all__ = ["follow", "watch_oom"]
 
 log = logging.getLogger(__name__)
 
-KILLED_STATUS = 128 + signal.SIGKILL
 OOM_WORD_S = 0.5
 OOM_BURST, OOM_PER_S = 32, 1.0  # events of a guest, which it may make up: it keeps those of some time
 

@@ -8,18 +8,17 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from katapod.host.guest_memory import new_memory, save_memory
 from katapod.host.logs import read_tail
-from katapod.host.tasks import beside, finish
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.rpc.status import RpcError
-from katapod.sandbox.agent_link import claim_channel, connect_agent
+from katapod.sandbox.agent_link import claim_channel, claim_user, connect_agent
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.template_store import (
@@ -32,6 +31,7 @@ from katapod.sandbox.template_store import (
     sweep_templates,
     template_lock,
 )
+from katapod.tasks import beside, finish
 from katapod.vmm.protocol import Handed, VirtualMachine, VmmLogs
 from katapod.vmm.spec import Accelerator, VmSpec
 from katapod.vmm.template import FORMAT, TemplatePlan
@@ -81,7 +81,7 @@ def _find_sound(plan: TemplatePlan, level: int = logging.WARNING) -> Template | 
     try:
         return find_template(plan)
     except TemplateBroken as exc:
-        log.log(level, "%s; it is made anew", exc)
+        log.log(level, "%s; it is made again", exc)
         return None
 
 
@@ -167,6 +167,7 @@ async def _save_guest(plan: TemplatePlan, scratch: Path) -> None:
         stack.callback(os.close, target)
         given = {Handed.MEMORY: memory}
         spec = claim_channel(replace(plan.vm, vm_dir=vm_dir), given, stack)
+        spec = claim_user(spec, plan.vmm.capabilities(spec), stack)
         async with plan.vmm.start(spec, logs, given=given) as vm:
             await vm.run()
             await _settle_guest(vm, spec, plan.limits.boot_s)

@@ -10,16 +10,16 @@ import fcntl
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from katapod.model.errors import KatapodError
+from katapod.model.tokens import random_hex
 from katapod.vmm.template import FORMAT, KEY_LENGTH, TemplatePlan
 
 __all__ = [
@@ -62,8 +62,7 @@ class TemplateMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str  # the machine's command line, for people
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateInfo:
+class TemplateInfo(Struct, frozen=True):
     """A template as people want to know of it."""
 
     key: str
@@ -74,8 +73,7 @@ class TemplateInfo:
     memory_mib: int  # of its guest
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(Struct, frozen=True):
     """One generation of a template, opened: it can be cloned even when another takes its place meanwhile."""
 
     key: str
@@ -215,7 +213,7 @@ def discard_template(template: Template) -> None:
 
 def _remove(root: Path, key: str, path: Path) -> None:
     """Out of sight in one step, then off the disk. A path that is not there is fine. Raises OSError."""
-    aside = root / f".{key}.{secrets.token_hex(4)}"
+    aside = root / f".{key}.{random_hex(4)}"
     try:
         os.rename(path, aside)
     except FileNotFoundError:

@@ -6,7 +6,6 @@ Source: core/runtime/v2/README.md of containerd. containerd allows five seconds.
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from katapod.host.state import StateStore
 from katapod.model.errors import UsageError
 from katapod.model.ids import parse_container_name
 from katapod.model.layout import Layout
+from katapod.model.record import KILLED_STATUS
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError
 from katapod.sandbox.recovery import remove_sandbox
@@ -25,7 +25,6 @@ from katapod.shim.start import SOCKET_ROOT, StartError, pod_of, read_annotations
 
 __all__ = ["delete"]
 
-KILLED_STATUS = 128 + signal.SIGKILL
 OWNER_GRACE_S = 2.0  # of the five seconds
 SERVER_END_S = 1.0
 SERVICE = "containerd.task.v2.Task"

@@ -14,6 +14,7 @@ from typing import Any
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim.pb import events_pb2
+from katapod.tasks import Background
 
 __all__ = ["EventPublisher"]
 
@@ -44,7 +45,8 @@ class EventPublisher:
         self._empty = asyncio.Event()
         self._empty.set()
         self._client: TtrpcClient | None = None
-        self._task = asyncio.create_task(self._send_all(), name="events")
+        self._background = Background()
+        self._background.start(self._send_all(), name="events")
 
     @property
     def connected(self) -> bool:
@@ -86,9 +88,7 @@ class EventPublisher:
                 await self._empty.wait()
 
     async def close(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await self._background.close()
         if self._client is not None:
             self._client.close()
 

@@ -7,22 +7,21 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from katapod.host.tasks import finish
 from katapod.model import oci
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, UsageError
+from katapod.model.record import KILLED_STATUS
 from katapod.plan.guest_spec import process_for_guest
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.status import StatusCode
 from katapod.sandbox.client import start_exec
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.stdio import GuestProcess, carry
-from katapod.sandbox.task import KILLED_STATUS
-from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
 from katapod.shim.exits import tell_exit
 from katapod.shim.pb import events_pb2, task_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.streams import IoUris, open_streams
+from katapod.tasks import Background, finish
 
 __all__ = ["Execs"]
 

@@ -9,7 +9,8 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.shim.tasks import Tasks
 
@@ -43,8 +44,7 @@ class Connections:
         self._changed = time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct, frozen=True):
     """Reasons to stay. `vm`: there is one, or one is starting; `tasks`: there are some, running or not yet deleted;
     `reachable`: socket and bundle exist, so an engine may come back."""
 

@@ -50,7 +50,7 @@ def _run(words: list[str]) -> int:
         return 0
     try:
         if arguments.asks_only:
-            from katapod.shim.about import print_features, print_info, print_version
+            from katapod.shim.version import print_features, print_info, print_version
 
             (print_version if arguments.version else print_info if arguments.info else print_features)()
         elif arguments.action == "start":

@@ -6,23 +6,21 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 from katapod.host.log_lines import log_to
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.host.state import StateStore
 from katapod.host.trace import start_tracing
-from katapod.model.config import Config, check_paths, load_config
-from katapod.model.config_annotations import annotated
 from katapod.model.layout import Layout
 from katapod.rpc.server import serve_ttrpc
+from katapod.sandbox.configuration import read_config
 from katapod.shim.arguments import Arguments
-from katapod.shim.background import Background
 from katapod.shim.events import EventPublisher
 from katapod.shim.idle import Connections, watch_use
 from katapod.shim.service import TaskService
 from katapod.shim.tasks import Tasks
+from katapod.tasks import Background
 
 __all__ = ["run_server"]
 
@@ -38,23 +36,27 @@ def run_server(arguments: Arguments, listener: socket.socket) -> None:
     level = logging.DEBUG if arguments.debug else logging.INFO
     log_to(None, level, f"%(asctime)s level=%(levelname)s id={arguments.id} %(name)s: %(message)s")
     listener.set_inheritable(False)
-    path = listener.getsockname()
-    try:
+    with contextlib.ExitStack() as file:
+        file.callback(_unlink, listener.getsockname())
         leave_host_mounts()
         start_tracing(interpreter=False)
-        asyncio.run(_serve(arguments, listener))
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        asyncio.run(_serve(arguments, listener, file.close))
 
 
-async def _serve(arguments: Arguments, listener: socket.socket) -> None:
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+async def _serve(arguments: Arguments, listener: socket.socket, unlink: Callable[[], None]) -> None:
+    """`unlink` removes the socket's file: first of all, so that a `start` that comes while we end begins another
+    server, whose file is not ours to remove."""
     finished = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, finished.set)
     events = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), arguments.namespace)
-    tasks = Tasks(arguments.namespace, StateStore(Layout()), _load, events)
+    tasks = Tasks(arguments.namespace, StateStore(Layout()), read_config, events)
     connections = Connections()
     service = TaskService(tasks, finished.set)
 
@@ -73,6 +75,7 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
     try:
         await finished.wait()
     finally:
+        unlink()
         try:
             await background.close()
             await tasks.end()
@@ -82,11 +85,3 @@ async def _serve(arguments: Arguments, listener: socket.socket) -> None:
             await asyncio.sleep(ANSWER_S)
             server.close()
             await server.wait_closed()
-
-
-def _load(path: str, annotations: Mapping[str, str]) -> Config:
-    """The configuration that the engine names, else the default one, with the pod's annotations. Raises ConfigError."""
-    parsed = load_config(Path(path) if path else None)
-    for problem in parsed.problems:
-        log.warning("%s", problem)
-    return check_paths(annotated(parsed, annotations, len(os.sched_getaffinity(0))), os.path.exists)

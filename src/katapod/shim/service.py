@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from katapod.host.cgroup import host_cgroup_version
-from katapod.host.tasks import finish
 from katapod.model import oci
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, SpecError, UsageError
 from katapod.rpc.status import RpcError, StatusCode
@@ -22,6 +21,7 @@ from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.stats import encode_stats
 from katapod.shim.streams import IoUris
 from katapod.shim.tasks import Tasks
+from katapod.tasks import finish
 
 __all__ = ["SERVICES", "TaskService"]
 

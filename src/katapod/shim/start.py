@@ -25,6 +25,7 @@ SOCKET_ROOT = "/run/containerd/s"
 STDIN_MAX = 10 * 1024 * 1024  # bytes, containerd's own limit
 CONFIG_MAX = 16 * 1024 * 1024
 BACKLOG = 128
+ANSWER_LIMIT_S = 2.0  # a server that has just been started loads its modules first
 
 
 class StartError(Exception):
@@ -147,7 +148,7 @@ def _socket_dir(given: bytes) -> str:
 
 
 def _listen(path: str) -> socket.socket | None:
-    """Bind and listen; None if a server is listening there already. Raises StartError, OSError."""
+    """Bind and listen; None if a server lives there already. Raises StartError, OSError."""
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -158,7 +159,7 @@ def _listen(path: str) -> socket.socket | None:
         except OSError as exc:
             if exc.errno != 98 or attempt:  # EADDRINUSE
                 raise StartError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
-            if _answers(path):
+            if _is_alive(path):
                 listener.close()
                 return None
             os.unlink(path)  # left by a server that was killed
@@ -167,13 +168,21 @@ def _listen(path: str) -> socket.socket | None:
     return listener
 
 
-def _answers(path: str) -> bool:
+def _is_alive(path: str) -> bool:
+    """Whether a server lives at a socket. The kernel lets go of a killed process's memory before its sockets, so a
+    connection to it may succeed, and is reset a moment later. A server that lives answers, or keeps the connection."""
+    from katapod.rpc.framing import encode_request
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
+            probe.sendall(encode_request(1, "containerd.task.v2.Task", "Connect", b"", 0))
+            probe.settimeout(ANSWER_LIMIT_S)
+            return bool(probe.recv(1))
+        except TimeoutError:
+            return True
         except OSError:
             return False
-    return True
 
 
 def _answer(path: str) -> None:

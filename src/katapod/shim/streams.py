@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from katapod.host.process import Child, spawn, stop_child
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.sandbox.stdio import Descriptor, NullSink, Sink, Source
+from katapod.tasks import beside
 
 __all__ = ["FifoInput", "IoUris", "Streams", "open_streams"]
 
@@ -62,14 +63,11 @@ class FifoInput:
             if self._ended.is_set():
                 self.drained.set()
                 return b""
-            ready = asyncio.ensure_future(self._descriptor.wait_readable())
-            ended = asyncio.ensure_future(self._ended.wait())
-            try:
+            async with (
+                beside(self._descriptor.wait_readable(), name="wait-input") as ready,
+                beside(self._ended.wait(), name="wait-input-end") as ended,
+            ):
                 await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for waiter in (ready, ended):
-                    waiter.cancel()
-                await asyncio.wait({ready, ended})
 
     def end(self) -> None:
         self._ended.set()

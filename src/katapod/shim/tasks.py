@@ -10,36 +10,36 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from katapod.host.mounts import mount_given, unmount_below
-from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
-from katapod.host.tasks import end_tasks, finish
 from katapod.model import oci
-from katapod.model.annotations import ContainerKind, PodAnnotations, parse_annotations
+from katapod.model.annotations import PodAnnotations, parse_annotations
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
-from katapod.model.ids import parse_container_name, short_id
-from katapod.plan.guest_spec import visible_mounts, without_host_devices
+from katapod.model.ids import parse_container_name
+from katapod.model.record import KILLED_STATUS
+from katapod.observe.management_server import management_server
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.bundle import read_bundle
-from katapod.sandbox.container import Container, ContainerPlan, Rootfs
+from katapod.sandbox.container import Container
+from katapod.sandbox.engine_bundle import carried_spec, container_plan, limits_of, sandbox_request
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
-from katapod.sandbox.request import SandboxRequest
-from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
-from katapod.shim.background import Background
-from katapod.shim.bundle import dns_of, image_of, labels_of, limits_of, netns_of
+from katapod.sandbox.task import follow, watch_oom
 from katapod.shim.events import EventPublisher
 from katapod.shim.execs import Execs
 from katapod.shim.exits import HARMLESS, tell_exit
 from katapod.shim.pb import events_pb2, task_pb2, types_pb2
 from katapod.shim.processes import ExecProcess, TaskProcess
 from katapod.shim.streams import IoUris, open_streams
+from katapod.tasks import Background, beside, end_tasks, finish
 
 __all__ = ["Tasks"]
 
@@ -117,26 +117,25 @@ class Tasks:
         if self._ending:
             raise _told_to_end(container_id)
         work = self._create(container_id, bundle, mounts, uris, config_path)
-        task = self._creating[container_id] = asyncio.create_task(work, name=f"create-{container_id}")
-        try:
-            await task
-        except asyncio.CancelledError:
-            if self._ending:
-                raise _told_to_end(container_id) from None
-            raise
-        finally:
-            del self._creating[container_id]
+        async with beside(work, name=f"create-{container_id}") as task:
+            self._creating[container_id] = task
+            try:
+                await task
+            except asyncio.CancelledError:
+                if self._ending:
+                    raise _told_to_end(container_id) from None
+                raise
+            finally:
+                del self._creating[container_id]
 
     async def _create(
         self, container_id: str, bundle: Path, mounts: list[types_pb2.Mount], uris: IoUris, config_path: str
     ) -> None:
         parse_container_name(container_id)
-        spec = read_bundle(bundle)
-        spec = replace(spec, mounts=visible_mounts(spec.mounts))
+        spec, guarded = carried_spec(read_bundle(bundle))
         about = parse_annotations(spec.annotations, container_id)
-        if (guarded := without_host_devices(spec)) is not spec:
+        if guarded:
             log.warning("%s gets no devices of the host: set privileged_without_host_devices = true", container_id)
-            spec = guarded
         if spec.process.terminal != uris.terminal:
             spec = replace(spec, process=replace(spec.process, terminal=uris.terminal))
         async with contextlib.AsyncExitStack() as undo:
@@ -147,17 +146,7 @@ class Tasks:
                 for mount in mounts:
                     mount_given(mount.type, mount.source, mount.options, rootfs)
             pod = await self._pod_for(container_id, spec, about, config_path, undo)
-            plan = ContainerPlan(
-                container_id=container_id,
-                image=image_of(spec),
-                spec=spec,
-                rootfs=Rootfs(Path(spec.root.path), direct=True, own=rootfs is not None),
-                guest_seccomp=not pod.config.runtime.disable_guest_seccomp,
-                create_timeout_s=float(pod.config.runtime.create_container_timeout),
-                holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
-                shared_shm=True,
-                bundle=bundle,
-            )
+            plan = container_plan(container_id, spec, about, pod.config, bundle=bundle, own_rootfs=rootfs is not None)
             container = await pod.create_container(plan, limits_of(spec, about))
             undo.pop_all()
         self._tasks[container_id] = TaskProcess(container, uris, bundle, rootfs)
@@ -185,20 +174,16 @@ class Tasks:
                     raise InvalidState(
                         f"cannot create {container_id}: its sandbox {sandbox_id} does not run here{cause}"
                     )
-                request = SandboxRequest(
-                    sandbox_id=parse_container_name(sandbox_id),
-                    hostname=spec.hostname or short_id(sandbox_id),
-                    limits=limits_of(spec, about),
-                    announced=about.pod_limits,
-                    cpus_asked=about.pod_cpus_asked,
-                    netns=netns_of(spec),
+                request = sandbox_request(
+                    sandbox_id,
+                    spec,
+                    about,
                     cgroups_path=spec.linux.cgroups_path,
-                    dns=dns_of(spec),
-                    is_pod=about.kind is ContainerKind.SANDBOX,
-                    labels=labels_of(about, self._namespace),
+                    labels=_labels_of(about, self._namespace),
                 )
                 config = self._load_config(config_path, spec.annotations)
-                pod = self._pod = await open_sandbox(request, config, self._store, call_times=(self.call_times,))
+                serve = partial(management_server, call_times=(self.call_times,))
+                pod = self._pod = await open_sandbox(request, config, self._store, servers=(serve,))
                 self._vmm_pid = pod.sandbox.vm.pid
                 undo.push_async_callback(self.close_pod)
                 self._watch = {
@@ -351,7 +336,7 @@ class Tasks:
         changed = replace(spec, linux=replace(spec.linux, resources=resources))
         about = parse_annotations(spec.annotations, container_id)
         if (limits := limits_of(changed, about)) is not None:
-            await self._pod.grow_for(container_id, limits)
+            await self._pod.resize_for(container_id, limits)
         await task.container.update(resources)
 
     async def processes(self, container_id: str) -> list[tuple[int, str]]:
@@ -401,11 +386,7 @@ class Tasks:
     async def end(self) -> None:
         """Cancel what is being created, then end the pod, and all tasks: with a guest that hangs a start takes long."""
         self._ending = True
-        creating = set(self._creating.values())
-        for task in creating:
-            task.cancel()
-        if creating:
-            await asyncio.wait(creating)
+        await end_tasks(self._creating.values())
         await self._close_alone()
         await self._background.close()
 
@@ -472,3 +453,13 @@ class Tasks:
 
 def _told_to_end(container_id: str) -> InvalidState:
     return InvalidState(f"cannot create task {container_id}: its shim is shutting down")
+
+
+def _labels_of(about: PodAnnotations, namespace: str) -> dict[str, str]:
+    found = {
+        "containerd.namespace": namespace,
+        "io.kubernetes.pod.name": about.pod_name,
+        "io.kubernetes.pod.namespace": about.pod_namespace,
+        "io.kubernetes.pod.uid": about.pod_uid,
+    }
+    return {key: value for key, value in found.items() if value}

@@ -1,12 +1,13 @@
-"""What a container of `run` is made of: of an image, which is brought in first, a directory or an OCI bundle."""
+"""What a container is made of: of an image, which is brought in first, a directory or an OCI bundle."""
 
 import contextlib
 import logging
 import os
 import signal
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from katapod.host.trace import span
 from katapod.images import ImageStore
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 async def prepare_container(
     context: RunContext, config: Config, request: RunRequest, bundle_spec: oci.Spec | None
 ) -> ContainerPlan:
-    """Find what the request names; an image is held from then on. `bundle_spec`: of the bundle, if that is asked for.
+    """Find what the request names; an image is held for the sandbox from then on. `bundle_spec`: of the bundle, if that
+    is asked for.
 
     Raises NotFound, UsageError, and as ImageStore.acquire.
     """
@@ -62,7 +64,7 @@ async def prepare_container(
     else:
         store = context.image_store()
         with context.image_progress() as progress:
-            found = await store.acquire(request.image, request.container_id, progress=progress)
+            found = await store.acquire(request.image, request.sandbox_id, progress=progress)
         image = found.config
         defaults = ProcessDefaults(
             entrypoint=image.entrypoint,
@@ -78,7 +80,7 @@ async def prepare_container(
     user = effective_user(defaults, request.options)
     spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
     _check_sources(spec)
-    directory = str(context.layout.sandbox(request.container_id).etc(request.container_id))
+    directory = str(context.layout.sandbox(request.sandbox_id).etc(request.container_id))
     return ContainerPlan(
         container_id=request.container_id,
         image=request.image or str(request.rootfs),
@@ -118,7 +120,7 @@ def _image_signal(name: str) -> int:
     try:
         return parse_signal(name)
     except UsageError:
-        log.warning("the image's StopSignal %r is no signal: the container is stopped by SIGTERM", name[:64])
+        log.warning("the image's StopSignal %r is not a signal: the container is stopped by SIGTERM", name[:64])
         return signal.SIGTERM
 
 
@@ -167,7 +169,7 @@ def with_network_files(
     if container.rootfs.direct:
         return container
     etc = container_files(container.spec.hostname, request.network, network)
-    directory = str(context.layout.sandbox(request.container_id).etc(request.container_id))
+    directory = str(context.layout.sandbox(request.sandbox_id).etc(request.container_id))
     more = [name for name in etc if name == "resolv.conf"]  # the others are mounted already
     more = _files_of_etc(container.rootfs.lower, more)
     return replace(container, etc=etc, spec=with_etc_files(container.spec, directory, more))

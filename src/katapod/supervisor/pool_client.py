@@ -1,8 +1,8 @@
 """`run` in a machine that a pool keeps ready: hand over the command line and the streams, wait for the end.
 
 Whatever does not fit or does not work before a member of the pool has taken the request is no error: `run` goes on
-as it does without a pool. This module is loaded before all others and imports as little as it can; `_socket` is what
-`socket` wraps in enumerations, 5 ms of imports.
+as it does without a pool. This module is loaded before all others and imports as little as it can; `_socket` and
+`_signal` are what `socket` and `signal` wrap in enumerations, 5 ms of imports each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import _socket
 import array
 import os
-import signal
 import sys
 
 from katapod import __version__
@@ -18,9 +17,12 @@ from katapod.supervisor import pool_wire as wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
+else:
+    import _signal as signal
 
-__all__ = ["endpoint_of", "exchange", "run_in_pool"]
+__all__ = ["endpoint_of", "exchange", "hand_over", "receive", "run_in_pool"]
 
 DEFAULT_ENDPOINT = "/var/run/kata-containers/cache.sock"
 TAKE_LIMIT_S = 2.0  # for a member to answer; a start without the pool is what we would wait for otherwise
@@ -52,6 +54,7 @@ def run_in_pool(words: list[str]) -> int | None:
     try:
         if not _is_taken(server, endpoint, _request(words, files)):
             return None
+        _go(server)
         return _wait_end(server)
     except (OSError, wire.FrameError):
         return None
@@ -111,20 +114,27 @@ def _request(words: list[str], files: list[str]) -> bytes:
 
 def _is_taken(server: _socket.socket, endpoint: str, request: bytes) -> bool:
     """Whether a member does it. Raises OSError, FrameError."""
-    server.settimeout(TAKE_LIMIT_S)
-    server.connect(endpoint)
     cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [0, 1, 2, cwd]))
-        sent = server.sendmsg([request], [rights])
-        server.sendall(request[sent:])
+        return hand_over(server, endpoint, request, [0, 1, 2, cwd], TAKE_LIMIT_S)
     finally:
         os.close(cwd)
-    kind, _ = _receive(server.recv)
-    if kind != wire.TAKEN:
-        return False
+
+
+def hand_over(server: _socket.socket, path: str, request: bytes, descriptors: list[int], limit_s: float) -> bool:
+    """Send a request by an unconnected socket to `path`, and hear whether it is taken. Raises OSError, FrameError."""
+    server.settimeout(limit_s)
+    server.connect(path)
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
+    sent = server.sendmsg([request], [rights])
+    server.sendall(request[sent:])
+    return receive(server.recv)[0] == wire.TAKEN
+
+
+def _go(server: _socket.socket) -> None:
+    """From here on we do not go back: a signal that comes before its handler is set ends us, and the member sees it.
+    Raises OSError."""
     server.sendall(wire.frame(wire.GO))
-    # From here on we do not go back: a signal that comes before its handler is set ends us, and the member sees it.
 
     def pass_on(number: int, _: object) -> None:
         try:
@@ -135,12 +145,11 @@ def _is_taken(server: _socket.socket, endpoint: str, request: bytes) -> bool:
     for number in SIGNALS:
         signal.signal(number, pass_on)
     server.settimeout(None)
-    return True
 
 
 def _wait_end(server: _socket.socket) -> int:
     try:
-        kind, payload = _receive(server.recv)
+        kind, payload = receive(server.recv)
         if kind == wire.EXIT:
             return int(payload)
     except (OSError, ValueError, wire.FrameError):
@@ -149,7 +158,7 @@ def _wait_end(server: _socket.socket) -> int:
     return RUNTIME_FAILED
 
 
-def _receive(recv: Callable[[int], bytes]) -> tuple[bytes, bytes]:
+def receive(recv: Callable[[int], bytes]) -> tuple[bytes, bytes]:
     """(kind, payload) of the next frame. Raises FrameError at the end of the stream."""
 
     def exactly(size: int) -> bytes:
@@ -172,7 +181,7 @@ def exchange(endpoint: str, kind: bytes, timeout_s: float) -> bytes | None:
         server.settimeout(timeout_s)
         server.connect(endpoint)
         server.sendall(wire.frame(kind))
-        return _receive(server.recv)[1]
+        return receive(server.recv)[1]
     except (FileNotFoundError, ConnectionRefusedError, wire.FrameError):
         return None
     finally:

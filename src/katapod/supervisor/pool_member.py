@@ -14,14 +14,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from katapod import __version__
-from katapod.host.facts import HostFacts, collect_host_facts, virtiofsd_dialect
+from katapod.host.facts import HostFacts, collect_host_facts
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.priority import leave_background, stay_in_background
 from katapod.host.trace import span, start_tracing
@@ -29,8 +29,9 @@ from katapod.model.config import Config, check_paths, load_config
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.ids import ContainerId
 from katapod.plan.container_spec import ContainerOptions
+from katapod.sandbox.ladder import needs_of_config
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
-from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, rehearse
+from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, warm_up
 from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
 from katapod.sandbox.runner import Streams
 from katapod.sandbox.start_record import new_record
@@ -42,6 +43,7 @@ from katapod.supervisor.pool_peer import Client, read_request
 from katapod.supervisor.run import ENDING, cancel_once, own_container, run_attached
 from katapod.supervisor.run_context import KeepRun, RunContext
 from katapod.supervisor.run_request import RunRequest
+from katapod.tasks import beside, end_tasks
 
 __all__ = ["CommandLine", "MemberReport", "member_main"]
 
@@ -61,8 +63,7 @@ class MemberReport(msgspec.Struct, frozen=True):
     mem_mib: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Surroundings:
+class _Inputs(Struct, frozen=True):
     """What a machine is started for, and has to be the same when it is taken."""
 
     config: Config
@@ -70,8 +71,7 @@ class _Surroundings:
     marks: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class CommandLine:
+class CommandLine(Struct, frozen=True):
     """The program that a client was called as: `call` carries out words, but for a run, which it hands over."""
 
     call: Callable[[list[str], KeepRun], int]
@@ -105,21 +105,24 @@ class _Member:
         loop = asyncio.get_running_loop()
         for number in ENDING:
             loop.add_signal_handler(number, cancel_once, main)
-        watch = asyncio.create_task(self._watch_server(main), name="watch-server")
-        around = self._look_around()
-        plan = await self._plan(around)
+        async with beside(self._watch_server(main), name="watch-server") as watch:
+            return await self._make(watch)
+
+    async def _make(self, watch: "asyncio.Task[None]") -> int:
+        """Make a machine, and serve who takes it; `watch` ends before we listen to the server."""
+        inputs = self._collect_inputs()
+        plan = await self._plan(inputs)
         if plan.template is not None:
             with contextlib.suppress(TemplateBroken, NoSpace):  # ready_machine says so, and boots its guest
                 await prepare_template(plan.template)  # others wait for it, and so should not wait for the background
         stay_in_background()
         async with ready_machine(plan, self.store) as ready:
             stay_in_background()  # those that were started, too: a session each, with an autogroup of its own
-            await self._warm_up(around, ready)
-            await ready.park()
+            await self._warm_up(inputs, ready)
+            await ready.pause()
             leave_background()
-            watch.cancel()
-            await asyncio.wait({watch})
-            client = await self._wait_taken(around, ready)
+            await end_tasks({watch})
+            client = await self._wait_taken(inputs, ready)
             if client is None:
                 return 0
             with client:
@@ -132,35 +135,34 @@ class _Member:
         await _readable(self.control)
         cancel_once(main)
 
-    def _look_around(self) -> _Surroundings:
+    def _collect_inputs(self) -> _Inputs:
         chosen = self.context.config_file
         marks = [wire.fingerprint(wire.config_files(chosen)), *in_host_mounts(wire.namespaces)]
         config = check_paths(load_config(Path(chosen) if chosen else None), os.path.exists)
-        return _Surroundings(config, collect_host_facts(), marks)
+        return _Inputs(config, collect_host_facts(), marks)
 
-    async def _plan(self, around: _Surroundings) -> SandboxPlan:
-        qemu = around.config.qemu
-        verdict = await choose_accelerator(
-            wanted_accelerator(around.config),
-            around.config,
-            around.facts,
+    async def _plan(self, inputs: _Inputs) -> SandboxPlan:
+        choice = await choose_accelerator(
+            wanted_accelerator(inputs.config),
+            inputs.config,
+            inputs.facts,
             self.store.layout.proof_file,
             Path(tempfile.gettempdir()),
+            needs=needs_of_config(inputs.config),
         )
-        if verdict.fresh:
-            self.context.tell(verdict.describe())
+        if choice.fresh:
+            self.context.tell(choice.describe())
         return plan_ready_machine(
-            new_record(new_machine_id(), around.facts, auto_remove=True, pooled=True),
-            around.config,
-            around.facts,
+            new_record(new_machine_id(), inputs.facts, auto_remove=True, pooled=True),
+            inputs.config,
+            inputs.facts,
             self.store.layout,
-            accelerator=verdict.accelerator,
-            remedy=verdict.remedy,
-            proof_key=verdict.key,
-            dialect=await virtiofsd_dialect(qemu.virtio_fs_daemon),
+            accelerator=choice.accelerator,
+            remedy=choice.remedy,
+            proof_key=choice.key,
         )
 
-    async def _warm_up(self, around: _Surroundings, ready: ReadyMachine) -> None:
+    async def _warm_up(self, inputs: _Inputs, ready: ReadyMachine) -> None:
         """Run a container in it that does nothing. Without its image the machine is as good, if less quick."""
         machine_id = ContainerId(ready.machine_id)
         request = RunRequest(
@@ -176,40 +178,37 @@ class _Member:
             stop_signal=None,
         )
         try:
-            plan = await prepare_container(self.context, around.config, request, None)
+            plan = await prepare_container(self.context, inputs.config, request, None)
         except KatapodError as exc:
             log.info("not warmed up: %s", exc)
             return
         try:
-            await rehearse(ready, plan)
+            await warm_up(ready, plan)
         finally:
             await self.context.image_store().release(machine_id)
 
-    async def _wait_taken(self, around: _Surroundings, ready: ReadyMachine) -> Client | None:
+    async def _wait_taken(self, inputs: _Inputs, ready: ReadyMachine) -> Client | None:
         """Wait for a client that the machine fits; None when there is none to wait for any more."""
         self._report_ready(ready)
         born = time.monotonic()
         death = ready.machine.death
         while True:
-            readable = asyncio.create_task(_readable(self.control), name="wait-request")
-            waiting: set[asyncio.Future[Any]] = {readable, death}
-            try:
+            async with beside(_readable(self.control), name="wait-request") as readable:
+                waiting: set[asyncio.Future[Any]] = {readable, death}
                 await asyncio.wait(waiting, timeout=WEAR_PERIOD_S, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                readable.cancel()
             if death.done():
                 raise death.result()
-            if not readable.done():
-                if await self._is_worn(around, ready, time.monotonic() - born):
+            if readable.cancelled():
+                if await self._is_worn(inputs, ready, time.monotonic() - born):
                     return None
                 continue
             _, fds, _, _ = socket.recv_fds(self.control, 16, 1)
             if not fds:
                 return None
-            client = await self._take(socket.socket(fileno=fds[0]), around, ready)
+            client = await self._take(socket.socket(fileno=fds[0]), inputs, ready)
             if client is not None:
                 return client
-            if await self._is_worn(around, ready, time.monotonic() - born):
+            if await self._is_worn(inputs, ready, time.monotonic() - born):
                 return None
             self._report_ready(ready)
 
@@ -222,23 +221,23 @@ class _Member:
         with contextlib.suppress(OSError):  # the server has gone: what we read next is the end
             self.control.send(data)
 
-    async def _is_worn(self, around: _Surroundings, ready: ReadyMachine, age_s: float) -> bool:
+    async def _is_worn(self, inputs: _Inputs, ready: ReadyMachine, age_s: float) -> bool:
         """Whether a new start would give another machine, or the template's time is over."""
         try:
-            now = self._look_around()
-            worn = now.marks != around.marks or (await self._plan(now)).machine_key != ready.plan.machine_key
+            now = self._collect_inputs()
+            worn = now.marks != inputs.marks or (await self._plan(now)).machine_key != ready.plan.machine_key
         except (OSError, KatapodError) as exc:
             log.info("%s is given up: %s", ready.machine_id, exc)
             return True
-        return worn or age_s > around.config.katapod.template_max_age * 60
+        return worn or age_s > inputs.config.katapod.template_max_age * 60
 
-    async def _take(self, connection: socket.socket, around: _Surroundings, ready: ReadyMachine) -> Client | None:
+    async def _take(self, connection: socket.socket, inputs: _Inputs, ready: ReadyMachine) -> Client | None:
         """Agree with a client; None if it has to do without us."""
         client = Client(connection)
         try:
             request, client.fds = await asyncio.to_thread(read_request, connection, REQUEST_LIMIT_S)
             client.request = request
-            if (request.version, request.marks) != (__version__.encode(), around.marks):
+            if (request.version, request.marks) != (__version__.encode(), inputs.marks):
                 client.refuse()
                 return None
             await asyncio.to_thread(client.agree, REQUEST_LIMIT_S)
@@ -259,17 +258,21 @@ class _Member:
             kept.append((context, request, detach))
 
         try:
-            client.become()
-            start_tracing(interpreter=False)
-            with span("read the command line"):
-                status = self.command_line.call(client.words, keep)
-            if not kept:
-                return flush(status)
-            context, request, detach = kept[0]
-            run = _run_detached(context, request, ready, client) if detach else run_attached(context, request, ready)
-            task = asyncio.create_task(run, name="carry-out")
-            client.follow(task)
-            return flush(await task)
+            async with ready.asked_for():
+                client.become()
+                start_tracing(interpreter=False)
+                with span("read the command line"):
+                    status = self.command_line.call(client.words, keep)
+                if not kept:
+                    return flush(status)
+                context, request, detach = kept[0]
+                if detach:
+                    run = _run_detached(context, request, ready, client)
+                else:
+                    run = run_attached(context, request, ready)
+                async with beside(run, name="carry-out") as task:
+                    client.follow(task)
+                    return flush(await task)
         except asyncio.CancelledError:
             return 128 + (client.signals[0] if client.signals else signal.SIGTERM)
         except Exception as exc:

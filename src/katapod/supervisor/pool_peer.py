@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.request_reader import RequestReader
 from katapod.supervisor.run import FORWARDED, cancel_once
 
 __all__ = ["Client", "read_request"]
@@ -25,27 +26,15 @@ def read_request(connection: socket.socket, limit_s: float) -> tuple[wire.Reques
     Raises FrameError, OSError; TimeoutError among them.
     """
     connection.settimeout(limit_s)
-    data, fds = bytearray(), list[int]()
+    reader = RequestReader(DESCRIPTORS)
     try:
-        length = wire.HEADER
-        while len(data) < length:
-            piece, more, _, _ = socket.recv_fds(connection, min(READ_SIZE, length - len(data)), DESCRIPTORS)
-            fds += more
-            if not piece:
-                raise wire.FrameError("the client has gone")
-            data += piece
-            if len(data) == wire.HEADER == length:
-                payload, kind = wire.parse_header(bytes(data))
-                if kind != wire.REQUEST:
-                    raise wire.FrameError(f"a request was expected, not {kind!r}")
-                length += payload
-        if len(fds) != DESCRIPTORS:
-            raise wire.FrameError(f"{DESCRIPTORS} descriptors were expected, not {len(fds)}")
-        return wire.Request.decode(bytes(data[wire.HEADER :])), fds
+        while (request := reader.read(connection)) is None:
+            pass
     except BaseException:
-        for fd in fds:
+        for fd in reader.fds:
             os.close(fd)
         raise
+    return request, reader.fds
 
 
 class Client:

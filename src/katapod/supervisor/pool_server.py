@@ -320,7 +320,7 @@ def listening(endpoint: Path) -> Iterator[socket.socket]:
         try:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISSOCK(os.lstat(endpoint).st_mode):
-                    raise KatapodError(f"cannot serve on {endpoint}: there is a file that is no socket")
+                    raise KatapodError(f"cannot serve on {endpoint}: the file there is not a socket")
                 os.unlink(endpoint)
             before = os.umask(0o177)
             try:

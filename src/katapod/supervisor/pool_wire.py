@@ -1,4 +1,5 @@
-"""What `kata-runtime run` and the pool say to each other, on the server's socket and then with one of its members.
+"""What `kata-runtime run` and the pool say to each other, on the server's socket and then with one of its members; and
+`kata-runtime exec` and the process that holds the sandbox.
 
 A frame is four bytes of length (network order), one byte of kind, and the payload. Both sides are root's and of one
 version: a request names its version, and is refused by another. The client imports this module before all else, so
@@ -9,7 +10,7 @@ it imports nothing that takes time: no enum, no dataclass, no msgspec.
                              <- TAKEN, or REFUSED: the client does it by itself
     GO                      ->
     SIGNAL ...              ->
-                             <- EXIT
+                             <- EXIT; of an exec also FAILED, with what to say
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 
 __all__ = [
     "EXIT",
+    "FAILED",
     "FRAME_MAX",
     "GO",
     "HEADER",
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 REQUEST, GO, SIGNAL, STATUS, QUIT = b"R", b"G", b"s", b"S", b"Q"  # from the client
-TAKEN, REFUSED, EXIT = b"T", b"N", b"x"  # to the client; STATUS and QUIT are answered by their own kind
+TAKEN, REFUSED, EXIT, FAILED = b"T", b"N", b"x", b"F"  # to the client; STATUS and QUIT are answered by their own kind
 
 HEADER = 5  # bytes
 FRAME_MAX = 4 << 20  # of a payload: twice what execve(2) takes of arguments and environment by default
@@ -68,9 +70,10 @@ def parse_header(data: bytes) -> tuple[int, bytes]:
 
 
 class Request:
-    """A `run` as its process was called. Texts are bytes, as the kernel has them: none holds a NUL.
+    """A `run` or `exec` as its process was called. Texts are bytes, as the kernel has them: none holds a NUL.
 
-    Its descriptors, beside it: standard input, output and error, the working directory.
+    Its descriptors, beside it: standard input, output and error; of a `run` also the working directory. An `exec` has
+    neither marks nor environment.
     """
 
     __slots__ = ("environment", "marks", "umask", "version", "words")

@@ -6,30 +6,20 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import msgspec
-
 from katapod.host.own_mounts import leave_host_mounts
-from katapod.host.trace import span
-from katapod.model import oci
-from katapod.model.config import Config
 from katapod.model.errors import KatapodError
-from katapod.model.sizing import ContainerLimits
-from katapod.plan.cgroup import path_without_engine
-from katapod.plan.container_spec import ContainerOptions
-from katapod.sandbox.bundle import read_bundle
-from katapod.sandbox.container import Container, ContainerPlan
+from katapod.sandbox.container import Container
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.pool import ReadyMachine
-from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.runner import Outcome, Streams, run_container
 from katapod.sandbox.stdio import InputFd, OutputFd
-from katapod.supervisor.container_source import prepare_container, with_network_files
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
+from katapod.supervisor.start import created
 from katapod.supervisor.terminal import follow_size, raw_terminal
+from katapod.tasks import Background, beside
 
 __all__ = ["ENDING", "FORWARDED", "cancel_once", "own_container", "run_attached", "run_detached"]
 
@@ -46,10 +36,7 @@ async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMac
         keep_log=not request.remove,
     )
     container: list[Container] = []
-    task = asyncio.create_task(own_container(context, request, streams, container.append, ready), name="run")
     caught: list[signal.Signals] = []
-    loop = asyncio.get_running_loop()
-    sending: set[asyncio.Task[None]] = set()
 
     def on_signal(number: signal.Signals) -> None:
         caught.append(number)
@@ -62,18 +49,18 @@ async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMac
         if requests > 2:
             cancel_once(task)
             return
-        sent = asyncio.create_task(_forward(container[0], signal.SIGKILL if requests > 1 else number), name="forward")
-        sending.add(sent)
-        sent.add_done_callback(sending.discard)
+        background.start(_forward(container[0], signal.SIGKILL if requests > 1 else number), name="forward")
 
-    for number in FORWARDED:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        outcome = await task
-    except asyncio.CancelledError:
-        if caught:
-            return 128 + caught[0]
-        raise
+    work = own_container(context, request, streams, container.append, ready)
+    async with Background() as background, beside(work, name="run") as task:
+        for number in FORWARDED:
+            asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        try:
+            outcome = await task
+        except asyncio.CancelledError:
+            if caught:
+                return 128 + caught[0]
+            raise
     return _report(context, request, outcome)
 
 
@@ -92,7 +79,9 @@ def _report(context: RunContext, request: RunRequest, outcome: Outcome) -> int:
     if outcome.oom_killed:
         limit = request.options.memory_bytes
         shown = f" (its limit: {limit >> 20} MiB)" if limit else ""
-        context.tell(f"{request.container_id} was killed: out of memory{shown}")
+        # A limit kills one process; the container's own goes on, or ends as it likes, if that was a child of it.
+        killed = "was killed" if outcome.exit_code == 128 + signal.SIGKILL else "lost a process, which was killed"
+        context.tell(f"{request.container_id} {killed}: out of memory{shown}")
     return outcome.exit_code
 
 
@@ -104,54 +93,23 @@ async def own_container(
     ready: ReadyMachine | None = None,
 ) -> Outcome:
     """The whole way from a request to its outcome."""
-    bundle_spec = _load_bundle(request) if request.bundle else None
-    with span("load configuration"):
-        config = context.load_config(bundle_spec.annotations if bundle_spec else None)
-    wanted = SandboxRequest(
-        sandbox_id=request.container_id,
-        hostname=(bundle_spec or request.options).hostname or request.container_id,
-        limits=_limits(request.options, bundle_spec),
-        fixed=True,
-        network=request.network,
-        cgroups_path=_cgroups_path(config, request.container_id, bundle_spec),
-        shm_size_bytes=request.options.shm_bytes,
-        accelerator=request.accel,
-        auto_remove=request.remove,
-        labels=request.labels,
-    )
-
-    async def prepare() -> ContainerPlan:
-        with span("acquire image"):
-            return await prepare_container(context, config, request, bundle_spec)
-
-    with contextlib.ExitStack() as terminal:
-        return await run_container(
-            wanted,
-            config,
-            context.states(),
-            streams,
-            prepare,
-            on_started=_take_terminal(request, terminal, on_started),
-            ready=ready,
-            with_network=partial(with_network_files, context, request),
-            tell=context.tell,
-        )
-
-
-def _cgroups_path(config: Config, container_id: str, bundle_spec: oci.Spec | None) -> str | None:
-    """With sandbox_cgroup_only=false the cgroups are those of a pod, from whose limits they keep a VM's own threads:
-    here nobody has set such limits."""
-    if not config.runtime.sandbox_cgroup_only:
-        return None
-    return path_without_engine(container_id, bundle_spec.linux.cgroups_path if bundle_spec is not None else "")
+    async with Background() as background:
+        with contextlib.ExitStack() as terminal:
+            return await run_container(
+                created(context, request, ready),
+                streams,
+                on_started=_take_terminal(request, terminal, background, on_started),
+            )
 
 
 def _take_terminal(
     request: RunRequest,
     stack: contextlib.ExitStack,
+    background: Background,
     on_started: Callable[[Container], None],
 ) -> Callable[[Container], None]:
-    """Wrap `on_started` so that a started container with a terminal gets ours, until `stack` is closed."""
+    """Wrap `on_started` so that a started container with a terminal gets ours, until `stack` is closed; `background`
+    is closed after it."""
     if not os.isatty(0):
         return on_started
 
@@ -161,28 +119,9 @@ def _take_terminal(
             return
         if request.interactive:
             stack.enter_context(raw_terminal(0))
-        stack.enter_context(follow_size(running.process, 0))
+        stack.enter_context(follow_size(running.process, 0, background))
 
     return started
-
-
-def _limits(options: ContainerOptions, bundle_spec: oci.Spec | None) -> ContainerLimits:
-    if bundle_spec is None:
-        return ContainerLimits(memory_bytes=options.memory_bytes, cpus=options.cpus)
-    return ContainerLimits(memory_bytes=bundle_spec.memory_limit, cpus=bundle_spec.cpu_limit)
-
-
-def _load_bundle(request: RunRequest) -> oci.Spec:
-    assert request.bundle is not None
-    spec = read_bundle(request.bundle)
-    return msgspec.structs.replace(
-        spec,
-        process=msgspec.structs.replace(
-            spec.process,
-            terminal=spec.process.terminal or request.options.tty,
-            console_size=request.options.console_size,
-        ),
-    )
 
 
 def run_detached(context: RunContext, request: RunRequest) -> int:
@@ -240,12 +179,12 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
         os.dup2(null, 2)
 
     async def own() -> None:
-        task = asyncio.create_task(own_container(context, request, Streams(), started), name="run")
-        loop = asyncio.get_running_loop()
-        for number in ENDING:
-            loop.add_signal_handler(number, cancel_once, task)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        await task
+        async with beside(own_container(context, request, Streams(), started), name="run") as task:
+            loop = asyncio.get_running_loop()
+            for number in ENDING:
+                loop.add_signal_handler(number, cancel_once, task)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            await task
 
     try:
         leave_host_mounts()

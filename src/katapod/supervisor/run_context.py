@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from katapod.host.state import StateStore
 from katapod.images import ImageStore
@@ -10,14 +12,17 @@ from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.supervisor.run_request import RunRequest
 
+if TYPE_CHECKING:
+    from katapod.sandbox.opening import SandboxServer
+
 __all__ = ["KeepRun", "RunContext"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
+class RunContext(Struct, frozen=True):
     """`load_config` reads the configuration and changes it by a bundle's annotations, if there are any; it raises
     ConfigError. `image_progress` yields what hears of an image's way here (phase, bytes done, bytes in all), or None.
-    `tell` hears a line for the user. `config_file`: as chosen by the user, else empty.
+    `tell` hears a line for the user. `servers` are opened beside each sandbox. `config_file`: as chosen by the user,
+    else empty.
     """
 
     layout: Layout
@@ -25,6 +30,7 @@ class RunContext:
     load_config: Callable[[Mapping[str, str] | None], Config]
     image_progress: Callable[[], AbstractContextManager[Callable[[str, int, int | None], None] | None]]
     tell: Callable[[str], None]
+    servers: "tuple[SandboxServer, ...]"
 
     def states(self) -> StateStore:
         return StateStore(self.layout)

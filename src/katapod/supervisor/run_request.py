@@ -1,7 +1,8 @@
-"""What `run` asks for: a value between its flags and the process that owns the sandbox."""
+"""What somebody asks for who wants a container: a value between flags or parameters and the supervisor."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from katapod.model.ids import ContainerId
 from katapod.model.net_flags import NetworkRequest
@@ -10,9 +11,9 @@ from katapod.plan.container_spec import ContainerOptions
 __all__ = ["RunRequest"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """`run`, parsed. Exactly one of image, rootfs and bundle is set."""
+class RunRequest(Struct, frozen=True):
+    """One container. Exactly one of image, rootfs and bundle is set. `joins`: the id of a sandbox that is open; empty:
+    the container gets one of its own, which has its id."""
 
     container_id: ContainerId
     image: str
@@ -25,3 +26,8 @@ class RunRequest:
     labels: dict[str, str]
     stop_signal: int | None
     network: NetworkRequest = field(default_factory=NetworkRequest)
+    joins: str = ""
+
+    @property
+    def sandbox_id(self) -> ContainerId:
+        return ContainerId(self.joins) if self.joins else self.container_id

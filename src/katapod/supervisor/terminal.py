@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from katapod.model.errors import KatapodError
 from katapod.rpc.status import RpcError
 from katapod.sandbox.stdio import GuestProcess
+from katapod.tasks import Background
 
 __all__ = ["follow_size", "raw_terminal"]
 
@@ -27,8 +28,8 @@ def raw_terminal(fd: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def follow_size(process: GuestProcess, fd: int) -> Iterator[None]:
-    """Give the guest's terminal the size of ours, now and whenever it changes."""
+def follow_size(process: GuestProcess, fd: int, background: Background) -> Iterator[None]:
+    """Give the guest's terminal the size of ours, now and whenever it changes, by a task of `background`."""
     changed = asyncio.Event()
     changed.set()
     loop = asyncio.get_running_loop()
@@ -38,11 +39,11 @@ def follow_size(process: GuestProcess, fd: int) -> Iterator[None]:
         while True:
             await changed.wait()
             changed.clear()
-            size = os.get_terminal_size(fd)
-            with contextlib.suppress(KatapodError, RpcError):
+            with contextlib.suppress(KatapodError, RpcError, OSError):  # the process or the terminal has gone
+                size = os.get_terminal_size(fd)
                 await process.resize(size.lines, size.columns)
 
-    task = asyncio.create_task(follow(), name="terminal-size")
+    task = background.start(follow(), name="terminal-size")
     try:
         yield
     finally:

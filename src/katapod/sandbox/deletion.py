@@ -1,0 +1,26 @@
+"""The removal of a sandbox that somebody names: what does not run goes, what runs only if that is said."""
+
+from katapod.host.state import StateStore, supervisor_alive
+from katapod.model.errors import InvalidState, NotFound
+from katapod.sandbox.recovery import remove_sandbox
+
+__all__ = ["delete_sandbox"]
+
+
+async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
+    """Remove all that a sandbox has on this machine. With `force` what still runs is ended first, and one that is not
+    there is no error.
+
+    Raises NotFound, InvalidState if it runs, and as remove_sandbox.
+    """
+    paths = store.layout.sandbox(sandbox_id)
+    if not any(path.exists() for path in paths.all):
+        if force:
+            return
+        raise NotFound(f"cannot delete {sandbox_id}: no such container", hint="see: kata-runtime list")
+    if supervisor_alive(paths) and not force:
+        raise InvalidState(
+            f"cannot delete {sandbox_id}: it is running",
+            hint=f"kata-runtime delete --force {sandbox_id} kills it first",
+        )
+    await remove_sandbox(store, sandbox_id, force=force)
