@@ -1,0 +1,96 @@
+"""containerd's configuration file with our runtime handler in it, and without: pure, and the one undoes the other.
+
+The handler is a block of tables at the end of the main file. containerd 1.x replaces a whole plugin's section by an
+import's, so that a file of our own in an imported directory would take the administrator's settings of the CRI away.
+Source: containerd 1.6, services/server/config (mergeConfig); docs/cri/config.md for versions 2 and 3.
+"""
+
+import tomllib
+from typing import Any
+
+from katapod.operator.node.errors import NodeError
+
+__all__ = ["configured_handler", "with_handler", "without_handler"]
+
+BEGIN = "# BEGIN katapod: written and removed by kata-node"
+END = "# END katapod\n"
+CREATED = " (with the file)"
+ENDED = " (with the end of the line before)"
+PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+"""Version of the file: the plugin with the runtime handlers."""
+
+TABLE = """[plugins."{plugin}".containerd.runtimes.{handler}]
+runtime_type = "io.containerd.kata.v2"
+runtime_path = "{shim}"
+# a privileged container gets all rights inside its VM, and no device of the host
+privileged_without_host_devices = true
+pod_annotations = ["io.katacontainers.*"]
+container_annotations = ["io.katacontainers.*"]
+"""
+
+
+def with_handler(text: str | None, handler: str, shim: str) -> str:
+    """The file's text with the handler; `text` is None where there is no file. Replaces a block of before.
+
+    Raises NodeError for a file that containerd would not read so.
+    """
+    before = without_handler(text) if text is not None else None
+    version = _version(before)
+    mark, head = "", ""
+    if before is None:
+        mark, head = CREATED, f"version = {version}\n"
+    elif before and not before.endswith("\n"):
+        mark, head = ENDED, ""
+    if handler in _handlers(before or "", version):
+        raise NodeError(f"the runtime handler {handler} is configured already, and not by us: remove it from the file")
+    block = f"{BEGIN}{mark}\n{head}{TABLE.format(plugin=PLUGINS[version], handler=handler, shim=shim)}{END}"
+    after = (before or "") + ("\n" if mark == ENDED else "") + block
+    try:
+        if handler not in _handlers(after, version):
+            raise NodeError("its tables of runtime handlers are written so that none can be added at its end")
+    except tomllib.TOMLDecodeError as exc:
+        raise NodeError(f"no table can be added at its end: {exc}; its [plugins] may be an inline table") from exc
+    return after
+
+
+def without_handler(text: str) -> str | None:
+    """The text without our block, byte for byte as it was before; None if the file came with it."""
+    start = text.find(BEGIN)
+    if start < 0:
+        return text
+    stop = text.find(END, start)
+    if stop < 0:
+        raise NodeError(f"the line {END.strip()!r} is missing: remove the block that begins with {BEGIN!r} by hand")
+    mark = text[start + len(BEGIN) : text.index("\n", start)]
+    before, after = text[:start], text[stop + len(END) :]
+    if mark == CREATED and not before.strip() and not after.strip():
+        return None
+    if mark == ENDED and not after:  # else somebody has gone on below the block
+        before = before.removesuffix("\n")
+    return before + after
+
+
+def configured_handler(text: str | None) -> bool:
+    """Whether our block is there."""
+    return text is not None and BEGIN in text
+
+
+def _version(text: str | None) -> int:
+    if text is None:
+        return 2  # what containerd 1.x and 2.x read
+    try:
+        found = tomllib.loads(text).get("version", 1)
+    except tomllib.TOMLDecodeError as exc:
+        raise NodeError(f"it is not TOML: {exc}") from exc
+    if found not in PLUGINS:
+        raise NodeError(
+            f"its version is {found}, but {' or '.join(map(str, PLUGINS))} is needed: `containerd config migrate`"
+        )
+    return int(found)
+
+
+def _handlers(text: str, version: int) -> dict[str, Any]:
+    found: Any = tomllib.loads(text)
+    for key in ("plugins", PLUGINS[version], "containerd", "runtimes"):
+        found = found.get(key, {}) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,24 @@
+"""What a node job leaves, and by what a node's VMs may run: for the node and for the cluster's side."""
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["ACCELERATORS", "Accelerator", "Report"]
+
+Accelerator = Literal["kvm", "uml", "tcg"]
+ACCELERATORS: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
+
+
+class Report(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The outcome of a job on a node: written there as the container's termination message, kept in an annotation."""
+
+    action: Literal["install", "uninstall"]
+    ok: bool
+    target: str = ""
+    stage: str = ""  # where it ended
+    message: str = ""
+    accelerator: str = ""  # by which the proof's VM ran
+    kernel: str = ""  # of the proof's VM
+    proof_s: float = 0.0
+    engine: str = ""  # name and version
