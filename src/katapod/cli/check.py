@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from katapod.host.facts import HostFacts
     from katapod.model.config import Config
     from katapod.observe.check import Report
-    from katapod.observe.check_facts import AcceleratorFacts, ImageFacts
-    from katapod.vmm.proof import Verdict
+    from katapod.observe.check_facts import AcceleratorFacts, ImageFacts, RungFacts
+    from katapod.vmm.proof import AcceleratorChoice
+    from katapod.vmm.spec import Accelerator
 
 __all__ = ["check"]
 
-NO_RELEASES = "Katapod has no list of releases to ask: your package manager knows them"
+NO_RELEASES = "Katapod has no list of releases; your package manager does"
 
 
 def _refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
     if given and not context.resilient_parsing:
         raise UsageError(
             f"cannot use {parameter.opts[0]}: {NO_RELEASES}",
-            hint="kata-runtime version prints the one that is installed",
+            hint="kata-runtime version prints the installed one",
         )
 
 
@@ -42,11 +43,11 @@ def _refused(name: str) -> Callable[[F], F]:
 
 
 @verb("check")
-@flag("--boot", help="Also boot the guest image, and try KVM again. Takes seconds; needs root.")
-@flag("-s", "--strict", help="Fail too where something works with less, or was not looked at.")
-@flag("--json", "as_json", help="Print JSON for programs.")
-@flag("-v", "--verbose", help="Say how each thing was found out.")
-@flag("-n", "--no-network-checks", help="Accepted: the network is never asked.", expose_value=False)
+@flag("--boot", help="Also boot the guest image, and try KVM and User-mode Linux again. Takes seconds; needs root.")
+@flag("-s", "--strict", help="Also fail if something works with less or was not checked.")
+@flag("--json", "as_json", help="Print JSON.")
+@flag("-v", "--verbose", help="Show how each result was obtained.")
+@flag("-n", "--no-network-checks", help="Accepted for compatibility; the network is never used.", expose_value=False)
 @_refused("--check-version-only")
 @_refused("--only-list-releases")
 @_refused("--include-all-releases")
@@ -54,8 +55,8 @@ def _refused(name: str) -> Callable[[F], F]:
 def check(settings: Globals, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:
     """Check whether this machine can run sandboxes. Each line is ok, works with less, or missing, with what to do.
 
-    Changes nothing. Without root less is looked at, and the lines say so. Exit status 0: sandboxes can run; 1: not, or
-    with --strict not with everything.
+    Changes nothing. Without root some checks are skipped, and their lines say so. The exit status is 0 if sandboxes can
+    run, and 1 if they cannot or, with --strict, if anything works with less.
     """
     if boot:
         need_root("check --boot")
@@ -63,10 +64,13 @@ def check(settings: Globals, boot: bool, strict: bool, as_json: bool, verbose: b
 
 
 async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, verbose: bool) -> int:
+    from msgspec.structs import replace
+
     from katapod.host.facts import collect_host_facts
     from katapod.model.config import Config, load_config
     from katapod.observe.check import judge
     from katapod.observe.check_host import collect_check_facts
+    from katapod.vmm.spec import Accelerator
 
     configuration, error, config = "", "", Config()
     try:
@@ -75,9 +79,21 @@ async def _check(settings: Globals, *, boot: bool, strict: bool, as_json: bool, 
     except KatapodError as exc:
         error = str(exc)
     host, image = collect_host_facts(), _image(settings, config)
+    if os.geteuid() != 0 and os.path.exists("/dev/kvm"):
+        host = replace(host, kvm=True)  # what is found is what root is given, whether or not we may open it
+    began = time.monotonic()
     accelerator = await _accelerator(settings, config, host, boot=boot)
+    since = began if boot else None
+    kvm = await _rung(settings, config, host, Accelerator.KVM, since)
+    rungs = (kvm, await _rung(settings, config, host, Accelerator.UML, since))
     facts = await collect_check_facts(
-        config, host, settings.layout, image, accelerator, configuration=configuration, configuration_error=error
+        config,
+        host,
+        settings.layout,
+        image,
+        (accelerator, *rungs),
+        configuration=configuration,
+        configuration_error=error,
     )
     report = judge(facts)
     passed = report.passes(strict=strict)
@@ -119,37 +135,52 @@ def _image(settings: Globals, config: "Config") -> "ImageFacts":
 
 
 async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *, boot: bool) -> "AcceleratorFacts":
-    """The verdict that is kept, with its age; with `boot` a new one, and the image booted under it."""
-    from dataclasses import replace
+    """The choice that is kept, with its age; with `boot` a new one, and the image booted under it."""
+    from msgspec.structs import replace
 
     from katapod.observe.check_facts import AcceleratorFacts, Trial
+    from katapod.sandbox.ladder import needs_of_config
     from katapod.sandbox.planning import proof_for
     from katapod.sandbox.proof import (
-        KVM_LIMIT_S,
+        FIRST_LIMIT_S,
+        NO_KVM,
         TCG_LIMIT_S,
         choose_accelerator,
-        kept_verdict,
+        kept_choice,
+        likely_choice,
         prove_machine,
         wanted_accelerator,
     )
     from katapod.vmm.spec import Accelerator
 
     facts = AcceleratorFacts(wanted_accelerator(config))
-    proof_file = settings.layout.proof_file
-    if os.geteuid() != 0 and os.path.exists("/dev/kvm"):
-        host = replace(host, kvm=True)  # the verdict is the one that root is given, whether or not we may open it
+    proof_file, needs = settings.layout.proof_file, needs_of_config(config)
     try:
+        if not boot and facts.wanted == "auto":
+            likely = likely_choice(config, host, proof_file, needs)
+            return _with(facts, likely) if likely is not None else facts
         if not boot and facts.wanted != "tcg":
-            return _kept(facts, kept_verdict(config, host, proof_file), kvm=host.kvm)
+            rung = Accelerator(facts.wanted)
+            kept = kept_choice(config, host, proof_file, rung)
+            if kept is None and rung is Accelerator.KVM and not host.kvm:
+                return replace(facts, reason=NO_KVM)
+            if kept is None:
+                return facts
+            # a start tries what is forced again, whatever was found for auto
+            return replace(_with(facts, kept), chosen=facts.wanted if kept.accelerator is rung else "")
         with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
-            verdict = await choose_accelerator(facts.wanted, config, host, proof_file, Path(scratch), again=boot)
-            facts = _with(facts, verdict)
+            choice = await choose_accelerator(
+                facts.wanted, config, host, proof_file, Path(scratch), again=boot, needs=needs
+            )
+            facts = _with(facts, choice)
             if not boot:
                 return facts
-            limit_s = KVM_LIMIT_S if verdict.accelerator is Accelerator.KVM else TCG_LIMIT_S
-            vm = replace(proof_for(config, host).vm, accelerator=verdict.accelerator, remedy=verdict.remedy)
+            limit_s = FIRST_LIMIT_S if choice.accelerator is not Accelerator.TCG else TCG_LIMIT_S
+            plan = proof_for(config, host, choice.accelerator)
             began = time.monotonic()
-            await prove_machine(vm, limit_s=limit_s, scratch_parent=Path(scratch))
+            await prove_machine(
+                plan.with_remedy(choice.remedy), limit_s=limit_s, scratch_parent=Path(scratch), vmm=plan.vmm
+            )
             return replace(facts, boot=Trial(True), boot_s=time.monotonic() - began)
     except (KatapodError, OSError) as exc:
         if facts.chosen:
@@ -157,31 +188,47 @@ async def _accelerator(settings: Globals, config: "Config", host: "HostFacts", *
         return replace(facts, reason=str(exc), advice=exc.hint if isinstance(exc, KatapodError) else "")
 
 
-def _kept(facts: "AcceleratorFacts", kept: "Verdict | None", *, kvm: bool) -> "AcceleratorFacts":
-    """What a start would use, as far as that is known without a boot."""
-    from dataclasses import replace
+async def _rung(
+    settings: Globals, config: "Config", host: "HostFacts", rung: "Accelerator", began: float | None
+) -> "RungFacts":
+    """The proof of an accelerator that is kept, with its age. With `began`, of time.monotonic(), one made since then,
+    now if need be."""
+    from katapod.observe.check_facts import RungFacts
+    from katapod.sandbox.proof import NO_KVM, choose_accelerator, kept_choice
 
-    forced = facts.wanted == "kvm"
-    if kept is None and not kvm:
-        reason = "this host has no /dev/kvm"
-        return replace(facts, reason=reason) if forced else replace(facts, chosen="tcg", reason=reason)
+    proof_file = settings.layout.proof_file
+    try:
+        kept = kept_choice(config, host, proof_file, rung)
+    except KatapodError as exc:  # NoGuestImage
+        return RungFacts(installed=False, reason=str(exc))
+    except OSError as exc:
+        return RungFacts(reason=f"{exc.filename}: {exc.strerror}")
+    if began is not None and (kept is None or kept.age_s is None or kept.age_s > time.monotonic() - began):
+        with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+            try:
+                kept = await choose_accelerator(rung.value, config, host, proof_file, Path(scratch), again=True)
+            except (KatapodError, OSError) as exc:
+                reason = str(exc).partition("\n")[0]
+                return RungFacts(works=False, reason=reason, advice=getattr(exc, "hint", ""))
+    if kept is None and not host.kvm and rung.value == "kvm":
+        return RungFacts(works=False, reason=NO_KVM)
     if kept is None:
-        return facts
-    facts = _with(facts, kept)
-    # a start tries a forced KVM again, whatever was found for auto
-    return replace(facts, chosen="") if forced and facts.chosen != "kvm" else facts
+        return RungFacts()
+    return RungFacts(
+        works=kept.accelerator is rung, reason=kept.reason, age_s=kept.age_s, advice=kept.advice, said=kept.said
+    )
 
 
-def _with(facts: "AcceleratorFacts", verdict: "Verdict") -> "AcceleratorFacts":
-    from dataclasses import replace
+def _with(facts: "AcceleratorFacts", choice: "AcceleratorChoice") -> "AcceleratorFacts":
+    from msgspec.structs import replace
 
     return replace(
         facts,
-        chosen=verdict.accelerator.value,
-        reason=verdict.reason,
-        advice=verdict.advice,
-        said=verdict.said,
-        age_s=verdict.age_s,
+        chosen=choice.accelerator.value,
+        reason=choice.reason,
+        advice=choice.advice,
+        said=choice.said,
+        age_s=choice.age_s,
     )
 
 
@@ -222,7 +269,7 @@ def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
             if text:
                 print(f"{'':7}  {'':{width}}  {name}: {plain(text)}")
     counts = (f"{report.count(Outcome.MISSING)} missing", f"{report.count(Outcome.LESS)} work with less")
-    print(f"\n{', '.join(counts)}, {report.count(Outcome.UNKNOWN)} not looked at")
+    print(f"\n{', '.join(counts)}, {report.count(Outcome.UNKNOWN)} not checked")
     if not report.capable:
         sys.stdout.flush()
         print(f"ERROR: {NOT_CAPABLE}", file=sys.stderr)
@@ -232,4 +279,4 @@ def _print_for_people(report: "Report", *, strict: bool, verbose: bool) -> None:
         print(CREATES)
     if not report.passes(strict=strict):
         sys.stdout.flush()
-        print("ERROR: --strict: something works with less, or was not looked at", file=sys.stderr)
+        print("ERROR: --strict: something works with less or was not checked", file=sys.stderr)

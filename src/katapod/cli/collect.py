@@ -17,21 +17,21 @@ PROBLEM_LIMIT, PROBLEM_LIMIT_MAX = 50, 10000
 
 
 @verb("collect-data")
-@option("-o", "--output", metavar="FILE", type=HOST_PATH, help="Write it there; default: standard output.")
+@option("-o", "--output", metavar="FILE", type=HOST_PATH, help="Write to FILE; default: standard output.")
 @click.pass_obj
 def collect_data(settings: Globals, output: str) -> int:
-    """Collect what a bug report needs, as Markdown: versions, configurations, logs, sandboxes, the output of check.
+    """Collect the data for a bug report, as Markdown: versions, configuration, logs, sandboxes, the output of check.
 
-    Passwords, tokens, keys and the environment of containers are left out as far as they can be told; read the report
-    before you publish it. PROBLEM_LIMIT=N in the environment: how many lines of each log are kept, 50 by default.
+    Passwords, tokens, keys and container environments are left out as far as they are recognized; read the report
+    before you publish it. The variable PROBLEM_LIMIT sets how many lines of each log are kept, 50 by default.
     """
     need_root("collect-data")
     text = os.environ.get("PROBLEM_LIMIT", "") or str(PROBLEM_LIMIT)
     if not text.isascii() or not text.isdigit() or int(text[:9]) > PROBLEM_LIMIT_MAX:
-        raise UsageError(f"cannot use PROBLEM_LIMIT={text[:40]}: it is a number from 0 to {PROBLEM_LIMIT_MAX}")
+        raise UsageError(f"cannot use PROBLEM_LIMIT={text[:40]}: it must be a number from 0 to {PROBLEM_LIMIT_MAX}")
     target = Path(output) if output else None
     if target is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
-        raise UsageError(f"cannot write {output}: it is a directory, or its directory is not there")
+        raise UsageError(f"cannot write {output}: it is a directory, or its directory does not exist")
 
     async def go() -> int:
         from katapod.host.state import write_atomically

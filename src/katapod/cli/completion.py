@@ -121,7 +121,7 @@ def install_completion() -> None:
             _add_line(home / startup, line)
     except OSError as exc:
         raise KatapodError(f"cannot install completion: {exc.filename}: {exc.strerror}") from exc
-    print(f"{shell} completion is in {path}; shells that are started from now on use it")
+    print(f"{shell} completion is in {path}; new shells use it")
 
 
 def _add_line(path: Path, line: str) -> None:
@@ -139,8 +139,8 @@ def _shell() -> str:
         if name in SCRIPTS:
             return name
     raise UsageError(
-        f"cannot tell which shell this is for: there is none of {', '.join(SCRIPTS)}",
-        hint="for that of bash: _KATA_RUNTIME_COMPLETE=bash_source kata-runtime",
+        f"cannot tell which shell to use: the caller is none of {', '.join(SCRIPTS)}",
+        hint="for bash: _KATA_RUNTIME_COMPLETE=bash_source kata-runtime",
     )
 
 

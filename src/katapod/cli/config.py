@@ -18,10 +18,10 @@ def config() -> None:
 
 
 @config.command()
-@flag("--json", "as_json", help="As JSON, not as TOML.")
+@flag("--json", "as_json", help="Print JSON instead of TOML.")
 @click.pass_obj
 def show(settings: Globals, as_json: bool) -> None:
-    """Print the effective values, and where each comes from."""
+    """Print the effective values and where each comes from."""
     from katapod.model.config_text import config_table, render_config
 
     parsed = settings.parse_config()
@@ -34,10 +34,10 @@ def show(settings: Globals, as_json: bool) -> None:
 
 
 @config.command()
-@argument("file", default="", metavar="[FILE]", type=HOST_PATH, help="Default: the one that is in use.")
+@argument("file", default="", metavar="[FILE]", type=HOST_PATH, help="Default: the one in use.")
 @click.pass_obj
 def check(settings: Globals, file: str) -> int:
-    """Check a file, and its config.d: all that is wrong in one run."""
+    """Check a file and its config.d, and report everything that is wrong."""
     from pathlib import Path
 
     from katapod.model.config import BUILT_IN, CONFIG_PATHS, check_paths, judge_config, parse_config, read_config

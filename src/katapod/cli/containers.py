@@ -8,7 +8,7 @@ import click
 from katapod.cli.command import argument, flag, option, verb
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table, shown_age
-from katapod.model.errors import InvalidState, KatapodError
+from katapod.model.errors import KatapodError
 from katapod.model.ids import parse_container_name
 from katapod.model.plain import plain
 
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["delete", "kill", "list_containers", "pause", "resume", "stats"]
 
-the_names = argument("names", nargs=-1, required=True, metavar="NAME...", help="Containers, by name.")
+the_names = argument("names", nargs=-1, required=True, metavar="NAME...", help="Names of containers.")
 
 
 @verb("list")
-@flag("--json", "as_json", help="Print JSON for programs.")
-@flag("-q", "--quiet", help="Print names only.")
+@flag("--json", "as_json", help="Print JSON.")
+@flag("-q", "--quiet", help="Print only names.")
 @click.pass_obj
 def list_containers(settings: Globals, as_json: bool, quiet: bool) -> None:
     """List all containers, running or stopped, newest first."""
     need_root("list")
-    from katapod.host.state import owner_alive
-    from katapod.model.record import State
+    from katapod.sandbox.listing import list_sandboxes
 
-    store = settings.states()
-    rows: list[dict[str, Any]] = []
-    for record in sorted(store.records(), key=lambda item: -item.created_at):
-        if record.pooled:
-            continue  # nobody's yet: `factory status` shows it
-        lost = record.state is not State.STOPPED and not owner_alive(store.layout.sandbox(record.sandbox_id))
-        rows.append(_describe(record, lost=lost))
+    rows = [_describe(found.record, lost=found.lost) for found in list_sandboxes(settings.states())]
     if as_json:
         import json
 
@@ -85,7 +78,7 @@ def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
         "network": record.attachment.network if record.attachment else "none",
         "addresses": list(record.attachment.addresses) if record.attachment else [],
         "ports": [str(port) for port in record.attachment.ports] if record.attachment else [],
-        "owner_pid": record.owner_pid,
+        "supervisor_pid": record.supervisor_pid,
         "vmm_pid": record.vmm_pid,
         "labels": record.labels,
     }
@@ -113,10 +106,10 @@ def _each(names: tuple[str, ...], action: "Callable[[str], Awaitable[None]]") ->
     return asyncio.run(go())
 
 
-def _with_owner(
+def _with_supervisor(
     settings: Globals, action: "Callable[[ControlClient, str], Awaitable[None]]"
 ) -> "Callable[[str], Awaitable[None]]":
-    """Make an action on a container out of one on its owner's control socket."""
+    """Make an action on a container out of one on its supervisor's control socket."""
 
     async def one(name: str) -> None:
         from katapod.sandbox.client import connect_control
@@ -140,64 +133,53 @@ def _with_owner(
 )
 @click.pass_obj
 def kill(settings: Globals, names: tuple[str, ...], number: str) -> int:
-    """Send a signal to the main process of containers: KILL unless said otherwise."""
+    """Send a signal to the main process of containers, KILL by default."""
     need_root("kill")
     from katapod.model.flags import parse_signal
 
     wanted = parse_signal(number)
-    return _each(names, _with_owner(settings, lambda client, name: client.kill(name, wanted)))
+    return _each(names, _with_supervisor(settings, lambda client, name: client.kill(name, wanted)))
 
 
 @verb("pause")
 @the_names
 @click.pass_obj
 def pause(settings: Globals, names: tuple[str, ...]) -> int:
-    """Freeze all processes of containers, until they are resumed."""
+    """Freeze all processes of containers until they are resumed."""
     need_root("pause")
-    return _each(names, _with_owner(settings, lambda client, name: client.pause(name)))
+    return _each(names, _with_supervisor(settings, lambda client, name: client.pause(name)))
 
 
 @verb("resume")
 @the_names
 @click.pass_obj
 def resume(settings: Globals, names: tuple[str, ...]) -> int:
-    """Let the processes of paused containers go on."""
+    """Resume the processes of paused containers."""
     need_root("resume")
-    return _each(names, _with_owner(settings, lambda client, name: client.resume(name)))
+    return _each(names, _with_supervisor(settings, lambda client, name: client.resume(name)))
 
 
 @verb("delete")
 @the_names
-@flag("-f", "--force", help="End what still runs.")
+@flag("-f", "--force", help="Kill containers that are still running.")
 @click.pass_obj
 def delete(settings: Globals, names: tuple[str, ...], force: bool) -> int:
-    """Remove containers and all they have on this machine, whatever state they are in."""
+    """Remove containers, in whatever state, with all that they have on this machine."""
     need_root("delete")
     store = settings.states()
 
     async def one(name: str) -> None:
-        from katapod.host.state import owner_alive
-        from katapod.model.errors import NotFound
-        from katapod.sandbox.recovery import remove_sandbox
+        from katapod.sandbox.deletion import delete_sandbox
 
-        paths = store.layout.sandbox(name)
-        if not any(path.exists() for path in paths.all):
-            if force:
-                return
-            raise NotFound(f"cannot delete {name}: there is no such container", hint="see: kata-runtime list")
-        if owner_alive(paths) and not force:
-            raise InvalidState(
-                f"cannot delete {name}: it is running", hint=f"kata-runtime delete --force {name} ends it first"
-            )
-        await remove_sandbox(store, name, force=force)
+        await delete_sandbox(store, name, force=force)
 
     return _each(names, one)
 
 
 @verb("stats")
-@argument("names", nargs=-1, metavar="[NAME...]", help="Default: all that run.")
-@flag("--json", "as_json", help="Print JSON, one sample.")
-@flag("--no-stream", help="Print one sample and end.")
+@argument("names", nargs=-1, metavar="[NAME...]", help="Default: all running containers.")
+@flag("--json", "as_json", help="Print one sample as JSON.")
+@flag("--no-stream", help="Print one sample and exit.")
 @option(
     "--interval",
     metavar="SECONDS",
@@ -208,7 +190,7 @@ def delete(settings: Globals, names: tuple[str, ...], force: bool) -> int:
 )
 @click.pass_obj
 def stats(settings: Globals, names: tuple[str, ...], as_json: bool, no_stream: bool, interval: float) -> int:
-    """Show CPU, memory and processes of running containers, as the guest's kernel counts them."""
+    """Show CPU time, memory and processes of running containers, as the guest's kernel counts them."""
     need_root("stats")
     import asyncio
 

@@ -9,6 +9,7 @@ import click
 from katapod.cli.command import HOST_PATH, group, option
 from katapod.cli.management import ask
 from katapod.cli.settings import Globals, need_root
+from katapod.model.errors import InvalidState
 
 __all__ = ["direct_volume"]
 
@@ -23,10 +24,10 @@ the_path = option(
 
 @group()
 def direct_volume() -> None:
-    """Block devices that a guest mounts itself, as volumes."""
+    """Manage block devices that guests mount as volumes."""
 
 
-@direct_volume.command(short_help="Announce a volume that containers can mount.")
+@direct_volume.command(short_help="Register a volume that containers can mount.")
 @the_path
 @option(
     "--mount-info",
@@ -37,7 +38,7 @@ def direct_volume() -> None:
 )
 @click.pass_obj
 def add(settings: Globals, volume_path: str, mount_info: str) -> None:
-    """Announce a volume: containers that mount PATH get the device's file system."""
+    """Register a volume: containers that mount PATH get the device's file system."""
     need_root("direct-volume")
     from katapod.host.direct_volumes import add_volume
 
@@ -48,7 +49,7 @@ def add(settings: Globals, volume_path: str, mount_info: str) -> None:
 @the_path
 @click.pass_obj
 def remove(settings: Globals, volume_path: str) -> None:
-    """Take the announcement back."""
+    """Remove a volume's registration."""
     need_root("direct-volume")
     from katapod.host.direct_volumes import remove_volume
 
@@ -59,9 +60,9 @@ def remove(settings: Globals, volume_path: str) -> None:
 @the_path
 @click.pass_obj
 def stats(settings: Globals, volume_path: str) -> None:
-    """Print how full a volume is, as the guest sees it."""
-    owner = _owner(settings, volume_path)
-    answer = ask(settings, owner, "GET", f"/direct-volume/stats?path={quote(volume_path, safe='')}")
+    """Print the usage of a volume, as the guest sees it."""
+    sandbox_id = _sandbox_of(settings, volume_path)
+    answer = ask(settings, sandbox_id, "GET", f"/direct-volume/stats?path={quote(volume_path, safe='')}")
     sys.stdout.write(answer.decode(errors="replace") + "\n")
 
 
@@ -70,14 +71,26 @@ def stats(settings: Globals, volume_path: str) -> None:
 @option("--size", metavar="BYTES", type=click.IntRange(min=1), required=True, help="The new size.")
 @click.pass_obj
 def resize(settings: Globals, volume_path: str, size: int) -> None:
-    """Tell the guest that a volume has a new size."""
-    owner = _owner(settings, volume_path)
+    """Tell the guest the new size of a volume."""
+    sandbox_id = _sandbox_of(settings, volume_path)
+    from katapod.sandbox.recorded import resize_volume, stopped_supervisor
+
+    store = settings.states()
+    if supervisor := stopped_supervisor(store, sandbox_id):
+        import asyncio
+
+        found = asyncio.run(resize_volume(store, sandbox_id, volume_path, size))
+        raise InvalidState(
+            f"cannot resize the file system of {volume_path}: its disk has {found} bytes now, but process "
+            f"{supervisor}, which speaks with the guest's agent, is stopped by a signal",
+            hint=f"let it go on, and try again: kill -CONT {supervisor}",
+        )
     body = json.dumps({"VolumePath": volume_path, "Size": size}).encode()
-    ask(settings, owner, "POST", "/direct-volume/resize", body)
+    ask(settings, sandbox_id, "POST", "/direct-volume/resize", body)
 
 
-def _owner(settings: Globals, volume_path: str) -> str:
+def _sandbox_of(settings: Globals, volume_path: str) -> str:
     need_root("direct-volume")
-    from katapod.host.direct_volumes import owner_of_volume
+    from katapod.host.direct_volumes import sandbox_of_volume
 
-    return owner_of_volume(settings.states().layout, volume_path)
+    return sandbox_of_volume(settings.states().layout, volume_path)

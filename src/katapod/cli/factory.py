@@ -18,6 +18,7 @@ from katapod.cli.progress import waiting
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import Column, print_table, shown_age, shown_size
 from katapod.model.errors import UsageError
+from katapod.model.flags import parse_accelerator
 
 if TYPE_CHECKING:
     from katapod.model.config import Config
@@ -29,27 +30,29 @@ __all__ = ["factory"]
 
 @group()
 def factory() -> None:
-    """Templates: guests that have booted once, and of which containers get clones."""
+    """Manage templates: guests that have booted once, of which each container gets a clone."""
 
 
 @factory.command("init", short_help="Make the template that containers start from.")
-@option("--accel", metavar="auto|kvm|tcg", help="Accelerator of the template; default: the configuration's.")
+@option("--accel", metavar="auto|kvm|uml|tcg", help="Accelerator of the template; default: the configuration's.")
 @click.pass_obj
 def init(settings: Globals, accel: str) -> int:
-    """Make the template of containers without limits, unless it is there and fresh.
+    """Make the template for containers without limits, unless there is a fresh one.
 
-    There is no need to: the first container that wants a template makes it. This spares it the wait.
-    With vm_cache_number above 0, keep so many machines ready for the next containers, until SIGTERM or Ctrl-C.
+    This is optional: the first container that needs a template makes it, but has to wait for it. Those under User-mode
+    Linux need none: with accelerator = "auto" it is for those that ask for what that lacks. With vm_cache_number
+    above 0, keeps that many machines ready for the next containers until SIGTERM or Ctrl-C.
     """
     need_root("factory init")
-    if accel not in ("", "auto", "kvm", "tcg"):
-        raise UsageError(f"cannot use --accel {accel!r}: it is none of auto, kvm, tcg")
+    accel = parse_accelerator(accel)
     config = settings.load_config()
     if config.factory.vm_cache_number > 0:
         from katapod.cli.pool import serve_pool
 
         if accel:
-            raise UsageError("cannot use --accel with vm_cache_number: the machines are the configuration's")
+            raise UsageError(
+                "cannot use --accel with vm_cache_number: the machines use the configuration's accelerator"
+            )
         return serve_pool(settings, config)
     if not config.factory.enable_template:
         print("vm factory or VMCache is not enabled")
@@ -59,7 +62,10 @@ def init(settings: Globals, accel: str) -> int:
 
 async def _make_template(settings: Globals, config: "Config", accel: str) -> int:
     """Raises KatapodError, TemplateBroken, NoSpace."""
+    from msgspec import structs
+
     from katapod.host.facts import collect_host_facts
+    from katapod.sandbox.ladder import needs_of_config
     from katapod.sandbox.planning import default_template
     from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
     from katapod.sandbox.template_build import prepare_template
@@ -68,34 +74,40 @@ async def _make_template(settings: Globals, config: "Config", accel: str) -> int
     with waiting("booting a guest and saving it as a template"):
         with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
             wanted, proof_file = wanted_accelerator(config, accel), settings.layout.proof_file
-            verdict = await choose_accelerator(wanted, config, facts, proof_file, Path(scratch))
-        plan = default_template(config, facts, verdict.accelerator, verdict.remedy)
-        assert plan is not None  # load_config has seen that its files are there
+            needs = structs.replace(needs_of_config(config), template=True)
+            choice = await choose_accelerator(wanted, config, facts, proof_file, Path(scratch), needs=needs)
+        plan = default_template(config, facts, choice.accelerator, choice.remedy)
+        assert plan is not None, "load_config has seen that its files are there"
         await prepare_template(plan)
-    if verdict.fresh:
-        print(f"kata-runtime: {verdict.describe()}", file=sys.stderr)
+    if choice.fresh:
+        print(f"kata-runtime: {choice.describe()}", file=sys.stderr)
     print("vm factory initialized")
     return 0
 
 
-@factory.command("status", short_help="Show whether there are templates, and which.")
-@flag("--json", "as_json", help="Print JSON for programs.")
+@factory.command("status", short_help="Show the templates.")
+@flag("--json", "as_json", help="Print JSON.")
 @click.pass_obj
 def status(settings: Globals, as_json: bool) -> None:
-    """Show whether containers start from a template, and all templates that there are.
+    """Show whether containers start from a template, and list all templates.
 
-    STATE: `ready` and `worn` are those of containers without limits, with this configuration; a worn one is made
-    anew at its next use. `other` are those of other configurations, or of a former guest image; they go when
-    nobody has used them for long.
+    STATE is `ready` or `worn` for the templates of containers without limits, with this configuration; a worn one is
+    made again at its next use. It is `other` for those of other configurations or an older guest image; they are
+    removed when they have not been used for long. With User-mode Linux no template is needed.
     """
     need_root("factory status")
+    from katapod.sandbox.proof import wanted_accelerator
     from katapod.sandbox.template_store import list_templates
+    from katapod.vmm.proof import RUNGS
+    from katapod.vmm.spec import Accelerator
 
     config = settings.load_config(need_files=False)
     templates = list_templates(Path(config.factory.template_path))
     plans = {plan.key: plan for plan in _default_plans(settings, config)}
     rows = [_describe(info, plans.get(info.key)) for info in templates]
-    if not config.factory.enable_template:
+    if wanted_accelerator(config) == Accelerator.UML.value:
+        word, sentence = "not needed", _not_needed(RUNGS[Accelerator.UML])
+    elif not config.factory.enable_template:
         word, sentence = "disabled", "vm factory not enabled"
     elif any(row["state"] != "other" for row in rows):
         word, sentence = "on", "vm factory is on"
@@ -111,7 +123,10 @@ def status(settings: Globals, as_json: bool) -> None:
     if config.factory.vm_cache_number > 0:
         from katapod.cli.pool import print_pool
 
-        print_pool(config)
+        serves = print_pool(config)
+        if serves and word == "not needed":
+            number = config.factory.vm_cache_number
+            sentence += f": the pool keeps {number} machine{'' if number == 1 else 's'} ready"
     print(sentence)
     if rows:
         now = time.time()
@@ -127,15 +142,19 @@ def status(settings: Globals, as_json: bool) -> None:
         print_table(columns, rows)
 
 
+def _not_needed(vmm: str) -> str:
+    return f"no template is needed with {vmm}"
+
+
 def _default_plans(settings: Globals, config: "Config") -> "list[TemplatePlan]":
     """Of both accelerators, as far as is known without a boot: to find out which one `auto` is may take one."""
     from katapod.host.facts import collect_host_facts
     from katapod.sandbox.planning import default_template
-    from katapod.sandbox.proof import kept_verdict
+    from katapod.sandbox.proof import kept_choice
     from katapod.vmm.spec import NO_REMEDY, Accelerator
 
     facts = collect_host_facts()
-    kept = kept_verdict(config, facts, settings.layout.proof_file)
+    kept = kept_choice(config, facts, settings.layout.proof_file)
     remedy = kept.remedy if kept is not None else NO_REMEDY
     plans = [
         default_template(config, facts, Accelerator.KVM, remedy),
@@ -167,9 +186,9 @@ def _describe(info: "TemplateInfo", plan: "TemplatePlan | None") -> dict[str, An
 @factory.command("destroy", short_help="Remove all templates.")
 @click.pass_obj
 def destroy(settings: Globals) -> None:
-    """Remove all templates, after the server of the pool and its idle machines have ended, if there is one.
+    """Stop the server of the pool and its idle machines, if there is one, and remove all templates.
 
-    Running containers are not touched; the next one makes its template anew.
+    Running containers are not affected; the next one makes its template again.
     """
     need_root("factory destroy")
     from katapod.sandbox.template_store import destroy_templates

@@ -18,12 +18,12 @@ __all__ = ["image"]
 
 @group()
 def image() -> None:
-    """Images of containers, and the image that guests boot from."""
+    """Manage container images, and the image that guests boot from."""
 
 
 @image.command("ls", short_help="List container images.")
-@flag("--json", "as_json", help="Print JSON for programs.")
-@flag("-q", "--quiet", help="Print names only.")
+@flag("--json", "as_json", help="Print JSON.")
+@flag("-q", "--quiet", help="Print only names.")
 @click.pass_obj
 def list_images(settings: Globals, as_json: bool, quiet: bool) -> None:
     """List the container images of the store. `busybox` is made when it is first run."""
@@ -53,7 +53,7 @@ def list_images(settings: Globals, as_json: bool, quiet: bool) -> None:
 the_name = argument("name", required=False, help="Name in the store; default: made from the source.")
 
 
-@image.command("import", short_help="Bring in an image from an archive or a directory.")
+@image.command("import", short_help="Import an image from an archive or a directory.")
 @argument("source", type=HOST_PATH, help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH.")
 @the_name
 @click.pass_obj
@@ -63,14 +63,14 @@ def import_image(settings: Globals, source: str, name: str | None) -> int:
     return _bring_in(settings, source, name)
 
 
-@image.command("pull", short_help="Fetch an image from a registry.")
+@image.command("pull", short_help="Pull an image from a registry.")
 @argument("source", metavar="docker://HOST/NAME:TAG", type=HOST_PATH, help="The image.")
 @the_name
-@option("--tls-verify", metavar="true|false", help="Check the registry's certificate; default: true.")
+@option("--tls-verify", metavar="true|false", help="Verify the registry's certificate; default: true.")
 @option("--authfile", metavar="FILE", type=HOST_PATH, help="Credentials; default: skopeo's own.")
 @click.pass_obj
 def pull(settings: Globals, source: str, name: str | None, tls_verify: str, authfile: str) -> int:
-    """Fetch an image from a registry into the store."""
+    """Pull an image from a registry into the store."""
     need_root("image pull")
     return _bring_in(settings, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
 
@@ -78,7 +78,7 @@ def pull(settings: Globals, source: str, name: str | None, tls_verify: str, auth
 def _parse_truth(text: str) -> bool | None:
     """As skopeo and podman write it: --tls-verify=false. None: not given."""
     if text not in ("", "true", "false"):
-        raise UsageError(f"cannot use --tls-verify {text!r}: it is neither true nor false")
+        raise UsageError(f"cannot use --tls-verify {text!r}: it must be true or false")
     return None if not text else text == "true"
 
 
@@ -108,10 +108,10 @@ def _bring_in(
 
 
 @image.command("rm", short_help="Remove images.")
-@argument("names", nargs=-1, required=True, metavar="NAME...", help="Images, by name.")
+@argument("names", nargs=-1, required=True, metavar="NAME...", help="Names of images.")
 @click.pass_obj
 def remove(settings: Globals, names: tuple[str, ...]) -> int:
-    """Remove names from the store; data goes with its last name, once no container uses it."""
+    """Remove names from the store. Data is removed with its last name, once no container uses it."""
     need_root("image rm")
 
     async def go() -> int:

@@ -13,16 +13,20 @@ __all__ = ["inspect"]
 
 
 @verb("inspect")
-@argument("sandbox", metavar="SANDBOX", help="Name or id of a sandbox, the beginning of one, or a container of a pod.")
+@argument(
+    "sandbox", metavar="SANDBOX", help="Name or ID of a sandbox, or the beginning of one; or a container of a pod."
+)
 @flag("--json", "as_json", help="Print JSON; its keys are in docs/how-to/inspect.md.")
-@option("--svg", metavar="FILE", type=HOST_PATH, help="Draw the paths of the data into FILE ('-': print it).")
-@flag("--all", "-a", "full", help="Leave nothing out of long lists.")
+@option(
+    "--svg", metavar="FILE", type=HOST_PATH, help="Draw the paths of the data to FILE, or to standard output for '-'."
+)
+@flag("--all", "-a", "full", help="Show long lists in full.")
 @click.pass_obj
 def inspect(settings: Globals, sandbox: str, as_json: bool, svg: str, full: bool) -> int:
     """Show how a sandbox works, from the host's processes to those in the guest.
 
-    Reads and asks only: nothing of the sandbox is changed. What does not answer in a few seconds is left out and
-    named. Needs no debug console. The exit status is 0 also if parts are missing.
+    Changes nothing. Parts that do not answer within a few seconds are left out and named. The debug console is not
+    needed. The exit status is 0 even if parts are missing.
     """
     import asyncio
 

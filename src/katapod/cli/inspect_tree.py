@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,7 +11,17 @@ from rich.tree import Tree
 
 from katapod.cli.plain_output import raw
 from katapod.cli.tables import shown_age
-from katapod.model.inspection import Counters, GuestFacts, GuestProcess, Link, NetworkFacts, OptionPart, SandboxFacts
+from katapod.model.inspection import (
+    Confinement,
+    Counters,
+    GuestFacts,
+    GuestProcess,
+    Link,
+    NetworkFacts,
+    OptionPart,
+    Process,
+    SandboxFacts,
+)
 from katapod.model.plain import plain
 from katapod.observe.picture import shown_bytes
 
@@ -21,6 +31,7 @@ _T = TypeVar("_T")
 
 SHOWN = 40  # entries of a long list, unless all are wanted
 WIDTH_PIPED = 160
+CONFINED = ("vmm", "virtiofsd", "storage")  # roles of what a guest may take over
 NFT_NOTE = "tc takes packets between the interface and the tap before these rules: they do not see the guest's traffic"
 
 
@@ -59,8 +70,9 @@ def build_tree(facts: SandboxFacts, *, everything: bool = False) -> Tree:
     _add_about(tree, facts)
     _add_containers(tree, facts)
     _add_processes(tree, facts)
-    _add_parts(tree, "Command line of QEMU", facts.command_line)
+    _add_parts(tree, "Command line of the VMM", facts.command_line)
     _add_parts(tree, "Kernel parameters of the guest", facts.kernel_parameters)
+    _add_devices(tree, facts)
     _add_hypervisor(tree, facts, room)
     if facts.network is not None:
         _add_network(tree, facts.network)
@@ -128,18 +140,49 @@ def _add_processes(tree: Tree, facts: SandboxFacts) -> None:
         process = processes[pid]
         stopped = ("  stopped by a signal", "bold red") if process.state == "T" else ""
         numbers = f"{shown_bytes(process.rss)} resident, {process.cpu_seconds:.1f} s of CPU"
-        one = under.add(_line((f"{process.role} {pid}", "bold"), f"  {numbers}", stopped))
-        command = " ".join(process.command) if process.role != "qemu" else f"{process.command[0]} ... (see below)"
+        is_vmm = process.role == "vmm"
+        role = f"{process.role} {process.program}" if process.role in ("vmm", "storage") else process.role
+        one = under.add(_line((f"{role} {pid}", "bold"), f"  {numbers}", stopped))
+        command = f"{process.command[0]} ... (see below)" if is_vmm else " ".join(process.command)
         one.add(_line((command, "dim")))
+        if process.confinement is not None and process.role in CONFINED:
+            one.add(_line(_confinement(process.user, process.confinement)))
         if len(process.threads) > 1:
             one.add(
                 _line(f"{len(process.threads)} threads: ", ", ".join(_grouped(name for _, name in process.threads)))
             )
-        for child in by_parent.get(pid, ()):
-            add(one, child)
+        below = [processes[child] for child in by_parent.get(pid, ())]
+        _add_helpers(one, [child for child in below if child.role == "vmm-helper"], by_parent)
+        for child in below:
+            if child.role != "vmm-helper":
+                add(one, child.pid)
 
     for pid in by_parent.get(0, ()):
         add(branch, pid)
+
+
+def _add_helpers(under: Tree, helpers: Sequence[Process], by_parent: Mapping[int, Sequence[int]]) -> None:
+    """In one line: they have the VMM's command line, and memory that is the guest's or the VMM's."""
+    if not helpers:
+        return
+    count = f"{len(helpers)} helpers" if len(helpers) > 1 else "1 helper"
+    more = sum(len(by_parent.get(helper.pid, ())) for helper in helpers)
+    pids = ", ".join(str(helper.pid) for helper in helpers[:SHOWN])
+    rest = f", and {len(helpers) - SHOWN} more" if len(helpers) > SHOWN else ""
+    below = f"; {more} of their own" if more else ""
+    seconds = sum(helper.cpu_seconds for helper in helpers)
+    under.add(_line((count, "bold"), f"  {pids}{rest}{below}, {seconds:.1f} s of CPU"))
+
+
+def _confinement(user: int, found: Confinement) -> str:
+    count = len(found.capabilities)
+    parts = [f"user {user}", f"{count} capabilities" if count > 1 else "1 capability" if count else "no capability"]
+    if found.no_new_privileges:
+        parts.append("no new privileges")
+    parts.append("system calls filtered" if found.seccomp else "all system calls")
+    if found.namespaces:
+        parts.append(f"its own {' '.join(found.namespaces)}")
+    return ", ".join(parts)
 
 
 def _grouped(names: Iterable[str]) -> list[str]:
@@ -159,17 +202,34 @@ def _add_parts(tree: Tree, title: str, parts: tuple[OptionPart, ...]) -> None:
             one.add(_line(detail.part, "  ", (detail.meaning, "dim" if detail.known else "yellow")))
 
 
+def _add_devices(tree: Tree, facts: SandboxFacts) -> None:
+    if not facts.devices:
+        return
+    branch = _branch(tree, "Devices on record")
+    for device in facts.devices:
+        words = [
+            "" if device.slot is None else f"slot {device.slot}",
+            f"{device.size_mib} MiB" if device.size_mib else "",
+            f"host {device.host}" if device.host else "",
+            f"over {device.backing}" if device.backing else "",
+            "read-only" if device.read_only else "",
+            f"guest path {device.guest_path}" if device.guest_path else "",
+        ]
+        lacks = ("  the VMM does not have it", "bold red") if device.in_vmm is False else ""
+        branch.add(_line((f"{device.kind} {device.name}", "bold"), "  ", "  ".join(filter(None, words)), lacks))
+
+
 def _add_hypervisor(tree: Tree, facts: SandboxFacts, room: int) -> None:
     hypervisor = facts.hypervisor
     if hypervisor is None:
         return
-    branch = _branch(tree, "Virtual machine", f"QEMU {hypervisor.version}, {hypervisor.accelerator}")
+    branch = _branch(tree, "Virtual machine", f"{hypervisor.name} {hypervisor.version}, {hypervisor.accelerator}")
     branch.add(_line(f"status {hypervisor.status}"))
     memory = f"memory {shown_bytes(hypervisor.base_memory)}, and {shown_bytes(hypervisor.plugged_memory)} plugged in"
     branch.add(_line(memory))
     threads = ", ".join(f"{cpu.number} is thread {cpu.thread}" for cpu in hypervisor.cpus)
     branch.add(_line(f"vCPU {threads}"))
-    devices = branch.add(_line("devices"))
+    devices = branch.add(_line("devices")) if hypervisor.devices else branch
     for device in hypervisor.devices:
         where = f"guest path {device.guest_path}" if device.guest_path else ""
         words = [device.pci, device.device_id, device.driver, device.what, where]
@@ -197,8 +257,11 @@ def _counted(counters: Counters) -> str:
 
 def _add_network(tree: Tree, network: NetworkFacts) -> None:
     branch = _branch(tree, "Network", f"namespace {network.inode}, {network.netns}")
-    members = ", ".join(f"{member.command} {member.pid}" for member in network.members)
-    branch.add(_line(f"processes in it: {members or 'none'}"))
+    members: dict[str, list[int]] = {}
+    for member in network.members:
+        members.setdefault(member.command, []).append(member.pid)
+    listed = ", ".join(f"{name} {' '.join(map(str, pids[:SHOWN]))}" for name, pids in members.items())
+    branch.add(_line(f"processes in it: {listed or 'none'}"))
     for link in network.links:
         title = f"{link.name}@if{link.peer_index}" if link.peer_index else link.name
         one = branch.add(_line((title, "bold"), f"  {link.kind}, index {link.index}, {link.mac}, mtu {link.mtu}"))
@@ -227,6 +290,8 @@ def _peer_text(peer: Link) -> list[str | tuple[str, str]]:
 def _add_share(tree: Tree, facts: SandboxFacts, room: int) -> None:
     share = facts.share
     if share is None:
+        if facts.processes and not any(each.part == "share" for each in facts.missing):
+            _branch(tree, "Shared directory", "none: no file of the host is shared, and no virtiofsd runs")
         return
     branch = _branch(tree, "Shared directory", f"virtio-fs, tag {share.tag}, by virtiofsd {share.virtiofsd or '?'}")
     branch.add(_line(f"host  {share.directory}"))

@@ -17,7 +17,7 @@ FILE_MAX = 4 * 1024 * 1024
 
 
 @verb("metrics")
-@argument("sandbox", metavar="SANDBOX", help="Name or id.")
+@argument("sandbox", metavar="SANDBOX", help="Name or ID of the sandbox.")
 @click.pass_obj
 def metrics(settings: Globals, sandbox: str) -> None:
     """Print the metrics of a sandbox, for Prometheus."""
@@ -25,13 +25,13 @@ def metrics(settings: Globals, sandbox: str) -> None:
     sys.stdout.write(ask(settings, sandbox, "GET", "/metrics?whole=1").decode(errors="replace"))
 
 
-the_sandbox = option("--sandbox-id", metavar="SANDBOX", required=True, help="The sandbox.")
+the_sandbox = option("--sandbox-id", metavar="SANDBOX", required=True, help="Name or ID of the sandbox.")
 the_version = flag("--v6", help="ip6tables.")
 
 
 @group()
 def iptables() -> None:
-    """Read or set the iptables of a sandbox's guest."""
+    """Get or set the iptables rules of a sandbox's guest."""
 
 
 @iptables.command()
@@ -39,7 +39,7 @@ def iptables() -> None:
 @the_version
 @click.pass_obj
 def get(settings: Globals, sandbox_id: str, v6: bool) -> None:
-    """Print them, as iptables-save does."""
+    """Print the rules, as iptables-save does."""
     need_root("iptables get")
     sys.stdout.write(ask(settings, sandbox_id, "GET", _path(v6)).decode(errors="replace"))
 
@@ -50,7 +50,7 @@ def get(settings: Globals, sandbox_id: str, v6: bool) -> None:
 @the_version
 @click.pass_obj
 def set_(settings: Globals, file: str, sandbox_id: str, v6: bool) -> None:
-    """Set them from a file, as iptables-restore does."""
+    """Load rules from a file, as iptables-restore does."""
     need_root("iptables set")
     try:
         with open(file, "rb") as handle:
@@ -80,6 +80,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def ask(settings: Globals, sandbox: str, method: str, path: str, body: bytes | None = None) -> bytes:
     """The answer of the sandbox that `sandbox` names. Raises NotFound, UsageError if several fit, InvalidState if it
     does not run, KatapodError with what it answers."""
+    from katapod.host.locks import is_stopped
     from katapod.sandbox.lookup import find_sandbox
 
     store = settings.states()
@@ -91,8 +92,13 @@ def ask(settings: Globals, sandbox: str, method: str, path: str, body: bytes | N
         answer = connection.getresponse()
         data = answer.read()
     except (FileNotFoundError, ConnectionRefusedError) as exc:
-        raise InvalidState(f"cannot ask {sandbox}: it does not run", hint="see: kata-runtime list") from exc
+        raise InvalidState(f"cannot ask {sandbox}: it is not running", hint="see: kata-runtime list") from exc
     except (OSError, http.client.HTTPException) as exc:
+        if is_stopped(record.supervisor_pid):
+            raise InvalidState(
+                f"cannot ask {sandbox}: its supervisor, process {record.supervisor_pid}, is stopped by a signal",
+                hint=f"let it go on: kill -CONT {record.supervisor_pid}",
+            ) from exc
         raise KatapodError(f"cannot ask {sandbox} on {where}: {exc}") from exc
     finally:
         connection.close()

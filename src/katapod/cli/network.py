@@ -20,7 +20,7 @@ __all__ = ["network"]
 
 @group()
 def network() -> None:
-    """Networks of containers."""
+    """Manage container networks."""
 
 
 def _users(settings: Globals) -> dict[str, list[str]]:
@@ -33,10 +33,10 @@ def _users(settings: Globals) -> dict[str, list[str]]:
 
 
 @network.command("ls", short_help="List networks.")
-@flag("--json", "as_json", help="Print JSON for programs.")
+@flag("--json", "as_json", help="Print JSON.")
 @click.pass_obj
 def list_networks(settings: Globals, as_json: bool) -> None:
-    """List the built-in network and those that are configured."""
+    """List the built-in network and the configured ones."""
     need_root("network ls")
     from katapod.host.bridge import bridge_subnet
     from katapod.host.cni import load_networks
@@ -79,11 +79,11 @@ def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, 
     }
 
 
-@network.command("inspect", short_help="Show what a network's plugins are told.")
+@network.command("inspect", short_help="Show what the plugins of a network are given.")
 @argument("name", metavar="NAME")
 @click.pass_obj
 def inspect(settings: Globals, name: str) -> None:
-    """Print a network as `run --net NAME -p ...` would use it now, as JSON."""
+    """Print a network as JSON, as `run --net NAME -p ...` would use it now."""
     need_root("network inspect")
     import msgspec
 
@@ -98,7 +98,7 @@ def inspect(settings: Globals, name: str) -> None:
 @argument("name", metavar="NAME")
 @click.pass_obj
 def remove(settings: Globals, name: str) -> None:
-    """Remove the bridge of the built-in network; the next container that wants it makes it again."""
+    """Remove the bridge of the built-in network. The next container on it makes it again."""
     need_root("network rm")
     from katapod.host.bridge import remove_bridge
     from katapod.host.cni import find_network
@@ -111,4 +111,4 @@ def remove(settings: Globals, name: str) -> None:
         )
     if users := _users(settings).get(BRIDGE):
         raise InvalidState(f"cannot remove network {BRIDGE}: {', '.join(users)} use it", hint="delete them first")
-    print("removed" if asyncio.run(remove_bridge()) else f"there is no bridge of network {BRIDGE}")
+    print("removed" if asyncio.run(remove_bridge()) else f"network {BRIDGE} has no bridge")

@@ -3,7 +3,9 @@
 import asyncio
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -50,7 +52,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @verb("overhead")
-@option("--from", "source", metavar="NAME", help="Measure a running container, as it is, and start none.")
+@option("--from", "source", metavar="NAME", help="Measure a running container as it is, and start none.")
 @option(
     "-m",
     "--memory",
@@ -59,27 +61,46 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="Memory limit of the container to measure with.",
 )
-@flag("--json", "as_json", help="Print JSON for programs.")
+@flag("--json", "as_json", help="Print JSON.")
 @click.pass_obj
 def overhead(settings: Globals, source: str, memory: str, as_json: bool) -> int:
     """Measure what a sandbox takes of this node beyond its containers' limits, and print it for a RuntimeClass.
 
-    A container is started for it and removed; it is measured idle and while it fills its memory limit.
+    Starts a container for this, by the accelerator that pods get, measures it idle and while it fills its memory limit,
+    and removes it.
     """
     need_root("overhead")
     limit_mib = (parse_memory(memory) or 0) >> 20
     if limit_mib < MIN_LIMIT_MIB:
-        raise UsageError(f"cannot measure with a limit of {memory}: it needs {MIN_LIMIT_MIB} MiB at least")
+        raise UsageError(f"cannot measure with a limit of {memory}: it needs at least {MIN_LIMIT_MIB} MiB")
     config = settings.load_config()
     if source:
         return interruptible(_measure_running(settings.states(), config, parse_container_name(source), as_json))
     name = f"overhead-{short_id(new_id())}"
-    if status := _start(settings, name, limit_mib):
+    found: list[str] = []
+    if status := interruptible(_find_accelerator(settings, config, found)):
+        return status
+    if status := _start(settings, name, limit_mib, found[0]):
         return status
     return interruptible(_measure_own(settings.states(), config, name, limit_mib, as_json))
 
 
-def _start(settings: Globals, name: str, limit_mib: int) -> int:
+async def _find_accelerator(settings: Globals, config: "Config", found: list[str]) -> int:
+    """Add the one that pods get, which is not always that of a container of `run`."""
+    from katapod.host.facts import collect_host_facts
+    from katapod.sandbox.ladder import needs_of_config
+    from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
+
+    needs = msgspec.structs.replace(needs_of_config(config), resized=True, disks=True)
+    facts, proof_file = collect_host_facts(), settings.layout.proof_file
+    with tempfile.TemporaryDirectory(prefix="katapod-proof-") as scratch:
+        wanted = wanted_accelerator(config)
+        choice = await choose_accelerator(wanted, config, facts, proof_file, Path(scratch), needs=needs)
+    found.append(choice.accelerator.value)
+    return 0
+
+
+def _start(settings: Globals, name: str, limit_mib: int, accel: str) -> int:
     """Start a container that fills its memory at SIGUSR1. Returns 0, or the status if a signal came between."""
     from katapod.model.flags import parse_tmpfs
     from katapod.plan.container_spec import ContainerOptions
@@ -101,7 +122,7 @@ def _start(settings: Globals, name: str, limit_mib: int) -> int:
         ),
         remove=True,
         interactive=False,
-        accel="",
+        accel=accel,
         labels={},
         stop_signal=None,
         network=NetworkRequest(name=NO_NETWORK),
@@ -110,7 +131,7 @@ def _start(settings: Globals, name: str, limit_mib: int) -> int:
 
 
 async def _measure_own(store: "StateStore", config: "Config", name: str, limit_mib: int, as_json: bool) -> int:
-    from katapod.sandbox.overhead import observe
+    from katapod.observe.overhead import observe
     from katapod.sandbox.recovery import remove_sandbox
 
     try:
@@ -129,7 +150,7 @@ async def _measure_own(store: "StateStore", config: "Config", name: str, limit_m
 
 
 async def _measure_running(store: "StateStore", config: "Config", name: str, as_json: bool) -> int:
-    from katapod.sandbox.overhead import observe
+    from katapod.observe.overhead import observe
 
     seen = await observe(store, name, "as it is", WATCH_S)
     _report(config, (seen,), as_json)
@@ -146,8 +167,8 @@ async def _fill(store: "StateStore", name: str, limit_mib: int) -> None:
 
 async def _wait_for(store: "StateStore", name: str, *, pids: int = 0, memory_bytes: int = 0) -> None:
     """Until the container has that much. Raises KatapodError after READY_LIMIT_S."""
+    from katapod.observe.overhead import container_use
     from katapod.sandbox.client import connect_control
-    from katapod.sandbox.overhead import container_use
 
     async with connect_control(store, name) as client:
         try:
@@ -158,7 +179,7 @@ async def _wait_for(store: "StateStore", name: str, *, pids: int = 0, memory_byt
                         return
                     await asyncio.sleep(POLL_S)
         except TimeoutError as exc:
-            raise KatapodError(f"cannot measure: the container is not ready within {READY_LIMIT_S:g} s") from exc
+            raise KatapodError(f"cannot measure: the container was not ready within {READY_LIMIT_S:g} s") from exc
 
 
 def _report(config: "Config", seen: tuple[Observation, ...], as_json: bool) -> None:
@@ -180,8 +201,8 @@ def _report(config: "Config", seen: tuple[Observation, ...], as_json: bool) -> N
         print(result.yaml())
     if max(each.memory.host_kib for each in seen) > HOST_OVERHEAD_MIB << 10:
         print(
-            f"kata-runtime: WARNING: QEMU, virtiofsd and the owner take more than the {HOST_OVERHEAD_MIB} MiB that "
-            "sandboxes are sized with",
+            f"kata-runtime: WARNING: the VMM, virtiofsd and the supervisor take more than the {HOST_OVERHEAD_MIB} MiB "
+            "that sandboxes are sized with",
             file=sys.stderr,
         )
 
@@ -203,7 +224,9 @@ def _print_for_people(report: Report) -> None:
     """Comments of YAML, so that the whole output can go into a file."""
     rows: list[tuple[str, list[float]]] = []
     for index, (part, _) in enumerate(report.observations[0].memory.rows()):
-        rows.append((part, [each.memory.rows()[index][1] / 1024 for each in report.observations]))
+        figures = [each.memory.rows()[index][1] / 1024 for each in report.observations]
+        if any(figures):  # each VMM lacks a part or two
+            rows.append((part, figures))
     rows.append(("together", [each.memory.total_kib / 1024 for each in report.observations]))
     rows.append(("the containers' own", [each.containers_kib / 1024 for each in report.observations]))
     rows.append(("beyond the containers", [each.beyond_kib / 1024 for each in report.observations]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from katapod.cli.handed_over import read_exec
 from katapod.cli.settings import Globals
 from katapod.model.errors import KatapodError
 from katapod.supervisor import pool_wire as wire
@@ -34,7 +35,7 @@ def serve_pool(settings: Globals, config: "Config") -> int:
         explain=program.explain,
         flush_output=program.flush_output,
     )
-    context = settings.run_context()
+    context = settings.run_context(read_exec)
 
     def live(control: socket.socket) -> int:
         return member_main(context, command_line, control)
@@ -58,15 +59,16 @@ def pool_status(config: "Config") -> dict[str, Any] | None:
     return found
 
 
-def print_pool(config: "Config") -> None:
-    """The lines are upstream's."""
+def print_pool(config: "Config") -> bool:
+    """The lines are upstream's. Returns whether there is a server."""
     status = pool_status(config)
     if status is None:
         print("VM cache server is not running")
-        return
+        return False
     print(f"VM cache server pid = {status['pid']}")
     for vm in status["vms"]:
         print(f"VM pid = {vm['pid']} Cpu = {vm['cpu']} Memory = {vm['memory']}MiB")
+    return True
 
 
 def end_pool(config: "Config") -> bool:
@@ -79,4 +81,4 @@ def _ask(config: "Config", kind: bytes) -> bytes | None:
     try:
         return exchange(endpoint, kind, ANSWER_LIMIT_S)
     except OSError as exc:
-        raise KatapodError(f"cannot ask the server of the pool at {endpoint}: {exc.strerror or exc}") from exc
+        raise KatapodError(f"cannot query the server of the pool at {endpoint}: {exc.strerror or exc}") from exc

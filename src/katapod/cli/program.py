@@ -24,30 +24,30 @@ class Verb(NamedTuple):
 
 VERBS = {
     "version": Verb("program:version", "Print the version."),
-    "run": Verb("run:run", "Run a command in a container in a virtual machine of its own."),
+    "run": Verb("run:run", "Run a command in a new container, in a virtual machine of its own."),
     "exec": Verb("execute:execute", "Run a command in a running container, or open a shell in a VM."),
     "list": Verb("containers:list_containers", "List containers."),
     "ps": Verb("containers:list_containers", "List containers.", hidden=True),
     "kill": Verb("containers:kill", "Send a signal to containers."),
-    "pause": Verb("containers:pause", "Stop all processes of containers for a while."),
-    "resume": Verb("containers:resume", "Let paused containers go on."),
-    "stats": Verb("containers:stats", "Show what containers use."),
+    "pause": Verb("containers:pause", "Freeze all processes of containers."),
+    "resume": Verb("containers:resume", "Resume paused containers."),
+    "stats": Verb("containers:stats", "Show the resource usage of containers."),
     "delete": Verb("containers:delete", "Remove containers."),
     "rm": Verb("containers:delete", "Remove containers.", hidden=True),
-    "logs": Verb("logs:logs", "Print what a container has written."),
-    "overhead": Verb("overhead:overhead", "Measure the RuntimeClass overhead that this node needs."),
-    "inspect": Verb("inspect:inspect", "Show all of a sandbox: processes, devices, network, files, guest."),
+    "logs": Verb("logs:logs", "Print the output of a container."),
+    "overhead": Verb("overhead:overhead", "Measure the RuntimeClass overhead for this node."),
+    "inspect": Verb("inspect:inspect", "Show a sandbox in detail: processes, devices, network, files, guest."),
     "check": Verb("check:check", "Check whether this machine can run sandboxes."),
     "kata-check": Verb("check:check", "Check whether this machine can run sandboxes.", hidden=True),
-    "collect-data": Verb("collect:collect_data", "Collect what a bug report needs, without secrets."),
+    "collect-data": Verb("collect:collect_data", "Collect the data for a bug report, without secrets."),
     "metrics": Verb("management:metrics", "Print the metrics of a sandbox, for Prometheus."),
     "env": Verb("environment:env", "Print versions, paths and settings."),
     "kata-env": Verb("environment:env", "Print versions, paths and settings.", hidden=True),
     "image": Verb("images:image", "Manage images."),
-    "factory": Verb("factory:factory", "Manage templates of virtual machines."),
-    "network": Verb("network:network", "Networks of containers."),
-    "iptables": Verb("management:iptables", "Read or set the iptables of a sandbox's guest."),
-    "direct-volume": Verb("direct_volumes:direct_volume", "Block devices that a guest mounts itself, as volumes."),
+    "factory": Verb("factory:factory", "Manage virtual machine templates."),
+    "network": Verb("network:network", "Manage container networks."),
+    "iptables": Verb("management:iptables", "Get or set the iptables rules of a sandbox's guest."),
+    "direct-volume": Verb("direct_volumes:direct_volume", "Manage block devices that guests mount as volumes."),
     "config": Verb("config:config", "Show or check the configuration."),
 }
 
@@ -121,11 +121,11 @@ def _question(*names: str, help: str, action: Callable[[], None]) -> Callable[[F
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @option("--config", "--kata-config", "config", metavar="FILE", type=HOST_PATH, help="Configuration file to use.")
-@flag("--debug", help="Say on standard error what is done.")
+@flag("--debug", help="Log each step to standard error.")
 @_question(
     "--show-default-config-paths",
     "--kata-show-default-config-paths",
-    help="Print where the configuration is looked for, and exit.",
+    help="Print the paths of the configuration in search order, and exit.",
     action=_print_paths,
 )
 @_question("--version", "-v", help="Print the version.", action=_print_version)
@@ -137,9 +137,11 @@ def _question(*names: str, help: str, action: Callable[[], None]) -> Callable[[F
 )
 @click.pass_context
 def kata_runtime(context: click.Context, config: str, debug: bool) -> None:
-    """Run containers, each in a small virtual machine with a guest kernel of its own.
+    """Run containers, each in a small virtual machine with its own kernel.
 
-    First steps: kata-runtime run --rm busybox uname -r
+    To begin with: kata-runtime run --rm busybox uname -r
+
+    Container engines find the commands of an OCI runtime here, too: kata-runtime --root DIR --help
     """
     context.obj = Globals(config_file=config, debug=debug, keep_run=context.obj)
     context.obj.set_up_logging()

@@ -2,18 +2,20 @@
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from msgspec import Struct
 
 from katapod.cli import is_loaded
 from katapod.cli.command import HOST_PATH, argument, flag, option, repeatable, verb
+from katapod.cli.handed_over import read_exec
 from katapod.cli.settings import Globals, need_root
 from katapod.host.trace import span
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
+    parse_accelerator,
     parse_cap,
     parse_cpus,
     parse_env,
@@ -32,7 +34,7 @@ from katapod.model.flags import (
     parse_volume,
     parse_workdir,
 )
-from katapod.model.ids import ContainerId, new_id, parse_container_name, short_id
+from katapod.model.ids import ContainerId, name_or_new
 from katapod.model.net_flags import (
     NetworkRequest,
     parse_add_host,
@@ -55,8 +57,7 @@ __all__ = ["run"]
 Texts = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunFlags:
+class RunFlags(Struct, frozen=True):
     """The command line, as click has read it: a field for each parameter of run(). Not given: "", (), False."""
 
     words: Texts
@@ -105,35 +106,35 @@ class RunFlags:
     metavar="IMAGE [COMMAND...]",
     type=HOST_PATH,
     help="A stored image, or oci:PATH, oci-archive:FILE, docker-archive:FILE, docker://HOST/NAME:TAG. "
-    "With --rootfs or --bundle there is no IMAGE.",
+    "Not given with --rootfs or --bundle.",
 )
-@flag("--rm", "remove", help="Remove the container when it ends.")
+@flag("--rm", "remove", help="Remove the container when it exits.")
 @flag("-i", "--interactive", help="Keep standard input open.")
-@flag("-t", "--tty", help="Give the container a terminal.")
-@flag("-d", "--detach", help="Run in the background; print the name.")
-@option("--name", metavar="TEXT", help="Name of the container; default: a random id.")
-@repeatable("-e", "--env", metavar="K[=V]", help="Set a variable.")
-@repeatable("--env-file", metavar="FILE", type=HOST_PATH, help="Read variables from a file.")
+@flag("-t", "--tty", help="Allocate a terminal for the container.")
+@flag("-d", "--detach", help="Run in the background and print the name.")
+@option("--name", metavar="TEXT", help="Name of the container; default: a random ID.")
+@repeatable("-e", "--env", metavar="K[=V]", help="Set an environment variable.")
+@repeatable("--env-file", metavar="FILE", type=HOST_PATH, help="Read environment variables from a file.")
 @option("-w", "--workdir", metavar="DIR", help="Working directory.")
-@option("-u", "--user", metavar="USER[:GROUP]", help="User, by name or id.")
-@repeatable("--group-add", metavar="GROUP", help="Add the user to a group, too.")
+@option("-u", "--user", metavar="USER[:GROUP]", help="User name or ID.")
+@repeatable("--group-add", metavar="GROUP", help="Add the user to another group.")
 @repeatable("-v", "--volume", metavar="SRC:DST[:ro]", type=HOST_PATH, help="Mount a host file or directory.")
 @repeatable("--tmpfs", metavar="DST[:OPTS]", help="Mount a tmpfs.")
 @option("-m", "--memory", metavar="SIZE", help="Memory limit (512m, 2g); sizes the VM too.")
 @option("--cpus", metavar="N", help="CPU limit (1.5); sizes the VM too.")
-@option("--pids-limit", metavar="N", help="Limit of processes.")
+@option("--pids-limit", metavar="N", help="Maximum number of processes.")
 @flag("--read-only", help="Read-only root file system.")
 @repeatable("--cap-add", metavar="CAP", help="Add a capability, or ALL.")
 @repeatable("--cap-drop", metavar="CAP", help="Drop a capability, or ALL.")
-@flag("--privileged", help="All rights inside the VM; none outside.")
+@flag("--privileged", help="All privileges inside the VM; none on the host.")
 @repeatable(
     "--security-opt",
     metavar="OPT",
     type=HOST_PATH,
     help="no-new-privileges, seccomp=FILE, systempaths=unconfined.",
 )
-@repeatable("--ulimit", metavar="NAME=SOFT[:HARD]", help="Resource limit.")
-@repeatable("--sysctl", metavar="K=V", help="Kernel parameter.")
+@repeatable("--ulimit", metavar="NAME=SOFT[:HARD]", help="Set a resource limit.")
+@repeatable("--sysctl", metavar="K=V", help="Set a kernel parameter.")
 @option("--shm-size", metavar="SIZE", help="Size of /dev/shm; default 64m.")
 @option("--entrypoint", metavar="CMD", default=None, help="Replace the image's entry point.")
 @option(
@@ -143,25 +144,27 @@ class RunFlags:
     metavar="none|bridge|NAME",
     envvar="KATAPOD_NETWORK",
     show_envvar=True,
-    help="Network; default: bridge where the host can have it.",
+    help="Network; default: bridge where the host supports it.",
 )
-@repeatable("-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Let a host port lead inside.")
+@repeatable("-p", "--publish", metavar="[IP:]HOST:CONTAINER[/udp]", help="Forward a host port to the container.")
 @repeatable("--dns", metavar="IP", help="DNS server; default: the host's.")
-@repeatable("--add-host", metavar="NAME:IP", help="Line of /etc/hosts; IP may be host-gateway.")
-@option("--ip", metavar="IP", help="Address in the network.")
+@repeatable("--add-host", metavar="NAME:IP", help="Add a line to /etc/hosts; IP may be host-gateway.")
+@option("--ip", metavar="IP", help="IP address in the network.")
 @option("--mac-address", metavar="MAC", help="MAC address in the network.")
-@option("-h", "--hostname", metavar="NAME", help="Host name inside.")
-@repeatable("-l", "--label", metavar="K=V", help="Label of the container.")
-@option("--stop-signal", metavar="SIGNAL", help="Signal that asks the container to end.")
-@option("--accel", metavar="auto|kvm|tcg", help="Accelerator; auto uses KVM where guests boot under it.")
-@option("--rootfs", metavar="DIR", type=HOST_PATH, help="Use a directory as image; it is not changed.")
-@option("--bundle", metavar="DIR", type=HOST_PATH, help="Run an OCI bundle as it is.")
+@option("-h", "--hostname", metavar="NAME", help="Host name of the container.")
+@repeatable("-l", "--label", metavar="K=V", help="Set a label on the container.")
+@option("--stop-signal", metavar="SIGNAL", help="Signal that asks the container to stop.")
+@option(
+    "--accel", metavar="auto|kvm|uml|tcg", help="Accelerator; auto: the first that works and has what is asked for."
+)
+@option("--rootfs", metavar="DIR", type=HOST_PATH, help="Use a directory as the image; it is not changed.")
+@option("--bundle", metavar="DIR", type=HOST_PATH, help="Run an OCI bundle unchanged.")
 @click.pass_obj
 def run(settings: Globals, /, **parameters: Any) -> int:
-    """Run a command in a container in a virtual machine of its own.
+    """Run a command in a new container, in a virtual machine of its own.
 
-    The exit status is the command's; 125: Katapod failed, 126: the command cannot be executed, 127: it was not found,
-    137: it was killed, by its memory limit for example.
+    The exit status is that of the command, or 125 if Katapod failed, 126 if the command cannot be executed, 127 if it
+    was not found, and 137 if it was killed, for example because of its memory limit.
     """
     flags = RunFlags(**parameters)
     with span("load the runtime"):
@@ -173,7 +176,7 @@ def run(settings: Globals, /, **parameters: Any) -> int:
         is_loaded()
     need_root("run")
     request = _request(flags)
-    context = settings.run_context()
+    context = settings.run_context(read_exec)
     if settings.keep_run is not None:
         settings.keep_run(context, request, flags.detach)
         return 0
@@ -194,12 +197,10 @@ def _request(flags: RunFlags) -> "RunRequest":
     for word in command:
         need_text("COMMAND", word)
     if flags.tty and not flags.detach and flags.interactive and not os.isatty(0):
-        raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="leave out -t")
+        raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="omit -t")
     if flags.detach and flags.interactive:
-        raise UsageError("cannot use -i with -d: nobody would write to the container's standard input")
-    if flags.accel not in ("", "auto", "kvm", "tcg"):
-        raise UsageError(f"cannot use --accel {flags.accel!r}: it is none of auto, kvm, tcg")
-    container_id = parse_container_name(flags.name or short_id(new_id()))
+        raise UsageError("cannot use -i with -d: a container in the background has no standard input")
+    container_id = name_or_new(flags.name)
     options = _container_options(flags, command, container_id)
     if flags.bundle:
         _refuse_with_bundle(options, container_id)
@@ -211,7 +212,7 @@ def _request(flags: RunFlags) -> "RunRequest":
         options=options,
         remove=flags.remove,
         interactive=flags.interactive,
-        accel=flags.accel,
+        accel=parse_accelerator(flags.accel),
         labels=dict(parse_label(item) for item in flags.label),
         stop_signal=parse_signal(flags.stop_signal, "--stop-signal") if flags.stop_signal else None,
         network=_network(flags),
@@ -286,7 +287,7 @@ def _env_files(paths: Texts) -> tuple[str, ...]:
             raise UsageError(f"cannot read --env-file {path}: {exc.strerror}") from exc
         except UnicodeDecodeError as exc:
             line = exc.object[: exc.start].count(b"\n") + 1
-            raise UsageError(f"cannot read --env-file {path}: line {line} has bytes that are no UTF-8") from exc
+            raise UsageError(f"cannot read --env-file {path}: line {line} is not valid UTF-8") from exc
         found.extend(parse_env_file(text, os.environ, path))
     return tuple(found)
 
@@ -311,8 +312,8 @@ def _security(words: Texts) -> _Security:
             found = found._replace(seccomp=_read_seccomp(value))
         else:
             raise UsageError(
-                f"cannot use --security-opt {word!r}: it is not known",
-                hint="no-new-privileges, seccomp=FILE, seccomp=unconfined and systempaths=unconfined are",
+                f"cannot use --security-opt {word!r}: it is unknown",
+                hint="known are no-new-privileges, seccomp=FILE, seccomp=unconfined and systempaths=unconfined",
             )
     return found
 
@@ -336,7 +337,7 @@ def _refuse_with_bundle(options: "ContainerOptions", container_id: ContainerId) 
     for field in msgspec.structs.fields(ContainerOptions):
         if getattr(options, field.name) != getattr(plain, field.name):
             raise UsageError(
-                f"cannot change {field.name} of a bundle by a flag: --bundle runs it as it is",
+                f"cannot change {field.name} of a bundle by a flag: --bundle runs it unchanged",
                 hint="change its config.json",
             )
 
@@ -348,5 +349,5 @@ def _terminal_size() -> "oci.Box | None":
         if os.isatty(fd):
             size = os.get_terminal_size(fd)
             return Box(height=size.lines, width=size.columns)
-    print("kata-runtime: warning: there is no terminal here to take a size from", file=sys.stderr)
+    print("kata-runtime: warning: there is no terminal to take the size from", file=sys.stderr)
     return None

@@ -3,19 +3,20 @@
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from katapod.host.hints import hint_for
 from katapod.model.errors import KatapodError
 from katapod.model.plain import LINES, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from katapod.host.state import StateStore
     from katapod.images import ImageStore
     from katapod.model.config import Config, ParsedConfig
     from katapod.model.layout import Layout
+    from katapod.supervisor.exec_server import ReadExec
     from katapod.supervisor.run_context import KeepRun, RunContext
 
 __all__ = ["Globals", "need_root", "print_error"]
@@ -27,6 +28,7 @@ class Globals:
 
     config_file: str = ""
     debug: bool = False
+    keep_exec: "Callable[[Any], None] | None" = None  # takes how `exec` was called, in place of doing it
     keep_run: "KeepRun | None" = None  # takes what `run` is to do, in place of doing it: a member of the pool
 
     def set_up_logging(self) -> None:
@@ -84,8 +86,13 @@ class Globals:
 
         return ImageStore(self.layout.image_root)
 
-    def run_context(self) -> "RunContext":
+    def run_context(self, read_exec: "ReadExec | None" = None) -> "RunContext":
+        """`read_exec`: for execs that others hand over; None: they do them themselves."""
+        from functools import partial
+
         from katapod.cli.progress import image_progress
+        from katapod.observe.management_server import management_server
+        from katapod.supervisor.exec_server import exec_server
         from katapod.supervisor.run_context import RunContext
 
         return RunContext(
@@ -94,6 +101,7 @@ class Globals:
             load_config=lambda annotations: self.load_config(annotations=annotations),
             image_progress=image_progress,
             tell=lambda text: print(f"kata-runtime: {text}", file=sys.stderr),
+            servers=(management_server, partial(exec_server, read=read_exec)) if read_exec else (management_server,),
         )
 
 

@@ -5,7 +5,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from katapod.cli.plain_output import raw
 from katapod.cli.tables import Column, print_table, shown_size
@@ -21,8 +22,7 @@ __all__ = ["show_stats"]
 UNLIMITED = 2**62  # cgroup "max" arrives as a number near 2^63
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     name: str
     taken_at: float  # seconds, monotonic
     cpu_ns: int

@@ -1,16 +1,16 @@
 """Plain tables and sizes for people."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from katapod.model.plain import plain
 
 __all__ = ["Column", "print_table", "shown_age", "shown_size"]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     title: str
     text: Callable[[Any], str]
 

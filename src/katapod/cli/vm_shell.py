@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from katapod.cli.settings import Globals
-from katapod.cli.streams import carry_streams, why_cut_off
 from katapod.model.errors import InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.record import SandboxRecord
 from katapod.rpc.console import CONSOLE_VPORT
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["VmShell", "run_in_vm"]
 
 
-@dataclass(frozen=True, slots=True)
-class VmShell:
+class VmShell(Struct, frozen=True):
     """What is to run; no `command` means a shell. `vport`: 0, or that of a raw console on vsock."""
 
     command: tuple[str, ...]
@@ -38,8 +37,9 @@ def run_in_vm(settings: Globals, record: SandboxRecord, wanted: VmShell) -> int:
 
 async def _run(settings: Globals, record: SandboxRecord, wanted: VmShell) -> int:
     from katapod.rpc.status import RpcError
-    from katapod.sandbox.client import connect_control, start_in_vm
+    from katapod.sandbox.client import connect_control, start_in_vm, why_cut_off
     from katapod.sandbox.errors import ConsoleIsRaw, ConsoleOff
+    from katapod.supervisor.foreground import carry_streams
 
     if wanted.vport not in (0, CONSOLE_VPORT):
         return await _run_raw(settings, record, wanted, wanted.vport)
@@ -84,7 +84,7 @@ def _how_to_enable(settings: Globals, record: SandboxRecord) -> str:
     )
     return (
         f"set debug_console_enabled = true in the table [agent.kata] of {file}{other}, then start the {what} again: "
-        "a running VM cannot be given a debug console"
+        "it cannot be enabled in a running VM"
     )
 
 
@@ -97,13 +97,13 @@ async def _run_raw(settings: Globals, record: SandboxRecord, wanted: VmShell, vp
     if wanted.command:
         raise UsageError(
             f"cannot run a command in the VM of {record.sandbox_id}: its debug console is only a raw shell",
-            hint="leave the command out",
+            hint="omit the command",
         )
     try:
         url = await asyncio.to_thread(ask, settings, record.sandbox_id, "GET", "/agent-url")
     except KatapodError as exc:
         what = f"cannot reach port {vport} of {record.sandbox_id}"
-        raise KatapodError(f"{what}: {exc}", hint="without vsock leave --kata-debug-port out") from exc
+        raise KatapodError(f"{what}: {exc}", hint="omit --kata-debug-port on a host without vsock") from exc
     connection = await dial_vsock(url.decode(errors="replace"), vport, record.sandbox_id)
     with contextlib.ExitStack() as stack:
         if os.isatty(0):
