@@ -10,13 +10,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from bench.measure import Outcome, execute
 from bench.raw_boot import RawBoot, pack_initrd
 from katapod.model.config import Config
-from katapod.plan.virtiofsd import parse_dialect, plan_virtiofsd, render_virtiofsd
+from katapod.plan.virtiofsd import parse_implementation, plan_virtiofsd, render_virtiofsd
 from katapod.vmm.qemu.command_line import plan_qemu, render_qemu
 from katapod.vmm.spec import Accelerator, VmSpec
 
@@ -75,8 +76,8 @@ def _virtiofsd(shared: Path, path: Path) -> Iterator[None]:
     """Serves `shared` on a socket at `path` until its client goes, at most until the end of the block."""
     program = shutil.which("virtiofsd") or next((found for found in DAEMONS if Path(found).exists()), "virtiofsd")
     shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    dialect = parse_dialect(shown.stdout + shown.stderr)
-    plan = plan_virtiofsd(program, dialect, shared, cache="auto", extra_args=())
+    implementation = parse_implementation(shown.stdout + shown.stderr)
+    plan = plan_virtiofsd(program, implementation, shared, cache="auto", extra_args=())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(1)

@@ -14,9 +14,9 @@ from pathlib import Path
 from bench.contestants import Contestant
 from bench.measure import BenchError, Outcome, execute
 
-__all__ = ["CTR_KATAPOD", "CTR_RUNC", "Ctr", "running_containerd", "shim_resident_mib", "start_of_shim"]
+__all__ = ["CTR_EMULATED", "CTR_KATAPOD", "CTR_RUNC", "Ctr", "running_containerd", "shim_resident_mib", "start_of_shim"]
 
-CTR_RUNC, CTR_KATAPOD = "ctr, runc", "ctr, Katapod"
+CTR_RUNC, CTR_KATAPOD, CTR_EMULATED = "ctr, runc", "ctr, Katapod", "ctr, Katapod by emulation"
 SHIM = Path(sys.executable).with_name("containerd-shim-kata-v2")
 START_LIMIT_S = 30.0
 IMAGE = "localhost/bench/busybox"

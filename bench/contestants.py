@@ -15,11 +15,26 @@ from pathlib import Path
 
 from bench.workload import Bundles
 
-__all__ = ["DEFAULT", "PEERS", "Contestant", "Katapod", "Peer", "katapod_variants", "peer_contestants"]
+__all__ = [
+    "COLD",
+    "DEFAULT",
+    "PEERS",
+    "POOL",
+    "TEMPLATE",
+    "UML",
+    "UML_POOL",
+    "Contestant",
+    "Katapod",
+    "Peer",
+    "katapod_variants",
+    "peer_contestants",
+]
 
 KATA = str(Path(sys.executable).with_name("kata-runtime"))
 PEERS = ("crun", "runc", "runsc")
-DEFAULT = "Katapod default"
+COLD, TEMPLATE, POOL = "Katapod cold", "Katapod template", "Katapod pool"  # QEMU
+UML, UML_POOL = "Katapod UML", "Katapod UML pool"
+DEFAULT = "Katapod default"  # what `auto` takes here
 MEMORY = "64m"  # a VM of 256 MiB
 _numbers = itertools.count(1)
 
@@ -156,21 +171,27 @@ def peer_contestants(bundles: Bundles, folder: Path, crun_prefix: tuple[str, ...
 
 
 def katapod_variants(folder: Path, own: Path, accelerator: str) -> list[Katapod]:
-    """Cold, template, pool: small, without a network; and what `run` is without flags.
+    """QEMU cold, from a template, from the pool, and User-mode Linux: small, without a network; and what `run` is
+    without flags.
 
-    Templates and the pool's socket are in a folder of ours: the host's stay as they are.
+    `accelerator` is QEMU's. Templates and the pools' sockets are in a folder of ours: the host's stay as they are.
     """
-    katapod = {"accelerator": f'"{accelerator}"'}
 
-    def variant(name: str, factory: dict[str, str], needs_key: str = "", pool: int = 0) -> Katapod:
+    def variant(
+        name: str, factory: dict[str, str], needs_key: str = "", pool: int = 0, accelerator: str = accelerator
+    ) -> Katapod:
         path = {"template_path": f'"{own / "template"}"'}
+        katapod = {"accelerator": f'"{accelerator}"'}
         return Katapod(name, folder, {"factory": path | factory, "katapod": katapod}, needs_key, pool=pool)
 
-    pool = {"enable_template": "true", "vm_cache_number": "1", "vm_cache_endpoint": f'"{own / "cache.sock"}"'}
+    def cache(name: str) -> dict[str, str]:
+        return {"vm_cache_number": "1", "vm_cache_endpoint": f'"{own / name}"'}
 
     return [
-        variant("Katapod cold", {"enable_template": "false"}),
-        variant("Katapod template", {"enable_template": "true"}, "enable_template"),
-        variant("Katapod pool", pool, "vm_cache_number", pool=1),
-        replace(variant(DEFAULT, {}), memory="", network=""),
+        variant(COLD, {"enable_template": "false"}),
+        variant(TEMPLATE, {"enable_template": "true"}, "enable_template"),
+        variant(POOL, {"enable_template": "true"} | cache("cache.sock"), "vm_cache_number", pool=1),
+        variant(UML, {}, accelerator="uml"),
+        variant(UML_POOL, cache("uml-cache.sock"), "vm_cache_number", pool=1, accelerator="uml"),
+        replace(variant(DEFAULT, {}, accelerator="auto"), memory="", network=""),
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 from bench.contestants import Contestant, Katapod, Peer
 from bench.measure import BenchError
 
-__all__ = ["KATAPOD_PARTS", "descendants", "pss_mib_by_part"]
+__all__ = ["KATAPOD_PARTS", "descendants", "part_of", "pss_mib_by_part"]
 
-KATAPOD_PARTS = ("QEMU", "virtiofsd", "kata-runtime")
+KATAPOD_PARTS = ("QEMU", "User-mode Linux", "virtiofsd", "qemu-storage-daemon", "kata-runtime")
 PROC = Path("/proc")
 
 
@@ -51,7 +51,7 @@ def _katapod_roots(contestant: Katapod, name: str) -> set[int]:
     listed = subprocess.run(contestant.call("list", "--json"), capture_output=True, check=True).stdout
     for record in json.loads(listed):
         if record["name"] == name:
-            return {record["owner_pid"], record["vmm_pid"]}
+            return {record["supervisor_pid"], record["vmm_pid"]}
     raise BenchError(f"{contestant.name}: {name} is not in its list")
 
 
@@ -64,11 +64,19 @@ def _peer_roots(contestant: Peer, name: str) -> set[int]:
     return {first, *(pid for pid in parents() if state in _command(pid))}
 
 
+_PARTS = (("qemu-system", "QEMU"), ("qemu-storage-daemon", "qemu-storage-daemon"), ("virtiofsd", "virtiofsd"))
+
+
+def part_of(program: str) -> str:
+    """Of Katapod, by the first word of a command line; a kernel of User-mode Linux names its directory there, too."""
+    if program.startswith("linux.uml "):
+        return "User-mode Linux"
+    return next((part for start, part in _PARTS if Path(program).name.startswith(start)), "kata-runtime")
+
+
 def _part(pid: int) -> str:
-    program = Path(_command(pid)[0] if _command(pid) else "").name
-    if program.startswith("qemu"):
-        return "QEMU"
-    return "virtiofsd" if program.startswith("virtiofsd") else "kata-runtime"
+    command = _command(pid)
+    return part_of(command[0] if command else "")
 
 
 def pss_mib_by_part(contestant: Contestant, name: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What kata-monitor itself takes: the program, over sandboxes without a VM that the tests' kit serves.
 
-They lie in a directory that is bound over /run/vc/sbs for kata-monitor alone. Their owners' work is not counted.
+They lie in a directory that is bound over /run/vc/sbs for kata-monitor alone. Their supervisors' work is not counted.
 """
 
 import contextlib

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from kit.containerd import Containerd, containerd_running
 from kit.cri import Cri, CriError
 
-__all__ = ["CRI_KATAPOD", "CRI_RUNC", "PodEngine", "pod_engine"]
+__all__ = ["CRI_EMULATED", "CRI_KATAPOD", "CRI_RUNC", "PodEngine", "pod_engine"]
 
-CRI_RUNC, CRI_KATAPOD = "CRI, runc", "CRI, Katapod"
-HANDLERS = {CRI_RUNC: "runc", CRI_KATAPOD: "kata"}
+CRI_RUNC, CRI_KATAPOD, CRI_EMULATED = "CRI, runc", "CRI, Katapod", "CRI, Katapod by emulation"
+HANDLERS = {CRI_RUNC: "runc", CRI_KATAPOD: "kata", CRI_EMULATED: "kata-emulated"}
 OUTPUT_LIMIT_S = 120.0
 
 
@@ -52,10 +52,10 @@ class PodEngine:
 
 
 @contextlib.contextmanager
-def pod_engine(config: Path) -> Iterator[PodEngine]:
-    """Serve until the end of the block. `config`: of Katapod. Raises BenchError."""
+def pod_engine(config: Path, emulated: Path) -> Iterator[PodEngine]:
+    """Serve until the end of the block. `config`, `emulated`: of Katapod. Raises BenchError."""
     try:
-        with containerd_running(config) as node:
+        with containerd_running(config, {HANDLERS[CRI_EMULATED]: emulated}) as node:
             yield PodEngine(node)
     except AssertionError as error:
         raise BenchError(f"cannot start pods by the CRI: {error}") from error

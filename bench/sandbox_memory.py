@@ -23,7 +23,7 @@ from pathlib import Path
 from katapod.host.state import StateStore
 from katapod.model.layout import Layout
 from katapod.model.overhead import MemoryParts
-from katapod.sandbox.overhead import memory_of
+from katapod.observe.overhead import memory_of
 
 __all__ = ["MemoryRow", "measure_memory"]
 

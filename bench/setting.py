@@ -15,23 +15,23 @@ from pathlib import Path
 
 import katapod
 from bench.by_hand import SHARE, by_hand_initrd, run_by_hand
-from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, running_containerd
-from bench.contestants import Contestant, Katapod, Peer, katapod_variants, peer_contestants
+from bench.containerd import CTR_EMULATED, CTR_KATAPOD, CTR_RUNC, Ctr, running_containerd
+from bench.contestants import DEFAULT, TEMPLATE, Contestant, Katapod, Peer, katapod_variants, peer_contestants
 from bench.crun_view import without_unified_hierarchy
 from bench.measure import BenchError, execute, quietly, run_one
 from bench.network import BY_HAND_NET, by_hand_net_initrd, guest_by_hand
-from bench.pods import CRI_KATAPOD, CRI_RUNC, pod_engine
+from bench.pods import CRI_EMULATED, CRI_KATAPOD, CRI_RUNC, pod_engine
 from bench.pool import served
 from bench.raw_boot import RawBoot
-from bench.share import BY_HAND, CTR_ROOT, CTR_RUNC_SHARED, CTR_SHARED, SHARE_SCRIPT, SHARED
-from bench.suites import BUNDLE, IMAGE, Stage, with_python
+from bench.share import BY_HAND, CTR_ROOT, CTR_RUNC_SHARED, CTR_SHARED, CTR_SHARED_EMULATED, SHARE_SCRIPT, SHARED
+from bench.suites import BUNDLE, EMULATED, IMAGE, Stage, with_python
 from bench.workload import Bundles, make_rootfs, write_archive
+from kit.debian import unpack_debian
 
 __all__ = ["prepared"]
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - what is shared lies there: see share.py
 SCRATCH = Path("/var/tmp")  # noqa: S108 - a disk, as /var/lib is: not the tmpfs that /tmp may be
-DEBIANS = Path("build") / "cache"  # where the tests keep theirs
 
 
 @contextlib.contextmanager
@@ -50,15 +50,15 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
         variants = katapod_variants(scratch, own, accelerator)
         for variant in variants:
             variant.write_config()
-        default = next(one for one in variants if one.name == "Katapod template")
-        stack.callback(quietly, default.call("factory", "destroy"))
+        default, emulated = (next(one for one in variants if one.name == name) for name in (DEFAULT, TEMPLATE))
+        stack.callback(quietly, emulated.call("factory", "destroy"))
         crun_prefix = stack.enter_context(without_unified_hierarchy())
         everyone: list[Contestant] = [*peer_contestants(Bundles(scratch, rootfs), scratch, crun_prefix), *variants]
-        everyone += _others(default, rootfs, shared, scratch, stack)
+        everyone += _others(default, emulated, rootfs, shared, scratch, stack)
         if any(with_python(contestant.name) in wanted for contestant in everyone):
             everyone += _with_python(everyone, default, scratch, missing, stack)
-        if wanted & {CTR_RUNC, CTR_KATAPOD, CTR_RUNC_SHARED, CTR_SHARED, CTR_ROOT}:
-            everyone += _through_containerd(default, rootfs, shared, scratch, own, missing, stack)
+        if any(name.startswith("ctr, ") for name in wanted):
+            everyone += _through_containerd(default, emulated, rootfs, shared, scratch, own, missing, stack)
         stage = Stage(RawBoot.prepare(scratch, accelerator), {}, scratch=scratch)
         if BY_HAND in wanted:
             version = stage.raw.kernels["bzImage"].name.partition("-")[2]
@@ -67,8 +67,8 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
         if BY_HAND_NET in wanted:
             initrd = by_hand_net_initrd(rootfs, scratch, stage.raw.kernels["bzImage"].name.partition("-")[2])
             stage.network_by_hand = partial(guest_by_hand, stage.raw, initrd)
-        if wanted & {CRI_RUNC, CRI_KATAPOD}:
-            stage.pods = stack.enter_context(pod_engine(default.config))
+        if wanted & {CRI_RUNC, CRI_KATAPOD, CRI_EMULATED}:
+            stage.pods = stack.enter_context(pod_engine(default.config, emulated.config))
         for contestant in everyone:
             if contestant.name not in wanted:
                 continue
@@ -92,6 +92,7 @@ def _imported(rootfs: Path, scratch: Path, kata: Katapod, stack: contextlib.Exit
 
 def _through_containerd(
     default: Katapod,
+    emulated: Katapod,
     rootfs: Path,
     shared: Path,
     scratch: Path,
@@ -99,7 +100,7 @@ def _through_containerd(
     missing: dict[str, str],
     stack: contextlib.ExitStack,
 ) -> list[Contestant]:
-    """A containerd of our own and its two runtimes, also with a share; Katapod's with the templates of `default`."""
+    """A containerd of our own and its two runtimes, also with a share; Katapod's by default, and emulated."""
     archive = scratch / "ctr-image.tar"
     write_archive(rootfs, archive)
     try:
@@ -109,24 +110,28 @@ def _through_containerd(
         return []
     runc = Ctr(CTR_RUNC, "io.containerd.runc.v2", socket, image)
     katapod = Ctr(CTR_KATAPOD, "io.containerd.kata.v2", socket, image, str(default.config))
+    by_emulation = replace(katapod, name=CTR_EMULATED, config=str(emulated.config))
     volumes = (f"{shared}:{SHARE}",)
     return [
         runc,
         katapod,
+        by_emulation,
         replace(runc, name=CTR_RUNC_SHARED, volumes=volumes),
         replace(katapod, name=CTR_SHARED, volumes=volumes),
+        replace(by_emulation, name=CTR_SHARED_EMULATED, volumes=volumes),
         replace(katapod, name=CTR_ROOT),
     ]
 
 
 def _others(
-    default: Katapod, rootfs: Path, shared: Path, scratch: Path, stack: contextlib.ExitStack
+    default: Katapod, emulated: Katapod, rootfs: Path, shared: Path, scratch: Path, stack: contextlib.ExitStack
 ) -> list[Contestant]:
     """Katapod with the benchmark's root file system, as image and as bundle, and with a share. VMs of default size."""
-    large = replace(default, memory="", needs_key="", image=_imported(rootfs, scratch, default, stack))
+    large = replace(default, network="none", image=_imported(rootfs, scratch, default, stack))
     others = [
         replace(large, name=IMAGE),
         replace(large, name=BUNDLE, bundles=Bundles(scratch, rootfs)),
+        replace(large, name=EMULATED, sections=emulated.sections),
         replace(large, name=SHARED, volumes=(f"{shared}:{SHARE}",)),
     ]
     for other in others:
@@ -137,25 +142,23 @@ def _others(
 def _with_python(
     everyone: list[Contestant], default: Katapod, scratch: Path, missing: dict[str, str], stack: contextlib.ExitStack
 ) -> list[Contestant]:
-    """Peers, image and bundle once more, with the Debian that the tests have made, if they have."""
-    archives = sorted(DEBIANS.glob("debian-*.tar"))
-    if not archives:
-        missing["Debian with Python"] = f"the tests have made none in {DEBIANS}"
+    """Peers, images and bundle once more, with a Debian that has Python, as the tests make theirs."""
+    try:
+        rootfs = unpack_debian(scratch / "debian", ("python3",))
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        missing["Debian with Python"] = str(error)
         return []
-    rootfs = scratch / "debian"
-    rootfs.mkdir()
-    subprocess.run(
-        ["tar", "--extract", "--numeric-owner", "--xattrs", "--file", archives[-1], "--directory", rootfs], check=True
-    )
     bundles = Bundles(scratch / "debian-bundles", rootfs)
     found: list[Contestant] = []
+    image = ""
     for one in everyone:
         if isinstance(one, Peer):
             found.append(replace(one, name=with_python(one.name), program=one.program, bundles=bundles))
         elif isinstance(one, Katapod) and one.name == BUNDLE:
             found.append(replace(one, name=with_python(one.name), bundles=bundles))
-        elif isinstance(one, Katapod) and one.name == IMAGE:
-            found.append(replace(one, name=with_python(one.name), image=_imported(rootfs, scratch, default, stack)))
+        elif isinstance(one, Katapod) and one.name in (IMAGE, EMULATED):
+            image = image or _imported(rootfs, scratch, default, stack)
+            found.append(replace(one, name=with_python(one.name), image=image))
     for contestant in found:
         if isinstance(contestant, Katapod):
             contestant.write_config()

@@ -10,14 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench.containerd import CTR_KATAPOD, CTR_RUNC, Ctr, shim_resident_mib, start_of_shim
-from bench.contestants import DEFAULT, PEERS, Contestant
+from bench.containerd import CTR_EMULATED, CTR_KATAPOD, CTR_RUNC, Ctr, shim_resident_mib, start_of_shim
+from bench.contestants import COLD, DEFAULT, PEERS, POOL, TEMPLATE, UML, UML_POOL, Contestant
 from bench.measure import BenchError, Outcome, detached, execute, run_containers, run_one
 from bench.memory import KATAPOD_PARTS, pss_mib_by_part
 from bench.monitor import SANDBOXES, monitor_cost
 from bench.network import BY_HAND_NET, SENT_MB, PodNetns, pod_of, readings
-from bench.pods import CRI_KATAPOD, CRI_RUNC, PodEngine
+from bench.pods import CRI_EMULATED, CRI_KATAPOD, CRI_RUNC, PodEngine
 from bench.pool import wait_ready
+from bench.programs import (
+    BUSY_COUNTS,
+    BUSY_S,
+    PROGRAMS_SCRIPT,
+    WORK,
+    busy_script,
+    program_readings,
+    programs,
+)
 from bench.raw_boot import RawBoot
 from bench.rows import Metric
 from bench.share import (
@@ -25,6 +34,7 @@ from bench.share import (
     CTR_ROOT,
     CTR_RUNC_SHARED,
     CTR_SHARED,
+    CTR_SHARED_EMULATED,
     SHARE_METRICS,
     SHARE_SCRIPT,
     SHARED,
@@ -38,8 +48,8 @@ RAW = ("raw boot", "bzImage")
 HELLO = ("echo", "hello")
 IDLE = ("sleep", "1000")
 SETTLE_S = 3.0  # until an idle guest has given back what it freed
-RUNTIMES = (*PEERS, "Katapod cold", "Katapod template", "Katapod pool")
-IMAGE, BUNDLE = "Katapod image", "Katapod bundle"
+OURS = (COLD, TEMPLATE, POOL, UML, UML_POOL, DEFAULT)
+IMAGE, BUNDLE, EMULATED = "Katapod image", "Katapod bundle", "Katapod by emulation"
 
 Reading = tuple[Metric, str, float]
 """What was measured, of whom, and the value."""
@@ -97,8 +107,8 @@ START = Metric(
     "run until output",
     "s",
     base=RAW,
-    budgets={"Katapod cold": 1.6, "Katapod template": 0.5, "Katapod pool": 0.2, DEFAULT: 0.5},
-    against={"Katapod template": ("runsc", 5.0), "Katapod pool": ("runsc", 5.0)},
+    budgets={COLD: 1.6, TEMPLATE: 0.5, POOL: 0.09, UML: 0.3, UML_POOL: 0.053, DEFAULT: 0.3},
+    against=dict.fromkeys((TEMPLATE, POOL, UML, UML_POOL), ("runsc", 5.0)),
 )
 START_END = Metric("run until its end", "s", base=RAW)
 
@@ -107,7 +117,7 @@ def _starts(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
     for contestant in stage.each(names, turn):
         first, whole = [], []
         with stage.tolerating(contestant.name):
-            for _ in range(1 if contestant.name == "Katapod cold" else 3):
+            for _ in range(1 if contestant.name == COLD else 3):
                 wait_ready(contestant)
                 outcome = run_one(contestant, HELLO)
                 first.append(outcome.first_s)
@@ -117,12 +127,22 @@ def _starts(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             yield START_END, contestant.name, median(whole)
 
 
-EXEC = Metric("exec until output", "s", base=RAW, budgets=dict.fromkeys((*RUNTIMES[3:], DEFAULT, CTR_KATAPOD), 0.1))
-CTR = Metric("ctr run until output", "s", base=RAW, budgets={CTR_KATAPOD: 0.6})
+BY_QEMU, BY_UML = (COLD, TEMPLATE, POOL, CTR_EMULATED), (UML, UML_POOL, DEFAULT, CTR_KATAPOD)
+EXEC = Metric(
+    "exec until output",
+    "s",
+    base=RAW,
+    budgets=dict.fromkeys(BY_QEMU, 0.066) | dict.fromkeys(BY_UML, 0.026),
+)
+CTR = Metric("ctr run until output", "s", base=RAW, budgets={CTR_KATAPOD: 0.3, CTR_EMULATED: 0.5})
 CTR_END = Metric("ctr run until its end", "s", base=RAW)
-SHIM_START = Metric("shim, start until its address", "s", budgets={CTR_KATAPOD: 0.1})
-SHIM_MEMORY = Metric("shim, resident", "MiB", budgets={CTR_KATAPOD: 40.0})
-PSS = Metric("idle PSS, all", "MiB", budgets=dict.fromkeys((*RUNTIMES[3:], DEFAULT), 160.0))
+SHIM_START = Metric("shim, start until its address", "s", budgets={CTR_KATAPOD: 0.04})
+SHIM_MEMORY = Metric("shim, resident", "MiB", budgets={CTR_KATAPOD: 30.0})
+PSS = Metric(
+    "idle PSS, all",
+    "MiB",
+    budgets=dict.fromkeys((COLD, TEMPLATE, POOL), 120.0) | {UML: 75.0, UML_POOL: 75.0, DEFAULT: 90.0},
+)
 PSS_PARTS = {part: Metric(f"idle PSS, {part}", "MiB") for part in KATAPOD_PARTS}
 
 
@@ -164,8 +184,10 @@ def _ctr(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
                     yield SHIM_START, contestant.name, start_of_shim(stage.scratch).end_s
 
 
-POD_START = Metric("CRI pod until its workload's output", "s", base=RAW)
-POD_END = Metric("CRI pod, stopped and removed", "s", base=RAW)
+POD_START = Metric(
+    "CRI pod until its workload's output", "s", base=("", CRI_RUNC), budgets={CRI_KATAPOD: 3.0, CRI_EMULATED: 5.0}
+)
+POD_END = Metric("CRI pod, stopped and removed", "s", base=("", CRI_RUNC))
 
 
 def _pods(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
@@ -180,7 +202,13 @@ def _pods(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
 
 
 INTO, OUT_OF = (
-    Metric(f"{SENT_MB} MB {way} the pod", "MB/s", base=("", BY_HAND_NET), better="more", budgets={CTR_KATAPOD: 0.95})
+    Metric(
+        f"{SENT_MB} MB {way} the pod",
+        "MB/s",
+        base=("", BY_HAND_NET),
+        better="more",
+        budgets=dict.fromkeys((CTR_KATAPOD, CTR_EMULATED), 0.95),
+    )
     for way in ("into", "out of")
 )
 ROUND_TRIP = Metric("round trip to the pod", "ms", base=("", BY_HAND_NET))
@@ -215,7 +243,7 @@ class AtOnce:
             Metric(f"{head}, first output", "s", base=RAW),
             Metric(f"{head}, last output", "s", base=RAW),
             Metric(f"{head}, all done", "s", base=RAW),
-            Metric(f"{head}, failures", "failed", budgets=dict.fromkeys((*RUNTIMES, CTR_KATAPOD), 0.0)),
+            Metric(f"{head}, failures", "failed", budgets=dict.fromkeys((*OURS, CTR_KATAPOD), 0.0)),
         )
 
     def __call__(self, stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
@@ -307,24 +335,28 @@ def with_python(name: str) -> str:
     return f"{name} on Debian"
 
 
-PYTHON, PYTHON_AGAIN = (
-    Metric(f"python3 with imports{more}", "s", base=("", with_python("runc"))) for more in ("", " again")
-)
-PYTHON_SCRIPT = """
-echo begin
-python3 -c 'import argparse, logging, subprocess'
-echo once
-python3 -c 'import argparse, logging, subprocess'
-echo again
-"""
+PROGRAMS = programs(with_python("runc"), (with_python(IMAGE), with_python(BUNDLE)))
 
 
-def _python(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+def _programs(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """One after the other in one container, each until its line of output."""
     for contestant in stage.each(names, turn):
         with stage.tolerating(contestant.name):
-            outcome = run_one(contestant, ("sh", "-ec", PYTHON_SCRIPT))
-            yield PYTHON, contestant.name, outcome.until("once") - outcome.until("begin")
-            yield PYTHON_AGAIN, contestant.name, outcome.until("again") - outcome.until("once")
+            outcome = run_one(contestant, ("sh", "-c", PROGRAMS_SCRIPT))
+            for program, taken_s in program_readings(outcome):
+                yield PROGRAMS[program], contestant.name, taken_s
+
+
+def _busy(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """So many containers at once, each at work for as long as the others: what all of them got done."""
+    for contestant in stage.each(names, turn):
+        for count in BUSY_COUNTS:
+            with stage.tolerating(contestant.name):
+                outcomes = run_containers(contestant, ("sh", "-c", busy_script()), count)
+                for outcome in outcomes:
+                    outcome.require_good()
+                done = sum(int(outcome.lines[-1][1]) for outcome in outcomes)
+                yield WORK[count], contestant.name, done * 60 / BUSY_S
 
 
 MONITOR = "kata-monitor"
@@ -347,43 +379,54 @@ def _monitor(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]
 def all_suites() -> tuple[Suite, ...]:
     twenty, forty = AtOnce(20), AtOnce(40)
     about = "the root file system: of Katapod's image, of an OCI bundle"
-    pythons = tuple(with_python(name) for name in (*PEERS, IMAGE, BUNDLE))
+    pythons = tuple(with_python(name) for name in ("runc", "runsc", IMAGE, BUNDLE, EMULATED))
     return (
         Suite("boot", "QEMU by hand, until it has powered off", (BOOT,), ("bzImage", "PVH"), _boots),
-        Suite("start", "one container", (START, START_END), (*RUNTIMES, DEFAULT), _starts),
+        Suite("start", "one container", (START, START_END), (*PEERS, *OURS), _starts),
         Suite(
             "containerd",
             "one container through containerd",
             (CTR, CTR_END, EXEC, SHIM_START, SHIM_MEMORY),
-            (CTR_RUNC, CTR_KATAPOD),
+            (CTR_RUNC, CTR_KATAPOD, CTR_EMULATED),
             _ctr,
         ),
-        Suite("pods", "a pod and its workload, by the CRI", (POD_START, POD_END), (CRI_RUNC, CRI_KATAPOD), _pods),
+        Suite(
+            "pods",
+            "a pod and its workload, by the CRI",
+            (POD_START, POD_END),
+            (CRI_RUNC, CRI_KATAPOD, CRI_EMULATED),
+            _pods,
+        ),
         Suite(
             "network",
             "a pod's network, by veth alone, by tap and tc by hand, and Katapod's",
             (INTO, OUT_OF, ROUND_TRIP),
-            (CTR_RUNC, BY_HAND_NET, CTR_KATAPOD),
+            (CTR_RUNC, BY_HAND_NET, CTR_KATAPOD, CTR_EMULATED),
             _network,
             rounds=2,
         ),
         Suite("20 through containerd", "20 by ctr run", twenty.metrics(), (CTR_RUNC, CTR_KATAPOD), twenty, rounds=1),
-        Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), (*RUNTIMES, DEFAULT), _idle),
+        Suite("idle", "a running container", (EXEC, PSS, *PSS_PARTS.values()), (*PEERS, *OURS), _idle),
         Suite(
             "monitor", "kata-monitor's own cost", (MONITOR_CPU, MONITOR_SCRAPE, MONITOR_MEMORY), (MONITOR,), _monitor, 1
         ),
-        Suite("disk", about, (FILES, SYNCS, FSYNC), (*PEERS, IMAGE, BUNDLE), _disk, rounds=2),
-        Suite("rate", "starts a minute", tuple(RATE.values()), (*PEERS, *RUNTIMES[4:]), _rate, rounds=2),
-        Suite("20 at once", "20 containers", twenty.metrics(), (*PEERS, "Katapod template"), twenty, rounds=2),
-        Suite("40 at once", "40 containers", forty.metrics(), (*PEERS, "Katapod template"), forty, rounds=1),
-        Suite("cold", "20 containers, no template", twenty.metrics(), ("Katapod cold",), twenty, rounds=1, extra=True),
+        Suite("disk", about, (FILES, SYNCS, FSYNC), (*PEERS, IMAGE, BUNDLE, EMULATED), _disk, rounds=2),
+        Suite(
+            "rate", "starts a minute", tuple(RATE.values()), (*PEERS, TEMPLATE, POOL, UML, UML_POOL), _rate, rounds=2
+        ),
+        Suite("20 at once", "20 containers", twenty.metrics(), (*PEERS, TEMPLATE, UML), twenty, rounds=2),
+        Suite("40 at once", "40 containers", forty.metrics(), (*PEERS, TEMPLATE, UML), forty, rounds=1),
+        Suite("cold", "20 containers, no template", twenty.metrics(), (COLD,), twenty, rounds=1, extra=True),
         Suite(
             "share",
             "virtio-fs, beside the same QEMU and virtiofsd by hand",
             SHARE_METRICS,
-            (BY_HAND, SHARED, CTR_SHARED, CTR_ROOT, CTR_RUNC_SHARED),
+            (BY_HAND, SHARED, CTR_SHARED, CTR_ROOT, CTR_SHARED_EMULATED, CTR_RUNC_SHARED),
             _share,
             rounds=3,
         ),
-        Suite("python", "a program of many files", (PYTHON, PYTHON_AGAIN), pythons, _python, extra=True),
+        Suite("programs", "real programs, in one container", tuple(PROGRAMS.values()), pythons, _programs, rounds=2),
+        Suite(
+            "busy", f"all at work for {BUSY_S} s", tuple(WORK.values()), ("runsc", UML, TEMPLATE), _busy, 1, extra=True
+        ),
     )
