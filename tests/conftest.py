@@ -11,7 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from kit.accel import ACCEL
+from katapod.model.flavour import initrd_link
+from kit.accel import ACCELERATOR
 from kit.containerd import Containerd
 from kit.debian import unpack_debian
 from kit.evidence import save_evidence
@@ -20,7 +21,7 @@ from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
-pytest_plugins = ["kit.library", "kit.runtime_fixtures", "kit.whole_run"]
+pytest_plugins = ["kit.accel_fixtures", "kit.library", "kit.runtime_fixtures", "kit.whole_run"]
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
@@ -48,15 +49,24 @@ def _is_below(path: Path, *folders: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def guest_image() -> dict[str, Any]:
-    """The guest image is built, and guests run under the accelerator of this test run; returns the manifest."""
+def guest_images() -> None:
+    """The guest images are built, and guests run under the accelerator of this test run."""
     assert Path(KATA).exists(), f"{KATA} does not exist: run make setup"
     kata = Kata("guest-image")
     built = kata("image", "build", timeout=240)
     assert built.code == 0, f"cannot build the guest image:\n{built.stderr}"
-    first = kata.run("--accel", ACCEL, "busybox", "true", timeout=180)  # proves KVM, which takes a boot
-    assert first.code == 0, f"cannot run a first container under {ACCEL}:\n{first.stderr}"
-    manifest = IMAGE_LINKS.joinpath("kata-containers-initrd.img").resolve().with_name("manifest.json")
+    accel = ACCELERATOR.value
+    there = [accel, *(["uml"] if accel != "uml" and (IMAGE_LINKS / initrd_link("agent", "uml")).exists() else [])]
+    for each in there:  # what is proven once is said once, on standard error
+        first = kata.run("--accel", each, "busybox", "true", timeout=180)
+        assert first.code == 0, f"cannot run a first container under {each}:\n{first.stderr}"
+
+
+@pytest.fixture(scope="module")
+def guest_image(guest_images: None, accelerator: str) -> dict[str, Any]:
+    """The manifest of the image that the test's guests boot."""
+    link = initrd_link("agent", "uml" if accelerator == "uml" else "qemu")
+    manifest = IMAGE_LINKS.joinpath(link).resolve().with_name("manifest.json")
     found: dict[str, Any] = json.loads(manifest.read_text())
     return found
 
@@ -66,12 +76,10 @@ def _module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Around all of a module of tests/e2e: its module-wide containers have to go as well."""
     if _is_below(request.path, *NEED_ROOT) and os.geteuid() != 0:
         pytest.fail("the tests in tests/integration and tests/e2e need root: they start VMs and mount", pytrace=False)
-    if _is_below(request.path, *NEED_ROOT):
-        os.environ["KATAPOD_ACCELERATOR"] = ACCEL
     if not _is_below(request.path, TESTS / "e2e"):
         yield
         return
-    request.getfixturevalue("guest_image")
+    request.getfixturevalue("guest_images")
     before = inventory()
     yield
     _expect_nothing_new(before, request.node.nodeid)
@@ -105,8 +113,8 @@ def kata(request: pytest.FixtureRequest) -> Iterator[Kata]:
 
 
 @pytest.fixture(scope="module")
-def module_kata(request: pytest.FixtureRequest) -> Iterator[Kata]:
-    """As `kata`, for containers that the tests of a module share."""
+def module_kata(request: pytest.FixtureRequest, accelerator: str) -> Iterator[Kata]:
+    """As `kata`, for containers that the tests of a module share; anew for each accelerator."""
     found = Kata(request.path.stem)
     yield found
     found.remove_started()
@@ -127,7 +135,7 @@ def templates(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def pristine_templates(guest_image: dict[str, Any]) -> Iterator[TemplateDir]:
+def pristine_templates(guest_images: None) -> Iterator[TemplateDir]:
     """A directory with the template of the built-in configuration, which nobody has used: to be copied."""
     with template_dir() as found:
         found.make()

@@ -63,7 +63,7 @@ class Browser:
         assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, limit_s: float = 20.0) -> Any:
+    def wait_for(self, expression: str, limit_s: float = 60.0) -> Any:
         """Until it is true; returns its value."""
         deadline = time.monotonic() + limit_s
         while not (value := self.evaluate(expression)):
@@ -98,7 +98,7 @@ def running_browser() -> Iterator[Browser]:
             finally:
                 process.terminate()
                 try:
-                    process.wait(10)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
 

@@ -50,6 +50,9 @@ disabled_plugins = [
 address = "{run}/sock"
 [ttrpc]
 address = "{run}/sock.ttrpc"
+[timeouts]  # beside builds on two cores; after its five seconds a shim's delete is killed
+"io.containerd.timeout.shim.cleanup" = "60s"
+"io.containerd.timeout.shim.load" = "60s"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{data}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -327,7 +330,7 @@ def _end_processes(one: Containerd) -> None:
     for pid in _processes_of(one):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not _processes_of(one), f"the last processes of {one.name} end", 20)
+    wait_for(lambda: not _processes_of(one), f"the last processes of {one.name} end", 60)
 
 
 def _processes_of(one: Containerd) -> list[int]:

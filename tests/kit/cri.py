@@ -180,6 +180,7 @@ class Pod:
             **config,
         }
         self._attempts = itertools.count()
+        self._containers: list[str] = []
 
     def run(self) -> None:
         self.logs.mkdir(parents=True)
@@ -227,6 +228,7 @@ class Pod:
         answer = self.cri("CreateContainer", pod_sandbox_id=self.id, config=full, sandbox_config=self.config)
         container: str = answer.container_id
         claim(container)
+        self._containers.append(container)
         return container
 
     def start(self, *command: str, **options: Any) -> str:
@@ -273,6 +275,12 @@ class Pod:
         self.cri("StopContainer", container_id=container, timeout=grace_s)
         self.cri("RemoveContainer", container_id=container)
 
+    def remove_containers(self) -> None:
+        """Remove all of them, running or not; one that is gone already does no harm."""
+        containers, self._containers = self._containers, []
+        for container in reversed(containers):
+            self.cri("RemoveContainer", container_id=container)
+
     # Its end
 
     def stop_and_remove(self) -> None:
@@ -287,7 +295,7 @@ class Pod:
         shutil.rmtree(self.logs, ignore_errors=True)
         for folder in self._cgroups():
             if folder.exists():  # of all that is below it, nothing may be left
-                wait_for(lambda folder=folder: _removed(folder), f"{folder} is empty of cgroups and processes", 10)
+                wait_for(lambda folder=folder: _removed(folder), f"{folder} is empty of cgroups and processes", 60)
 
     def _cgroups(self) -> Sequence[Path]:
         parents = (hierarchy / CGROUP_PARENT.strip("/") for hierarchy in sorted(CGROUPS.iterdir()))

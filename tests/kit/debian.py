@@ -41,8 +41,10 @@ def _make(archive: Path, packages: Sequence[str], suite: str) -> None:
     assert mmdebstrap, "mmdebstrap is not installed; packaging/debian-packages-test.txt names what the tests need"
     half = archive.with_suffix(f".{os.getpid()}.tar")
     mirror = os.environ.get("KATAPOD_TEST_MIRROR", "http://deb.debian.org/debian")
+    options = ["--variant=minbase", f"--include={','.join(packages)}", "--quiet"]
+    options.append("--dpkgopt=force-unsafe-io")  # who loses power begins anew
     done = subprocess.run(
-        [mmdebstrap, "--variant=minbase", f"--include={','.join(packages)}", "--quiet", suite, str(half), mirror],
+        [mmdebstrap, *options, suite, str(half), mirror],
         capture_output=True,
         text=True,
         timeout=280,

@@ -1,7 +1,8 @@
 """A VMM that runs nothing, with an agent that answers over a socket pair: whole sandboxes live and end in milliseconds.
 
 What goes wrong is said before: `fails` has an error for a call of the VMM, `refuses` an error for a call of the agent;
-`silent` calls are never answered; `before` has something to be done, or waited for, when a call is made.
+`silent` calls are never answered; `before` has something to be done, or waited for, when a call is made, `after` when
+a device has come, gone or changed.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from katapod.model.errors import KatapodError
-from katapod.model.inspection import Hypervisor, Missing
+from katapod.model.inspection import Hypervisor, Missing, OptionPart
 from katapod.rpc.framing import FrameDecoder, encode_response, parse_request
 from katapod.rpc.pb import katapod_pb2
 from katapod.rpc.status import RpcError
@@ -28,7 +29,13 @@ from katapod.vmm.spec import NO_OPTIONS, VmmOptions, VmSpec
 
 __all__ = ["ALL", "FakeAgent", "FakeShare", "FakeVm", "FakeVmm", "name_of"]
 
-ALL = Capabilities(disk_slots=tuple(range(10, 16)), nic_slots=tuple(range(20, 24)), share_slot=1, vsock=False)
+ALL = Capabilities(
+    disk_slots=tuple(range(10, 16)),
+    nic_slots=tuple(range(20, 24)),
+    share_slot=1,
+    vsock=False,
+    more_slots="take another VMM",
+)
 NO_PID = 2**22 + 1  # beyond the largest
 
 
@@ -109,6 +116,10 @@ class FakeVm:
         if what in self._kind.fails:
             raise self._kind.fails[what]
 
+    async def _answer(self, what: str) -> None:
+        if what in self._kind.after:
+            await self._kind.after[what]()
+
     def take_channel(self, channel: Channel) -> socket.socket | None:
         if channel is not Channel.AGENT or self._taken:
             return None
@@ -126,11 +137,17 @@ class FakeVm:
     async def attach(self, device: Device) -> str:
         await self._ask(f"attach {name_of(device)}")
         self.attached[name_of(device)] = device
+        await self._answer(f"attach {name_of(device)}")
         return "" if isinstance(device, Memory) else f"place/{device.slot}"
 
     async def detach(self, device: Device) -> None:
         await self._ask(f"detach {name_of(device)}")
-        del self.attached[name_of(device)]
+        self.attached.pop(name_of(device), None)  # else another connection has taken it out
+        await self._answer(f"detach {name_of(device)}")
+
+    async def settle(self, device: Device) -> bool:
+        await self._ask(f"settle {name_of(device)}")
+        return name_of(device) in self.attached
 
     def expect_memory(self, last: int) -> "asyncio.Future[str]":
         if last >= 0 and not self.grown.done():
@@ -139,6 +156,7 @@ class FakeVm:
 
     async def add_vcpus(self, count: int) -> None:
         await self._ask(f"add {count} vCPUs")
+        await self._answer(f"add {count} vCPUs")
 
     async def vcpu_threads(self) -> Sequence[int]:
         return ()
@@ -148,6 +166,7 @@ class FakeVm:
 
     async def resize_disk(self, disk_id: str, size: int) -> None:
         await self._ask(f"resize {disk_id} to {size}")
+        await self._answer(f"resize {disk_id} to {size}")
 
     async def save_state(self, path: Path) -> None:
         await self._ask("save")
@@ -205,6 +224,7 @@ class FakeVmm:
     can: Capabilities = ALL
     fails: dict[str, Exception] = field(default_factory=dict)
     before: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    after: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     memory_refusal: str = ""
     agent: FakeAgent = field(default_factory=FakeAgent)
     machines: list[FakeVm] = field(default_factory=list)
@@ -220,6 +240,12 @@ class FakeVmm:
 
     def program(self, config: object) -> str:
         return "/none"
+
+    def guest(self, config: Any) -> tuple[Path, Path]:
+        return Path(config.qemu.kernel), Path(config.qemu.initrd)
+
+    def guest_params(self, config: Any) -> tuple[str, ...]:
+        return ()
 
     def options(self, config: object) -> VmmOptions:
         return NO_OPTIONS
@@ -239,6 +265,12 @@ class FakeVmm:
     def kernel_params(self, spec: VmSpec) -> str:
         return "quiet"
 
+    def explain(self, command: Sequence[str]) -> tuple[OptionPart, ...]:
+        return ()
+
+    def kernel_parameters_in(self, command: Sequence[str]) -> str:
+        return ""
+
     @contextlib.asynccontextmanager
     async def start(
         self, spec: VmSpec, logs: VmmLogs, *, given: Mapping[Handed, int] | None = None, netns: Path | None = None
@@ -255,12 +287,18 @@ class FakeVmm:
         finally:
             await vm.stop()
 
+    @contextlib.asynccontextmanager
+    async def connect(self, vm_dir: Path, limit_s: float) -> AsyncIterator[FakeVm]:
+        """To the last machine: what is asked of it by this connection is in its `said`, too."""
+        if "connect" in self.fails:
+            raise self.fails["connect"]
+        yield self.vm
+
 
 class FakeShare:
     """In place of a virtiofsd."""
 
     def __init__(self) -> None:
-        self.stopping = False
         self.log_path = Path("/none")
         self.child = SimpleNamespace(pid=NO_PID, process=SimpleNamespace(returncode=None))
         self.released = False

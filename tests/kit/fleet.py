@@ -1,6 +1,6 @@
 """Sandboxes without a VM, for kata-monitor: records on disk, and the real management server over processes that sleep.
 
-Each runs in the test's own process, as the owner of many. What the guest says was recorded from a real one.
+Each runs in the test's own process, as the supervisor of many. What the guest says was recorded from a real one.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from katapod.host.process_metrics import CallTimes
 from katapod.host.state import StateStore
 from katapod.model.inspection import Missing
 from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
+from katapod.observe.management import ObservedSandbox
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.management import ObservedSandbox
 from kit.management_socket import management_socket
 
 __all__ = ["GUEST_TEXT", "RecordedGuest", "VmlessSandbox", "record_of", "silent", "vmless"]
@@ -50,6 +50,8 @@ class VmlessSandbox(ObservedSandbox):
     agent_url = "vsock://42:1024"
     call_times: Sequence[CallTimes] = ()
     virtiofsd_pids: Sequence[int] = ()
+    vmm_helpers: Sequence[int] = ()
+    disk_server_pids: Sequence[int] = ()
     vcpus = 1
     mem_mib = 256
     has_network = False
@@ -81,7 +83,7 @@ class VmlessSandbox(ObservedSandbox):
     def guest_path(self, volume_path: str) -> str:
         raise AssertionError("it has no volumes")
 
-    async def grow_disk(self, volume_path: str, size: int) -> None:
+    async def resize_volume(self, volume_path: str, size: int) -> None:
         raise AssertionError("it has no volumes")
 
 
@@ -90,7 +92,7 @@ def record_of(sandbox_id: str, image: str = "busybox", labels: dict[str, str] | 
     return SandboxRecord(
         sandbox_id,
         created_at=time.time() - 95,
-        owner_pid=os.getpid(),
+        supervisor_pid=os.getpid(),
         boot_id="b",
         state=State.RUNNING,
         accelerator="tcg",
@@ -123,7 +125,7 @@ async def vmless(
 
 @contextlib.contextmanager
 def silent(layout: Layout, record: SandboxRecord) -> Iterator[None]:
-    """One that takes connections and never answers, as one whose owner is stopped by a signal does."""
+    """One that takes connections and never answers, as one whose supervisor is stopped by a signal does."""
     store = StateStore(layout)
     lock = store.create(record)
     try:

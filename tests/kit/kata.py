@@ -21,7 +21,9 @@ RUN_PREFIX = f"t{os.getpid()}-"
 SHARED_HOST = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST") or os.environ.get("PYTEST_XDIST_WORKER"))
 """Other work on the machine, such as a second test run: then only what carries our names can be told to be ours."""
 
-OTHERS = re.compile(rb"kata-runtime: (WARNING: (?!%b)\S+ was left behind: |using (tcg|kvm): )" % RUN_PREFIX.encode())
+OTHERS = re.compile(
+    rb"kata-runtime: (WARNING: (?!%b)\S+ was left behind: |using (tcg|uml|kvm): )" % RUN_PREFIX.encode()
+)
 STREAM_SHOWN = 4000  # characters of a stream in the transcript of a failed test
 REST = 2.0  # of waiting between two looks, in times of what a look takes
 _numbers = itertools.count(1)
@@ -52,12 +54,12 @@ class Kata:
         """A container name that nothing else has."""
         return f"{RUN_PREFIX}{next(_numbers)}-{self._scope}"
 
-    def __call__(self, *args: str, input: str | bytes | None = None, timeout: float = 60) -> Result:
+    def __call__(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> Result:
         """Run `kata-runtime ARGS` to its end. Raises TimeoutExpired; then it has been killed."""
         code, out, err = self.binary(*args, input=input.encode() if isinstance(input, str) else input, timeout=timeout)
         return Result(code, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    def binary(self, *args: str, input: bytes | None = None, timeout: float = 60) -> tuple[int, bytes, bytes]:
+    def binary(self, *args: str, input: bytes | None = None, timeout: float = 120) -> tuple[int, bytes, bytes]:
         started = time.monotonic()
         try:
             done = subprocess.run(
@@ -77,14 +79,14 @@ class Kata:
             err = b"".join(line for line in err.splitlines(keepends=True) if not OTHERS.match(line))
         return done.returncode, done.stdout, err
 
-    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 60) -> str:
+    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> str:
         """Run `kata-runtime ARGS`, which has to succeed and to say nothing on stderr; return its stdout."""
         result = self(*args, input=input, timeout=timeout)
         assert result.code == 0, f"kata-runtime {shlex.join(args)}: {result}"
         assert result.stderr == "", f"kata-runtime {shlex.join(args)}: {result}"
         return result.stdout
 
-    def run(self, *args: str, input: str | bytes | None = None, timeout: float = 60) -> Result:
+    def run(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> Result:
         """`run --rm --name NEW ARGS`."""
         return self("run", "--rm", "--name", self.name(), *args, input=input, timeout=timeout)
 
@@ -133,7 +135,7 @@ class Kata:
         self._transcript.append("\n".join(lines) + "\n")
 
 
-def wait_for(condition: Any, what: str, limit_s: float = 10.0, period_s: float = 0.05) -> Any:
+def wait_for(condition: Any, what: str, limit_s: float = 60.0, period_s: float = 0.05) -> Any:
     """Poll `condition` until it is true, and return its value; fail with `what` after `limit_s`.
 
     One that runs a program is asked less often: what is waited for needs the CPU as well.

@@ -11,14 +11,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
+from msgspec.structs import replace
+
 from katapod.host import facts
+from katapod.plan.jail import Access, Bind, JailPlan
+from katapod.vmm.qemu import jail, process
+from katapod.vmm.qemu.command_line import QemuPlan
+from katapod.vmm.qemu.jail import HostFiles
 
 __all__ = ["ARCH_CAPABILITIES", "KvmStandIn", "Rule", "kvm_answers"]
 
 QEMU = "/usr/bin/qemu-system-x86_64"
+NAME = "qemu-stand-in"
 
 PROGRAM = r"""#!/usr/bin/python3 -IS
-import fcntl, json, os, re, signal, sys, time
+import fcntl, json, os, re, sys
 
 arguments, base = sys.argv[1:], "BASE"
 line = " ".join(arguments)
@@ -45,8 +52,7 @@ with open(base + ".rules", "r+") as file:
             hang = True
             break
         if rule["status"] < 0:
-            signal.signal(-rule["status"], signal.SIG_DFL)
-            os.kill(os.getpid(), -rule["status"])
+            os.abort()
         os._exit(rule["status"])
 changed, skip = [], False
 for number, argument in enumerate(arguments):
@@ -75,7 +81,7 @@ class Rule:
     match: str = "-accel kvm"
     unless: str = "^$"
     say: str = ""
-    status: int = 1  # negative: a signal
+    status: int = 1  # negative: it aborts
     hang: bool = False  # the guest never gets to its agent
     times: int = -1  # how often; -1: always
 
@@ -91,11 +97,13 @@ ARCH_CAPABILITIES = Rule(
 
 class KvmStandIn:
     def __init__(self, directory: Path, *rules: Rule) -> None:
-        self.path = directory / "qemu-stand-in"
+        self.path = directory / NAME
         self._log = self.path.with_suffix(".log")
         self._rules = self.path.with_suffix(".rules")
         self._log.touch()
         self.set_rules(*rules)
+        for path in (self._log, self._rules):
+            path.chmod(0o666)
         self.path.write_text(PROGRAM.replace("BASE", str(self.path)).replace("QEMU", QEMU))
         self.path.chmod(0o755)
 
@@ -117,6 +125,28 @@ class KvmStandIn:
 
 @contextmanager
 def kvm_answers() -> Iterator[None]:
-    """For this process /dev/kvm answers while the block runs."""
-    with mock.patch.object(facts, "_kvm_answers", return_value=True):
+    """For this process /dev/kvm answers while the block runs, and a stand-in finds in its jail what it needs more than
+    a QEMU: its interpreter, the real QEMU and its own two files."""
+
+    def look_at_host(plan: QemuPlan, program: Path) -> HostFiles:
+        return jail.look_at_host(_without_kvm(plan), program)
+
+    def plan_jail(plan: QemuPlan, host: HostFiles, netns: Path | None) -> JailPlan:
+        planned = jail.plan_jail(_without_kvm(plan), host, netns)
+        if not host.program.name.startswith(NAME):
+            return planned
+        more = [Bind(Path(each).resolve(), each, Access.EXECUTE) for each in ("/usr/bin/python3", QEMU)]
+        own = (host.program.with_suffix(suffix) for suffix in (".log", ".rules"))
+        more += [Bind(each, str(each), Access.WRITE) for each in own]
+        return replace(planned, binds=(*planned.binds, *more))
+
+    with (
+        mock.patch.object(facts, "_kvm_answers", return_value=True),
+        mock.patch.object(process, "look_at_host", look_at_host),
+        mock.patch.object(process, "plan_jail", plan_jail),
+    ):
         yield
+
+
+def _without_kvm(plan: QemuPlan) -> QemuPlan:
+    return replace(plan, files=tuple(file for file in plan.files if file != jail.KVM))

@@ -31,14 +31,24 @@ ROOTS = (
     "/run/containerd/s",  # sockets of shims
     "/run/containerd/fifo",
     "/run/containerd/runc",
+    "/run/kata-runtime",  # of OCI engines
 )
 OWN_ROOTS = ("/run", "/var/lib")  # of these only what carries our names
 
 MOUNT_ROOTS = ("/run/kata-containers/", "/run/vc/", "/var/lib/katapod/sandboxes/", "/var/lib/katapod/images/tmp/")
-PROGRAMS = ("qemu-system-", "virtiofsd", "kata-runtime", "containerd", "ctr")
+PROGRAMS = (
+    "qemu-system-",
+    "qemu-storage-daemon",
+    "linux.uml",
+    "virtiofsd",
+    "kata-runtime",
+    "katapod-proxy",
+    "containerd",
+    "ctr",
+)
 _claimed = {RUN_PREFIX}
 _strangers: dict[str, str] = {}
-SETTLE_S = 15.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
+SETTLE_S = 60.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
 
 
 def inventory() -> frozenset[str]:

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from katapod.sandbox.management import ObservedSandbox, serve_management
-from katapod.sandbox.management_door import bound_listener
+from katapod.host.listener import bound_listener
+from katapod.observe.management import ObservedSandbox, serve_management
 
 __all__ = ["management_socket"]
 

@@ -103,6 +103,6 @@ def _ip(*args: str) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise AssertionError(f"cannot run {' '.join(command)}: {done.stderr.strip()}")

@@ -5,16 +5,31 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from katapod.supervisor import pool_wire as wire
+from katapod.supervisor.pool_client import exchange
 from kit.kata import Kata, Result, wait_for
 from kit.templates import kata_command, templates_are_on
 
-__all__ = ["Pool", "left_of", "machines_of", "running_pool"]
+__all__ = [
+    "KILLED",
+    "PHASES",
+    "STATE",
+    "Pool",
+    "attached",
+    "check_killed",
+    "left_of",
+    "machine_of",
+    "machines_of",
+    "running_pool",
+    "supervisor_of",
+]
 
-READY_LIMIT_S = 120.0
+READY_LIMIT_S = 600.0  # machines of a pool leave the CPU to others, a tenth at worst
+ANSWER_LIMIT_S = 60.0
 STATE = Path("/run/vc/sbs")
 ROOTS = (
     STATE,
@@ -38,6 +53,7 @@ class Pool:
         self.config.write_text(
             f'[factory]\nvm_cache_number = {number}\nvm_cache_endpoint = "{self.endpoint}"\n'
             f"enable_template = {templates}\n{extra}"
+            "[agent.kata]\ndial_timeout = 120\n"  # a boot at low priority beside two busy workers
         )
 
     def command(self, *args: str) -> list[str]:
@@ -52,10 +68,13 @@ class Pool:
         return {vm["pid"] for vm in status["vms"]} if status else set()
 
     def status(self) -> dict[str, Any] | None:
-        done = subprocess.run(self.command("factory", "status", "--json"), capture_output=True, text=True, check=True)
-        found: dict[str, Any] | None = json.loads(done.stdout)["cache"]
-        if found:
-            self.machines |= machines_of(found["pid"])
+        """As `factory status --json` has it; None where no server is. Asked for so often that a process for each would
+        take a good part of a CPU from the machines that are waited for."""
+        answer = exchange(str(self.endpoint), wire.STATUS, ANSWER_LIMIT_S)
+        if answer is None:
+            return None
+        found: dict[str, Any] = json.loads(answer)
+        self.machines |= machines_of(found["pid"])
         return found
 
     def alive(self) -> set[str]:
@@ -109,8 +128,8 @@ def machines_of(server: int) -> set[str]:
     found = set()
     for folder in STATE.glob("pool-*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            owner = json.loads((folder / "persist.json").read_text())["owner_pid"]
-            if Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[1] == str(server):
+            supervisor = json.loads((folder / "persist.json").read_text())["supervisor_pid"]
+            if Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1] == str(server):
                 found.add(folder.name)
     return found
 
@@ -124,3 +143,65 @@ def left_of(machine_id: str) -> list[str]:
             if entry.isdigit() and machine_id in Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace"):
                 found.append(f"process {entry}")
     return found
+
+
+def machine_of(name: str) -> str:
+    found: str = json.loads((STATE / name / "persist.json").read_text())["machine_id"]
+    return found
+
+
+def supervisor_of(name: str) -> int:
+    found: int = json.loads((STATE / name / "persist.json").read_text())["supervisor_pid"]
+    return found
+
+
+def is_running(name: str) -> bool:
+    containers = json.loads((STATE / name / "persist.json").read_text())["containers"]
+    return bool(containers) and containers[0]["state"] == "running"
+
+
+@contextlib.contextmanager
+def attached(pool: Pool, name: str) -> Iterator["subprocess.Popen[str]"]:
+    """A container that waits, in a machine of the pool."""
+    command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+        try:
+            wait_for(lambda: is_running(name), "the container runs", 60)
+            yield client
+        finally:
+            if client.poll() is None:
+                client.kill()
+
+
+KILLED = "kata-runtime: the process of the pool that ran the container was killed\n"
+
+
+def container_state(record: dict[str, Any]) -> str:
+    return str(record["containers"][0]["state"]) if record["containers"] else ""
+
+
+PHASES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "claimed": lambda record: True,
+    "taken": lambda record: record["machine_id"],
+    "opened": lambda record: record["state"] == "running",
+    "created": lambda record: container_state(record) in ("created", "running"),
+    "running": lambda record: container_state(record) == "running",
+}
+
+
+def check_killed(pool: Pool, victim: str, phase: str) -> None:
+    pool.wait_full()
+    name = pool.kata.name()
+
+    def reached() -> dict[str, Any] | None:
+        record: dict[str, Any] = json.loads((STATE / name / "persist.json").read_text())
+        return record if PHASES[phase](record) else None
+
+    command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
+        record = wait_for(reached, phase, 60, 0.001)
+        os.kill(client.pid if victim == "client" else record["supervisor_pid"], signal.SIGKILL)
+        _, err = client.communicate(timeout=60)
+    assert (client.returncode, err) == ((-signal.SIGKILL, "") if victim == "client" else (125, KILLED)), phase
+    wait_for(lambda: left_of(name) == [], f"nothing is left, killed when {phase}", 60)
+    wait_for(lambda: all(left_of(other) == [] for other in pool.machines - pool.alive()), "nor of its machine", 60)

@@ -9,21 +9,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from kit.accel import ACCELERATOR, accelerators_for
 from kit.containerd import HANDLERS, Containerd, containerd_running
-from kit.cri import Cri
+from kit.cri import Cri, Pod
 
 RUNTIMES = os.environ.get("KATAPOD_TESTS_RUNTIMES", "runc,kata").split(",")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The dimension "handler"."""
+    """The dimension "handler", and for Katapod's the dimension "accelerator"."""
     if "handler" in metafunc.fixturenames:
         unknown = set(RUNTIMES) - set(HANDLERS)
         assert not unknown, f"KATAPOD_TESTS_RUNTIMES has {sorted(unknown)}; known are {sorted(HANDLERS)}"
         chosen = RUNTIMES
         if len(RUNTIMES) > 1 and metafunc.definition.get_closest_marker("reference") is None:
             chosen = [name for name in RUNTIMES if name != "runc"]
-        metafunc.parametrize("handler", chosen, scope="module")
+        if accelerators := accelerators_for(metafunc.definition):
+            both = [(name, each) for name in chosen for each in (accelerators if name != "runc" else [None])]
+            ids = [f"{name}-{each or ACCELERATOR.value}" if name != "runc" else name for name, each in both]
+            metafunc.parametrize(("handler", "accelerator"), both, indirect=["accelerator"], scope="module", ids=ids)
+        else:
+            metafunc.parametrize("handler", chosen, scope="module")
 
 
 @pytest.fixture
@@ -33,8 +39,8 @@ def runtime(handler: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Containerd]:
-    """A containerd that the tests of a module share."""
+def node(accelerator: str) -> Iterator[Containerd]:
+    """A containerd that the tests of a module share; anew for each accelerator, which its shims have from it."""
     with containerd_running() as found:
         yield found
 
@@ -57,3 +63,21 @@ def cri(node: Containerd, handler: str) -> Iterator[Cri]:
         found.remove_all()
     finally:
         found.close()
+
+
+@pytest.fixture(scope="module")
+def _pod_of_module(node: Containerd, handler: str) -> Iterator[Pod]:
+    found = Cri(node, handler)
+    try:
+        yield found.run_pod()
+        found.remove_all()
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def pod(_pod_of_module: Pod) -> Iterator[Pod]:
+    """A pod that tests of a module share which are about containers in it; theirs are removed at the end of each."""
+    _pod_of_module.cri.node.forget()
+    yield _pod_of_module
+    _pod_of_module.remove_containers()

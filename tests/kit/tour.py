@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.accel import ACCEL
+from kit.accel import VARIABLE, current_accelerator
 from kit.containerd import Containerd, containerd_running
 from kit.cri import Cri, Pod
 from kit.kata import KATA, wait_for
@@ -127,7 +127,7 @@ def node_command(node: Containerd, root: Path, text: str, variables: dict[str, s
         "COLUMNS": "120",
         "CONTAINERD_ADDRESS": str(node.socket),
         "KATAPOD_NETWORK": "none",
-        "KATAPOD_ACCELERATOR": ACCEL,
+        VARIABLE: current_accelerator(),
         **variables,
     }
     etc = f"lowerdir=/etc,upperdir={root}/etc,workdir={root}/work"

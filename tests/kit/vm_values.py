@@ -1,11 +1,11 @@
 """Values of VMs for tests."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from katapod.vmm.qemu.command_line import QemuOptions, options_of
 from katapod.vmm.spec import Accelerator, VmSpec

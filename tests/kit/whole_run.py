@@ -20,12 +20,14 @@ from xdist.scheduler import LoadFileScheduling
 
 from kit.leaks import claimed_names, inventory, settle, strangers
 
-__all__ = ["SEEN", "TOGETHER"]
+__all__ = ["SEEN", "TIMES", "TOGETHER", "read_times"]
 
 OTHERS_HERE = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST"))
 ON_THE_MACHINE = ("tests/integration/", "tests/e2e/")
 TOGETHER = {"tests/integration/test_cni_plugins.py": "tests/e2e/test_run_network.py"}
 """Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory."""
+TIMES = Path(__file__).with_name("file-times.txt")
+"""Seconds and file, of a run of `make test` on two cores, which writes build/test-results/file-times.txt."""
 
 
 class WholeRun:
@@ -48,6 +50,26 @@ class WholeRun:
 
 
 SEEN = pytest.StashKey[WholeRun]()
+
+
+def read_times(text: str) -> dict[str, float]:
+    """Seconds by what one worker runs together, whose times are added."""
+    times: dict[str, float] = {}
+    for line in text.splitlines():
+        seconds, file = line.split()
+        together = TOGETHER.get(file, file)
+        times[together] = times.get(together, 0.0) + float(seconds)
+    return times
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of workers: what takes longest comes first, so that none has much left when the others are done."""
+    if _is_worker(config):
+        times = read_times(TIMES.read_text())
+        files = (item.nodeid.partition("::")[0] for item in items)
+        taken = {file: times.get(TOGETHER.get(file, file), 0.0) for file in files}
+        items.sort(key=lambda item: -taken[item.nodeid.partition("::")[0]])
 
 
 def _is_worker(config: pytest.Config) -> bool:

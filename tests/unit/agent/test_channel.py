@@ -47,7 +47,7 @@ class FakeVsock:
 
     def arrive(self, cid: int, port: int) -> socket.socket:
         ours, theirs = socket.socketpair()
-        theirs.settimeout(5)
+        theirs.settimeout(60)
         self._waiting.append((ours.detach(), (cid, port)))
         os.eventfd_write(self._bell, 1)
         return theirs

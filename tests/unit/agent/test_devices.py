@@ -55,3 +55,24 @@ def test_devices_are_the_guests_and_no_more(tmp_path: Path, monkeypatch: pytest.
     assert found["fuse"] == ("c", 1, 2), "what the container was given by name stays"
     assert found["net/tun"] == ("c", 10, 200)
     assert set(found) == {"fuse", "net/tun", "loop-control", *(f"loop{number}" for number in range(8))}
+
+
+@pytest.mark.parametrize(
+    ("behind", "wanted"),
+    [
+        ("/dev/null", {"tty0", "tty1", "tty63", "ttyS0", "tty"}),
+        ("/nothing", {"ttyS0", "tty"}),
+    ],
+)
+def test_virtual_consoles_only_where_one_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: str, wanted: set[str]
+) -> None:
+    (tmp_path / "tty1").symlink_to(behind)
+    numbers = {"tty0": (4, 0), "tty1": (4, 1), "tty63": (4, 63), "ttyS0": (4, 64), "tty": (5, 0)}
+    nodes = {f"{tmp_path}/{name}": ("c", os.makedev(*number), 0o600) for name, number in numbers.items()}
+    monkeypatch.setattr(devices, "DEV", str(tmp_path))
+    monkeypatch.setattr(devices, "_nodes_below", lambda path: nodes)
+    monkeypatch.setattr(devices, "_text_of", lambda path: "")
+    spec = oci_pb2.Spec()
+    devices.add_guest_devices(spec)
+    assert {os.path.basename(device.Path) for device in spec.Linux.Devices} == wanted

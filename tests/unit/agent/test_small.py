@@ -21,7 +21,8 @@ from katapod.rpc.status import RpcError, StatusCode
 def test_command_line() -> None:
     options = parse_cmdline(
         "quiet agent.log=debug agent.debug_console agent.debug_console_vport=77 agent.hotplug_timeout=9 "
-        "agent.container_pipe_size=4096 agent.unknown=1 katapod.prove=abc agent.server_addr=unix:///s\n"
+        "agent.container_pipe_size=4096 agent.unknown=1 katapod.prove=abc agent.server_addr=unix:///s "
+        "katapod.fixed_addresses\n"
     )
     assert options.log_level == "debug"
     assert options.debug_console
@@ -29,6 +30,7 @@ def test_command_line() -> None:
     assert options.hotplug_timeout_s == 9
     assert options.container_pipe_size_bytes == 4096
     assert options.prove_token == "abc"
+    assert options.fixed_addresses
     assert options.server_addr == "unix:///s"
 
 
@@ -37,6 +39,7 @@ def test_senseless_values_leave_the_defaults() -> None:
     assert options.hotplug_timeout_s == 3
     assert options.debug_console_vport == 1026
     assert not options.debug_console
+    assert not options.fixed_addresses
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

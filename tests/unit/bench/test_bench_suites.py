@@ -28,7 +28,7 @@ def contestants(folder: Path) -> dict[str, Contestant]:
 
 def test_all_but_what_takes_minutes() -> None:
     assert {"start", "idle", "disk", "share", "rate", "20 at once", "40 at once"} <= set(chosen(""))
-    assert set(chosen("", full=True)) - set(chosen("")) == {"cold", "python"}
+    assert set(chosen("", full=True)) - set(chosen("")) == {"cold", "busy"}
 
 
 def test_a_pattern_brings_what_its_ratios_need() -> None:
@@ -110,13 +110,16 @@ def test_configurations_are_what_the_variants_are(tmp_path: Path) -> None:
     variants = katapod_variants(tmp_path, tmp_path / "own", "tcg")
     for one in variants:
         one.write_config()
-    cold, template, pool, default = (one.config.read_text() for one in variants)
-    assert len({one.config for one in variants}) == 4
+    cold, template, pool, uml, uml_pool, default = (one.config.read_text() for one in variants)
+    assert len({one.config for one in variants}) == 6
     assert "enable_template = false" in cold
     assert "enable_template = true" in template
     assert "vm_cache_number" not in template
     assert "vm_cache_number = 1" in pool
-    assert all('accelerator = "tcg"' in text for text in (cold, template, pool, default))
+    assert all('accelerator = "tcg"' in text for text in (cold, template, pool))
+    assert all('accelerator = "uml"' in text for text in (uml, uml_pool))
+    assert "vm_cache_number = 1" in uml_pool
+    assert 'accelerator = "auto"' in default
     assert "enable_template" not in default
 
 

@@ -6,7 +6,9 @@ import tarfile
 from pathlib import Path
 
 from bench.by_hand import module_files
-from bench.memory import descendants, parse_pss_mib
+from bench.measure import Outcome
+from bench.memory import descendants, parse_pss_mib, part_of
+from bench.programs import PROGRAMS_SCRIPT, program_readings, programs
 from bench.workload import Bundles, write_archive
 
 DEP = """\
@@ -57,3 +59,23 @@ def test_pss_is_one_line_of_many() -> None:
 def test_descendants_of_several_roots() -> None:
     parent_of = {2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 7: 1}
     assert descendants({2, 6}, parent_of) == {2, 3, 4, 6}
+
+
+def test_processes_belong_to_parts() -> None:
+    programs = (
+        "qemu-system-x86_64",
+        "/usr/lib/qemu/virtiofsd",
+        "qemu-storage-daemon",
+        "linux.uml /run/vc/vm/qemu-system",
+    )
+    assert [part_of(each) for each in programs] == ["QEMU", "virtiofsd", "qemu-storage-daemon", "User-mode Linux"]
+    assert part_of("/usr/bin/python3") == part_of("") == "kata-runtime"
+
+
+def test_each_program_is_timed_from_the_end_of_the_one_before() -> None:
+    names = list(programs("base", ("one",)))
+    assert [line for line in PROGRAMS_SCRIPT.splitlines() if line.startswith("echo '")] == [
+        f"echo '{name}'" for name in names
+    ]
+    lines = [(2.0, "begin")] + [(2.0 + 1.5 * number, name) for number, name in enumerate(names, 1)]
+    assert list(program_readings(Outcome(["x"], 0.0, lines))) == [(name, 1.5) for name in names]

@@ -121,6 +121,17 @@ def test_toml_says_the_same(tree: dict[str, Any], configuration: Path, tmp_path:
     assert found == tree
 
 
+def test_user_mode_linux_where_it_is_forced(tmp_path: Path) -> None:
+    forced = tmp_path / "forced.toml"
+    forced.write_text('[hypervisor.uml]\nkernel = "/img/linux"\nimage = "/img/disk"\n[katapod]\naccelerator = "uml"\n')
+    code, out, _ = call("--config", str(forced), "env", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["Hypervisor"]["Path"], found["Kernel"]["Path"]) == ("/img/linux", "/img/linux")
+    assert (found["Image"]["Path"], found["Initrd"]["Path"]) == ("/img/disk", "")
+    assert "lpj=" in found["Kernel"]["Parameters"]
+
+
 def test_the_commit_is_gits() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -11,8 +11,9 @@ import pytest
 
 from katapod import __version__
 from katapod.cli.main import call, explain
-from katapod.cli.settings import print_error
+from katapod.cli.settings import Globals, print_error
 from katapod.model.errors import KatapodError
+from katapod.observe.management_server import management_server
 
 # who may read everything: the sources may be in /root
 OTHER_USER = ["setpriv", "--reuid=65534", "--clear-groups"]
@@ -31,6 +32,10 @@ def kata(*arguments: str, as_user: bool = False, **options: object) -> subproces
         check=False,
         **options,
     )
+
+
+def test_a_sandbox_of_run_answers_on_the_management_socket() -> None:
+    assert Globals().run_context().servers == (management_server,)
 
 
 def test_version() -> None:

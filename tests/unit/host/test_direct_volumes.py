@@ -9,9 +9,9 @@ from katapod.host.direct_volumes import (
     add_volume,
     forget_volumes,
     mark_volume,
-    owner_of_volume,
     read_volume,
     remove_volume,
+    sandbox_of_volume,
     unmark_volume,
 )
 from katapod.host.state import StateStore
@@ -45,9 +45,9 @@ def test_a_volume_from_its_announcement_to_its_end(layout: Layout) -> None:
     assert read_volume(layout, "/other") is None
     assert read_volume(layout, "/" + "a" * 4000) is None
     with pytest.raises(NotFound, match="cannot find a sandbox"):
-        owner_of_volume(layout, "/vol")
+        sandbox_of_volume(layout, "/vol")
     mark_volume(layout, "/vol", "s1")
-    assert owner_of_volume(layout, "/vol") == "s1"
+    assert sandbox_of_volume(layout, "/vol") == "s1"
     unmark_volume(layout, "/vol", "s1")
     mark_volume(layout, "/vol", "s2")
     forget_volumes(layout, "s2")
@@ -55,7 +55,7 @@ def test_a_volume_from_its_announcement_to_its_end(layout: Layout) -> None:
     remove_volume(layout, "/vol")
     remove_volume(layout, "/vol")
     with pytest.raises(NotFound, match="cannot find the direct volume"):
-        owner_of_volume(layout, "/vol")
+        sandbox_of_volume(layout, "/vol")
 
 
 def test_what_is_no_volume_is_in_nobodys_way(layout: Layout) -> None:
@@ -81,11 +81,11 @@ def test_a_damaged_announcement_names_file_and_volume(layout: Layout) -> None:
 
 def test_only_a_living_sandbox_keeps_others_off(layout: Layout) -> None:
     add_volume(layout, "/vol", INFO)
-    record = SandboxRecord(ContainerId("s1"), created_at=1.0, owner_pid=os.getpid(), boot_id="b")
+    record = SandboxRecord(ContainerId("s1"), created_at=1.0, supervisor_pid=os.getpid(), boot_id="b")
     lock = StateStore(layout).create(record)
     mark_volume(layout, "/vol", "s1")
     with pytest.raises(InvalidState, match="sandbox s1 has it"):
         mark_volume(layout, "/vol", "s2")
     os.close(lock)
     mark_volume(layout, "/vol", "s2")
-    assert owner_of_volume(layout, "/vol") == "s2"
+    assert sandbox_of_volume(layout, "/vol") == "s2"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host.facts import claim_vsock_cid, collect_host_facts, file_identity, virtiofsd_dialect
+from katapod.host.facts import claim_vsock_cid, collect_host_facts, file_identity, virtiofsd_implementation
 from katapod.model.errors import DeviceMissing, KatapodError
-from katapod.plan.virtiofsd import VirtiofsdDialect
+from katapod.plan.virtiofsd import VirtiofsdImplementation
 
 
 def test_facts() -> None:
@@ -40,15 +40,15 @@ def test_a_file_changes_its_identity_when_it_is_replaced(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "dialect"), [("using FUSE kernel interface version 7.36", "c"), ("virtiofsd 1.10.0", "rust")]
+    ("words", "implementation"), [("using FUSE kernel interface version 7.36", "c"), ("virtiofsd 1.10.0", "rust")]
 )
-async def test_dialect_of_a_program(tmp_path: Path, words: str, dialect: str) -> None:
+async def test_implementation_of_a_program(tmp_path: Path, words: str, implementation: str) -> None:
     program = tmp_path / "virtiofsd"
     program.write_text(f"#!/bin/sh\necho '{words}'\n")
     program.chmod(0o755)
-    assert await virtiofsd_dialect(str(program)) is VirtiofsdDialect(dialect)
+    assert await virtiofsd_implementation(str(program)) is VirtiofsdImplementation(implementation)
 
 
-async def test_dialect_of_what_is_no_program(tmp_path: Path) -> None:
+async def test_implementation_of_what_is_no_program(tmp_path: Path) -> None:
     with pytest.raises(KatapodError, match="cannot run"):
-        await virtiofsd_dialect(str(tmp_path))
+        await virtiofsd_implementation(str(tmp_path))

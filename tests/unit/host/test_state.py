@@ -1,4 +1,4 @@
-"""The state directory: taking a name, telling whether its owner lives, and writing in one step."""
+"""The state directory: taking a name, telling whether its supervisor lives, and writing in one step."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host.state import StateStore, owner_alive, write_atomically
+from katapod.host.state import StateStore, supervisor_alive, write_atomically
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
@@ -28,7 +28,7 @@ time.sleep(60)
 
 
 def record(sandbox_id: str = "s1") -> SandboxRecord:
-    return SandboxRecord(sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="boot")
+    return SandboxRecord(sandbox_id, created_at=1.0, supervisor_pid=os.getpid(), boot_id="boot")
 
 
 @pytest.fixture
@@ -55,27 +55,27 @@ def test_a_taken_name(store: StateStore) -> None:
     os.close(lock)
 
 
-def test_the_lock_tells_whether_the_owner_lives(store: StateStore) -> None:
+def test_the_lock_tells_whether_the_supervisor_lives(store: StateStore) -> None:
     lock = store.create(record())
     paths = store.layout.sandbox("s1")
-    assert owner_alive(paths)
+    assert supervisor_alive(paths)
     os.close(lock)
-    assert not owner_alive(paths)
-    assert not owner_alive(store.layout.sandbox("none"))
+    assert not supervisor_alive(paths)
+    assert not supervisor_alive(store.layout.sandbox("none"))
 
 
-def test_a_killed_owner_is_dead_at_once(store: StateStore) -> None:
+def test_a_killed_supervisor_is_dead_at_once(store: StateStore) -> None:
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(store.layout.state_root)], stdout=subprocess.PIPE)
     with child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
         paths = store.layout.sandbox("s1")
-        assert owner_alive(paths)
+        assert supervisor_alive(paths)
         with pytest.raises(AlreadyExists):
             store.create(record())
         child.send_signal(signal.SIGKILL)
         child.wait()
-        assert not owner_alive(paths)
+        assert not supervisor_alive(paths)
 
 
 def test_looking_at_a_lock_never_disturbs_who_takes_it(store: StateStore) -> None:
@@ -85,7 +85,7 @@ def test_looking_at_a_lock_never_disturbs_who_takes_it(store: StateStore) -> Non
 
     def look() -> None:
         while not stop.is_set():
-            owner_alive(paths)
+            supervisor_alive(paths)
 
     lookers = [threading.Thread(target=look) for _ in range(3)]
     for looker in lookers:
@@ -103,7 +103,7 @@ def test_looking_at_a_lock_never_disturbs_who_takes_it(store: StateStore) -> Non
             looker.join()
 
 
-def test_two_who_look_do_not_take_each_other_for_the_owner(store: StateStore) -> None:
+def test_two_who_look_do_not_take_each_other_for_the_supervisor(store: StateStore) -> None:
     os.close(store.create(record()))
     paths = store.layout.sandbox("s1")
     seen: list[bool] = []
@@ -113,11 +113,11 @@ def test_two_who_look_do_not_take_each_other_for_the_owner(store: StateStore) ->
         real_flock(fd, operation)
         if not seen:  # the second looks while the first has the lock
             seen.append(False)
-            seen.append(owner_alive(paths))
+            seen.append(supervisor_alive(paths))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
-        assert not owner_alive(paths)
+        assert not supervisor_alive(paths)
     assert seen == [False, False]
 
 
@@ -140,7 +140,7 @@ def test_a_directory_that_cannot_be_finished_does_not_keep_the_name(
 
 
 def test_a_record_that_is_not_there(store: StateStore) -> None:
-    with pytest.raises(NotFound, match="cannot find s9: there is no such container"):
+    with pytest.raises(NotFound, match="cannot find s9: no such container"):
         store.read("s9")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host.state import StateStore, owner_alive
+from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import AlreadyExists, KatapodError
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
@@ -31,7 +31,7 @@ def record(name: str) -> SandboxRecord:
 
 
 def test_a_claim_is_complete_from_the_first_moment(store: StateStore) -> None:
-    """Whoever sees the directory sees a record in it, and a living owner."""
+    """Whoever sees the directory sees a record in it, and a living supervisor."""
     over = threading.Event()
     seen: list[str] = []
 
@@ -39,7 +39,7 @@ def test_a_claim_is_complete_from_the_first_moment(store: StateStore) -> None:
         while not over.is_set():
             for name in store.ids():
                 paths = store.layout.sandbox(name)
-                alive, written = owner_alive(paths), paths.persist.exists()
+                alive, written = supervisor_alive(paths), paths.persist.exists()
                 if not (alive and written) and paths.state.exists():
                     seen.append(f"{name}: alive {alive}, record {written}")
 
@@ -71,7 +71,7 @@ def test_looking_does_not_take_the_lock(store: StateStore) -> None:
     os.close(store.create(record("s1")))
     paths = store.layout.sandbox("s1")
     with ThreadPoolExecutor(4) as pool:
-        assert not any(pool.map(lambda _: owner_alive(paths), range(400)))
+        assert not any(pool.map(lambda _: supervisor_alive(paths), range(400)))
 
 
 def test_discard_frees_the_name(store: StateStore) -> None:

@@ -157,7 +157,7 @@ def test_a_file_that_is_no_trace_stays(tmp_path: Path) -> None:
     path.write_text("keep me\n")
     done = run_traced(path, "")
     assert (done.returncode, path.read_text()) == (1, "keep me\n")
-    assert "there is a file already, which is no trace" in done.stderr
+    assert "the file exists and is not a trace" in done.stderr
 
 
 def test_a_pipe_gets_line_after_line(tmp_path: Path) -> None:

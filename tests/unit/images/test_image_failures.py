@@ -11,7 +11,7 @@ from katapod.images.errors import (
     StoreFull,
     WrongPlatform,
 )
-from katapod.images.failures import explain_failure, last_words
+from katapod.images.failures import crash_of, explain_failure, last_words
 
 
 def _fatal(message: str) -> str:
@@ -73,6 +73,21 @@ def test_umoci_failures() -> None:
     )
     assert last_words(output).startswith("create rootfs: unpack layer")
     assert type(explain_failure("unpack x", output, "exit status 1")) is BrokenImage
+
+
+CRASH = (
+    "panic: d.nx != 0\n\ngoroutine 21 [running]:\ncrypto/sha256.(*digest).checkSum(0xc00004aa50)\n"
+    "\tcrypto/sha256/sha256.go:243 +0x192\ncreated by github.com/klauspost/pgzip.(*Reader).doReadAhead\n"
+    "\tgithub.com/klauspost/pgzip/gunzip.go:379 +0x2aa\n"
+)
+
+
+def test_a_crash_is_told_by_its_message_and_not_by_its_stack() -> None:
+    assert crash_of(CRASH) == "panic: d.nx != 0"
+    error = explain_failure("unpack x", CRASH, "exit status 2")
+    assert (type(error), str(error)) == (ImageError, "cannot unpack x: it crashed: panic: d.nx != 0")
+    for other in ("", "reading panic: a file of that name", "panic: at the disco\n"):
+        assert crash_of(other) is None
 
 
 def test_unknown_and_silent_failures_are_shown_whole() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import katapod.images
-from katapod.host.tasks import finish
 from katapod.images import Access, BrokenImage, ImageError, ImageStore, StoreDamaged
 from katapod.images.busybox import check_static
 from katapod.images.files import NameEntry, StoreFiles
 from katapod.images.source import parse_manifest, skopeo_environment
 from katapod.images.transfer import measure_tree, scan_disk_bytes
 from katapod.model.image import ImageParseError, SkopeoReference, parse_image_ref
+from katapod.tasks import finish
 
 DIGEST = "sha256:" + "0a" * 32
 

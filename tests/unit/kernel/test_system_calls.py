@@ -11,6 +11,7 @@ import pytest
 
 from katapod.kernel.mount import clone_tree, mount, umount
 from katapod.kernel.openat2 import open_in_root
+from katapod.kernel.process import ADDR_NO_RANDOMIZE, set_personality
 from katapod.kernel.system import load_module
 
 
@@ -129,3 +130,12 @@ code = os.waitstatus_to_exitcode(status)
 raise SystemExit(0 if code == {int(status)} else 1)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
+
+
+def test_a_personality_is_inherited_and_put_back() -> None:
+    former = set_personality(ADDR_NO_RANDOMIZE)
+    try:
+        said = subprocess.run(["cat", "/proc/self/personality"], capture_output=True, check=True, text=True).stdout
+    finally:
+        assert set_personality(former) == ADDR_NO_RANDOMIZE
+    assert int(said, 16) == ADDR_NO_RANDOMIZE

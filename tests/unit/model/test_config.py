@@ -184,7 +184,7 @@ def test_empty_and_zero_mean_the_default(line: str) -> None:
         ("[agent.other]\nx = 1", "[agent.other]: unknown table; the tables are [agent.kata], [factory]"),
         ("[katapod]\ntemplates = true", "[katapod] templates: unknown key"),
         ('[katapod]\nrootfs = "nfs"', "'nfs' is not one of disk, virtio-fs"),
-        ('[katapod]\naccelerator = "hvf"', "'hvf' is not one of auto, kvm, tcg"),
+        ('[katapod]\naccelerator = "hvf"', "'hvf' is not one of auto, kvm, uml, tcg"),
         ("[katapod]\nguest_base_memory = 1", "guest_base_memory: expected int >= 64, got int 1"),
         ("debug = true", "debug: unknown key outside of a table"),
         ("[runtime\n", "cannot parse c.toml: it is not TOML: "),
@@ -373,7 +373,7 @@ def test_the_line_is_named_where_it_is_found(text: str, line: int) -> None:
     assert problem.where == (f"c.toml:{line}" if line else "c.toml")
 
 
-def test_the_rust_dialect_is_read_as_the_other() -> None:
+def test_the_rust_runtimes_form_is_read_as_the_other() -> None:
     parsed = parse(
         """
         [hypervisor.qemu]
@@ -403,7 +403,7 @@ def test_the_rust_dialect_is_read_as_the_other() -> None:
     assert parsed.config.agent == model.AgentConfig(enable_debug=True)
 
 
-def test_refusals_of_the_rust_dialect_name_its_own_key() -> None:
+def test_refusals_of_the_rust_runtimes_form_name_its_own_key() -> None:
     with pytest.raises(ConfigError, match=r"c.toml:2: \[hypervisor.qemu\] selinux_label: not supported"):
         qemu('selinux_label = "a:b:c"')
 

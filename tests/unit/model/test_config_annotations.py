@@ -7,6 +7,7 @@ import pytest
 
 from katapod.model.config import Config, ParsedConfig, parse_config
 from katapod.model.config_annotations import annotated, apply_annotations, known_annotations
+from katapod.model.config_keys import TABLES
 from katapod.model.config_refused import REFUSED_KEYS
 from katapod.model.errors import ConfigError
 
@@ -89,7 +90,7 @@ def test_of_runtime_and_agent_need_no_permission() -> None:
         (f"{HYPERVISOR}virtio_fs_extra_args", "-y", "is not a JSON array of strings"),
         (f"{HYPERVISOR}block_device_aio", "magic", "'magic' is not one of threads, native, io_uring"),
         (f"{HYPERVISOR}image", "/i", "not supported: the guest is a kernel and an initrd"),
-        (f"{HYPERVISOR}rootless", "true", "not supported: QEMU runs as root"),
+        (f"{HYPERVISOR}rootless", "true", "not supported: Katapod itself is root"),
         (f"{HYPERVISOR}cc_init_data", "x", "not supported: confidential guests"),
         (f"{HYPERVISOR}default_memroy", "512", f"did you mean {HYPERVISOR}default_memory?"),
         ("io.katacontainers.config.runtime.vfio_mode", "vfio", "VFIO"),
@@ -131,7 +132,7 @@ def test_nothing_of_the_hypervisor_is_allowed_by_default() -> None:
 
 
 def test_every_annotation_has_a_key_or_a_reason() -> None:
-    fields = {"hypervisor.qemu": Config().qemu, "runtime": Config().runtime, "agent.kata": Config().agent}
+    fields = {table: getattr(Config(), field) for table, field in TABLES.items()}
     for name, known in known_annotations().items():
         if known.key:
             assert hasattr(fields[known.table], known.key) or known.key in REFUSED_KEYS[known.table], name

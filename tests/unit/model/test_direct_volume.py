@@ -24,12 +24,12 @@ def test_what_drivers_write() -> None:
     ("changes", "said"),
     [
         ({"volume-type": "spdkvol"}, "only block is"),
-        ({"device": "vda"}, "no absolute path"),
+        ({"device": "vda"}, "not an absolute path"),
         ({"device": 5}, "cannot read it"),
         ({"fstype": "ext4,/x"}, "cannot be one"),
         ({"fstype": ""}, "cannot be one"),
         ({"metadata": {"encryptionKey": "k"}}, "not encryptionKey"),
-        ({"metadata": {"fsGroup": "wheel"}}, "no number of a group"),
+        ({"metadata": {"fsGroup": "wheel"}}, "not a group number"),
         ({"metadata": {"fsGroupChangePolicy": "Sometimes"}}, "none of Always, OnRootMismatch"),
     ],
 )

@@ -17,7 +17,9 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "cli": "flags",
     "observe/check_host.py": "what installed programs say of themselves",
     "observe/collect.py": "logs, line by line; alternatives of words",
-    "host/memory_use.py": "smaps(5) of our own processes",
+    "observe/memory_use.py": "smaps(5) of our own processes",
+    "host/forbidden_calls.py": "records of the host's kernel, of 1 KiB at most",
+    "host/guest_kernel.py": "what ldd of this host says",
     "model/cni.py": "the administrator's network configuration",
     "model/config.py": "configuration.toml",
     "model/config_keys.py": "configuration.toml",
@@ -32,20 +34,25 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "model/oci_json.py": "messages of msgspec",
     "model/recipe.py": "image.toml of root",
     "model/seccomp_profile.py": "releases of kernels that a profile of root names",
+    "oci/records.py": "names that an engine of root gives, as one argument",
+    "operator/node/engine.py": "the configuration of an engine of the host",
     "osbuilder": "packages and kernels of this host",
     "observe/check_software.py": "what installed programs say of themselves",
+    "model/uid_range.py": "a value of configuration.toml",
+    "vmm/uml/nics.py": "names of taps and addresses of interfaces of the host",
+    "vmm/uml/judge.py": "what User-mode Linux of this host says, in a bounded tail",
     "vmm/qemu/judge.py": "what QEMU of this host says, and lines of a console's bounded tail",
     "plan/left_out.py": "places in the config.json of an engine",
     "plan/guest_image.py": "names of the host's kernel modules",
     "sandbox/container.py": "names of our own directories",
     "sandbox/lookup.py": "ids",
-    "sandbox/raw_console.py": "an address that the owner of a sandbox gives",
+    "sandbox/raw_console.py": "an address that the supervisor of a sandbox gives",
     "sandbox/template_store.py": "names of our own directories",
     "shim/service.py": "names of methods",
 }
 LINE_BY_LINE = {"observe/redact.py": "lines are cut to 8 KiB; its own test has the worst texts"}
 THEIRS = {"model/plain.py", "images/failures.py", "model/guest_metrics.py", "monitor/exposition.py"}
-THEIRS |= {"monitor/service.py"}
+THEIRS |= {"monitor/service.py", "vmm/uml/disk_errors.py"}
 ONLY_MATCHED = {  # tried at one place of a text, or where it is known to match
     ("images/failures.py", "_QUOTED"),
     ("model/guest_metrics.py", "_FOREIGN"),

@@ -17,3 +17,10 @@ def test_the_flavour_moves_the_defaults() -> None:
     assert paths(systemd) == moved
     assert paths(f'[hypervisor.qemu]\nkernel = "{CACHE}/vmlinuz.container"\n{systemd}') == moved
     assert paths(f'[hypervisor.qemu]\ninitrd = "/srv/my.img"\n{systemd}') == (moved[0], "/srv/my.img")
+
+
+def test_the_flavour_moves_those_of_user_mode_linux_as_well() -> None:
+    config = parse_config(b'[hypervisor.uml]\nkernel = "/srv/linux"\n[katapod]\nguest_flavour = "systemd"\n').config
+
+    assert (config.uml.kernel, config.uml.image) == ("/srv/linux", f"{CACHE}/kata-containers-uml-systemd.img")
+    assert parse_config(b"").config.uml.image == f"{CACHE}/kata-containers-uml.img"

@@ -6,12 +6,14 @@ from katapod.model import inspection as facts
 
 KEYS: dict[type[msgspec.Struct], str] = {
     facts.SandboxFacts: "version sandbox_id state taken_at created_at error labels accelerator template vcpus "
-    "memory_mib containers processes cgroups command_line kernel_parameters hypervisor network share channel guest "
-    "files missing",
+    "memory_mib containers processes cgroups command_line kernel_parameters devices hypervisor network share channel "
+    "guest files missing",
     facts.ContainerFacts: "container_id name image command state started_at finished_at exit_code oom_killed error",
-    facts.Process: "pid parent role command state user rss cpu_seconds threads",
+    facts.Process: "pid parent role command state user rss cpu_seconds threads confinement",
+    facts.Confinement: "capabilities no_new_privileges seccomp namespaces",
+    facts.RecordedDevice: "kind name slot host backing read_only size_mib guest_path in_vmm",
     facts.OptionPart: "part meaning known details",
-    facts.Hypervisor: "version status accelerator cpus base_memory plugged_memory balloon devices disks",
+    facts.Hypervisor: "version status accelerator cpus base_memory plugged_memory balloon devices disks name",
     facts.Device: "device_id driver what origin pci guest_path",
     facts.Disk: "device_id file backing form read_only size read_bytes written_bytes guest_path guest_mount",
     facts.NetworkFacts: "netns inode members links nics redirects qdiscs routes nft",

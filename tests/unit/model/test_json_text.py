@@ -34,7 +34,7 @@ def test_what_is_none(data: bytes) -> None:
 
 def test_what_a_container_is_told_is_text() -> None:
     need_text("-e", "é")
-    with pytest.raises(UsageError, match=r"cannot use -e a\\xff: it has bytes that are no UTF-8"):
+    with pytest.raises(UsageError, match=r"cannot use -e a\\xff: it is not valid UTF-8"):
         need_text("-e", "a\udcff")
     with pytest.raises(UsageError, match="cannot use -e X="):
         parse_env(["X"], {"X": "\udcff"})

@@ -76,7 +76,12 @@ def test_add_host() -> None:
 
 def test_names_of_networks() -> None:
     assert [parse_network(name) for name in ("none", "bridge", "my.net-1")] == ["none", "bridge", "my.net-1"]
-    for text, word in (("host", "kernel of its own"), ("container:x", "another"), ("a/b", "no name"), ("", "no name")):
+    for text, word in (
+        ("host", "kernel of its own"),
+        ("container:x", "another"),
+        ("a/b", "not a network name"),
+        ("", "not a network name"),
+    ):
         with pytest.raises(UsageError, match=word):
             parse_network(text)
 

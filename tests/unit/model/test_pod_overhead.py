@@ -9,10 +9,10 @@ PARTS = MemoryParts(
     guest_mapped_kib=40 * MIB,
     guest_unmapped_kib=30 * MIB,
     translated_kib=44 * MIB,
-    qemu_heap_kib=17 * MIB,
-    qemu_program_kib=7 * MIB,
+    vmm_heap_kib=17 * MIB,
+    vmm_program_kib=7 * MIB,
     virtiofsd_kib=1 * MIB,
-    owner_kib=15 * MIB,
+    supervisor_kib=15 * MIB,
 )
 
 

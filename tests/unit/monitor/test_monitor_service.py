@@ -95,7 +95,7 @@ async def test_sandboxes(layout: Layout) -> None:
             ("one", "running"),
             ("two", "hangs"),
         ]
-        assert found["sandboxes"][0]["use"]["memory"]["owner"] > 1 << 20
+        assert found["sandboxes"][0]["use"]["memory"]["supervisor"] > 1 << 20
         detail = json.loads((await get(monitor, "/api/sandbox?sandbox=one", **ROOT)).body)
         assert detail["sandbox"]["use"]["guest"]["memory_total"] > 100 << 20
         assert [event["text"] for event in detail["events"]] == ["created", "container one started"]
@@ -189,7 +189,7 @@ def test_a_token_is_roots_and_stays(tmp_path: Path) -> None:
         read_token(path)
 
 
-async def test_an_owner_that_was_killed(layout: Layout) -> None:
+async def test_an_supervisor_that_was_killed(layout: Layout) -> None:
     store = StateStore(layout)
     os.close(store.create(record_of("dead")))
     (row,) = await Fleet(layout, (layout.state_root,)).rows()

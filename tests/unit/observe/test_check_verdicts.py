@@ -1,10 +1,10 @@
 """`kata-runtime check`: facts in, lines out."""
 # ruff: noqa: E501 - a table
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from katapod.observe.check import Report, judge
 from katapod.observe.check_facts import (
@@ -17,10 +17,12 @@ from katapod.observe.check_facts import (
     ModuleState,
     Outcome,
     ProgramFacts,
+    RungFacts,
     SpaceFacts,
     Trial,
+    shown_duration,
 )
-from katapod.observe.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS, TRIALS, shown_duration
+from katapod.observe.check_machine import BRIDGE_PLUGINS, MORE_PLUGINS, TRIALS
 from katapod.observe.check_software import PROGRAMS
 
 DEVICES = (
@@ -47,10 +49,12 @@ GOOD = CheckFacts(
     programs=(QEMU, *(ProgramFacts(name, f"/usr/bin/{name}", True, "1.0") for name in PROGRAMS)),
     image=IMAGE,
     accelerator=AcceleratorFacts("auto", "kvm", "the guest image boots under KVM", 30.0),
+    kvm=RungFacts(True, reason="the guest image boots under KVM", age_s=30.0),
+    uml=RungFacts(True, reason="the guest image boots under User-mode Linux", age_s=30.0),
     cgroup_version=2,
     cgroup_controllers=frozenset({"cpu", "memory", "pids"}),
     cgroup_writable=True,
-    trials={key: Trial(True) for key in (*TRIALS, "overlay")},
+    trials={key: Trial(True) for key in (*TRIALS, "overlay", "jail")},
     cni_plugins={name: f"/opt/cni/bin/{name}" for name in (*BRIDGE_PLUGINS, *MORE_PLUGINS)},
     cni_dirs=("/opt/cni/bin",),
     cni_networks=(),
@@ -91,7 +95,7 @@ def space(key: str, **changes: Any) -> dict[str, SpaceFacts]:
 
 def test_a_good_host_has_all() -> None:
     report = judge(GOOD)
-    assert {each.line_id for each in report.lines if each.outcome is not Outcome.OK} == {"engine.crio"}
+    assert {each.line_id for each in report.lines if each.outcome is not Outcome.OK} == {"engine.crio", "tcg"}
     assert report.passes(strict=True)
     assert "ok      QEMU: 7.2.22 (/usr/bin/qemu-system-x86_64)" in report.describe().splitlines()
 
@@ -119,6 +123,16 @@ CASES: list[tuple[str, dict[str, Any], Outcome, str, str]] = [
     ("accelerator", {"accelerator": AcceleratorFacts("kvm", "", "no", advice="set x")}, Outcome.MISSING, "no", "set x"),
     ("accelerator", {"accelerator": AcceleratorFacts("kvm", "", "no answer")}, Outcome.MISSING, "no answer", "/dev/kvm"),
     ("accelerator", {"accelerator": AcceleratorFacts("auto")}, Outcome.UNKNOWN, "not found out yet", "--boot"),
+    ("accelerator", {"accelerator": AcceleratorFacts("auto", "uml", "it boots")}, Outcome.OK, "uml (User-mode Linux): it boots", ""),
+    ("accelerator", {"accelerator": AcceleratorFacts("uml", "", "no")}, Outcome.MISSING, "uml is forced: no", "image build"),
+    ("kvm.guests", {}, Outcome.OK, "boots under KVM, found out 30 s ago", ""),
+    ("kvm.guests", {"kvm": RungFacts()}, Outcome.NOTE, "not found out yet", "--boot"),
+    ("kvm.guests", {"kvm": RungFacts(False, reason="no", advice="set x")}, Outcome.NOTE, "no", "set x"),
+    ("tcg", {}, Outcome.NOTE, "works", ""),
+    ("uml", {}, Outcome.OK, "boots under User-mode Linux, found out 30 s ago", ""),
+    ("uml", {"uml": RungFacts()}, Outcome.NOTE, "not found out yet", "--boot"),
+    ("uml", {"uml": RungFacts(False, reason="it panics")}, Outcome.NOTE, "it panics", "--boot"),
+    ("uml", {"uml": RungFacts(installed=False, reason="/k: none")}, Outcome.NOTE, "/k: none", "apt-get install"),
     ("device.vsock", {"devices": device("/dev/vhost-vsock", error=NO_NODE, module_state=ModuleState.LOADABLE)}, Outcome.LESS, NO_NODE, "modprobe vhost_vsock"),
     ("device.vhost-net", {"devices": device("/dev/vhost-net", error=NO_NODE, module_state=ModuleState.ABSENT)}, Outcome.LESS, NO_NODE, "no module vhost_net"),
     ("device.tun", {"root": False, "devices": device("/dev/net/tun", error="Permission denied")}, Outcome.UNKNOWN, "denied", "root"),
@@ -135,6 +149,8 @@ CASES: list[tuple[str, dict[str, Any], Outcome, str, str]] = [
     ("cni", {"cni_networks": ("blue",)}, Outcome.OK, "networks: blue", ""),
     ("overlay", {"trials": {"overlay": Trial(False, "denied")}}, Outcome.MISSING, "denied", "modprobe overlay"),
     ("overlay", {"trials": {}}, Outcome.UNKNOWN, "not tried", "root"),
+    ("jail", {"trials": {"jail": Trial(False, "denied")}}, Outcome.MISSING, "denied", "jail_uids"),
+    ("jail", {"trials": {}}, Outcome.UNKNOWN, "not tried", "root"),
     ("overlay", {"spaces": space("data", fs_type="overlay")}, Outcome.MISSING, "overlay itself", "mount a volume"),
     ("space.data", {"spaces": space("data", free_mib=100)}, Outcome.LESS, "100 MiB free", "1024 MiB"),
     ("space.cache", {"spaces": space("cache", free_mib=3)}, Outcome.MISSING, "3 MiB free", "free space"),
@@ -148,7 +164,7 @@ CASES: list[tuple[str, dict[str, Any], Outcome, str, str]] = [
     ("capabilities", {"root": False}, Outcome.UNKNOWN, "not root", "as root"),
     ("open-files", {"open_files": 1024}, Outcome.LESS, "1024", "LimitNOFILE=65536"),
     ("configuration", {"configuration_error": "x.toml: [runtime] y: no"}, Outcome.MISSING, "[runtime] y", "configuration.md"),
-    ("program.qemu", {"programs": program("qemu", found=False)}, Outcome.MISSING, "is no program", "apt-get install qemu-system-x86   (dnf install qemu-kvm)"),
+    ("program.qemu", {"programs": program("qemu", found=False)}, Outcome.MISSING, "is not a program", "apt-get install qemu-system-x86   (dnf install qemu-kvm)"),
     ("program.qemu", {"programs": program("qemu", version="")}, Outcome.MISSING, "does not say its version", "qemu"),
     ("program.qemu", {"programs": program("qemu", version="QEMU emulator version 5.2.0")}, Outcome.LESS, "5.2.0", "newer"),
     ("program.virtiofsd", {"programs": program("virtiofsd", found=False, path="/x")}, Outcome.MISSING, "not in /x", "dnf install virtiofsd"),

@@ -24,7 +24,7 @@ def sandbox(name: str) -> facts.SandboxFacts:
         taken_at=0.0,
         labels={"io.kubernetes.pod.name": name},
         containers=(facts.ContainerFacts(container_id=name, name=name),),
-        processes=(facts.Process(pid=5, parent=1, role="qemu", command=(name,)),),
+        processes=(facts.Process(pid=5, parent=1, role="vmm", command=(name,)),),
         hypervisor=facts.Hypervisor(
             devices=(facts.Device(device_id=name, driver="virtio-net-pci", guest_path=name),),
             disks=(facts.Disk(device_id=name, file=name, backing=name, form=name, guest_mount=name),),
@@ -40,6 +40,25 @@ def sandbox(name: str) -> facts.SandboxFacts:
         guest=facts.GuestFacts(kernel=name, links=(facts.GuestLink(name=name, mac=name),)),
         missing=(facts.Missing("network.nft", name),),
     )
+
+
+def test_disks_that_another_process_serves() -> None:
+    """User-mode Linux knows nothing of its disks: they come from the record."""
+    disk = facts.RecordedDevice(kind="disk", name="root-1", host="/l/root.qcow2", backing="/b", guest_path="/dev/vda")
+    mount = facts.GuestMount("/dev/vda", "/run/layers/c1", "ext4", "rw")
+    found = facts.SandboxFacts(
+        sandbox_id="s1",
+        state="running",
+        taken_at=0.0,
+        accelerator="uml",
+        processes=(facts.Process(pid=6, parent=1, role="storage", command=("qemu-storage-daemon /run/vc/vm/s1",)),),
+        hypervisor=facts.Hypervisor(name="User-mode Linux"),
+        devices=(disk, facts.RecordedDevice(kind="nic", name="eth0")),
+        guest=facts.GuestFacts(mounts=(mount,)),
+    )
+    texts = [element.text for element in ElementTree.fromstring(render_picture(found)).iter() if element.text]
+    assert texts.count("root-1 in qemu-storage-daemon 6") == 1
+    assert {"/l/root.qcow2", "over /b", "disk at /dev/vda", "/run/layers/c1"} <= set(texts)
 
 
 def test_hostile_names_are_text() -> None:

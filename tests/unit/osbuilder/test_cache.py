@@ -1,16 +1,19 @@
 """The directory of finished images: links, atomic switch, lock, leftovers."""
 
 import asyncio
+import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from katapod.model.flavour import Flavour, initrd_link, kernel_link
+from katapod.model.flavour import FLAVOURS, GUEST_VMMS, Flavour, GuestVmm, initrd_link, kernel_link
 from katapod.osbuilder.cache import (
     BuiltImage,
     Manifest,
     current_image,
+    current_images,
     install_image,
     list_images,
     locked_cache,
@@ -22,7 +25,13 @@ from katapod.osbuilder.prune import prune_images
 
 
 def make_image(
-    cache: Path, version: str = "6.1.0", *, key: str = "k1", content: bytes = b"initrd", flavour: Flavour = "agent"
+    cache: Path,
+    version: str = "6.1.0",
+    *,
+    key: str = "k1",
+    content: bytes = b"initrd",
+    flavour: Flavour = "agent",
+    vmm: GuestVmm = "qemu",
 ) -> BuiltImage:
     (cache / "osbuilder-images").mkdir(parents=True, exist_ok=True)
     with work_directory(cache) as work:
@@ -40,6 +49,7 @@ def make_image(
             pvh=True,
             notes=("no xfs",),
             flavour=flavour,
+            vmm=vmm,
         )
         return install_image(cache, finished, manifest)
 
@@ -186,3 +196,51 @@ async def test_prune_keeps_what_is_used_or_installed(tmp_path: Path) -> None:
     assert await prune_images(cache, system_root=node) == [running]
     assert list_images(cache) == [linked, current]
     assert not list((cache / "osbuilder-images").glob(".building-*"))
+
+
+def test_an_image_of_each_vmm_and_flavour_is_in_use_beside_the_others(tmp_path: Path) -> None:
+    images = [
+        make_image(tmp_path, vmm=vmm, flavour=flavour, key=f"{vmm} {flavour}")
+        for vmm, flavour in itertools.product(GUEST_VMMS, FLAVOURS)
+    ]
+    for image in images:
+        switch_links(tmp_path, image)
+
+    assert sorted(image.key for image in current_images(tmp_path)) == sorted(image.key for image in images)
+    assert (tmp_path / "kata-containers-uml.img").resolve().parent.name == "6.1.0+uml"
+    assert (tmp_path / "kata-containers-uml-systemd.img").resolve().parent.name == "6.1.0+uml+systemd"
+    assert (tmp_path / "vmlinuz-uml-systemd.container").resolve().parent.name == "6.1.0+uml+systemd"
+    assert (tmp_path / "kata-containers-initrd-systemd.img").resolve().parent.name == "6.1.0+systemd"
+    assert [image.key for image in list_images(tmp_path)] == [
+        "qemu agent", "qemu systemd", "uml agent", "uml systemd"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vmm", "executable"), [("qemu", False), ("uml", True)])
+def test_only_a_kernel_that_is_a_program_can_be_executed(tmp_path: Path, vmm: GuestVmm, executable: bool) -> None:
+    image = make_image(tmp_path, vmm=vmm)
+
+    assert os.access(image.kernel, os.X_OK) == executable
+    assert not os.access(image.initrd, os.X_OK)
+
+
+async def test_an_image_stays_as_long_as_the_modules_of_its_own_vmm_do(tmp_path: Path) -> None:
+    for vmm in GUEST_VMMS:
+        make_image(tmp_path, vmm=vmm)
+    (tmp_path / "root/usr/lib/uml/modules/6.1.0").mkdir(parents=True)
+
+    removed = await prune_images(tmp_path, system_root=tmp_path / "root")
+
+    assert [image.vmm for image in removed] == ["qemu"]
+    assert [image.vmm for image in list_images(tmp_path)] == ["uml"]
+
+
+def test_a_manifest_that_was_written_before_there_were_vmms_is_one_of_qemu(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    manifest = image.initrd.parent / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for name in ("vmm", "kernel_sha256", "libraries"):
+        del content[name]
+    manifest.write_text(json.dumps(content))
+
+    assert list_images(tmp_path) == [image]

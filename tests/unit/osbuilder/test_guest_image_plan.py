@@ -1,8 +1,7 @@
 """The plan of the guest image: module order, what is missing, the agent's script, the description."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from katapod.plan.guest_image import (
     FileKind,
@@ -104,6 +103,42 @@ def test_a_missing_optional_module_is_a_warning() -> None:
     assert "this kernel has no virtio_net: the guest goes without it" in plan.warnings
 
 
+UML_DEP = """\
+kernel/drivers/block/virtio_blk.ko:
+kernel/drivers/virtio/virtio_balloon.ko:
+kernel/drivers/char/virtio_console.ko:
+kernel/fs/overlayfs/overlay.ko:
+kernel/fs/fuse/fuse.ko:
+kernel/fs/fuse/virtiofs.ko: kernel/fs/fuse/fuse.ko
+kernel/lib/crc-ccitt.ko:
+kernel/net/ipv6/ipv6.ko: kernel/lib/crc-ccitt.ko
+"""
+
+
+def test_user_mode_linux_has_no_pci_and_needs_overlay_for_its_root() -> None:
+    plan = plan_image_modules(parse_module_index(UML_DEP, "kernel/fs/ext4/ext4.ko\n"), GuestExtras(), "uml")
+
+    assert names(plan.early) == ["overlay", "virtio_console"]
+    assert names(plan.late) == ["fuse", "virtiofs", "virtio_blk", "virtio_balloon", "crc_ccitt", "ipv6"]
+    assert plan.builtin == ("ext4",)
+    assert not [warning for warning in plan.warnings if "virtio" in warning or "vmgenid" in warning]
+
+
+def test_what_user_mode_linux_has_built_in_and_does_not_start_is_no_module_for_a_recipe() -> None:
+    index = parse_module_index(UML_DEP, "kernel/fs/xfs/xfs.ko\nkernel/fs/reiserfs/reiserfs.ko\n")
+
+    with pytest.raises(ModuleMissing, match="cannot put xfs into the guest image"):
+        plan_image_modules(index, GuestExtras(more_modules=("reiserfs", "xfs")), "uml")
+
+
+def test_a_user_mode_linux_without_overlay_is_refused_with_the_package_that_has_it() -> None:
+    dep = UML_DEP.replace("kernel/fs/overlayfs/overlay.ko:\n", "")
+
+    with pytest.raises(ModuleMissing, match="it has no overlay") as caught:
+        plan_image_modules(parse_module_index(dep), GuestExtras(), "uml")
+    assert "user-mode-linux" in caught.value.hint
+
+
 def facts() -> GuestImageFacts:
     return GuestImageFacts(
         kernel_version="6.1.0-1",
@@ -153,7 +188,7 @@ def test_busybox_supplies_only_names_that_nothing_else_does_and_never_init() -> 
 
 
 def test_description_names_everything_and_does_not_depend_on_the_order_of_facts() -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     one = facts()
     other = replace(one, python_files=one.python_files[::-1], programs=one.programs[::-1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from katapod.osbuilder.errors import KernelMissing, KernelUnusable
-from katapod.osbuilder.kernel import find_kernel, kernel_release, read_module_index
+from katapod.osbuilder.kernel import find_kernel, find_uml_kernel, kernel_release, read_module_index
 
 
 def install(root: Path, version: str, *, in_modules: bool = False, modules: bool = True) -> Path:
@@ -117,3 +117,43 @@ def test_modules_without_index_ask_for_depmod(tmp_path: Path) -> None:
     with pytest.raises(KernelMissing) as caught:
         read_module_index(kernel)
     assert caught.value.hint == "run depmod 6.1.0"
+
+
+def install_uml(root: Path, *, modules_of: str = "6.1.176") -> None:
+    program = root / "usr/bin/linux.uml"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"\x7fELF" + bytes(60) + b"Linux version 6.1.176 (buildd@x86) #1\n")
+    module_dir = root / "usr/lib/uml/modules" / modules_of
+    module_dir.mkdir(parents=True)
+    (module_dir / "modules.dep").write_text("kernel/a.ko:\n")
+
+
+def test_user_mode_linux_is_found_with_the_modules_of_its_own_version(tmp_path: Path) -> None:
+    install_uml(tmp_path)
+
+    kernel = find_uml_kernel(system_root=tmp_path)
+
+    assert (kernel.version, kernel.vmm) == ("6.1.176", "uml")
+    assert kernel.image == tmp_path / "usr/bin/linux.uml"
+    assert list(read_module_index(kernel).files) == ["a"]
+
+
+def test_a_node_without_user_mode_linux_is_told_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(KernelMissing, match="cannot find User-mode Linux") as caught:
+        find_uml_kernel(system_root=tmp_path)
+    assert "user-mode-linux" in caught.value.hint
+
+
+def test_modules_of_another_version_are_none(tmp_path: Path) -> None:
+    install_uml(tmp_path, modules_of="6.1.170")
+
+    with pytest.raises(KernelMissing, match=r"its modules are not in .*/6\.1\.176"):
+        find_uml_kernel(system_root=tmp_path)
+
+
+def test_a_program_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
+    install_uml(tmp_path)
+    (tmp_path / "usr/bin/linux.uml").write_bytes(b"\x7fELF" + bytes(60))
+
+    with pytest.raises(KernelUnusable, match="it is no kernel"):
+        find_uml_kernel(system_root=tmp_path)

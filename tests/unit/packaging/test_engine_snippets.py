@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from katapod.shim.about import RUNTIME_NAME
+from katapod.shim.version import RUNTIME_NAME
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 

@@ -14,6 +14,7 @@ from katapod.plan.cgroup import (
     parse_hierarchies,
     path_without_engine,
     plan_cgroup,
+    plan_vmm_cgroup,
 )
 
 ROOT = Path("/sys/fs/cgroup")
@@ -36,26 +37,51 @@ def plan(*hierarchies: Hierarchy, only: bool, path: str = POD) -> CgroupPlan:
 def test_v1_all_in_the_pods_cgroup() -> None:
     found = plan(MEMORY, CPU, CPUSET, BESIDE, only=True)
     assert found.describe().splitlines() == [
-        f"cgroup v1 /sys/fs/cgroup/memory{KATA}: owner, QEMU, virtiofsd; memory.limit_in_bytes={384 << 20}",
-        "cgroup v1 /sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod7/kata_s1: owner, QEMU, virtiofsd;",
-        f"cgroup v1 /sys/fs/cgroup/cpuset{KATA}: owner, QEMU, virtiofsd; " + CPUSET_VALUES,
+        f"cgroup v1 /sys/fs/cgroup/memory{KATA}: supervisor, QEMU, virtiofsd; memory.limit_in_bytes={384 << 20}",
+        "cgroup v1 /sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod7/kata_s1: supervisor, QEMU, virtiofsd;",
+        f"cgroup v1 /sys/fs/cgroup/cpuset{KATA}: supervisor, QEMU, virtiofsd; " + CPUSET_VALUES,
     ]
 
 
 def test_v1_only_the_vcpus_in_the_pods_cgroup() -> None:
     found = plan(MEMORY, CPU, only=False)
     assert found.describe().splitlines() == [
-        "cgroup v1 /sys/fs/cgroup/memory/kata_overhead/s1: owner, QEMU, virtiofsd;",
-        "cgroup v1 /sys/fs/cgroup/cpu,cpuacct/kata_overhead/s1: owner, QEMU, virtiofsd;",
+        "cgroup v1 /sys/fs/cgroup/memory/kata_overhead/s1: supervisor, QEMU, virtiofsd;",
+        "cgroup v1 /sys/fs/cgroup/cpu,cpuacct/kata_overhead/s1: supervisor, QEMU, virtiofsd;",
         "cgroup v1 /sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod7/kata_s1: vCPU threads;",
     ]
 
 
+@pytest.mark.parametrize(("hierarchy", "file"), [(MEMORY, "memory.limit_in_bytes"), (V2, "memory.max")])
+def test_a_limit_where_the_pod_has_none(hierarchy: Hierarchy, file: str) -> None:
+    hierarchies = (hierarchy, CPU) if hierarchy is MEMORY else (hierarchy,)
+    found = plan_cgroup("s1", POD, hierarchies, sandbox_cgroup_only=False, mem_mib=256, beside_mib=384, limited=True)
+    assert found is not None
+    limits = {group.directory: group.limit_file for group in found.groups if group.limit_file}
+    assert limits == {hierarchy.mount / "kata_overhead/s1": file}
+    assert found.holds_supervisor
+
+
+@pytest.mark.parametrize(("hierarchy", "file"), [(MEMORY, "memory.limit_in_bytes"), (V2, "memory.max")])
+def test_a_limit_for_the_vmm_alone(hierarchy: Hierarchy, file: str) -> None:
+    found = plan_vmm_cgroup("s1", (CPU, BESIDE, hierarchy), mem_mib=256, beside_mib=384)
+    assert found is not None
+    assert not found.holds_supervisor
+    version = hierarchy.version
+    assert found.describe() == f"cgroup v{version} {hierarchy.mount}/vc/kata_s1: the VMM; {file}={640 << 20}"
+
+
+def test_without_a_hierarchy_for_memory_there_is_no_limit() -> None:
+    assert plan_vmm_cgroup("s1", (CPU, BESIDE), mem_mib=256, beside_mib=384) is None
+
+
 def test_v2() -> None:
     assert plan(V2, only=True).describe() == (
-        f"cgroup v2 /sys/fs/cgroup/kubepods/burstable/pod7/kata_s1: owner, QEMU, virtiofsd; memory.max={384 << 20}"
+        f"cgroup v2 /sys/fs/cgroup/kubepods/burstable/pod7/kata_s1: supervisor, QEMU, virtiofsd; memory.max={384 << 20}"
     )
-    assert plan(V2, only=False).describe() == ("cgroup v2 /sys/fs/cgroup/kata_overhead/s1: owner, QEMU, virtiofsd;")
+    assert plan(V2, only=False).describe() == (
+        "cgroup v2 /sys/fs/cgroup/kata_overhead/s1: supervisor, QEMU, virtiofsd;"
+    )
 
 
 def test_a_host_without_cgroups_gets_none() -> None:

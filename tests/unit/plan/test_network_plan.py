@@ -1,8 +1,7 @@
 """What is done for a pod's interface, as values."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from katapod.model.network import Address, Interface, InterfaceKind, Interworking, NetworkError, NicRecord
 from katapod.plan.network import NetworkSettings, plan_nic, plan_redirect, plan_undo, render_address
@@ -113,3 +112,21 @@ def test_a_redirect_to_itself_makes_no_sense() -> None:
 )
 def test_an_address_is_given_back_as_it_was(address: Address, words: str) -> None:
     assert render_address(address) == words
+
+
+def test_a_tap_that_the_vmm_opens_by_name_has_one_queue_and_an_owner() -> None:
+    plan = plan_nic(ETH0, 0, NetworkSettings(vhost=True, tap_owner=1234), vcpus=4)
+    assert (plan.owner, plan.queues, plan.vhost) == (1234, 1, False)
+    assert plan.describe().startswith("interface eth0 (veth) by tap0_kata, model tcfilter, opened by user 1234\n")
+    handed_over = plan_nic(ETH0, 0, NetworkSettings(), vcpus=1)
+    assert handed_over.owner is None
+    assert (plan.tc, plan.record) == (handed_over.tc, handed_over.record)
+
+
+def test_what_cannot_be_opened_by_name() -> None:
+    with pytest.raises(NetworkError, match="cannot put a macvtap on eth0: this VMM opens taps by their names only"):
+        plan_nic(ETH0, 0, NetworkSettings(model=Interworking.MACVTAP, tap_owner=1234), vcpus=1)
+    several = replace(VMTAP, multi_queue=True)
+    with pytest.raises(NetworkError, match="cannot attach vmtap: it is a tap with several queues"):
+        plan_nic(several, 0, NetworkSettings(tap_owner=1234), vcpus=1)
+    assert plan_nic(VMTAP, 0, NetworkSettings(tap_owner=1234), vcpus=1).direct

@@ -6,13 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.plan.virtiofsd import VirtiofsdDialect, _escape_option, parse_dialect, plan_virtiofsd, render_virtiofsd
+from katapod.plan.virtiofsd import (
+    VirtiofsdImplementation,
+    _escape_option,
+    parse_implementation,
+    plan_virtiofsd,
+    render_virtiofsd,
+)
 
 SHARED = Path("/run/share/s1/shared")
 
 
 @pytest.mark.parametrize(
-    ("text", "dialect"),
+    ("text", "implementation"),
     [
         ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nusing FUSE kernel interface 7.36", "c"),
         ("using FUSE kernel interface version 7.31\n", "c"),
@@ -21,12 +27,12 @@ SHARED = Path("/run/share/s1/shared")
         ("", "rust"),
     ],
 )
-def test_dialects(text: str, dialect: str) -> None:
-    assert parse_dialect(text) is VirtiofsdDialect(dialect)
+def test_implementations(text: str, implementation: str) -> None:
+    assert parse_implementation(text) is VirtiofsdImplementation(implementation)
 
 
 def test_c() -> None:
-    plan = plan_virtiofsd("/v", VirtiofsdDialect.C, SHARED, cache="never", extra_args=("--x",))
+    plan = plan_virtiofsd("/v", VirtiofsdImplementation.C, SHARED, cache="never", extra_args=("--x",))
     assert render_virtiofsd(plan, fd=5) == [
         *("/v", "-f", "--fd=5", "-o"),
         "source=/run/share/s1/shared,cache=none,sandbox=namespace,xattr,announce_submounts",
@@ -35,7 +41,7 @@ def test_c() -> None:
 
 
 def test_rust() -> None:
-    plan = plan_virtiofsd("/v", VirtiofsdDialect.RUST, SHARED, cache="metadata", extra_args=())
+    plan = plan_virtiofsd("/v", VirtiofsdImplementation.RUST, SHARED, cache="metadata", extra_args=())
     assert plan.describe() == (
         "/v --fd=3 --shared-dir=/run/share/s1/shared --cache=metadata --sandbox=namespace --xattr "
         "--rlimit-nofile=0 --thread-pool-size=1 --announce-submounts"
@@ -46,7 +52,7 @@ def test_rust() -> None:
     ("cache", "said"), [("never", "none"), ("metadata", "auto"), ("auto", "auto"), ("always", "always")]
 )
 def test_cache_modes_of_the_c_program(cache: str, said: str) -> None:
-    plan = plan_virtiofsd("/v", VirtiofsdDialect.C, SHARED, cache=cache, extra_args=())
+    plan = plan_virtiofsd("/v", VirtiofsdImplementation.C, SHARED, cache=cache, extra_args=())
     assert f",cache={said}," in plan.describe()
 
 

@@ -15,7 +15,7 @@ from katapod.model.layout import SHARE_TAG, Layout
 from katapod.model.network import Interworking
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.virtiofsd import VirtiofsdDialect
+from katapod.plan.virtiofsd import VirtiofsdImplementation
 from katapod.sandbox.planning import SandboxPlan, plan_sandbox, size_for
 from katapod.vmm.qemu.command_line import plan_kernel_params, plan_qemu
 from katapod.vmm.qemu.hotplug import HotplugPlan, plan_shared_directory
@@ -86,12 +86,12 @@ def plan() -> SandboxPlan:
         vhost_net=True,
     )
     return plan_sandbox(
-        SandboxRecord(SANDBOX, created_at=0.0, owner_pid=1, boot_id="", auto_remove=True),
+        SandboxRecord(SANDBOX, created_at=0.0, supervisor_pid=1, boot_id="", auto_remove=True),
         config,
         facts,
         Layout(),
         accelerator=Accelerator.KVM,
-        dialect=VirtiofsdDialect.RUST,
+        implementation=VirtiofsdImplementation.RUST,
         size=size_for(config, facts, (ContainerLimits(),)),
         hostname="mypod",
         shm_size_bytes=64 << 20,
@@ -126,7 +126,7 @@ def walkthrough_params() -> list[str]:
 def our_options(plan: SandboxPlan) -> list[str]:
     qemu = plan_qemu(plan.vm)
     options = [str(option) for option in qemu.options if option.switch != "-append"]
-    plugged = [plan_shared_directory(SHARE_TAG, plan.vm.vm_dir / "vhost-fs.sock", 1)]
+    plugged = [plan_shared_directory(SHARE_TAG, 1)]
     return [shown(option) for option in [qemu.program, *options, *plugs(plugged)]]
 
 
@@ -136,8 +136,8 @@ def plugs(plans: list[HotplugPlan]) -> list[str]:
     for step in [step for plan in plans for step in plan.steps]:
         values = dict(step.arguments)
         if step.command == "chardev-add":
-            path = values["backend"]["data"]["addr"]["data"]["path"]
-            found.append(f"chardev-add socket,id={values['id']},path={path}")
+            name = values["backend"]["data"]["addr"]["data"]["str"]
+            found.append(f"chardev-add socket,id={values['id']},fd={name}")
         else:
             text = ",".join(f"{key}={value}" for key, value in values.items() if key != "driver")
             found.append(f"{step.command} {values['driver']},{text}")

@@ -1,7 +1,7 @@
 """Which of the processes of a sandbox is named as the one that died, with real processes in their place."""
 
 import asyncio
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,19 +10,27 @@ from katapod.model.errors import KatapodError
 from katapod.sandbox.machine import _watch_processes
 
 
+@dataclass
+class StandIn:
+    process: asyncio.subprocess.Process
+    name: str
+    stopping: bool = False
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+    async def wait_end(self) -> str:
+        return str(await self.process.wait())
+
+    def explain_end(self) -> KatapodError:
+        return KatapodError(f"{self.name} ended")
+
+
 async def standing_in(script: str, name: str) -> Any:
     """What the watch asks of QEMU or virtiofsd, answered by a shell."""
     process = await asyncio.create_subprocess_exec("sh", "-c", script)
-
-    async def wait_end() -> str:
-        return str(await process.wait())
-
-    return SimpleNamespace(
-        child=SimpleNamespace(process=process),
-        stopping=False,
-        wait_end=wait_end,
-        explain_end=lambda: KatapodError(f"{name} ended"),
-    )
+    return StandIn(process, name)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +45,9 @@ async def standing_in(script: str, name: str) -> Any:
 async def test_who_died_first(qemu: str, virtiofsd: str, named: str) -> None:
     vm, share = await standing_in(qemu, "QEMU"), await standing_in(virtiofsd, "virtiofsd")
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    await asyncio.wait_for(_watch_processes(vm, share, death), 10)
+    await asyncio.wait_for(_watch_processes(vm, share, death), 60)
     assert str(death.result()) == f"{named} ended"
-    for process in (vm.child.process, share.child.process):
+    for process in (vm.process, share.process):
         if process.returncode is None:
             process.kill()
         await process.wait()

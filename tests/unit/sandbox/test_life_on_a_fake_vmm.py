@@ -6,12 +6,11 @@ descriptors, directories.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from stage_helper import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
+from msgspec.structs import replace
 
 from katapod.model.devices import DeviceTable, DiskEntry, ShareEntry
 from katapod.model.errors import KatapodError, NoSpace
@@ -20,6 +19,7 @@ from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
 from kit.fake_vmm import ALL
+from kit.stage import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
 
 
 @pytest.fixture
@@ -50,6 +50,30 @@ async def test_from_its_start_to_its_end(stage: Stage) -> None:
     await sandbox.close()
     assert vm.said[-1] == "stop"
     assert stage.vmm.agent.asked[-1] == "DestroySandbox"
+
+
+async def test_a_share_that_comes_later(stage: Stage) -> None:
+    """What fails of it is undone, and tried again for the next container."""
+    sandbox = await stage.open(replace(stage.plan(), shares=False))
+    assert (stage.shares, stage.record.devices.share, sandbox.share.pid) == ([], None, None)
+    for error in (VmmRefused("no"), KatapodError("no")):
+        stage.vmm.fails["attach share kataShared"] = error
+        with pytest.raises(KatapodError, match="no"):
+            await sandbox.open_share()
+        assert (stage.record.devices.share, sandbox.share.pid) == (None, None)
+        assert stage.shares.pop().released
+    stage.vmm.fails.clear()
+    await sandbox.open_share()
+    await sandbox.open_share()
+    (daemon,) = stage.shares
+    assert (daemon.released, sandbox.share.pid) == (False, daemon.child.pid)
+    entry = stage.record.devices.share
+    assert entry is not None
+    (storage,) = sandbox.share_storages
+    assert (storage.shared, list(storage.driver_options)) == (True, [f"katapod.place={entry.guest_path}"])
+    daemon.end(9)
+    assert str(await asyncio.wait_for(sandbox.death, 60)) == "virtiofsd ended unexpectedly: status 9"
+    await sandbox.close()
 
 
 async def test_what_is_expendable_is_not_asked_to_write_out(stage: Stage) -> None:
@@ -110,15 +134,16 @@ async def test_all_slots_are_taken(stage: Stage) -> None:
     for number in range(len(ALL.disk_slots) - 1):
         await sandbox.add_disk(f"d{number}", Path("/d"), read_only=False)
     before = stage.record
-    with pytest.raises(KatapodError, match="cannot plug disk more: all 6 slots of the VM are taken"):
+    with pytest.raises(KatapodError, match="cannot plug disk more: all 6 slots of the VM are taken") as raised:
         await sandbox.add_disk("more", Path("/d"), read_only=False)
+    assert raised.value.hint == ALL.more_slots
     assert stage.record == before
     await sandbox.close()
 
 
 async def test_it_grows(stage: Stage) -> None:
     sandbox = await stage.open()
-    await sandbox.grow(vcpus=2, mem_mib=600)
+    await sandbox.resize(vcpus=2, mem_mib=600)
     assert stage.vmm.vm.said[-2:] == ["add 1 vCPUs", "attach memory 0"]
     assert stage.vmm.agent.asked[-1] == "OnlineCPUMem"
     record = stage.record
@@ -126,7 +151,7 @@ async def test_it_grows(stage: Stage) -> None:
     assert [dimm.size_mib for dimm in record.devices.dimms] == [384]
     stage.vmm.fails["attach memory 1"] = VmmRefused("no memory")
     with pytest.raises(VmmRefused):
-        await sandbox.grow(vcpus=2, mem_mib=1024)
+        await sandbox.resize(vcpus=2, mem_mib=1024)
     assert (sandbox.guest_mem_mib, stage.record.devices) == (640, record.devices)
     await sandbox.close()
 
@@ -136,8 +161,8 @@ async def test_what_a_vmm_cannot_do_is_refused(stage: Stage) -> None:
     sandbox = await stage.open()
     for work, words in (
         (sandbox.add_disk("d1", Path("/d"), read_only=False), "cannot plug disk d1"),
-        (sandbox.grow(vcpus=2, mem_mib=256), "cannot add 1 vCPUs"),
-        (sandbox.grow(vcpus=1, mem_mib=512), "cannot plug 256 MiB"),
+        (sandbox.resize(vcpus=2, mem_mib=256), "cannot add 1 vCPUs"),
+        (sandbox.resize(vcpus=1, mem_mib=512), "cannot plug 256 MiB"),
     ):
         with pytest.raises(KatapodError, match=words):
             await work
@@ -166,8 +191,9 @@ FAILURES = {
 async def test_a_step_that_fails(step: str, stage: Stage) -> None:
     break_it, kind, words = FAILURES[step]
     break_it(stage)
+    plan = replace(stage.plan(), agent_timeout_s=0.3) if kind is GuestHangs else None
     with pytest.raises(kind, match=words) as caught:
-        await stage.open()
+        await stage.open(plan)
     assert type(caught.value) is kind
 
 
@@ -205,7 +231,7 @@ async def test_a_start_that_is_cancelled(step: str, stage: Stage) -> None:
 
     (stage.vmm.agent.before if step in AGENT_STEPS else stage.vmm.before)[step] = stay
     start = asyncio.create_task(stage.open())
-    await asyncio.wait_for(reached.wait(), 5)
+    await asyncio.wait_for(reached.wait(), 60)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -256,7 +282,7 @@ async def test_deaths_of_a_sandbox_that_runs(first: str, then: str, stage: Stage
     sandbox = await stage.open()
     die(stage, first)
     die(stage, then)
-    cause = await asyncio.wait_for(asyncio.shield(sandbox.death), 5)
+    cause = await asyncio.wait_for(asyncio.shield(sandbox.death), 60)
     named = "VMM" if "VMM" in (first, then) else "virtiofsd" if "virtiofsd" in (first, then) else "agent"
     assert str(cause).startswith(TOLD[named])
     await sandbox.close()
@@ -316,7 +342,7 @@ async def test_a_template_that_cannot_be_made_is_no_reason_not_to_boot(stage: St
 
 
 def test_a_record_of_a_former_version_has_no_devices(stage: Stage) -> None:
-    record = SandboxRecord("s1", created_at=1.0, owner_pid=1, boot_id="b")
+    record = SandboxRecord("s1", created_at=1.0, supervisor_pid=1, boot_id="b")
     fields = msgspec.json.decode(msgspec.json.encode(record))
     del fields["devices"]
     assert msgspec.json.decode(msgspec.json.encode(fields), type=SandboxRecord) == record

@@ -7,11 +7,12 @@ import os
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from stage_helper import Stage, agent_refuses, stage_at, vmm_fails
+from msgspec import structs
 
 from katapod.model import oci
 from katapod.model.config import Config
@@ -19,10 +20,14 @@ from katapod.model.errors import AlreadyExists, KatapodError
 from katapod.model.ids import ContainerId
 from katapod.model.record import State
 from katapod.model.sizing import ContainerLimits
+from katapod.observe import management_server
 from katapod.plan.cgroup import CgroupPlan
-from katapod.plan.virtiofsd import VirtiofsdDialect
-from katapod.sandbox import container, machine, opening
+from katapod.plan.virtiofsd import VirtiofsdImplementation
+from katapod.rpc.client import TtrpcClient
+from katapod.rpc.status import RpcError
+from katapod.sandbox import container, machine, opening, planning
 from katapod.sandbox import hooks as hooks_module
+from katapod.sandbox.client import CONTROL_SERVICE, HoldRequest, connect_control
 from katapod.sandbox.container import ContainerPlan
 from katapod.sandbox.errors import AgentFailed
 from katapod.sandbox.hooks import HookFailed
@@ -33,8 +38,9 @@ from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import GuestRootfs, Rootfs
 from katapod.vmm.errors import VmmFailed, VmmRefused
-from katapod.vmm.proof import Verdict
+from katapod.vmm.proof import AcceleratorChoice
 from katapod.vmm.spec import Accelerator
+from kit.stage import Stage, agent_refuses, stage_at, vmm_fails
 
 MIB = 1 << 20
 SOCKETS = ("control.sock", "shim-monitor.sock")
@@ -50,12 +56,13 @@ class Door:
         self.told: list[str] = []
 
     async def open(self, **more: Any) -> Pod:
-        return await open_sandbox(self.request, self.config, self.stage.store, tell=self.told.append, **more)
+        servers = (management_server.management_server,)
+        return await open_sandbox(
+            self.request, self.config, self.stage.store, servers=servers, tell=self.told.append, **more
+        )
 
     def change(self, **fields: Any) -> None:
-        self.request = SandboxRequest(
-            **{name: getattr(self.request, name) for name in SandboxRequest.__slots__} | fields
-        )
+        self.request = structs.replace(self.request, **fields)
 
     @property
     def state(self) -> Path:
@@ -70,15 +77,15 @@ async def nothing(*args: Any) -> None:
 async def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Door]:
     async with stage_at(tmp_path, monkeypatch) as stage:
 
-        async def verdict(*args: Any) -> Verdict:
-            return Verdict(Accelerator.TCG, "there is no /dev/kvm", fresh=True)
+        async def choice(*args: Any) -> AcceleratorChoice:
+            return AcceleratorChoice(Accelerator.TCG, "there is no /dev/kvm", fresh=True)
 
-        async def dialect(program: str) -> VirtiofsdDialect:
-            return VirtiofsdDialect.RUST
+        async def implementation(program: str) -> VirtiofsdImplementation:
+            return VirtiofsdImplementation.RUST
 
         monkeypatch.setattr(opening, "plan_sandbox", partial(plan_sandbox, vmm=stage.vmm))
-        monkeypatch.setattr(opening, "accelerator_for", verdict)
-        monkeypatch.setattr(opening, "virtiofsd_dialect", dialect)
+        monkeypatch.setattr(opening, "accelerator_for", choice)
+        monkeypatch.setattr(opening, "virtiofsd_implementation", implementation)
         yield Door(stage)
         assert not stage.store.layout.sandbox("s1").state.exists()
 
@@ -87,13 +94,44 @@ async def test_open_and_close(door: Door) -> None:
     door.change(labels={"a": "b"}, is_pod=True, limits=ContainerLimits(memory_bytes=64 * MIB))
     pod = await door.open()
     record = door.stage.record
-    assert (record.state, record.labels, record.pod, record.owner_pid) == (State.RUNNING, {"a": "b"}, True, os.getpid())
+    assert (record.state, record.labels, record.pod, record.supervisor_pid) == (
+        State.RUNNING,
+        {"a": "b"},
+        True,
+        os.getpid(),
+    )
     assert (record.accelerator, record.auto_remove, record.cgroups) == ("tcg", True, ())
     assert all((door.state / name).is_socket() for name in SOCKETS)
     assert door.told == ["using tcg: there is no /dev/kvm"]
     await pod.close()
     await pod.close()
     assert door.stage.vmm.vm.said[-1] == "stop"
+
+
+async def test_who_is_connected_is_hung_up_once_all_is_gone(door: Door) -> None:
+    """Else a client would wait for as long as this process lives, which may hold other sandboxes."""
+    pod = await door.open()
+    async with connect_control(door.stage.store, "s1") as client:
+        await pod.close()
+        await asyncio.wait_for(asyncio.shield(client.connection.closed), 60)
+        assert client.record_now() is None
+
+
+async def test_calls_by_the_control_socket_end_with_the_sandbox(door: Door) -> None:
+    pod = await door.open()
+    standing_in: Any = SimpleNamespace(container_id="s1", sandbox=pod.sandbox)
+    pod.containers["s1"] = standing_in
+    client = await TtrpcClient.on_unix_path(str(door.state / "control.sock"), "the supervisor")
+    request = msgspec.json.encode(HoldRequest(exec_id="e1"))
+    holding = asyncio.create_task(client.call_raw(CONTROL_SERVICE, "Hold", request, None))
+    async with asyncio.timeout(60):
+        while not pod.sandbox.console.sessions:  # noqa: ASYNC110 - the server has no event for it
+            await asyncio.sleep(0.01)
+    await pod.close()
+    assert pod.sandbox.console.sessions == 0
+    with pytest.raises(RpcError):
+        await holding
+    client.close()
 
 
 async def test_a_name_that_is_taken(door: Door) -> None:
@@ -143,31 +181,31 @@ async def test_cgroups_are_on_record_before_they_are_made(
 ) -> None:
     seen: list[Any] = []
 
-    def prepare(sandbox_id: str, cgroups_path: str, **sizes: Any) -> CgroupPlan:
-        seen.append((sandbox_id, cgroups_path))
-        return CgroupPlan((), 1, 1, (Path("/none/kata_s1"),))
+    def prepare(sandbox_id: str, cgroups_path: str | None, **sizes: Any) -> CgroupPlan | None:
+        seen.append((sandbox_id, cgroups_path, sizes["limited"]))
+        return None if cgroups_path is None else CgroupPlan((), 1, 1, (Path("/none/kata_s1"),))
 
     @contextlib.asynccontextmanager
     async def joined(plan: CgroupPlan | None) -> AsyncIterator[None]:
         seen.append((plan is not None, door.stage.record.cgroups))
         yield
 
-    monkeypatch.setattr(opening, "prepare_cgroup", prepare)
+    monkeypatch.setattr(planning, "prepare_cgroup", prepare)
     monkeypatch.setattr(machine, "joined_cgroup", joined)
     door.change(cgroups_path=path)
     pod = await door.open()
     await pod.close()
-    wanted = [(False, ())] if path is None else [("s1", "/vc/s1"), (True, ("/none/kata_s1",))]
-    assert seen == wanted
+    wanted = (False, ()) if path is None else (True, ("/none/kata_s1",))
+    assert seen == [("s1", path, False), wanted]
 
 
-def breaks(name: str) -> Callable[[Door, pytest.MonkeyPatch], None]:
-    """A function of opening.py that raises, whichever kind it is."""
+def breaks(name: str, module: ModuleType = opening) -> Callable[[Door, pytest.MonkeyPatch], None]:
+    """A function that raises, whichever kind it is."""
 
     def broken(*args: Any, **more: Any) -> Any:
         raise KatapodError(f"cannot {name}")
 
-    return lambda door, monkeypatch: monkeypatch.setattr(opening, name, broken)
+    return lambda door, monkeypatch: monkeypatch.setattr(module, name, broken)
 
 
 STEPS: dict[str, Callable[[Door, pytest.MonkeyPatch], None]] = {
@@ -175,20 +213,20 @@ STEPS: dict[str, Callable[[Door, pytest.MonkeyPatch], None]] = {
         name: breaks(name)
         for name in (
             "size_of",
-            "prepare_cgroup",
+            "cgroup_for",
             "prepare_attachment",
             "new_record",
             "claimed",
-            "virtiofsd_dialect",
+            "virtiofsd_implementation",
             "accelerator_for",
             "plan_sandbox",
             "start_sandbox",
             "control_socket",
-            "management_door",
             "listening_on_loopback",
-            "loopback_door",
+            "serving_loopback",
         )
     },
+    "management_server": breaks("management_server", management_server),
 }
 
 
@@ -235,7 +273,7 @@ async def test_a_start_that_is_cancelled(door: Door) -> None:
 
     door.stage.vmm.agent.before["CreateSandbox"] = stay
     start = asyncio.create_task(door.open())
-    await asyncio.wait_for(reached.wait(), 5)
+    await asyncio.wait_for(reached.wait(), 60)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

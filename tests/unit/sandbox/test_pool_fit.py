@@ -1,19 +1,19 @@
 """Which sandboxes a machine of the pool can become."""
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from katapod.host.facts import HostFacts
 from katapod.host.state import StateStore
 from katapod.model.config import Config
 from katapod.model.layout import Layout
 from katapod.model.sizing import ContainerLimits
-from katapod.plan.virtiofsd import VirtiofsdDialect
+from katapod.plan.virtiofsd import VirtiofsdImplementation
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine, plan_sandbox, size_for
 from katapod.sandbox.pool import ReadyMachine, new_machine_id
 from katapod.sandbox.release import ReleaseStack
@@ -25,10 +25,11 @@ FACTS = HostFacts(cpus=4, mem_mib=8192, kvm=True, vhost_vsock=False, boot_id="b"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    for name in ("qemu", "kernel", "initrd"):
+    for name in ("qemu", "kernel", "initrd", "linux", "disk"):
         (tmp_path / name).write_text(name)
+    found = changed(Config(), "uml", kernel=str(tmp_path / "linux"), image=str(tmp_path / "disk"))
     return changed(
-        Config(), "qemu", path=str(tmp_path / "qemu"), kernel=str(tmp_path / "kernel"), initrd=str(tmp_path / "initrd")
+        found, "qemu", path=str(tmp_path / "qemu"), kernel=str(tmp_path / "kernel"), initrd=str(tmp_path / "initrd")
     )
 
 
@@ -37,11 +38,15 @@ def changed(config: Config, table: str, **keys: Any) -> Config:
     return msgspec.structs.replace(config, **{table: section})
 
 
-def ready(config: Config, accelerator: Accelerator = Accelerator.TCG, lock: int = 7) -> ReadyMachine:
+def ready(
+    config: Config, accelerator: Accelerator = Accelerator.TCG, lock: int = 7, netns: int | None = None
+) -> ReadyMachine:
     record = new_record(new_machine_id(), FACTS, auto_remove=True)
-    plan = plan_ready_machine(record, config, FACTS, Layout(), accelerator=accelerator, dialect=VirtiofsdDialect.C)
+    plan = plan_ready_machine(
+        record, config, FACTS, Layout(), accelerator=accelerator, implementation=VirtiofsdImplementation.C
+    )
     machine: Any = SimpleNamespace(mem_mib=plan.vm.mem_mib, spec=SimpleNamespace(vcpus=plan.vm.vcpus))
-    return ReadyMachine(plan, StateStore(Layout()), machine, ReleaseStack(), lock)
+    return ReadyMachine(plan, StateStore(Layout()), machine, ReleaseStack(), lock, netns)
 
 
 def wanted(config: Config, limits: ContainerLimits, **more: Any) -> SandboxPlan:
@@ -51,10 +56,11 @@ def wanted(config: Config, limits: ContainerLimits, **more: Any) -> SandboxPlan:
         FACTS,
         Layout(),
         accelerator=more.get("accelerator", Accelerator.TCG),
-        dialect=VirtiofsdDialect.C,
+        implementation=VirtiofsdImplementation.C,
         size=size_for(config, FACTS, (limits,)),
         hostname="other",
         shm_size_bytes=1 << 20,
+        netns=more.get("netns"),
     )
 
 
@@ -101,7 +107,7 @@ def test_another_accelerator_or_initrd_does_not_fit(config: Config) -> None:
 def test_a_machine_cannot_shrink(config: Config) -> None:
     plan = wanted(config, ContainerLimits())
     machine = ready(config)
-    small = dataclasses.replace(plan, vm=dataclasses.replace(plan.vm, mem_mib=machine.machine.mem_mib - 128))
+    small = structs.replace(plan, vm=structs.replace(plan.vm, mem_mib=machine.machine.mem_mib - 128))
     assert not machine.fits(small)
 
 
@@ -112,3 +118,29 @@ def test_what_is_taken_does_not_fit_again(config: Config) -> None:
 def test_without_its_files_nothing_fits(config: Config) -> None:
     Path(config.qemu.initrd).unlink()
     assert not ready(config).fits(wanted(config, ContainerLimits()))
+
+
+def uml(config: Config, limits: ContainerLimits, **more: Any) -> SandboxPlan:
+    return wanted(config, limits, accelerator=Accelerator.UML, **more)
+
+
+def test_a_machine_that_cannot_grow_has_the_usual_size(config: Config) -> None:
+    machine = ready(config, Accelerator.UML)
+    usual = uml(config, ContainerLimits())
+    assert machine.machine.mem_mib == usual.vm.mem_mib > config.katapod.template_memory
+    assert machine.fits(usual)
+    for other in (ContainerLimits(memory_bytes=32 << 20), ContainerLimits(memory_bytes=3 << 30)):
+        assert not machine.fits(uml(config, other))
+    assert not machine.fits(wanted(config, ContainerLimits()))
+    Path(config.uml.image).write_text("a new one")
+    assert not machine.fits(uml(config, ContainerLimits()))
+
+
+def test_a_vmm_that_opens_taps_itself_has_to_be_in_the_sandboxes_namespace(config: Config, tmp_path: Path) -> None:
+    namespaces = [tmp_path / name for name in ("mine", "other")]
+    for path in namespaces:
+        path.touch()
+    with namespaces[0].open() as mine:
+        machine = ready(config, Accelerator.UML, netns=mine.fileno())
+        fits = [machine.fits(uml(config, ContainerLimits(), netns=path)) for path in (None, *namespaces)]
+    assert fits == [True, True, False]

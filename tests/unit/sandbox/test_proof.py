@@ -1,28 +1,28 @@
-"""The accelerator's verdict: what is forced, what is remembered, and for how long."""
+"""The accelerator's choice: what is forced, what is remembered, and for how long."""
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from katapod.host.facts import HostFacts
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, KatapodError, MissingProgram, UsageError
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
-from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
+from katapod.plan.virtiofsd import VirtiofsdImplementation, VirtiofsdPlan
 from katapod.sandbox import proof, proof_file
 from katapod.sandbox.errors import AgentFailed, GuestHangs
-from katapod.sandbox.failures import doubting_kvm, refuse_second_try, watch_kvm
+from katapod.sandbox.failures import doubting, refuse_second_try, watch_doubts
 from katapod.sandbox.planning import SandboxPlan
-from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_verdict, wanted_accelerator
+from katapod.sandbox.proof import BootNotProven, choose_accelerator, kept_choice, wanted_accelerator
 from katapod.sandbox.template_store import TemplateHangs
 from katapod.vmm.errors import VmmFailed
 from katapod.vmm.judge import BootFailure
-from katapod.vmm.proof import Verdict
+from katapod.vmm.proof import AcceleratorChoice
 from katapod.vmm.protocol import Vmm
 from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
 
@@ -50,6 +50,7 @@ class Host:
         )
         self.booted: list[tuple[VmSpec, float]] = []
         self._monkeypatch = monkeypatch
+        monkeypatch.setattr(proof, "LADDER", (Accelerator.KVM, Accelerator.TCG))  # test_ladder.py has the whole
 
     def boots(self, fails: Callable[[VmSpec], BootFailure | None]) -> None:
         async def prove(vm: VmSpec, *, limit_s: float, scratch_parent: Path | None = None, vmm: Vmm) -> None:
@@ -61,11 +62,11 @@ class Host:
 
         self._monkeypatch.setattr(proof, "prove_machine", prove)
 
-    async def choose(self, wanted: str = "auto", facts: HostFacts = FACTS, *, again: bool = False) -> Verdict:
+    async def choose(self, wanted: str = "auto", facts: HostFacts = FACTS, *, again: bool = False) -> AcceleratorChoice:
         return await choose_accelerator(wanted, self.config, facts, self.proofs, self.root, again=again)
 
-    def kept(self, facts: HostFacts = WITH_KVM) -> Verdict | None:
-        return kept_verdict(self.config, facts, self.proofs)
+    def kept(self, facts: HostFacts = WITH_KVM) -> AcceleratorChoice | None:
+        return kept_choice(self.config, facts, self.proofs)
 
     def pass_time(self, seconds: float) -> None:
         later = proof_file.now() + seconds
@@ -79,7 +80,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 async def test_emulation_that_is_forced_proves_nothing(host: Host) -> None:
-    assert await host.choose("tcg") == Verdict(Accelerator.TCG, "forced", fresh=False)
+    assert await host.choose("tcg") == AcceleratorChoice(Accelerator.TCG, "forced", fresh=False)
     assert not host.proofs.exists()
 
 
@@ -104,7 +105,12 @@ async def test_a_verdict_is_told_once_and_kept(host: Host) -> None:
     assert not (await host.choose()).fresh
 
 
-async def test_a_kept_verdict_can_be_looked_at_and_asked_for_again(host: Host) -> None:
+async def test_what_is_named_is_not_told(host: Host) -> None:
+    host.boots(lambda vm: None)
+    assert not (await host.choose("kvm", WITH_KVM)).fresh
+
+
+async def test_a_kept_choice_can_be_looked_at_and_asked_for_again(host: Host) -> None:
     assert host.kept(FACTS) is None
     first = await host.choose()
     kept = host.kept(FACTS)
@@ -139,14 +145,14 @@ def test_the_flag_the_environment_the_file(host: Host, monkeypatch: pytest.Monke
     monkeypatch.setenv("KATAPOD_ACCELERATOR", "tcg")
     assert (wanted_accelerator(host.config), wanted_accelerator(host.config, "kvm")) == ("tcg", "kvm")
     monkeypatch.setenv("KATAPOD_ACCELERATOR", "fast")
-    with pytest.raises(UsageError, match="KATAPOD_ACCELERATOR=fast: it is none of auto, kvm, tcg"):
+    with pytest.raises(UsageError, match="KATAPOD_ACCELERATOR=fast: it must be auto, kvm, uml or tcg"):
         wanted_accelerator(host.config)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot_id": "boot-1", "verdicts": {"KEY": ["tcg", "x"]}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot_id": "boot-1", "choices": {"KEY": ["tcg", "x"]}}'])
 async def test_a_spoilt_file_is_no_obstacle(host: Host, text: str) -> None:
     await host.choose()
-    key = next(iter(msgspec.json.decode(host.proofs.read_bytes())["verdicts"]))
+    key = next(iter(msgspec.json.decode(host.proofs.read_bytes())["choices"]))
     host.proofs.write_text(text.replace("KEY", key))
     assert (await host.choose()).accelerator is Accelerator.TCG
 
@@ -166,9 +172,9 @@ async def test_a_host_without_qemu_is_no_verdict_on_kvm(host: Host) -> None:
 
 async def test_starts_at_the_same_time_find_out_once(host: Host) -> None:
     host.boots(lambda vm: None)
-    verdicts = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(6)))
-    assert {verdict.accelerator for verdict in verdicts} == {Accelerator.KVM}
-    assert [verdict.fresh for verdict in verdicts].count(True) == 1
+    choices = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(6)))
+    assert {choice.accelerator for choice in choices} == {Accelerator.KVM}
+    assert [choice.fresh for choice in choices].count(True) == 1
     assert len(host.booted) == 1
 
 
@@ -202,8 +208,8 @@ async def test_only_one_start_waits_for_what_is_tried_again(host: Host) -> None:
     host.pass_time(proof_file.FIRST_RETRY_S + 1)
     host.booted.clear()
     host.boots(lambda vm: None)
-    verdicts = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(4)))
-    assert sorted(verdict.accelerator.value for verdict in verdicts) == ["kvm", "tcg", "tcg", "tcg"]
+    choices = await asyncio.gather(*(host.choose(facts=WITH_KVM) for _ in range(4)))
+    assert sorted(choice.accelerator.value for choice in choices) == ["kvm", "tcg", "tcg", "tcg"]
 
 
 async def test_a_time_out_does_not_take_the_place_of_a_success(host: Host) -> None:
@@ -232,10 +238,10 @@ async def test_a_guest_that_hangs_need_not_be_tried_with_each_parameter(host: Ho
 
 async def test_a_shortage_is_no_verdict(host: Host) -> None:
     host.boots(lambda vm: SHORT)
-    verdict = await host.choose(facts=WITH_KVM)
-    assert verdict.accelerator is Accelerator.TCG
-    assert "Cannot allocate memory" in verdict.reason
-    assert "next start" in verdict.advice
+    choice = await host.choose(facts=WITH_KVM)
+    assert choice.accelerator is Accelerator.TCG
+    assert "Cannot allocate memory" in choice.reason
+    assert "next start" in choice.advice
     assert len(host.booted) == 1, "no remedy helps"
     assert host.kept() is None
     host.boots(lambda vm: None)
@@ -277,15 +283,15 @@ async def test_the_reason_is_kept_in_qemus_words(host: Host) -> None:
     assert "failed to set MSR 0x10a" in host.proofs.read_text()
 
 
-# -- a verdict that turns out wrong
+# -- a choice that turns out wrong
 
 
 def plan_with(key: str, accelerator: Accelerator = Accelerator.KVM) -> SandboxPlan:
     vm = VmSpec("s1", "u", "/qemu", Path("/k"), Path("/i"), accelerator, 256, 512, 1, 1, Path("/vm"))
     return SandboxPlan(
-        record=SandboxRecord("s1", created_at=1.0, owner_pid=1, boot_id="boot-1"),
+        record=SandboxRecord("s1", created_at=1.0, supervisor_pid=1, boot_id="boot-1"),
         vm=vm,
-        virtiofsd=VirtiofsdPlan("/v", VirtiofsdDialect.C, Path("/s"), "auto"),
+        virtiofsd=VirtiofsdPlan("/v", VirtiofsdImplementation.C, Path("/s"), "auto"),
         hostname="h",
         dns=(),
         shm_size_bytes=1,
@@ -309,8 +315,8 @@ async def test_a_verdict_goes_when_a_start_fails_as_under_a_broken_kvm(
     host: Host, error: KatapodError, dropped: bool
 ) -> None:
     host.boots(lambda vm: None)
-    verdict = await host.choose(facts=WITH_KVM)
-    with pytest.raises(type(error)), doubting_kvm(plan_with(verdict.key), host.layout):
+    choice = await host.choose(facts=WITH_KVM)
+    with pytest.raises(type(error)), doubting(plan_with(choice.key), host.layout):
         raise error
     assert ("finds out again" in error.hint) is dropped
     assert (host.kept() is None) is dropped
@@ -318,9 +324,9 @@ async def test_a_verdict_goes_when_a_start_fails_as_under_a_broken_kvm(
 
 async def test_a_verdict_goes_when_a_machine_dies_of_kvm(host: Host) -> None:
     host.boots(lambda vm: None)
-    verdict = await host.choose(facts=WITH_KVM)
+    choice = await host.choose(facts=WITH_KVM)
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    watch_kvm(plan_with(verdict.key), host.layout, death)
+    watch_doubts(plan_with(choice.key), host.layout, death)
     death.set_result(VmmFailed("QEMU ended: error: kvm run failed Bad address", returncode=1))
     await asyncio.sleep(0)
     assert host.kept() is None

@@ -1,4 +1,4 @@
-"""Recovery from disk: idempotent, never at a living owner's or a stranger's expense."""
+"""Recovery from disk: idempotent, never at a living supervisor's or a stranger's expense."""
 
 import asyncio
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from katapod.host.state import StateStore, owner_alive
+from katapod.host.locks import lock_holder
+from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState
 from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.sandbox import recovery
-from katapod.sandbox.recovery import _lock_holder, _processes_of, find_leftovers, reap_dead, remove_sandbox
+from katapod.sandbox.recovery import _processes_of, find_leftovers, reap_dead, remove_sandbox
 
 OWNER = """
 import sys, time
@@ -45,7 +46,7 @@ def store(tmp_path: Path) -> StateStore:
 
 
 @pytest.fixture
-def owner(store: StateStore) -> Iterator[subprocess.Popen[bytes]]:
+def supervisor(store: StateStore) -> Iterator[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-c", OWNER, str(store.layout.state_root)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -55,11 +56,11 @@ def owner(store: StateStore) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def record(sandbox_id: str, **changes: object) -> SandboxRecord:
-    return msgspec.structs.replace(SandboxRecord(sandbox_id, created_at=1.0, owner_pid=1, boot_id="b"), **changes)
+    return msgspec.structs.replace(SandboxRecord(sandbox_id, created_at=1.0, supervisor_pid=1, boot_id="b"), **changes)
 
 
 def leave(store: StateStore, sandbox_id: str, **changes: object) -> None:
-    """What a killed owner leaves."""
+    """What a killed supervisor leaves."""
     os.close(store.create(record(sandbox_id, **changes)))
     paths = store.layout.sandbox(sandbox_id)
     for directory in (paths.mounts, paths.vm, paths.layers / "c"):
@@ -192,25 +193,25 @@ async def test_what_another_runtime_keeps_beside_us_is_left_alone(store: StateSt
     assert foreign.vm.exists()
 
 
-async def test_a_living_owner(store: StateStore, owner: subprocess.Popen[bytes]) -> None:
+async def test_a_living_supervisor(store: StateStore, supervisor: subprocess.Popen[bytes]) -> None:
     paths = store.layout.sandbox("s1")
-    assert _lock_holder(paths) == owner.pid
+    assert lock_holder(paths.lock) == supervisor.pid
     with pytest.raises(InvalidState, match="cannot remove s1: it is in use"):
         await remove_sandbox(store, "s1")
     assert paths.persist.exists()
     removing = asyncio.create_task(remove_sandbox(store, "s1", force=True))
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(60):
         await removing
-    assert owner.wait() == -signal.SIGTERM
+    assert supervisor.wait() == -signal.SIGTERM
     assert not paths.state.exists()
 
 
 async def test_no_lock_no_holder(store: StateStore) -> None:
     leave(store, "s1")
     paths = store.layout.sandbox("s1")
-    assert _lock_holder(paths) is None
-    assert not owner_alive(paths)
-    assert _lock_holder(store.layout.sandbox("none")) is None
+    assert lock_holder(paths.lock) is None
+    assert not supervisor_alive(paths)
+    assert lock_holder(store.layout.sandbox("none").lock) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_which_processes_are_a_sandbox_s_own(
 
 
 def leave_pooled(store: StateStore, sandbox_id: str, machine_id: str, **changes: object) -> None:
-    """What the owner of a sandbox leaves whose machine came from the pool, killed as it took it."""
+    """What the supervisor of a sandbox leaves whose machine came from the pool, killed as it took it."""
     os.close(store.create(record(machine_id, pooled=True, auto_remove=True)))
     os.close(store.create(record(sandbox_id, machine_id=machine_id, **changes)))
     paths = store.layout.sandbox(sandbox_id, machine_id)

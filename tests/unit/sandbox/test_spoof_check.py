@@ -13,7 +13,7 @@ from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.bridge import plan_bridge
-from katapod.plan.virtiofsd import VirtiofsdDialect
+from katapod.plan.virtiofsd import VirtiofsdImplementation
 from katapod.sandbox.planning import plan_sandbox, size_for
 from katapod.vmm.spec import Accelerator
 
@@ -46,12 +46,12 @@ def test_who_is_held(spoof_check: str, network: NetworkConfig | None, held: bool
         else None
     )
     plan = plan_sandbox(
-        SandboxRecord("c1", created_at=0.0, owner_pid=2, boot_id="", attachment=attachment),
+        SandboxRecord("c1", created_at=0.0, supervisor_pid=2, boot_id="", attachment=attachment),
         config,
         FACTS,
         Layout(),
         accelerator=Accelerator.TCG,
-        dialect=VirtiofsdDialect.C,
+        implementation=VirtiofsdImplementation.C,
         size=size_for(config, FACTS, (ContainerLimits(),)),
         hostname="c1",
         shm_size_bytes=1 << 20,

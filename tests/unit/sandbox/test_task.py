@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError, NoSpace
+from katapod.model.record import KILLED_STATUS
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox import task
 from katapod.sandbox.stdio import NullSink
-from katapod.sandbox.task import KILLED_STATUS, follow, watch_oom
+from katapod.sandbox.task import follow, watch_oom
 
 
 class Ends:
@@ -31,7 +32,7 @@ class Ends:
 
 
 async def ended(container: Any) -> int:
-    return await asyncio.wait_for(follow(container, None, NullSink(), NullSink()), 5)
+    return await asyncio.wait_for(follow(container, None, NullSink(), NullSink()), 60)
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from katapod.model.errors import KatapodError
 from katapod.sandbox.template_store import (

@@ -9,7 +9,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from katapod.sandbox import guard as guard_module
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.guard import guarded
+from katapod.sandbox.opening import SandboxServer
 from katapod.sandbox.request import SandboxRequest
 from katapod.shim import tasks as tasks_module
 from katapod.shim.events import EventPublisher
@@ -152,7 +153,7 @@ class GuestSandbox:
         self.agent = agent
         self.vm = SimpleNamespace(pid=VMM_PID)
         self.clock = ClockKeeper(agent, sandbox_id)
-        self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), owner_pid=0, boot_id="")
+        self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), supervisor_pid=0, boot_id="")
         self.death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
         self.rescans = 0
 
@@ -170,8 +171,11 @@ class GuestSandbox:
 class GuestPod:
     """A pod whose machine is `guest`. `closing`: its end takes until this is set."""
 
-    def __init__(self, request: SandboxRequest, config: Config, sandbox: GuestSandbox) -> None:
+    def __init__(
+        self, request: SandboxRequest, config: Config, sandbox: GuestSandbox, servers: Sequence[SandboxServer]
+    ) -> None:
         self.request = request
+        self.servers = servers
         self.config = config
         self.sandbox = sandbox
         self.containers: dict[str, Container] = {}
@@ -190,7 +194,7 @@ class GuestPod:
             self.limits[plan.container_id] = limits
         return container
 
-    async def grow_for(self, container_id: str, limits: ContainerLimits) -> None:
+    async def resize_for(self, container_id: str, limits: ContainerLimits) -> None:
         self.limits[container_id] = limits
 
     async def remove_container(self, container_id: str) -> None:
@@ -317,14 +321,14 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     shim = Shim(folder, guest, tasks, events)
 
     async def open_guest_pod(
-        request: SandboxRequest, config: Config, store: object, call_times: object = ()
+        request: SandboxRequest, config: Config, store: object, servers: Sequence[SandboxServer]
     ) -> GuestPod:
-        path = str(folder / f"agent-{len(servers)}.sock")
-        servers.append(await serve_ttrpc(listening(path), guest.handle))
+        path = str(folder / f"agent-{len(agents)}.sock")
+        agents.append(await serve_ttrpc(listening(path), guest.handle))
         agent = AgentClient(await TtrpcClient.on_unix_path(path, "the agent"))
-        return GuestPod(request, config, GuestSandbox(request.sandbox_id, agent))
+        return GuestPod(request, config, GuestSandbox(request.sandbox_id, agent), servers)
 
-    servers: list[TtrpcServer] = []
+    agents: list[TtrpcServer] = []
     monkeypatch.setattr(tasks_module, "open_sandbox", open_guest_pod)
     monkeypatch.setattr(guard_module, "CAUSE_LIMIT_S", 0.05)  # no process here dies a moment after its connection
     server = await serve_ttrpc(listening(shim.path), TaskService(tasks, shim.shut_down.set).handle)
@@ -335,7 +339,7 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         await tasks.end()
         await events.close()
         shim.client.close()
-        for each in (server, *servers):
+        for each in (server, *agents):
             each.close()
         await asyncio.sleep(0)
 

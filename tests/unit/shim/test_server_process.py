@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ from katapod.model.layout import Layout
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import delete as delete_module
+from katapod.shim import serve as serve_module
+from katapod.shim import start as start_module
 from katapod.shim.arguments import parse_arguments
 from katapod.shim.pb import runtime_pb2, task_pb2
 from katapod.shim.start import SOCKET_ROOT, STDIN_MAX
@@ -188,6 +192,60 @@ def test_killed_then_deleted_then_started_again(engine: Engine) -> None:
     assert exit_of(engine.run(bundle, "delete", b"")) == 137
     assert not os.path.exists(path), "the socket's directory is known from the bundle alone"
     assert exit_of(engine.run(bundle, "delete", b"")) == 137
+
+
+def test_a_server_that_is_going_away_is_in_nobodys_way(engine: Engine) -> None:
+    """The kernel has taken a killed server's memory, and not yet its socket, where connections wait to be accepted."""
+    path = str(engine.folder / "dying.sock")
+    dying = listening(path)
+
+    def die() -> None:
+        select.select([dying], [], [], LIMIT_S)  # until somebody has connected
+        dying.close()
+
+    with ThreadPoolExecutor() as threads:
+        death = threads.submit(die)
+        listener = start_module._listen(path)
+        death.result()
+    assert listener is not None
+    with listener, socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def test_a_server_that_is_slow_to_answer_lives(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_module, "ANSWER_LIMIT_S", 0.05)
+    path = str(engine.folder / "slow.sock")
+    with listening(path) as slow:
+        assert start_module._listen(path) is None
+        slow.accept()[0].close()
+
+
+async def test_the_file_of_a_socket_goes_before_its_server(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a `start` that comes meanwhile finds no server that will be gone when it is called."""
+    monkeypatch.setattr(serve_module, "ANSWER_S", 0.0)
+    bundle = engine.bundle("c1")
+    monkeypatch.chdir(bundle)
+    path = str(engine.folder / "served.sock")
+    served = []
+
+    def unlink() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        os.unlink(path)
+        served.append(path)
+
+    arguments = parse_arguments(["-namespace", NAMESPACE, "-id", "c1", "-bundle", str(bundle), "start"])
+    serving = asyncio.create_task(serve_module._serve(arguments, listening(path), unlink))
+    while True:
+        with contextlib.suppress(OSError):
+            client = await TtrpcClient.on_unix_path(path, "the shim")
+            break
+        await asyncio.sleep(0.01)
+    request = task_pb2.ShutdownRequest(id="c1").SerializeToString()
+    await client.call_raw("containerd.task.v2.Task", "Shutdown", request, LIMIT_S)
+    await asyncio.wait_for(serving, LIMIT_S)
+    client.close()
+    assert served == [path]
 
 
 @needs_root

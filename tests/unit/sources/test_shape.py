@@ -9,6 +9,8 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import katapod
 
 ROOT = Path(katapod.__file__).parent
@@ -68,6 +70,73 @@ def is_excused(path: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> b
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     above = sources()[path].splitlines()[first - 2].strip()
     return above.startswith("# long: ")
+
+
+TASK_OWNER = "tasks.py"
+TASKS_ELSEWHERE: dict[str, str] = {}
+"""Files that may start tasks themselves, and why."""
+
+
+def task_groups(tree: ast.AST) -> set[str]:
+    """Names of task groups: `async with asyncio.TaskGroup() as NAME`, or a parameter of that type."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
+            if isinstance(node.context_expr, ast.Call) and ast.unparse(node.context_expr.func) == "asyncio.TaskGroup":
+                found.add(node.optional_vars.id)
+        elif isinstance(node, ast.arg) and node.annotation and ast.unparse(node.annotation) == "asyncio.TaskGroup":
+            found.add(node.arg)
+    return found
+
+
+def unowned_tasks(text: str) -> list[str]:
+    """Calls that start a task for which nobody waits for certain: a gather that fails goes on without the others."""
+    tree = ast.parse(text)
+    groups, found = task_groups(tree), []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute | ast.Name):
+            continue
+        name = node.attr if isinstance(node, ast.Attribute) else node.id
+        whole = name in ("create_task", "ensure_future")
+        if whole and isinstance(node, ast.Attribute) and ast.unparse(node.value) in groups:
+            continue
+        if whole or (name == "gather" and not waits_for_all(tree, node)):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def waits_for_all(tree: ast.AST, function: ast.expr) -> bool:
+    """Whether `function`, a gather, is called with return_exceptions=True."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.func is function]
+    keywords = [keyword for call in calls for keyword in call.keywords]
+    return any(each.arg == "return_exceptions" and ast.unparse(each.value) == "True" for each in keywords)
+
+
+def test_every_task_has_an_owner() -> None:
+    found = {path: unowned_tasks(text) for path, text in sources().items() if path != TASK_OWNER}
+    left = {path: calls for path, calls in found.items() if calls and path not in TASKS_ELSEWHERE}
+    assert not left, f"use katapod.tasks, so that somebody awaits them: {left}"
+    stale = [path for path in TASKS_ELSEWHERE if not found.get(path)]
+    assert not stale, f"they start no tasks any more: {stale}"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("task = asyncio.create_task(work())", 1),
+        ("loop.create_task(work())", 1),
+        ("start = asyncio.ensure_future", 1),
+        ("from asyncio import create_task\ncreate_task(work())", 1),
+        ("await asyncio.gather(one(), other())", 1),
+        ("await asyncio.gather(one(), return_exceptions=False)", 1),
+        ("await asyncio.gather(one(), return_exceptions=True)", 0),
+        ("async def f():\n async with asyncio.TaskGroup() as group:\n  group.create_task(work())", 0),
+        ("def f(group: asyncio.TaskGroup):\n group.create_task(work())", 0),
+        ("background.start(work(), name='work')", 0),
+    ],
+)
+def test_what_counts_as_a_task_without_an_owner(text: str, count: int) -> None:
+    assert len(unowned_tasks(text)) == count
 
 
 def test_no_function_is_too_long() -> None:

@@ -144,7 +144,19 @@ def test_without_a_server_a_run_is_the_callers(tmp_path: Path) -> None:
 
 
 def test_a_client_loads_next_to_nothing() -> None:
-    heavy = ("asyncio", "click", "dataclasses", "json", "logging", "msgspec", "pathlib", "socket", "typing")
+    heavy = (
+        "asyncio",
+        "click",
+        "dataclasses",
+        "enum",
+        "json",
+        "logging",
+        "msgspec",
+        "pathlib",
+        "re",
+        "socket",
+        "typing",
+    )
     code = f"import sys, katapod.cli.entry; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-S", "-c", code], env=SOURCES, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

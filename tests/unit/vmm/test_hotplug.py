@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from katapod.vmm.devices import dimm_sizes
+from katapod.vmm.devices import Disk, DiskSettings, dimm_sizes
 from katapod.vmm.qemu.hotplug import (
+    FileToOpen,
     HotplugPlan,
     QmpStep,
     pci_path,
     plan_disk,
     plan_memory,
     plan_nic_device,
-    plan_overlay_disk,
     plan_shared_directory,
     plan_vcpus,
 )
@@ -30,11 +30,11 @@ def cpu(socket: int, *, plugged: bool = False) -> dict[str, object]:
 CPUS = [cpu(3), cpu(2), cpu(1), cpu(0, plugged=True)]
 
 ALL = [
-    plan_shared_directory("kataShared", Path("/vm/vhost-fs.sock"), 1),
-    plan_disk("d1", Path("/dev/sdx"), 2, read_only=True),
+    plan_shared_directory("kataShared", 1),
+    plan_disk(Disk("d1", Path("/dev/sdx"), 2, read_only=True)),
     plan_vcpus(CPUS, 2),
     plan_memory(0, 256),
-    plan_overlay_disk("root-1", Path("/sandbox/root.qcow2"), Path("/image/root.ext4"), 3),
+    plan_disk(Disk("root-1", Path("/sandbox/root.qcow2"), 3, base=Path("/image/root.ext4"))),
 ]
 
 
@@ -42,7 +42,7 @@ def test_shared_directory() -> None:
     assert ALL[0].describe() == (
         "plug shared directory kataShared\n"
         "  chardev-add {'id': 'char-kataShared', 'backend': {'type': 'socket', 'data': "
-        "{'addr': {'type': 'unix', 'data': {'path': '/vm/vhost-fs.sock'}}, 'server': False}}}\n"
+        "{'addr': {'type': 'fd', 'data': {'str': 'share-kataShared'}}, 'server': False}}}\n"
         "  device_add {'driver': 'vhost-user-fs-pci', 'id': 'fs-kataShared', 'chardev': 'char-kataShared', "
         "'tag': 'kataShared', 'queue-size': 1024, 'bus': 'pci-bridge-0', 'addr': '0x1'}"
     )
@@ -72,8 +72,9 @@ def test_a_nic_with_a_queue_for_each_vcpu_and_vhost() -> None:
 def test_disk() -> None:
     assert ALL[1].describe() == (
         "plug disk /dev/sdx\n"
+        "  add-fd {'fdset-id': 4, 'opaque': '/dev/sdx'}\n"
         "  blockdev-add {'driver': 'raw', 'node-name': 'drive-d1', 'read-only': True, 'file': "
-        "{'driver': 'file', 'filename': '/dev/sdx', 'aio': 'threads', 'node-name': 'file-d1'}}\n"
+        "{'driver': 'file', 'filename': '/dev/fdset/4', 'aio': 'threads', 'node-name': 'file-d1'}}\n"
         "  device_add {'driver': 'virtio-blk-pci', 'id': 'virtio-d1', 'drive': 'drive-d1', "
         "'share-rw': True, 'werror': 'enospc', 'rerror': 'report', 'bus': 'pci-bridge-0', 'addr': '0x2'}"
     )
@@ -82,16 +83,36 @@ def test_disk() -> None:
 
 def test_layered_disk() -> None:
     """Nobody writes to the base, a flush costs nothing, and what cannot be written stops the VM."""
-    added, device = (step.arguments for step in ALL[4].steps)
+    own, base, added, device = (step.arguments for step in ALL[4].steps)
+    assert (own["opaque"], base["opaque"]) == ("/sandbox/root.qcow2", "/image/root.ext4")
+    assert [step.file for step in ALL[4].steps[:2]] == [
+        FileToOpen(Path("/sandbox/root.qcow2"), read_only=False),
+        FileToOpen(Path("/image/root.ext4"), read_only=True),
+    ]
     assert (added["driver"], added["node-name"], added["read-only"]) == ("qcow2", "drive-root-1", False)
-    assert added["file"]["filename"] == "/sandbox/root.qcow2"
+    assert added["file"]["filename"] == f"/dev/fdset/{own['fdset-id']}"
     assert added["cache"] == added["file"]["cache"] == {"no-flush": True}
     assert added["backing"] == {
         "driver": "raw",
         "read-only": True,
-        "file": {"driver": "file", "filename": "/image/root.ext4"},
+        "file": {"driver": "file", "filename": f"/dev/fdset/{base['fdset-id']}"},
     }
     assert (device["werror"], device["rerror"], device["addr"]) == ("stop", "report", "0x3")
+
+
+def test_a_disk_past_the_cache_is_opened_so() -> None:
+    """QEMU looks in a set for a descriptor with the flags that it wants."""
+    native, set_so = DiskSettings(aio="native"), DiskSettings(cache_set=True, direct=True)
+    cached = DiskSettings(cache_set=True, direct=False)
+    for settings, direct in ((native, True), (set_so, True), (cached, False), (DiskSettings(), False)):
+        step = plan_disk(Disk("d", Path("/d"), 1, settings=settings)).steps[0]
+        assert step.file == FileToOpen(Path("/d"), read_only=False, direct=direct)
+
+
+def test_no_two_disks_have_the_same_set_of_descriptors() -> None:
+    disks = [Disk(f"d{slot}", Path("/d"), slot, base=Path("/b")) for slot in (1, 2, 31, 33)]
+    sets = [step.arguments["fdset-id"] for disk in disks for step in plan_disk(disk).steps if step.file is not None]
+    assert len(set(sets)) == len(sets) == 8
 
 
 def test_vcpus_are_the_lowest_free_ones() -> None:
@@ -112,6 +133,7 @@ REMOVED_BY = {
     "device_add": ("device_del", "id"),
     "blockdev-add": ("blockdev-del", "node-name"),
     "object-add": ("object-del", "id"),
+    "add-fd": ("remove-fd", "fdset-id"),
 }
 
 
@@ -131,14 +153,14 @@ def test_cpus_and_memory_stay_until_the_end() -> None:
 @pytest.mark.parametrize("slot", [0, 32, 64])
 def test_slots_the_bridge_does_not_have(slot: int) -> None:
     with pytest.raises(ValueError, match="1 to 31 do"):
-        plan_disk("d", Path("/d"), slot, read_only=False)
+        plan_disk(Disk("d", Path("/d"), slot))
 
 
 def test_ids_that_qemu_would_cut() -> None:
     """Node names have 31 characters at most: two long ids must not become one."""
-    plan_disk("d" * 25, Path("/d"), 1, read_only=False)
+    plan_disk(Disk("d" * 25, Path("/d"), 1))
     with pytest.raises(ValueError, match="more than 25 characters"):
-        plan_disk("d" * 26, Path("/d"), 1, read_only=False)
+        plan_disk(Disk("d" * 26, Path("/d"), 1))
 
 
 def test_slot_31() -> None:

@@ -1,9 +1,9 @@
 """The proof as data: which plans have one answer, what a failure says of KVM, what is tried next."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.judge import BootFailure, Finding, Trial
@@ -87,6 +87,7 @@ def test_the_proof_boots_the_machine_of_sandboxes() -> None:
     ("failure", "finding"),
     [
         (BootFailure(said=MSR, status=-6), Finding.FAILS),
+        (BootFailure(said="Assertion failed", status=-11), Finding.FAILS),  # abort(3) of process 1
         (BootFailure(said=MSR, status=1), Finding.FAILS),
         (BootFailure(said="failed to initialize kvm: Permission denied", status=1), Finding.FAILS),
         (BootFailure(said="KVM internal error. Suberror: 1", status=None), Finding.FAILS),

@@ -1,10 +1,9 @@
 """The QEMU command line, word for word: a change of it must be a decision."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from katapod.vmm.qemu.command_line import FdSlot, escape, plan_qemu, render_qemu
 from katapod.vmm.qemu.cpu_table import cpu_table
@@ -18,8 +17,10 @@ PARAMS = (
     "i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 noreplace-smp reboot=t cryptomgr.notests "
     "net.ifnames=0 swiotlb=noforce console=ttyS0 quiet panic=1 nr_cpus=4 maxcpus=1 acpi_apic_instance=2 "
     "selinux=0 cgroup_no_v1=all agent.hotplug_timeout=30 memhp_default_state=online "
-    "initcall_blacklist=tracer_init_tracefs"
+    "initcall_blacklist=tracer_init_tracefs katapod.fixed_addresses"
 )
+
+PARAMS_OF_KVM = PARAMS.replace(" maxcpus=1 acpi_apic_instance=2", "").replace(" katapod.fixed_addresses", "")
 
 TCG_WITH_SERIAL_PORT = f"""\
 /usr/bin/qemu-system-x86_64
@@ -30,6 +31,8 @@ TCG_WITH_SERIAL_PORT = f"""\
   -cpu max,la57=off,erms=off,fsrm=off
   -chardev socket,id=qmp,fd=<qmp>,server=on,wait=off
   -mon chardev=qmp,mode=control
+  -chardev socket,id=qmp2,fd=<qmp2>,server=on,wait=off
+  -mon chardev=qmp2,mode=control
   -m 256M,slots=10,maxmem=2048M
   -device pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2,io-reserve=4K,mem-reserve=2M,pref64-reserve=32M
   -device virtio-serial-pci,id=serial0
@@ -56,7 +59,7 @@ TCG_WITH_SERIAL_PORT = f"""\
   -pidfile /run/vc/vm/s1/pid
   -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
   -smp 1,cores=1,threads=1,sockets=4,maxcpus=4
-  -acpitable file=/proc/self/fd/<cpu-table>"""  # noqa: E501 - as long as QEMU takes it
+  -acpitable file=/dev/fd/<cpu-table>"""  # noqa: E501 - as long as QEMU takes it
 
 
 def changed(before: str, after: str) -> list[str]:
@@ -79,12 +82,12 @@ def test_kvm_with_vsock() -> None:
         "--chardev socket,id=charagent0,fd=<agent>",
         "--device virtserialport,bus=serial0.0,nr=1,chardev=charagent0,id=agent0,name=katapod.agent.0",
         f"--append {PARAMS}",
-        "--acpitable file=/proc/self/fd/<cpu-table>",
+        "--acpitable file=/dev/fd/<cpu-table>",
         "+-accel kvm",
         "+-global kvm-pit.lost_tick_policy=discard",
         "+-cpu host,pmu=off",
         "+-device vhost-vsock-pci,vhostfd=<vsock>,id=vsock-77,guest-cid=77,bus=pcie.0",
-        f"+-append {PARAMS.replace(' maxcpus=1 acpi_apic_instance=2', '')}",
+        f"+-append {PARAMS_OF_KVM}",
     ]
 
 
@@ -99,12 +102,12 @@ def test_an_emulated_guest_is_told_of_the_cpus_that_may_come() -> None:
 
 def test_debug_console() -> None:
     spec = replace(SPEC, debug_console=True, debug=True, kernel_params=("quiet", "x=y"))
-    wanted = PARAMS.replace("quiet", "debug").removesuffix(" initcall_blacklist=tracer_init_tracefs")
+    wanted = PARAMS.replace("quiet", "debug").replace("initcall_blacklist=tracer_init_tracefs", "agent.log=debug")
     assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(spec).describe()) == [
         f"--append {PARAMS}",
         "+-chardev socket,id=chardebug0,fd=<debug-console>",
         "+-device virtserialport,bus=serial0.0,nr=2,chardev=chardebug0,id=debug0,name=katapod.console.0",
-        f"+-append {wanted} agent.log=debug agent.debug_console agent.debug_console_vport=1026 quiet x=y",
+        f"+-append {wanted} agent.debug_console agent.debug_console_vport=1026 quiet x=y",
     ]
 
 
@@ -130,10 +133,10 @@ def test_the_seccomp_filter_can_be_left_out() -> None:
 
 def test_render_names_descriptors() -> None:
     plan = plan_qemu(SPEC)
-    assert plan.slots == (FdSlot.QMP, FdSlot.CONSOLE, FdSlot.AGENT, FdSlot.CPU_TABLE)
+    assert plan.slots == (FdSlot.QMP, FdSlot.QMP2, FdSlot.CONSOLE, FdSlot.AGENT, FdSlot.CPU_TABLE)
     arguments = render_qemu(plan, dict(zip(FdSlot, range(7, 17), strict=False)))
     assert arguments[:3] == ["/usr/bin/qemu-system-x86_64", "-name", "sandbox-s1,debug-threads=on"]
-    assert "socket,id=charagent0,fd=9" in arguments
+    assert f"socket,id=charagent0,fd={7 + list(FdSlot).index(FdSlot.AGENT)}" in arguments
     assert not any("{fd}" in argument for argument in arguments)
     assert arguments[arguments.index("-append") + 1] == PARAMS
     assert "" not in arguments

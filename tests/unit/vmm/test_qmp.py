@@ -17,6 +17,10 @@ from katapod.vmm.qemu.qmp import LINE_MAX, QmpClient
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 
 
+class NotThere(Exception):
+    """In `answers`: no device of that id."""
+
+
 class Monitor:
     """QEMU's side. `answers` maps a command to its `return` value, or to an Exception to refuse it with."""
 
@@ -50,7 +54,8 @@ class Monitor:
 
     def reply(self, number: int, answer: Any) -> None:
         if isinstance(answer, Exception):
-            self.say({"id": number, "error": {"class": "GenericError", "desc": str(answer)}})
+            kind = "DeviceNotFound" if isinstance(answer, NotThere) else "GenericError"
+            self.say({"id": number, "error": {"class": kind, "desc": str(answer)}})
         else:
             self.say({"id": number, "return": answer})
 
@@ -120,11 +125,11 @@ async def test_events_go_to_who_waits_for_them(opened: Opened) -> None:
     other = client.expect("SHUTDOWN")
     monitor.say({"event": "DEVICE_DELETED", "data": {"path": "/x"}, "timestamp": {"seconds": 1, "microseconds": 2}})
     monitor.say({"event": "DEVICE_DELETED", "data": {"device": "d1", "path": "/x"}, "timestamp": {}})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await first)["device"] == "d1"
     assert not other.done()
     monitor.say({"event": "SHUTDOWN"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await other
 
 
@@ -148,7 +153,7 @@ async def test_a_monitor_that_speaks_nonsense_fails_every_waiter(opened: Opened,
     event = client.expect("DEVICE_DELETED", lambda data: data.get("device") == "d1")
     monitor.writer.write(line)
     monitor.writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(VmmLinkBroken, match="the link to QEMU broke"):
             await call
         with pytest.raises(VmmLinkBroken):
@@ -163,7 +168,7 @@ async def test_a_closed_monitor_fails_every_waiter(opened: Opened) -> None:
     call = asyncio.create_task(client.execute("a", limit_s=30))
     await asyncio.sleep(0.01)
     monitor.writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(VmmLinkBroken, match="QEMU closed its monitor"):
             await call
 
@@ -171,7 +176,7 @@ async def test_a_closed_monitor_fails_every_waiter(opened: Opened) -> None:
 async def test_an_event_to_be_waited_for_after_the_link_broke(opened: Opened) -> None:
     client, _ = opened
     await client.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(VmmLinkBroken):
             await client.expect("SHUTDOWN")
 
@@ -188,7 +193,7 @@ async def test_close_does_not_wait_for_a_monitor_that_reads_nothing() -> None:
     client = await QmpClient.open(ours, limit_s=5)
     with pytest.raises(VmmLinkBroken, match="did not answer"):
         await client.execute("x", {"data": "x" * 2_000_000}, limit_s=0.05)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await client.close()
     theirs.close()
 
@@ -230,7 +235,7 @@ async def test_a_monitor_that_does_not_open(talk: Talk, cause: str) -> None:
     ours, theirs = socket.socketpair()
     _, writer = await asyncio.open_unix_connection(sock=theirs)
     talking = asyncio.create_task(talk(writer))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(VmmLinkBroken, match=cause):
             await QmpClient.open(ours, limit_s=0.2 if cause in SILENT else 4)
     await talking
@@ -295,14 +300,34 @@ async def test_unplug_again_takes_up_what_is_left(opened: Opened) -> None:
     await client.unplug(plan, limit_s=5)
     assert [name for name, _ in monitor.commands] == ["del-node"]
     with pytest.raises(VmmRefused, match="already"):  # another device of that name is another matter
-        await client.unplug(plan, limit_s=5)
+        await client.unplug(plan, limit_s=0.05)
+
+
+async def test_unplug_of_what_another_connection_has_asked_for(opened: Opened) -> None:
+    """Its DEVICE_DELETED comes to all connections."""
+    client, monitor = opened
+    monitor.answers["del-device"] = ValueError("already in the process of unplug")
+    work = asyncio.create_task(client.unplug(_plan("node", "device"), limit_s=5))
+    await monitor.heard("del-device")
+    monitor.say({"event": "DEVICE_DELETED", "data": {"device": "device", "path": "/machine/x"}})
+    await work
+    assert monitor.commands[-1][0] == "del-node"
+
+
+@pytest.mark.parametrize("node", [{}, ValueError("no such node")])
+async def test_unplug_of_what_another_connection_has_taken_out(opened: Opened, node: Any) -> None:
+    client, monitor = opened
+    monitor.answers["del-device"] = NotThere("no such device")
+    monitor.answers["del-node"] = node
+    await client.unplug(_plan("node", "device"), limit_s=5)
+    assert [name for name, _ in monitor.commands[1:]] == ["del-device", "del-node"]
 
 
 async def test_unplug_that_is_refused_leaves_no_watcher(opened: Opened) -> None:
     client, monitor = opened
     monitor.answers["del-device"] = ValueError("not found")
     with pytest.raises(VmmRefused, match="not found"):
-        await client.unplug(_plan("node", "device"))
+        await client.unplug(_plan("node", "device"), limit_s=0.05)
     assert client._watchers == []
 
 

@@ -1,13 +1,14 @@
 """Which sandboxes share a template, and what a clone has of its own."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 
+from katapod.model.uid_range import UidRange
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm import template as module
 from katapod.vmm.qemu.command_line import plan_qemu
@@ -21,6 +22,8 @@ ROOT = Path("/run/vc/vm/template")
 LIMITS = TemplateLimits(max_age_s=60.0, max_uses=10, unused_s=60.0)
 
 OWN: dict[str, Any] = {
+    "uid": 1879048192,
+    "uids": UidRange(5000, 5999),
     "sandbox_id": "s2",
     "uuid": "6f1d7f5c-0000-4000-8000-000000000002",
     "vm_dir": Path("/run/vc/vm/s2"),
@@ -29,6 +32,9 @@ OWN: dict[str, Any] = {
     "memory_is_given": True,
     "translation_cache_mib": 64,
     "restored": True,
+    "io_uring": True,
+    "standby": True,
+    "cgroups": (Path("/sys/fs/cgroup/memory/vc/kata_s2"),),
 }
 """What sandboxes of one template may differ in."""
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from katapod.observe.explain import UNKNOWN, explain_command_line, explain_kernel_parameters, word_after
+from katapod.model.inspection import UNKNOWN_PART
+from katapod.observe.explain import explain_kernel_parameters
 from katapod.vmm.qemu.command_line import FdSlot, QemuOptions, plan_qemu, render_qemu
+from katapod.vmm.qemu.explain import explain_command_line, word_after
 from katapod.vmm.spec import Accelerator, VmSpec
 
 COMMAND = """
@@ -84,6 +86,6 @@ def test_the_unknown_is_shown_as_it_is() -> None:
         ("-S", True),
         ("-new", False),
     ]
-    assert [(detail.part, detail.meaning) for detail in parts[2].details][1] == ("y=1", UNKNOWN)
+    assert [(detail.part, detail.meaning) for detail in parts[2].details][1] == ("y=1", UNKNOWN_PART)
     assert explain_kernel_parameters("what=ever =")[0].known is False
     assert explain_command_line([]) == ()

@@ -17,9 +17,9 @@ import pytest
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord
-from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
+from katapod.plan.virtiofsd import VirtiofsdImplementation, VirtiofsdPlan
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox import guard, health, lifecycle, machine
+from katapod.sandbox import guard, health, lifecycle, machine, share
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import RootDisk, SandboxPlan
 from katapod.vmm.spec import Accelerator, VmSpec
@@ -49,13 +49,13 @@ class Stage:
         base = self.root / "base.raw"
         base.write_bytes(bytes(4096))
         return SandboxPlan(
-            record=SandboxRecord("s1", created_at=1.0, owner_pid=os.getpid(), boot_id="b"),
+            record=SandboxRecord("s1", created_at=1.0, supervisor_pid=os.getpid(), boot_id="b"),
             vm=vm,
-            virtiofsd=VirtiofsdPlan("/none", VirtiofsdDialect.RUST, paths.shared, "auto"),
+            virtiofsd=VirtiofsdPlan("/none", VirtiofsdImplementation.RUST, paths.shared, "auto"),
             hostname="guest",
             dns=(),
             shm_size_bytes=1 << 20,
-            agent_timeout_s=0.3,
+            agent_timeout_s=60.0,
             template=plan_template(self.vmm, vm, [], self.root / "templates", LIMITS, mem_mib=256)
             if template
             else None,
@@ -95,18 +95,18 @@ async def stage_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     async def running_share(*args: Any) -> AsyncIterator[FakeShare]:
         if found.share_fails is not None:
             raise found.share_fails
-        share = FakeShare()
-        found.shares.append(share)
+        daemon = FakeShare()
+        found.shares.append(daemon)
         try:
-            yield share
+            yield daemon
         finally:
-            share.released = True
+            daemon.released = True
 
     def export(mounts: Path, shared: Path) -> None:
         mounts.mkdir(parents=True)
         shared.mkdir()
 
-    monkeypatch.setattr(machine, "running_virtiofsd", running_share)
+    monkeypatch.setattr(share, "running_virtiofsd", running_share)
     monkeypatch.setattr(lifecycle, "export_directory", export)
     monkeypatch.setattr(machine, "VMM_END_S", 0.05)
     monkeypatch.setattr(machine, "VMM_SEEN_S", 0.03)
@@ -121,7 +121,7 @@ async def stage_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     assert held() == before
     assert found.directories() == []
     assert all(vm.returncode is not None and vm.stopping for vm in found.vmm.machines)
-    assert all(share.released for share in found.shares)
+    assert all(each.released for each in found.shares)
 
 
 REFUSED = RpcError(StatusCode.INTERNAL, "no")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from katapod.model.errors import ConfigError
-from katapod.shim.serve import _load
+from katapod.sandbox.configuration import read_config
 
 MEMORY = "io.katacontainers.config.hypervisor.default_memory"
 
@@ -22,15 +22,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_annotations_change_one_pods_configuration(file: Path) -> None:
-    assert _load(str(file), {MEMORY: "512", "io.kubernetes.cri.sandbox-memory": "1"}).qemu.default_memory == 512
-    assert _load(str(file), {}).qemu.default_memory == 2048
+    assert read_config(str(file), {MEMORY: "512", "io.kubernetes.cri.sandbox-memory": "1"}).qemu.default_memory == 512
+    assert read_config(str(file), {}).qemu.default_memory == 2048
 
 
 def test_what_is_not_enabled_ends_the_start(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"hypervisor\.default_vcpus: it is not enabled"):
-        _load(str(file), {"io.katacontainers.config.hypervisor.default_vcpus": "1"})
+        read_config(str(file), {"io.katacontainers.config.hypervisor.default_vcpus": "1"})
 
 
 def test_a_file_that_an_annotation_names_must_exist(file: Path) -> None:
     with pytest.raises(ConfigError, match="/no/kernel: no such file"):
-        _load(str(file), {"io.katacontainers.config.hypervisor.kernel": "/no/kernel"})
+        read_config(str(file), {"io.katacontainers.config.hypervisor.kernel": "/no/kernel"})

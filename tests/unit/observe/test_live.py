@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from katapod.observe.live import ENTRIES_MAX, TEXT_MAX, parse_guest
 from katapod.rpc.pb import inspection_pb2
-from katapod.sandbox.live import ENTRIES_MAX, TEXT_MAX, parse_guest
 from katapod.vmm.qemu.facts import parse_hypervisor
 
 DISK = "/machine/peripheral/virtio-root-1/virtio-backend"
@@ -67,7 +67,7 @@ ANSWERS: dict[str, Any] = {
 
 
 def test_hypervisor() -> None:
-    found = parse_hypervisor(ANSWERS)
+    found = parse_hypervisor(ANSWERS, {99: 4711})
     assert (found.version, found.status, found.accelerator) == ("7.2.22 Debian", "running", "tcg")
     assert [(each.pci, each.device_id, each.driver, each.what, each.guest_path) for each in found.devices] == [
         ("00:02.0", "pci-bridge-0", "", "PCI bridge", "02"),
@@ -80,15 +80,29 @@ def test_hypervisor() -> None:
     assert (disk.read_bytes, disk.written_bytes, disk.guest_path) == (10, 20, "02/03")
 
 
+def test_what_qemu_knows_by_other_names() -> None:
+    """Its threads have other numbers in its PID namespace, and it has no names of the files that it was handed."""
+    sets = [
+        {"fdset-id": 4, "fds": [{"fd": 30, "opaque": "/l/root.qcow2"}]},
+        {"fdset-id": 5, "fds": [{"fd": 31, "opaque": "/img"}]},
+    ]
+    inserted = {"file": "/dev/fdset/4", "ro": False, "drv": "qcow2"}
+    inserted |= {"image": {"filename": "/dev/fdset/4", "backing-image": {"filename": "/dev/fdset/5"}}}
+    answers = {**ANSWERS, "query-fdsets": sets, "query-block": [{"qdev": DISK, "inserted": inserted}]}
+    found = parse_hypervisor(answers, {99: 4711})
+    assert [(cpu.number, cpu.thread) for cpu in found.cpus] == [(0, 4711)]
+    assert [(disk.file, disk.backing) for disk in found.disks] == [("/l/root.qcow2", "/img")]
+
+
 def test_part_of_the_answers_is_enough() -> None:
-    assert parse_hypervisor({}).accelerator == ""
+    assert parse_hypervisor({}, {}).accelerator == ""
 
 
 @pytest.mark.parametrize("question", [key for key, value in ANSWERS.items() if isinstance(value, list)])
 def test_another_shape_is_refused(question: str) -> None:
     for wrong in ("text", [1], [{"devices": 5, "data": 5, "inserted": 5, "stats": 5, "name": 5, "cpu-index": "x"}]):
         with pytest.raises(msgspec.ValidationError):
-            parse_hypervisor({**ANSWERS, question: wrong})
+            parse_hypervisor({**ANSWERS, question: wrong}, {})
 
 
 def test_the_guest_is_cut_to_our_limits() -> None:

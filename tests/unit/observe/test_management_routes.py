@@ -11,15 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from katapod.host.process_metrics import CallTimes, family_text
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.guest_metrics import LINES_MAX
 from katapod.model.inspection import Channel, LiveFacts
+from katapod.observe.guest_figures import GuestFigures
+from katapod.observe.management import ObservedSandbox
+from katapod.observe.process_metrics import family_text
+from katapod.rpc.call_times import CallTimes
 from katapod.rpc.http import HEAD_MAX, HttpError, get_http
 from katapod.rpc.pb import agent_pb2, csi_pb2, inspection_pb2
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.guest_figures import GuestFigures
-from katapod.sandbox.management import ObservedSandbox
 from katapod.vmm.errors import VmmLinkBroken
 from katapod.vmm.qemu.facts import ask_hypervisor
 from kit.management_socket import management_socket
@@ -55,7 +56,7 @@ class Qemu:
         return self.answers[command]
 
     async def facts(self, limit_s: float) -> Any:
-        return await ask_hypervisor(self, limit_s)
+        return await ask_hypervisor(self, limit_s, {})
 
 
 class Pod(ObservedSandbox):
@@ -88,6 +89,8 @@ class Pod(ObservedSandbox):
     def call_times(self) -> Sequence[CallTimes]:
         return [self.times]
 
+    vmm_helpers: Sequence[int] = ()
+    disk_server_pids: Sequence[int] = ()
     vcpus = 2
     mem_mib = 256
     has_network = False
@@ -100,7 +103,7 @@ class Pod(ObservedSandbox):
             raise NotFound(f"cannot find the volume {volume_path}")
         return "/guest/vol"
 
-    async def grow_disk(self, volume_path: str, size: int) -> None:
+    async def resize_volume(self, volume_path: str, size: int) -> None:
         if size > 1 << 50:
             raise KatapodError(f"cannot resize {volume_path}: it has not that much")
 
@@ -248,11 +251,18 @@ async def test_a_summary(pod: Pod, tmp_path: Path) -> None:
     assert status == 200
     assert found["guest"] == {"memory_total": 1000, "memory_available": 400, "load1": 0.25, "tasks": 0}
     assert found["vmm_state"] in ("R", "S")  # it may be at its beginning
-    assert found["memory"]["owner"] > 1 << 20
+    assert found["memory"]["supervisor"] > 1 << 20
     assert found["net_received"] is None
     asked = len(pod.guest.asked)
     assert json.loads((await ask(tmp_path, "GET", "/summary"))[1])["guest"] is None
     assert len(pod.guest.asked) == asked  # the guest is not disturbed
+
+
+async def test_who_serves_disks_counts_as_the_vmm_and_has_metrics(pod: Pod, tmp_path: Path) -> None:
+    vmm = json.loads((await ask(tmp_path, "GET", "/summary"))[1])["memory"]["vmm"]
+    pod.disk_server_pids = [os.getpid()]
+    assert json.loads((await ask(tmp_path, "GET", "/summary"))[1])["memory"]["vmm"] > vmm
+    assert "\nkata_storage_daemon_threads " in (await ask(tmp_path, "GET", "/metrics"))[1]
 
 
 async def test_a_slow_guest_costs_only_its_own_part(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""Which of the two worlds a command line is of."""
+
+from pathlib import Path
+
+import pytest
+
+from katapod.oci import words as module
+from katapod.oci.words import speaks_oci
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(module, "default_root", lambda: str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "create c1",
+        "state c1",
+        "features",
+        "--config /x state c1",
+        "--root /r kill c1 9",
+        "--log /l --log-format json run c1",
+        "--systemd-cgroup list",
+        "--root=/r --version",
+        "run --pid-file /p c1",
+        "exec --process /p --detach c1",
+        "exec -d --console-socket /s c1",
+        "list --format json",
+        "ps -f json c1",
+    ],
+)
+def test_what_engines_write(line: str) -> None:
+    assert speaks_oci(line.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--version",
+        "--help",
+        "run busybox",
+        "run -d busybox sh -c --pid-file",
+        "run --bundle /b",
+        "exec c1 ls --detach",
+        "exec -i c1 mkdir -p /x",
+        "exec -e A=1 c1 cp -d a b",
+        "list",
+        "list --json",
+        "kill c1",
+        "kill c1 c2",
+        "delete --force c1",
+        "pause c1",
+        "ps",
+    ],
+)
+def test_what_people_write(line: str) -> None:
+    assert not speaks_oci(line.split())
+
+
+@pytest.mark.parametrize("line", ["kill c1", "kill c1 15", "delete --force c1", "pause c1", "resume c1", "ps c1"])
+def test_a_container_of_create_is_the_engines(root: Path, line: str) -> None:
+    assert not speaks_oci(line.split())
+    (root / "c1").mkdir()
+    assert speaks_oci(line.split())
+
+
+def test_no_path_is_taken_for_a_container(root: Path) -> None:
+    (root / "c1").mkdir()
+    assert not speaks_oci(["kill", "../" + root.name + "/c1"])
+    assert not speaks_oci(["kill", "."])
+
+
+def test_a_signal_as_an_option_is_ours(root: Path) -> None:
+    (root / "c1").mkdir()
+    assert not speaks_oci(["kill", "-s", "TERM", "c1"])

@@ -1,0 +1,66 @@
+"""containerd's configuration with our handler in it, and as it was before."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from katapod.operator.node.containerd_config import configured_handler, with_handler, without_handler
+from katapod.operator.node.errors import NodeError
+
+SHIM = "/opt/katapod/1/bin/containerd-shim-kata-v2"
+DEBIAN = """version = 2
+
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri"]
+    [plugins."io.containerd.grpc.v1.cri".cni]
+      bin_dir = "/usr/lib/cni"
+      conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.internal.v1.opt"]
+    path = "/var/lib/containerd"
+"""
+"""/etc/containerd/config.toml of Debian 12."""
+
+
+@pytest.mark.parametrize("before", [None, "version = 2\n", "version = 2", "version = 3", DEBIAN, DEBIAN.strip()])
+def test_it_is_added_and_removed_without_a_trace(before: str | None) -> None:
+    after = with_handler(before, "kata", SHIM)
+    parsed = tomllib.loads(after)
+    plugin = "io.containerd.cri.v1.runtime" if parsed["version"] == 3 else "io.containerd.grpc.v1.cri"
+    assert parsed["plugins"][plugin]["containerd"]["runtimes"]["kata"]["runtime_path"] == SHIM
+    assert configured_handler(after)
+    assert without_handler(after) == before
+
+
+def test_another_payload_replaces_the_block() -> None:
+    first = with_handler(DEBIAN, "kata", SHIM)
+    second = with_handler(first, "kata", "/opt/katapod/2/shim")
+    assert second == first.replace(SHIM, "/opt/katapod/2/shim")
+    assert with_handler(second, "kata", "/opt/katapod/2/shim") == second
+
+
+@given(st.text(st.characters(exclude_categories=["C"]), max_size=30))
+def test_what_is_written_below_stays(comment: str) -> None:
+    below = f"# {comment}\n"
+    assert without_handler(with_handler(DEBIAN, "kata", SHIM) + below) == DEBIAN + below
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "version is 1"),
+        ("version = [", "not TOML"),
+        ("version = 9", "version is 9"),
+        ('version = 2\nplugins = {"x" = {}}\n', "inline"),
+        (DEBIAN + '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]\nruntime_type = "x"\n', "already"),
+    ],
+)
+def test_a_file_that_cannot_have_it_is_refused(text: str, why: str) -> None:
+    with pytest.raises(NodeError, match=why):
+        with_handler(text, "kata", SHIM)
+
+
+def test_half_a_block_is_refused() -> None:
+    with pytest.raises(NodeError, match="by hand"):
+        without_handler(with_handler(DEBIAN, "kata", SHIM).removesuffix("# END katapod\n"))
