@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.accel import ACCEL
 from kit.kata import KATA, RUN_PREFIX
 from kit.templates import kata_command, templates_are_on
 
@@ -34,10 +33,11 @@ __all__ = [
     "kata",
     "leftovers",
     "processes_of",
-    "qemu_of",
+    "vmm_of",
     "record_of",
     "start",
     "start_exec",
+    "SHARED",
     "virtiofsd_of",
     "wait_until",
     "write_config",
@@ -124,7 +124,7 @@ def _popen(argv: list[str]) -> subprocess.Popen[str]:
 def start(*args: str, name: str, config: Path | None = None, prefix: tuple[str, ...] = ()) -> Iterator[Started]:
     """`kata-runtime run --name NAME ARGS` beside us. At the end nothing of it stays, whatever the test did."""
     before = ["--config", str(config)] if config else []
-    process = _popen([*prefix, *kata_command(*before), "run", "--name", name, "--accel", ACCEL, *args])
+    process = _popen([*prefix, *kata_command(*before), "run", "--name", name, *args])
     try:
         yield Started(process, name)
     finally:
@@ -190,9 +190,20 @@ def processes_of(name: str, program: str = "") -> list[int]:
     return sorted(found)
 
 
-def qemu_of(name: str) -> int:
-    """QEMU's process id; 0 while there is none."""
-    return next(iter(processes_of(name, "qemu")), 0)
+def vmm_of(name: str) -> int:
+    """The VMM's process id; 0 while there is none. A kernel of User-mode Linux is process 1 of its PID namespace."""
+    return next(iter(processes_of(name, "qemu-system") or filter(_is_uml_kernel, processes_of(name))), 0)
+
+
+def _is_uml_kernel(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        first = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"linux.uml ")
+        return first and bool(re.search(r"^NSpid:.*\t1$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+    return False
+
+
+SHARED = ("-v", "/usr/share:/shared:ro")
+"""Flags of `run` with which there is a virtiofsd."""
 
 
 def virtiofsd_of(name: str) -> list[int]:
@@ -208,11 +219,16 @@ def _parent(pid: int) -> int:
 
 
 def wait_until(what: str, seen: Callable[[], object], limit_s: float = 60.0, period_s: float = 0.02) -> float:
-    """Wait for something to be seen; returns the seconds. Fails with `what` when the time runs out."""
-    began = time.monotonic()
+    """Wait for something to be seen; returns the seconds. Fails with `what` when the time runs out.
+
+    Half of the time at least is left to what is waited for: a look through all processes takes longer than the period.
+    """
+    began = looked = time.monotonic()
     while not seen():
-        assert time.monotonic() - began < limit_s, f"not seen within {limit_s:g} s: {what}"
-        time.sleep(period_s)
+        now = time.monotonic()
+        assert now - began < limit_s, f"not seen within {limit_s:g} s: {what}"
+        time.sleep(max(period_s, now - looked))
+        looked = time.monotonic()
     return time.monotonic() - began
 
 
@@ -237,7 +253,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-def wait_nothing_left(*names: str, limit_s: float = 5.0) -> None:
+def wait_nothing_left(*names: str, limit_s: float = 30.0) -> None:
     """For sandboxes of containerd: it runs a shim's `delete` beside what it is asked for, also after a proper end."""
     deadline = time.monotonic() + limit_s
     while found := [line for name in names for line in leftovers(name)]:
@@ -275,5 +291,6 @@ def write_config(directory: Path, **tables: Mapping[str, object]) -> Path:
 
 def die_hard(pid: int) -> float:
     """SIGKILL; returns when."""
+    assert pid, "there is such a process"  # 0 would be all of us
     os.kill(pid, signal.SIGKILL)
     return time.monotonic()

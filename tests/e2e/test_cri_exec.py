@@ -18,32 +18,28 @@ def open_exec(pod: Pod, container: str, *command: str, tty: bool = False, stdin:
 
 @pytest.mark.reference
 @pytest.mark.parametrize("code", [0, 1, 7, 127, 255])
-def test_exec_sync(cri: Cri, code: int) -> None:
-    pod = cri.run_pod()
+def test_exec_sync(pod: Pod, code: int) -> None:
     container = pod.start(*SLEEP)
     result = pod.exec(container, "sh", "-c", f"echo out; echo err >&2; exit {code}")
     assert result == (code, "out\n", "err\n")
 
 
-def test_exec_sync_of_much(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_exec_sync_of_much(pod: Pod) -> None:
     container = pod.start(*SLEEP)
-    answer = cri("ExecSync", container_id=container, cmd=["sh", "-c", "yes | head -c 1000000"], timeout=60)
+    answer = pod.cri("ExecSync", container_id=container, cmd=["sh", "-c", "yes | head -c 1000000"], timeout=60)
     assert (answer.exit_code, len(answer.stdout)) == (0, 1_000_000)
 
 
-def test_exec_sync_has_a_time_limit(cri: Cri) -> None:
+def test_exec_sync_has_a_time_limit(pod: Pod) -> None:
     """The call ends with an error, and so does the command."""
-    pod = cri.run_pod()
     container = pod.start(*SLEEP)
     with pytest.raises(CriError, match=r"(?i)timeout|timed out|deadline"):
-        cri("ExecSync", container_id=container, cmd=["sleep", "77777"], timeout=1)
+        pod.cri("ExecSync", container_id=container, cmd=["sleep", "77777"], timeout=1)
     wait_for(lambda: "77777" not in pod.sh(container, "ps -o args"), "the command is gone", 30)
 
 
 @pytest.mark.reference
-def test_exec_sync_of_what_does_not_exist(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_exec_sync_of_what_does_not_exist(pod: Pod) -> None:
     container = pod.start(*SLEEP)
     with pytest.raises(CriError, match="/no/such/program"):
         pod.exec(container, "/no/such/program")
@@ -55,15 +51,14 @@ def test_exec_sync_of_what_does_not_exist(cri: Cri) -> None:
         pod.start("nowhere")
     with pytest.raises(CriError, match="no-such-container"):
         pod.exec("no-such-container", "true")
-    cri("StopContainer", container_id=container, timeout=0)
+    pod.cri("StopContainer", container_id=container, timeout=0)
     with pytest.raises(CriError, match=r"(?i)not.*running|exited"):
         pod.exec(container, "true")
 
 
 @pytest.mark.reference
-def test_what_an_exec_leaves_in_the_background_is_heard(cri: Cri) -> None:
+def test_what_an_exec_leaves_in_the_background_is_heard(pod: Pod) -> None:
     """The call goes on until the last writer has closed the streams."""
-    pod = cri.run_pod()
     container = pod.start(*SLEEP)
     script = "(sleep 3; echo late; sleep 1; echo last) & echo now; exit 4"
     assert pod.exec(container, "sh", "-c", script) == (4, "now\nlate\nlast\n", "")
@@ -71,9 +66,8 @@ def test_what_an_exec_leaves_in_the_background_is_heard(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_exec_streams(cri: Cri) -> None:
+def test_exec_streams(pod: Pod) -> None:
     """Without a terminal the streams stay apart."""
-    pod = cri.run_pod()
     container = pod.start(*SLEEP)
     script = "echo err >&2; while read word; do echo got $word; test $word = end && exit 6; done"
     with open_exec(pod, container, "sh", "-c", script) as stream:
@@ -85,8 +79,7 @@ def test_exec_streams(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_exec_with_a_terminal(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_exec_with_a_terminal(pod: Pod) -> None:
     container = pod.start(*SLEEP)
     with open_exec(pod, container, "sh", tty=True) as stream:
         stream.expect(b"# ")
@@ -103,29 +96,27 @@ def test_exec_with_a_terminal(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_attach(cri: Cri) -> None:
+def test_attach(pod: Pod) -> None:
     """To the streams of a container that runs; what it says goes to its log too."""
-    pod = cri.run_pod()
     container = pod.start(
         "sh", "-c", "while read word; do echo got $word; test $word = end && exit 8; done", stdin=True
     )
-    answer = cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
-    with open_stream(answer.url, cri.node.netns) as stream:
+    answer = pod.cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
+    with open_stream(answer.url, pod.cri.node.netns) as stream:
         stream.send(b"one\n")
         stream.expect(rb"got one\n")
-    answer = cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
-    with open_stream(answer.url, cri.node.netns) as stream:
+    answer = pod.cri("Attach", container_id=container, stdin=True, stdout=True, stderr=True)
+    with open_stream(answer.url, pod.cri.node.netns) as stream:
         stream.send(b"end\n")
         stream.expect(rb"got end\n")
     assert pod.wait_exit(container) == 8
     assert pod.log_text(container) == ["got one", "got end"]
 
 
-def test_attach_with_a_terminal(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_attach_with_a_terminal(pod: Pod) -> None:
     container = pod.start("sh", stdin=True, tty=True)
-    answer = cri("Attach", container_id=container, stdin=True, stdout=True, tty=True)
-    with open_stream(answer.url, cri.node.netns) as stream:
+    answer = pod.cri("Attach", container_id=container, stdin=True, stdout=True, tty=True)
+    with open_stream(answer.url, pod.cri.node.netns) as stream:
         stream.send(b"tty; echo re''ady\n")
         stream.expect(rb"/dev/(pts/\d+|console)\r\nready")
         stream.send(b"exit 5\n")
@@ -133,9 +124,8 @@ def test_attach_with_a_terminal(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_log_format(cri: Cri) -> None:
+def test_log_format(pod: Pod) -> None:
     """TIME STREAM TAG TEXT, where a line beyond 16 KiB comes in parts."""
-    pod = cri.run_pod()
     script = "echo to out; echo to err >&2; sleep 0.2; head -c 20000 /dev/zero | tr '\\0' x; echo; printf unfinished"
     container = pod.start("sh", "-c", script)
     assert pod.wait_exit(container) == 0
@@ -169,9 +159,8 @@ def test_port_forward(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_port_forward_to_nobody(cri: Cri) -> None:
+def test_port_forward_to_nobody(pod: Pod) -> None:
     """The user is told at once. With kata the connection is made before the guest is asked, and is reset then."""
-    pod = cri.run_pod()
-    answer = cri("PortForward", pod_sandbox_id=pod.id, port=[8081])
-    with open_tunnel(answer.url, cri.node.netns, 8081) as tunnel:
-        tunnel.expect(b"8081.*(refused|reset)", channel=ERROR, limit_s=10)
+    answer = pod.cri("PortForward", pod_sandbox_id=pod.id, port=[8081])
+    with open_tunnel(answer.url, pod.cri.node.netns, 8081) as tunnel:
+        tunnel.expect(b"8081.*(refused|reset)", channel=ERROR, limit_s=60)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from faults import qemu_of
+from faults import vmm_of
 
 from kit.cri import Cri, Pod
 from kit.cri_stream import connect_inside
@@ -30,9 +30,8 @@ def listen(pod: Pod, port: int, answer: str) -> str:
 
 
 @pytest.mark.reference
-def test_addresses(cri: Cri) -> None:
+def test_addresses(pod: Pod) -> None:
     """What CNI gave is what the CRI tells, and what the container has on eth0."""
-    pod = cri.run_pod()
     container = pod.start(*SLEEP)
     inside = pod.sh(container, "ip -o address show dev eth0")
     routes = pod.sh(container, "ip route") + pod.sh(container, "ip -6 route")
@@ -45,10 +44,9 @@ def test_addresses(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_from_and_to_another_host(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_from_and_to_another_host(pod: Pod) -> None:
     container = listen(pod, 8080, "from the pod")
-    with other_host(cri.node.netns) as host:
+    with other_host(pod.cri.node.netns) as host:
         four, six = pod.addresses
         for address in (four, six):
             host.run("busybox", "ping", "-c", "3", "-W", "20", address)
@@ -101,7 +99,7 @@ def test_much_each_way(cri: Cri) -> None:
         assert (left, heard.hexdigest()) == (0, wanted.hexdigest())
     print(f"{MUCH_MIB} MiB in: {middle - began:.1f} s, out: {time.monotonic() - middle:.1f} s")
     if cri.handler == "kata":
-        assert os.stat(f"/proc/{qemu_of(pod.id)}/ns/net").st_ino == os.stat(pod.netns).st_ino
+        assert os.stat(f"/proc/{vmm_of(pod.id)}/ns/net").st_ino == os.stat(pod.netns).st_ino
         assert redirected(pod, "eth0") > MUCH_MIB << 20
         assert redirected(pod, "tap0_kata") > MUCH_MIB << 20
 
@@ -147,8 +145,7 @@ def test_jumbo_frames(cri: Cri, jumbo: int) -> None:
             pod.sh(container, f"ping -c 2 -W 20 -s {payload} {peer}")
 
 
-def test_containers_share_the_network(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_containers_share_the_network(pod: Pod) -> None:
     listen(pod, 8080, "from beside")
     container = pod.start(*SLEEP)
     assert pod.sh(container, "nc -w 20 127.0.0.1 8080") == "from beside\n"

@@ -1,8 +1,12 @@
 """The life of a pod through the CRI: sandbox, workloads, names, namespaces, end."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from kit.cri import RUNNING, Cri, CriError
+from kit.cri import RUNNING, Cri, CriError, Pod
+from kit.jail_probe import assert_jailed
 from kit.kata import RUN_PREFIX, wait_for
 from kit.oci_archive import BUSYBOX
 
@@ -10,6 +14,7 @@ SLEEP = ("sleep", "100000")
 READY, NOT_READY = 0, 1
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 @pytest.mark.reference
 def test_pod_with_two_workloads(cri: Cri) -> None:
@@ -23,6 +28,9 @@ def test_pod_with_two_workloads(cri: Cri) -> None:
     assert {one.id: one.metadata.name for one in listed} == {first: "first", second: "second"}
     found = cri("ListPodSandbox", filter={"label_selector": {"app": "two"}}).items
     assert [(one.id, one.runtime_handler) for one in found] == [(pod.id, cri.handler)]
+    record = Path("/run/vc/sbs") / pod.id / "persist.json"
+    if record.exists():  # not of the runtime that this one is compared with
+        assert_jailed(json.loads(record.read_text())["vmm_pid"])
 
     cri("StopContainer", container_id=first, timeout=0)
     assert pod.container(first).exit_code == 137
@@ -45,20 +53,18 @@ def test_the_runtime_says_it_is_ready(cri: Cri) -> None:
 
 
 @pytest.mark.reference
-def test_stop_is_soft_first(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_stop_is_soft_first(pod: Pod) -> None:
     container = pod.start("sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done")
     wait_for(lambda: pod.log_text(container) == ["up"], "it is up", 60)
-    cri("StopContainer", container_id=container, timeout=60)
+    pod.cri("StopContainer", container_id=container, timeout=60)
     assert pod.container(container).exit_code == 3
     assert pod.log_text(container) == ["up", "bye"]
 
 
-def test_stop_is_hard_at_last(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_stop_is_hard_at_last(pod: Pod) -> None:
     container = pod.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done")
     wait_for(lambda: pod.log_text(container) == ["up"], "it is up", 60)
-    cri("StopContainer", container_id=container, timeout=1)
+    pod.cri("StopContainer", container_id=container, timeout=1)
     assert pod.container(container).exit_code == 137
 
 
@@ -76,8 +82,7 @@ def test_container_is_restarted_in_its_pod(cri: Cri) -> None:
     assert pod.container(beside).state == RUNNING
 
 
-def test_init_containers_run_in_turn(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_init_containers_run_in_turn(pod: Pod) -> None:
     for number in range(3):
         assert pod.run_once("sh", "-c", f"echo init {number}", name=f"init{number}") == (0, f"init {number}\n")
     assert pod.exec(pod.start(*SLEEP), "true").code == 0
@@ -111,25 +116,22 @@ def test_process_ids(cri: Cri, shared: bool) -> None:
         assert pod.wait_exit(first) == 137
 
 
-def test_command_that_does_not_exist(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_command_that_does_not_exist(pod: Pod) -> None:
     container = pod.create("/no/such/program")
     with pytest.raises(CriError, match="/no/such/program"):
-        cri("StartContainer", container_id=container)
+        pod.cri("StartContainer", container_id=container)
     assert pod.container(container).exit_code != 0
     other = pod.start(*SLEEP, name="other")
     assert pod.exec(other, "echo", "well") == (0, "well\n", "")
 
 
-def test_image_that_does_not_exist(cri: Cri) -> None:
-    pod = cri.run_pod()
+def test_image_that_does_not_exist(pod: Pod) -> None:
     with pytest.raises(CriError, match="no-such-image"):
         pod.create(*SLEEP, image={"image": "docker.io/katapod-tests/no-such-image:1"})
 
 
-def test_mount_of_what_does_not_exist(cri: Cri) -> None:
+def test_mount_of_what_does_not_exist(pod: Pod) -> None:
     """containerd makes a missing folder on the host; below a file it cannot."""
-    pod = cri.run_pod()
     with pytest.raises(CriError, match="/etc/hostname/below"):
         pod.start(*SLEEP, mounts=[{"host_path": "/etc/hostname/below", "container_path": "/mnt"}])
     assert pod.exec(pod.start(*SLEEP, name="other"), "true").code == 0

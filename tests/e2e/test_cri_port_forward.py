@@ -106,7 +106,7 @@ def expect_refusal(pod: Pod, host: str = "127.0.0.1", port: int = NOBODY) -> Non
     began = time.monotonic()
     with pytest.raises(ConnectionResetError), connect(pod, port, host) as peer:
         peer.recv(1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_much_and_many(pod: Pod) -> None:

@@ -66,6 +66,7 @@ def test_statistics_of_the_pod(cri: Cri) -> None:
     assert stats.linux.network.default_interface.name == "eth0"
 
 
+@pytest.mark.qemu("several vCPUs")
 @pytest.mark.reference
 def test_limits_are_changed(cri: Cri) -> None:
     """Upwards and downwards, on a container that runs."""
@@ -79,6 +80,7 @@ def test_limits_are_changed(cri: Cri) -> None:
         assert (memory_limit(pod, container), cpu_quota(pod, container)) == (memory, quota)
 
 
+@pytest.mark.qemu("memory that comes later")
 @pytest.mark.reference
 def test_container_out_of_memory(cri: Cri) -> None:
     """It alone is killed, and the CRI says why."""
@@ -94,6 +96,7 @@ def test_container_out_of_memory(cri: Cri) -> None:
     assert pod.exec(beside, "echo", "well") == (0, "well\n", "")
 
 
+@pytest.mark.qemu("memory that comes later")
 def test_more_memory_is_of_use(cri: Cri) -> None:
     """What did not fit into the container before fits after its limit is raised."""
     pod = cri.run_pod()

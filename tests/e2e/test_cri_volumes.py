@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.containerd import Containerd
-from kit.cri import Cri, CriError, mount
+from kit.cri import Cri, CriError, Pod, mount
 from kit.kata import Kata, wait_for
 
 SLEEP = ("sleep", "100000")
@@ -66,6 +66,7 @@ def disk(tmp_path: Path) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
+@pytest.mark.qemu("direct volumes")
 def test_direct_volume(cri: Cri, kata: Kata, disk: str, tmp_path: Path) -> None:
     """The guest mounts the device itself, for all containers of one pod, and for no other pod."""
     volume = tmp_path / "volume"
@@ -117,10 +118,9 @@ def test_direct_volume(cri: Cri, kata: Kata, disk: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_host_path(cri: Cri, tmp_path: Path) -> None:
+def test_host_path(pod: Pod, tmp_path: Path) -> None:
     """Both ways, with owner and mode, while the container runs."""
     (tmp_path / "before").write_text("from the host\n")
-    pod = cri.run_pod()
     container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt/data")])
     assert pod.sh(container, "cat /mnt/data/before") == "from the host\n"
     pod.sh(container, "echo inside > /mnt/data/inside; chown 1000:1000 /mnt/data/inside; chmod 640 /mnt/data/inside")
@@ -131,9 +131,8 @@ def test_host_path(cri: Cri, tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_read_only(cri: Cri, tmp_path: Path) -> None:
+def test_read_only(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept\n")
-    pod = cri.run_pod()
     container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt", readonly=True)])
     assert pod.sh(container, "cat /mnt/file") == "kept\n"
     result = pod.exec(container, "sh", "-c", "echo changed > /mnt/file")
@@ -143,7 +142,7 @@ def test_read_only(cri: Cri, tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_fs_group(cri: Cri, tmp_path: Path) -> None:
+def test_fs_group(pod: Pod, tmp_path: Path) -> None:
     """A volume as the kubelet gives it to a pod with fsGroup 2000."""
     volume, closed = tmp_path / "volume", tmp_path / "closed"
     for folder, mode in ((volume, 0o2775), (closed, 0o2755)):
@@ -151,7 +150,6 @@ def test_fs_group(cri: Cri, tmp_path: Path) -> None:
         os.chown(folder, 0, 2000)
         folder.chmod(mode)
     user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "supplemental_groups": [2000]}
-    pod = cri.run_pod()
     mounts = [mount(volume, "/data"), mount(closed, "/closed")]
     container = pod.start(*SLEEP, mounts=mounts, linux={"security_context": user})
     pod.sh(container, "umask 002; echo x > /data/file; mkdir /data/folder; touch /data/folder/file")
@@ -178,9 +176,8 @@ def test_read_only_is_not_recursive(cri: Cri, tmp_path: Path, memory_volume: Pat
         pod.stop_and_remove()
 
 
-def test_shared_by_two_containers(cri: Cri, tmp_path: Path) -> None:
+def test_shared_by_two_containers(pod: Pod, tmp_path: Path) -> None:
     """An emptyDir: what one writes the other reads."""
-    pod = cri.run_pod()
     writer = pod.start(*SLEEP, name="writer", mounts=[mount(tmp_path, "/out")])
     reader = pod.start(*SLEEP, name="reader", mounts=[mount(tmp_path, "/in", readonly=True)])
     pod.sh(writer, "echo word > /out/file")
@@ -209,11 +206,10 @@ def test_locks_hold_within_a_pod(cri: Cri, disk: str, host_folder: Path) -> None
     finally:
         subprocess.run(["umount", folder], check=True)
     kept = Path("/sys/fs/ext4") / Path(disk).name
-    wait_for(lambda: not kept.exists(), "nothing in the pod, which goes on, holds the file system", 20)
+    wait_for(lambda: not kept.exists(), "nothing in the pod, which goes on, holds the file system", 60)
 
 
-def test_memory_volume_has_its_limit(cri: Cri, memory_volume: Path) -> None:
-    pod = cri.run_pod()
+def test_memory_volume_has_its_limit(pod: Pod, memory_volume: Path) -> None:
     container = pod.start(*SLEEP, mounts=[mount(memory_volume, "/memory")])
     pod.sh(container, "head -c 1000000 /dev/zero > /memory/fits; sync")
     result = pod.exec(container, "sh", "-c", "head -c 8000000 /dev/zero > /memory/too-much")
@@ -223,11 +219,10 @@ def test_memory_volume_has_its_limit(cri: Cri, memory_volume: Path) -> None:
 
 
 @pytest.mark.reference
-def test_single_file(cri: Cri, tmp_path: Path) -> None:
+def test_single_file(pod: Pod, tmp_path: Path) -> None:
     """As subPath and the termination message are mounted: one file, written in place."""
     message = tmp_path / "termination-log"
     message.touch()
-    pod = cri.run_pod()
     container = pod.start(
         "sh", "-c", "echo reason > /dev/termination-log; exit 2", mounts=[mount(message, "/dev/termination-log")]
     )
@@ -235,10 +230,9 @@ def test_single_file(cri: Cri, tmp_path: Path) -> None:
     assert message.read_text() == "reason\n"
 
 
-def test_file_over_a_file_of_the_image(cri: Cri, tmp_path: Path) -> None:
+def test_file_over_a_file_of_the_image(pod: Pod, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("10.0.0.1 somewhere\n")
-    pod = cri.run_pod()
     container = pod.start(*SLEEP, mounts=[mount(hosts, "/etc/hosts"), mount(hosts, "/etc/passwd", readonly=True)])
     assert pod.sh(container, "cat /etc/hosts /etc/passwd") == "10.0.0.1 somewhere\n" * 2
     hosts.write_text("10.0.0.2 elsewhere\n")
@@ -261,11 +255,10 @@ def write_config(folder: Path, number: int, text: str) -> Path | None:
 
 
 @pytest.mark.reference
-def test_config_map_is_updated(cri: Cri, tmp_path: Path) -> None:
+def test_config_map_is_updated(pod: Pod, tmp_path: Path) -> None:
     """Atomically: a reader sees the old text or the new one, and never none. A guest knows a name for a second, so it
     may look for the old folder once more after the swap: here that is removed when the new text has been seen."""
     write_config(tmp_path, 1, "first\n")
-    pod = cri.run_pod()
     reading = "while :; do cat /etc/config/key > /tmp/now 2>/dev/null || echo missing >> /tmp/holes; sleep 0.02; done"
     container = pod.start("sh", "-c", reading, mounts=[mount(tmp_path, "/etc/config", readonly=True)])
     for number, text in ((2, "second\n"), (3, "third\n")):
@@ -276,24 +269,22 @@ def test_config_map_is_updated(cri: Cri, tmp_path: Path) -> None:
     assert pod.exec(container, "test", "-e", "/tmp/holes").code == 1
 
 
-def test_many_volumes(cri: Cri, tmp_path: Path) -> None:
+def test_many_volumes(pod: Pod, tmp_path: Path) -> None:
     """A projected volume and a dozen more in one container."""
     mounts = []
     for number in range(12):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "name").write_text(f"{number}\n")
         mounts.append(mount(tmp_path / str(number), f"/volumes/{number}", readonly=number % 2 == 0))
-    pod = cri.run_pod()
     container = pod.start(*SLEEP, mounts=mounts)
     assert pod.sh(container, "for n in 0 1 2 3 4 5 6 7 8 9 10 11; do cat /volumes/$n/name; done").split() == [
         str(number) for number in range(12)
     ]
 
 
-def test_links_stay_inside(cri: Cri, tmp_path: Path) -> None:
+def test_links_stay_inside(pod: Pod, tmp_path: Path) -> None:
     """A link in a volume leads to the container's own files."""
     (tmp_path / "link").symlink_to("/etc/passwd")
-    pod = cri.run_pod()
     container = pod.start(*SLEEP, mounts=[mount(tmp_path, "/mnt")])
     assert pod.sh(container, "cat /mnt/link") == pod.sh(container, "cat /etc/passwd")
     assert "user:x:1000" in pod.sh(container, "cat /mnt/link")

@@ -11,6 +11,8 @@ from kit.containerd import Containerd
 from kit.kata import wait_for
 from kit.oci_archive import BUSYBOX
 
+pytestmark = pytest.mark.qemu("block devices")
+
 SIZE = 8 << 20
 
 
@@ -49,7 +51,7 @@ def test_a_device_is_free_again_when_its_container_is_gone(
             "run", "--rm", "--runtime", runtime, "--device", device, BUSYBOX, ctr.new_id(), "head", "-n", "1", device
         )
     name = Path(device).name
-    wait_for(lambda: not _holders(device), f"nobody holds {name}", 20)
+    wait_for(lambda: not _holders(device), f"nobody holds {name}", 60)
     assert backing.stat().st_size == SIZE
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import qemu_of, wait_nothing_left, write_config
+from faults import vmm_of, wait_nothing_left, write_config
 
 from kit.containerd import HANDLERS, Containerd
 from kit.kata import wait_for
@@ -63,6 +63,7 @@ def expect_a_good_start(ctr: Containerd) -> None:
     assert ctr.ok("run", "--rm", "--runtime", KATA, BUSYBOX, ctr.new_id(), "echo", "well") == "well\n"
 
 
+@pytest.mark.qemu("QEMU's settings")
 @pytest.mark.parametrize(
     ("qemu", "words"),
     [
@@ -81,6 +82,7 @@ def test_a_part_is_missing(
     expect_a_good_start(ctr)
 
 
+@pytest.mark.qemu("QEMU's settings")
 def test_truncated_initrd(ctr: Containerd, container: str, tmp_path: Path) -> None:
     initrd = tmp_path / "short.img"
     initrd.write_bytes(INITRD.read_bytes()[:1_000_000])
@@ -175,7 +177,7 @@ def test_shim_is_asked_to_end_while_the_guest_hangs(ctr: Containerd, container: 
     config = write_config(tmp_path, agent={"dial_timeout": 90}, factory={"enable_template": False})
     flags = ["--runtime", KATA, "--runtime-config-path", str(config)]
     with ctr.spawn("run", "--rm", *flags, BUSYBOX, container, "true", stderr=subprocess.PIPE) as process:
-        os.kill(int(wait_for(lambda: qemu_of(container), "QEMU has begun", 60, 0.01)), signal.SIGSTOP)
+        os.kill(int(wait_for(lambda: vmm_of(container), "the VMM has begun", 60, 0.01)), signal.SIGSTOP)
         pid = int(pid_file.read_text())
         os.kill(pid, signal.SIGTERM)
         wait_for(gone(pid), "the shim ends", 45)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import die_hard, qemu_of, virtiofsd_of, wait_nothing_left
+from faults import die_hard, virtiofsd_of, vmm_of, wait_nothing_left
 
 from kit.containerd import K8S, Containerd
 from kit.cri import RUNNING, Cri, CriError, Pod
@@ -22,7 +22,7 @@ from kit.kata import Kata, wait_for
 from kit.leaks import claim
 from kit.oci_archive import BUSYBOX
 
-REPORT_S = 5.0
+REPORT_S = 60.0
 HANG_LIMIT_S = 60.0  # for each call to a guest that stands still
 READY, NOT_READY, EXITED = 0, 1, 2
 BEATS = "while :; do echo beat; sleep 0.1; done"
@@ -93,26 +93,38 @@ def end_by(pair: Pair, victim: str, namespace: str, container: str, workload: st
     match victim:
         case "shim":
             return die_hard(pair.shim_of(namespace, container))
-        case "qemu":
-            return die_hard(qemu_of(container))
+        case "vmm":
+            return die_hard(vmm_of(container))
         case "virtiofsd":
             return die_hard(virtiofsd_of(container)[-1])
     command = pair.ctr.command("tasks", "exec", "--exec-id", "crash", workload, *CRASH, namespace=namespace)
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("victim", ["shim", "qemu", "virtiofsd", "agent"])
+@pytest.mark.core
+def test_death_of_the_shim(pair: Pair) -> None:
+    expect_ends_by(pair, "shim")
+
+
+@pytest.mark.parametrize("victim", ["vmm", "virtiofsd", "agent"])
 def test_death_of_a_task(pair: Pair, victim: str) -> None:
+    expect_ends_by(pair, victim)
+
+
+def expect_ends_by(pair: Pair, victim: str) -> None:
+    """The task ends and is told of, then the pod; nothing of them is left."""
     ctr, task, pod = pair.ctr, pair.task, pair.pod
+    # a program whose files are gone with virtiofsd may die of SIGBUS before its machine ends
+    ends = {137, 135} if victim == "virtiofsd" else {137}
     with ctr.events() as events:
         end_by(pair, victim, ctr.namespace, task, task)
         told = wait_for(lambda: events.of("/tasks/exit", task), f"{victim}: the task's exit", REPORT_S)
-        assert told[0]["exit_status"] == 137
+        assert told[0]["exit_status"] in ends
     if victim == "shim":  # who would be asked is gone: containerd has removed the task itself
         wait_for(lambda: ctr.tasks() == {}, "the task is gone", REPORT_S)
     else:
         assert ctr.tasks() == {task: "STOPPED"}
-        assert ctr.delete(task) == 137
+        assert ctr.delete(task) == told[0]["exit_status"]
     wait_nothing_left(task)
     ctr.ok("containers", "delete", task)
     assert pod.status().state == READY
@@ -121,7 +133,7 @@ def test_death_of_a_task(pair: Pair, victim: str) -> None:
     end_by(pair, victim, K8S, pod.id, pair.workload)
     wait_for(lambda: pod.container(pair.workload).state == EXITED, f"{victim}: the workload's exit", REPORT_S)
     unknown = 255  # what containerd's CRI says itself when its call to a shim breaks off
-    assert pod.container(pair.workload).exit_code in ((137, unknown) if victim == "shim" else (137,))
+    assert pod.container(pair.workload).exit_code in ({137, unknown} if victim == "shim" else ends)
     wait_for(lambda: pod.status().state == NOT_READY, f"{victim}: the pod is not ready", REPORT_S)
     sandbox = pod.id
     pod.stop_and_remove()
@@ -142,7 +154,7 @@ def test_guest_that_stands_still(pair: Pair) -> None:
     """Every call ends, says why, and all can be removed."""
     ctr, task, pod, workload = pair.ctr, pair.task, pair.pod, pair.workload
     for sandbox in (task, pod.id):
-        os.kill(qemu_of(sandbox), signal.SIGSTOP)
+        os.kill(vmm_of(sandbox), signal.SIGSTOP)
     assert ctr.tasks() == {task: "RUNNING"}
     assert pod.container(workload).state == RUNNING
 

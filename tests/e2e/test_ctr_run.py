@@ -12,6 +12,7 @@ from kit.oci_archive import BUSYBOX
 MIB = 1 << 20
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 @pytest.mark.reference
 def test_streams_stay_apart_and_status_comes_through(ctr: Containerd, runtime: str) -> None:

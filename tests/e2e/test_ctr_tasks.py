@@ -31,6 +31,7 @@ def inside(ctr: Containerd, container: str, script: str) -> Result:
     return ctr("tasks", "exec", "--exec-id", f"e{ctr.new_id()}", container, "sh", "-c", script)
 
 
+@pytest.mark.core
 @pytest.mark.reference
 def test_life_of_a_task(ctr: Containerd, runtime: str, tmp_path: Path) -> None:
     """Every step and its event, in order."""
@@ -50,6 +51,7 @@ def test_life_of_a_task(ctr: Containerd, runtime: str, tmp_path: Path) -> None:
     assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 
+@pytest.mark.core
 @pytest.mark.reference
 def test_exec(ctr: Containerd, runtime: str) -> None:
     container = start(ctr, runtime, "sleep", "1000")

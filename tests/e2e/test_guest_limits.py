@@ -65,6 +65,7 @@ def _differ(one: str, other: str) -> bool:
     return one != other
 
 
+@pytest.mark.qemu("templates")
 def test_all_of_proc_sys(both: list[tuple[dict[str, str], str]]) -> None:
     (clone, _), (cold, _) = both
     assert clone.keys() == cold.keys()
@@ -79,6 +80,7 @@ def test_all_of_proc_sys(both: list[tuple[dict[str, str], str]]) -> None:
     assert clone["huge pages enabled"].startswith("[always]")
 
 
+@pytest.mark.qemu("templates")
 def test_limits_of_containers(both: list[tuple[dict[str, str], str]]) -> None:
     """Equal too, and as engines give them where the kernel's own are small."""
     (_, clone), (_, cold) = both

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
+
 from kit.cri import Cri, mount
 from kit.kata import Kata, wait_for
 from kit.pod_network import BRIDGE, GATEWAY
@@ -17,7 +19,7 @@ SLEEP = ("sleep", "100000")
 
 
 def said(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def facts_of(kata: Kata, name: str) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def tc_packets(netns: str, device: str) -> int:
     return int(entries[0]["options"]["actions"][0]["stats"]["packets"])
 
 
+@pytest.mark.qemu("what QEMU says of its machine")
 def test_a_pod(cri: Cri, kata: Kata, tmp_path: Path) -> None:
     """Facts against what is seen by hand; then a QEMU that hangs; then one that dies while it is looked at."""
     volume = tmp_path / "volume"
@@ -52,11 +55,11 @@ def test_a_pod(cri: Cri, kata: Kata, tmp_path: Path) -> None:
     check_guest(facts, container, pod.sh(container, "uname -r; nproc").split())
     check_picture(kata, pod.id, tmp_path / "pod.svg")
 
-    qemu = next(one["pid"] for one in facts["processes"] if one["role"] == "qemu")
+    qemu = next(one["pid"] for one in facts["processes"] if one["role"] == "vmm")
     os.kill(qemu, signal.SIGSTOP)
     started = time.monotonic()
     hung = facts_of(kata, pod.id)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert hung["hypervisor"] is None
     assert hung["guest"] is None
     why = {one["part"]: one["why"] for one in hung["missing"]}
@@ -89,8 +92,8 @@ def check_names(kata: Kata, sandbox: str, container: str) -> None:
 
 def check_processes(facts: dict[str, Any]) -> None:
     roles = {one["role"]: one for one in facts["processes"]}
-    assert {"shim", "qemu", "virtiofsd"} <= set(roles)
-    qemu = roles["qemu"]
+    assert {"shim", "vmm", "virtiofsd"} <= set(roles)
+    qemu = roles["vmm"]
     shown = said("ps", "-o", "ppid=,args=", "-p", str(qemu["pid"]))
     assert int(shown.split()[0]) == roles["shim"]["pid"] == qemu["parent"]
     assert len(qemu["threads"]) == len(os.listdir(f"/proc/{qemu['pid']}/task"))
@@ -157,6 +160,7 @@ def check_picture(kata: Kata, sandbox: str, file: Path) -> None:
     assert "kataShared (virtiofs)" in texts
 
 
+@pytest.mark.qemu("what QEMU says of its machine")
 def test_a_container_of_run(kata: Kata) -> None:
     """With a disk and no network; then stopped: its record; and what is no sandbox."""
     name = kata.start("--net", "none", "busybox", "sh", "-c", "echo hello; exec sleep 1000")
@@ -170,14 +174,14 @@ def test_a_container_of_run(kata: Kata) -> None:
     assert "\x1b" not in text
     assert f"Sandbox {name}  running" in text
     kata.ok("kill", "-s", "KILL", name)
-    wait_for(lambda: kata.listed(name)["state"] == "stopped", "it has stopped", 20)
-    wait_for(lambda: facts_of(kata, name)["processes"] == [], "its processes have ended too", 20)
+    wait_for(lambda: kata.listed(name)["state"] == "stopped", "it has stopped", 60)
+    wait_for(lambda: facts_of(kata, name)["processes"] == [], "its processes have ended too", 60)
     facts = facts_of(kata, name)
     assert (facts["state"], facts["guest"]) == ("stopped", None)
     assert facts["containers"][0]["exit_code"] == 137
     assert "it has stopped" in kata.ok("inspect", name)
     for words, message in (
-        (("no-such-sandbox",), "cannot find no-such-sandbox: there is no such container"),
+        (("no-such-sandbox",), "cannot find no-such-sandbox: no such container"),
         (("--jsn", name), "No such option"),
         ((name, "--svg", "/no/such/folder/x.svg"), "cannot write /no/such/folder/x.svg"),
     ):

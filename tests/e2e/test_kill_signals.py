@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-import subprocess
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import (
+    SHARED,
     Finished,
     Started,
     container_state,
@@ -19,11 +20,11 @@ from faults import (
     kata,
     leftovers,
     processes_of,
-    qemu_of,
     record_of,
     start,
     start_exec,
     virtiofsd_of,
+    vmm_of,
     wait_until,
     write_config,
 )
@@ -54,20 +55,25 @@ def moments(count: int, seed: int) -> list[float]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_signal_at_any_moment_leaves_nothing(number: signal.Signals) -> None:
+def test_signal_at_any_moment_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     def one(moment: float) -> None:
         name = fresh_name("sig")
-        with start("--rm", "busybox", "sh", "-c", "trap 'exit 77' INT TERM; sleep 1000 & wait", name=name) as running:
+        ready = tmp_path / name / "ready"
+        ready.parent.mkdir()
+        script = "trap 'exit 77' INT TERM; touch /v/ready; sleep 1000 & wait"
+        with start("--rm", "-v", f"{ready.parent}:/v", "busybox", "sh", "-c", script, name=name) as running:
             time.sleep(moment)
+            codes = {77}
+            early = not ready.exists()
             running.signal(number)
-            try:
-                done, codes = running.end(limit_s=5), {77}
-            except subprocess.TimeoutExpired:
-                # The container's PID 1 ran, but had not set its trap: the kernel drops what such a process does not
-                # handle. Whoever pressed Ctrl-C presses it again, which kills.
-                assert container_state(name) == "running", f"{number.name} after {moment:.2f} s was lost"
-                running.signal(number)
-                done, codes = running.end(limit_s=15), {137}
+            if early:
+                # If its PID 1 ran and had not set its trap, the kernel drops what such a process does not handle.
+                # Whoever pressed Ctrl-C presses it again, which kills if the first one has arrived.
+                wait_until("its end or its trap", lambda: running.process.poll() is not None or ready.exists())
+                if running.process.poll() is None:
+                    running.signal(number)
+                    codes = {77, 137}
+            done = running.end()
             shown = f"{number.name} after {moment:.2f} s: {done}"
             print(shown)
             unborn = number == signal.SIGINT and done.code == 1 and "init_import_site" in done.err
@@ -76,27 +82,26 @@ def test_signal_at_any_moment_leaves_nothing(number: signal.Signals) -> None:
             assert "Traceback" not in done.err or "/katapod/" not in done.err, shown
             assert "internal error" not in done.err, shown
             assert leftovers(name) == [], shown
-            assert done.took_s < 5, shown
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, moments(10, SEED + number)))
 
 
-@pytest.mark.parametrize("mark", ["claimed", "virtiofsd", "qemu", "running"])
+@pytest.mark.parametrize("mark", ["claimed", "virtiofsd", "vmm", "running"])
 def test_signals_in_quick_succession_do_not_break_off_the_clean_up(name: str, mark: str) -> None:
     seen = {
         "claimed": lambda: record_of(name),
         "virtiofsd": lambda: processes_of(name, "virtiofsd"),
-        "qemu": lambda: qemu_of(name),
+        "vmm": lambda: vmm_of(name),
         "running": lambda: record_of(name).get("state") == "running",
     }
-    with start("--rm", "busybox", "sleep", "1000", name=name) as running:
+    with start("--rm", *SHARED, "busybox", "sleep", "1000", name=name) as running:
         wait_until(mark, seen[mark], period_s=0.001)
         for pause in (0.0, 0.01, 0.05, 0.1, 0.1):
             time.sleep(pause)
             if running.process.poll() is None:
                 running.signal(signal.SIGTERM)
-        done = running.end(limit_s=15)
+        done = running.end(limit_s=60)
         # a container that had just started dies of the second signal
         assert ended_by(done, signal.SIGTERM) or done.code == 137, done
         assert "Traceback" not in done.err
@@ -111,22 +116,23 @@ def test_signal_before_the_container_listens(name: str) -> None:
         time.sleep(0.5)
         assert container_state(name) == "running"
         running.signal(signal.SIGINT)
-        assert running.end(limit_s=15).code == 137
+        assert running.end(limit_s=60).code == 137
     assert leftovers(name) == []
 
 
-@pytest.mark.parametrize("mark", ["claimed", "virtiofsd", "qemu"])
+@pytest.mark.parametrize("mark", ["claimed", "virtiofsd", "vmm"])
 def test_signal_to_a_detached_start_ends_the_background_too(name: str, mark: str) -> None:
-    seen = {"claimed": record_of, "virtiofsd": virtiofsd_of, "qemu": qemu_of}[mark]
-    with start("-d", "busybox", "sleep", "1000", name=name) as running:
+    seen = {"claimed": record_of, "virtiofsd": virtiofsd_of, "vmm": vmm_of}[mark]
+    with start("-d", *SHARED, "busybox", "sleep", "1000", name=name) as running:
         wait_until(mark, lambda: seen(name), period_s=0.001)
         running.signal(signal.SIGTERM)
-        done = running.end(limit_s=20)
+        done = running.end(limit_s=60)
         assert ended_by(done, signal.SIGTERM), done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
 
 
+@pytest.mark.core
 def test_signals_are_forwarded_and_a_deaf_container_dies_of_the_second(name: str, tmp_path: Path) -> None:
     with start("--rm", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", BLOCKED, name=name) as running:
         wait_until("the container is up", lambda: (tmp_path / "up").exists())
@@ -134,36 +140,35 @@ def test_signals_are_forwarded_and_a_deaf_container_dies_of_the_second(name: str
         time.sleep(1)
         assert running.process.poll() is None
         running.signal(signal.SIGTERM)
-        assert running.end(limit_s=10).code == 137
+        assert running.end(limit_s=60).code == 137
     assert leftovers(name) == []
 
 
-def test_signal_during_an_import_leaves_nothing(tmp_path: Path) -> None:
-    """A slow import: the archive comes through a pipe that nobody closes."""
-    name = fresh_name("sig")
-    pipe = tmp_path / f"{name}-slow.tar"
-    os.mkfifo(pipe)
-    with start("--rm", f"oci-archive:{pipe}", "true", name=name) as running:
-        wait_until("claimed", lambda: record_of(name))
-        time.sleep(0.5)
-        running.signal(signal.SIGINT)
-        done = running.end(limit_s=10)
-        assert ended_by(done, signal.SIGINT) or done.code == 125, done
+def test_signal_during_an_import_leaves_nothing(name: str) -> None:
+    """A slow import: the registry takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        registry.settimeout(30)
+        port = registry.getsockname()[1]
+        with start("--rm", f"docker://127.0.0.1:{port}/slow:1", "true", name=name) as running:
+            connection, _ = registry.accept()
+            with connection:
+                assert record_of(name)
+                running.signal(signal.SIGINT)
+                done = running.end(limit_s=60)
+        assert ended_by(done, signal.SIGINT), done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
-    # os.walk, unlike glob, passes over what goes away meanwhile
-    for folder, children, files in os.walk("/var/lib/katapod/images/tmp"):
-        assert not any(pipe.name in child for child in (*children, *files)), folder
 
 
 def hang(running: Started) -> int:
-    pid = qemu_of(running.name)
+    pid = vmm_of(running.name)
+    assert pid, "its VMM runs"  # 0 would be all of us
     os.kill(pid, signal.SIGSTOP)
     return pid
 
 
 def test_hanging_vm_is_named_and_can_be_removed(name: str) -> None:
-    """QEMU stopped by SIGSTOP: exec and kill end in a bounded time, the health check names it, delete --force works."""
+    """VMM stopped by SIGSTOP: exec and kill end in a bounded time, the health check names it, delete --force works."""
     other = fresh_name("sig")
     with (
         start("--rm", "busybox", "sleep", "1000", name=name) as running,
@@ -175,9 +180,9 @@ def test_hanging_vm_is_named_and_can_be_removed(name: str) -> None:
         began = time.monotonic()
         removed = delete(other)
         assert (removed.code, removed.err) == (0, "")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         assert leftovers(other) == []
-        second.end(limit_s=5)
+        second.end(limit_s=30)
         with start_exec(name, "true") as blocked:
             killed = kata("kill", name, limit_s=70)
             done = blocked.end(limit_s=70)
@@ -193,6 +198,7 @@ def test_hanging_vm_is_named_and_can_be_removed(name: str) -> None:
     assert leftovers(name) == []
 
 
+@pytest.mark.qemu("a boot that takes long enough")
 def test_vm_that_hangs_in_its_start_ends_after_dial_timeout(name: str, tmp_path: Path) -> None:
     config = write_config(tmp_path, agent={"dial_timeout": 4}, factory={"enable_template": False})
     with start("--rm", "busybox", "true", name=name, config=config) as running:

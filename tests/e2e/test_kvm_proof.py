@@ -14,9 +14,9 @@ from faults import write_config
 from katapod.host.facts import HostFacts, collect_host_facts
 from katapod.model.config import Config, load_config
 from katapod.sandbox.planning import proof_for
-from katapod.sandbox.proof import kept_verdict
+from katapod.sandbox.proof import kept_choice
 from katapod.sandbox.proof_file import ProofFile
-from katapod.vmm.proof import Verdict
+from katapod.vmm.proof import AcceleratorChoice
 from katapod.vmm.spec import Accelerator
 from kit.kata import Kata
 from kit.kvm_stand_in import ARCH_CAPABILITIES, KvmStandIn, Rule, kvm_answers
@@ -57,22 +57,22 @@ class Host:
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
-    def checked(self) -> dict[str, Any]:
-        """The accelerator's line of `check --json`."""
+    def checked(self, line_id: str = "accelerator") -> dict[str, Any]:
+        """A line of `check --json`."""
         out, _ = self.begin("check", "--json").communicate(timeout=60)
-        return next(line for line in json.loads(out)["lines"] if line["line_id"] == "accelerator")
+        return next(line for line in json.loads(out)["lines"] if line["line_id"] == line_id)
 
     def question(self) -> tuple[Config, HostFacts]:
         with kvm_answers():
             return load_config(self.config).config, collect_host_facts()
 
-    def kept(self) -> Verdict | None:
-        """The verdict that the next start would use."""
-        return kept_verdict(*self.question(), PROOFS)
+    def kept(self) -> AcceleratorChoice | None:
+        """The choice that the next start would use."""
+        return kept_choice(*self.question(), PROOFS)
 
     def keep_that_kvm_works(self) -> None:
         config, facts = self.question()
-        worked = Verdict(Accelerator.KVM, "it booted", fresh=True)
+        worked = AcceleratorChoice(Accelerator.KVM, "it booted", fresh=True)
         ProofFile(PROOFS, facts.boot_id).keep(proof_for(config, facts), worked, None)
 
     def sandboxes(self) -> list[str]:
@@ -140,6 +140,7 @@ def test_a_host_on_which_kvm_does_not_work(tmp_path: Path, kata: Kata) -> None:
     assert "ignore_msrs" in err
     line = host.checked()
     assert (line["outcome"], reason in line["found"]) == ("less", True)
+    line = host.checked("kvm.guests")
     assert "ignore_msrs" in line["remedy"]
     assert f"QEMU said: qemu-system-x86_64: error: {MSR}" in line["evidence"]
     assert MSR in PROOFS.read_text()

@@ -16,6 +16,7 @@ def box(module_kata: Kata) -> str:
     return module_kata.start(*("-e", "FROM_RUN=1", "-w", "/srv", "--hostname", "boxhost", "busybox", "sleep", "1000"))
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 def test_guest_kernel(kata: Kata, guest_image: dict[str, Any]) -> None:
     assert kata.run("busybox", "uname", "-r") == (0, f"{guest_image['kernel_version']}\n", "")
@@ -29,6 +30,7 @@ def test_names_of_the_container_itself(kata: Kata, box: str) -> None:
     assert "1 packets received" in kata.ok("exec", box, "ping", "-c", "1", "-q", "boxhost")
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 def test_streams_stay_apart_and_status_comes_through(kata: Kata) -> None:
     result = kata.run("busybox", "sh", "-c", "echo to-out; echo to-err >&2; exit 7")
@@ -50,6 +52,7 @@ def test_command_not_executable(kata: Kata) -> None:
     assert err == 'kata-runtime: exec: "/etc/passwd": permission denied\n'
 
 
+@pytest.mark.core
 def test_killed_container_ends_with_137(kata: Kata) -> None:
     """By `kata-runtime kill`, whose default is SIGKILL."""
     name = kata.name()
@@ -58,9 +61,10 @@ def test_killed_container_ends_with_137(kata: Kata) -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
         assert kata("kill", name) == (0, "", "")
-        assert running.wait(15) == 137
+        assert running.wait(60) == 137
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("command", "expected"),
@@ -110,6 +114,7 @@ def test_exec_as_unknown_user(kata: Kata, box: str) -> None:
     assert "nobody-here" in err
 
 
+@pytest.mark.core
 @pytest.mark.smoke
 def test_exec_stdin(kata: Kata, box: str) -> None:
     """With -i it is passed on to its end; without, the command finds it empty."""
@@ -117,6 +122,7 @@ def test_exec_stdin(kata: Kata, box: str) -> None:
     assert kata("exec", box, "sh", "-c", "cat; echo end", input="not passed on") == (0, "end\n", "")
 
 
+@pytest.mark.core
 def test_signal_to_exec_is_passed_on(kata: Kata, box: str) -> None:
     script = "trap 'echo got; exit 9' TERM; echo ready; while :; do sleep 0.1; done"
     with kata.spawn("exec", box, "sh", "-c", script, stdout=subprocess.PIPE) as running:
@@ -124,7 +130,7 @@ def test_signal_to_exec_is_passed_on(kata: Kata, box: str) -> None:
         assert running.stdout.readline() == b"ready\n"
         running.send_signal(signal.SIGTERM)
         assert running.stdout.read() == b"got\n"
-        assert running.wait(15) == 9
+        assert running.wait(60) == 9
 
 
 def test_environment_by_default(kata: Kata, box: str) -> None:
@@ -137,6 +143,7 @@ def test_environment_by_default(kata: Kata, box: str) -> None:
     }
 
 
+@pytest.mark.core
 def test_process_flags(kata: Kata, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once; the working directory does not exist before."""
     monkeypatch.setenv("FROM_CALLER", "of the caller")

@@ -55,7 +55,7 @@ def check_members(name: str, path: str) -> None:
     for group in groups:
         assert str(group).endswith(path)
         members = {int(line) for line in (group / "cgroup.procs").read_text().split()}
-        assert {record["owner_pid"], record["vmm_pid"]} <= members
+        assert {record["supervisor_pid"], record["vmm_pid"]} <= members
     limits = [group / file for group in groups for file in ("memory.limit_in_bytes", "memory.max")]
     limits = [file for file in limits if file.exists()]
     assert all(int(file.read_text()) > record["mem_mib"] << 20 for file in limits)
@@ -74,11 +74,11 @@ def test_in_the_foreground_we_go_back_to_where_we_came_from(kata: Kata, config: 
 
 
 @pytest.mark.parametrize("how", ["delete", "the next run"])
-def test_after_the_owner_was_killed(kata: Kata, config: str, started: str, how: str) -> None:
+def test_after_the_supervisor_was_killed(kata: Kata, config: str, started: str, how: str) -> None:
     record = record_of(started)
     assert groups_of(started)
-    os.kill(record["owner_pid"], signal.SIGKILL)  # any start on this machine may clean up from now on
-    wait_for(lambda: not Path(f"/proc/{record['vmm_pid']}").exists(), "the VMM has ended with its owner")
+    os.kill(record["supervisor_pid"], signal.SIGKILL)  # any start on this machine may clean up from now on
+    wait_for(lambda: not Path(f"/proc/{record['vmm_pid']}").exists(), "the VMM has ended with its supervisor")
     if how == "delete":
         assert kata("delete", "--force", started).code == 0
     else:
@@ -86,6 +86,7 @@ def test_after_the_owner_was_killed(kata: Kata, config: str, started: str, how: 
     assert groups_of(started) == []
 
 
+@pytest.mark.qemu("no limit by default")
 def test_by_default_it_stays_where_it_was_started(kata: Kata) -> None:
     name = kata.start("busybox", "sleep", "600")
     record = record_of(name)

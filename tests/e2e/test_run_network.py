@@ -90,7 +90,7 @@ def fetch(address: str, port: int) -> str:
     code = (
         "import sys, urllib.request\n"
         "opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))\n"
-        f"sys.stdout.write(opener.open('http://{address}:{port}/x', timeout=20).read().decode())\n"
+        f"sys.stdout.write(opener.open('http://{address}:{port}/x', timeout=60).read().decode())\n"
     )
     said: list[str] = []
 
@@ -121,14 +121,16 @@ def test_a_container_on_the_bridge(name: str) -> None:
     assert "kata0" in host("ip", "link")
 
 
+@pytest.mark.core
 @pytest.mark.smoke
-def test_it_reaches_the_host_and_another_container(name: str, kata: Kata) -> None:
+def test_it_reaches_the_host_and_another_container(name: str, kata: Kata, accelerator: str) -> None:
+    vcpus = "1" if accelerator == "uml" else "2"
     other = kata.name()
     with started(other, "--net", "bridge", "busybox", "sh", "-c", SERVER) as address:
         script = f"nproc; ping -c 1 -w 20 10.186.0.1 && ping -c 1 -w 20 {address} && wget -q -O - http://{address}/x"
-        done = run("--name", name, "--cpus", "2", "--net", "bridge", "busybox", "sh", "-c", script)
+        done = run("--name", name, "--cpus", vcpus, "--net", "bridge", "busybox", "sh", "-c", script)
         assert (done.code, done.err) == (0, ""), done
-        assert done.out.startswith("2\n")
+        assert done.out.startswith(f"{vcpus}\n")
         assert done.out.endswith("hello\n")
 
 
@@ -427,7 +429,7 @@ def test_an_interrupt_leaves_nothing(name: str, moment: str) -> None:
         for _ in range(3):
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=15)
+                process.wait(timeout=60)
                 break
         _, said = process.communicate(timeout=LIMIT_S)
         assert "Traceback" not in said
@@ -435,7 +437,7 @@ def test_an_interrupt_leaves_nothing(name: str, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_the_next_run_undoes_what_a_killed_owner_left(name: str, moment: str, kata: Kata) -> None:
+def test_the_next_run_undoes_what_a_killed_supervisor_left(name: str, moment: str, kata: Kata) -> None:
     with beside(name) as process:
         wait_until(moment, lambda: MOMENTS[moment](name) or process.poll() is not None, period_s=0.001)
         os.kill(process.pid, signal.SIGKILL)
@@ -458,6 +460,7 @@ def test_what_is_kept_of_a_stopped_container_has_no_network(name: str) -> None:
     assert subprocess.run(kata_command("delete", name), capture_output=True).returncode == 0
 
 
+@pytest.mark.core
 def test_a_machine_of_the_pool_gets_the_network(name: str, kata: Kata, tmp_path: Path) -> None:
     """The pool's server is on the host of the tests, as its clients are."""
     endpoint = tmp_path / "cache.sock"
@@ -471,7 +474,7 @@ def test_a_machine_of_the_pool_gets_the_network(name: str, kata: Kata, tmp_path:
 
     with subprocess.Popen([*command, "factory", "init"], stdin=subprocess.DEVNULL) as server:
         try:
-            wait_until("a machine that is ready", machines, limit_s=120, period_s=0.2)
+            wait_until("a machine that is ready", machines, limit_s=240, period_s=0.2)
             ready = machines()[0]["pid"]
             script = "ip -4 addr show eth0; cat /etc/hosts; ping -c 1 -w 20 10.186.0.1"
             words = ("run", "--name", name, "--net", "bridge", "busybox", "sh", "-c", script)

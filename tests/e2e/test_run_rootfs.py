@@ -156,7 +156,7 @@ def test_a_host_without_mke2fs_shares_the_files(kata: Kata, image: str, tmp_path
 
 @pytest.mark.parametrize("config", ["virtio-fs"], indirect=True)
 def test_a_tree_too_deep_to_recurse_stops_no_later_start(kata: Kata, config: str) -> None:
-    """What a killed owner leaves is for the next start to remove, whatever the container has made of it."""
+    """What a killed supervisor leaves is for the next start to remove, whatever the container has made of it."""
     name = kata.name()
     step = "/".join("d" * 50)
     script = f"for each in $(seq 23); do mkdir -p {step}; cd {step}; done; touch /made; sleep 1000"
@@ -164,7 +164,7 @@ def test_a_tree_too_deep_to_recurse_stops_no_later_start(kata: Kata, config: str
         kata.ok("--config", config, "run", "-d", "--name", name, "busybox", "sh", "-c", script)
         layers = Path(f"/var/lib/katapod/sandboxes/{name}/layers")
         wait_for((layers / name / "upper/made").exists, "the tree is made", 30)
-        os.kill(kata.listed(name)["owner_pid"], signal.SIGKILL)
+        os.kill(kata.listed(name)["supervisor_pid"], signal.SIGKILL)
         other = kata.run("busybox", "true")
         assert (other.code, other.stdout) == (0, "")
         assert "cannot" not in other.stderr

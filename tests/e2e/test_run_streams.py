@@ -35,6 +35,7 @@ def box(module_kata: Kata, bulk: tuple[Path, str]) -> str:
     return module_kata.start("-v", f"{bulk[0].parent}:/bulk:ro", "busybox", "sleep", "1000")
 
 
+@pytest.mark.core
 def test_80_mib_through_pipes_and_back(kata: Kata, bulk: tuple[Path, str]) -> None:
     """In at one end, out at the other, at the same time, through pipes."""
     path, sha256 = bulk
@@ -59,7 +60,7 @@ def test_80_mib_through_pipes_and_back(kata: Kata, bulk: tuple[Path, str]) -> No
             size += len(piece)
         feeder.join()
         assert running.stderr.read() == b""
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
     assert (size, found.hexdigest()) == (BULK_BYTES, sha256)
 
 
@@ -84,8 +85,8 @@ def test_writer_whom_nobody_reads_stalls_and_loses_nothing(kata: Kata, box: str,
         assert running.stderr is not None
         writer = int(running.stderr.readline())
         _wait_until_stalled(kata, box, writer)
-        owner = kata.listed(box)["owner_pid"]
-        assert _resident_mib(owner) < 100
+        supervisor = kata.listed(box)["supervisor_pid"]
+        assert _resident_mib(supervisor) < 100
         assert _resident_mib(running.pid) < 100
         assert free_before - _free_guest_kib(kata, box) < 16 * 1024
 
@@ -93,7 +94,7 @@ def test_writer_whom_nobody_reads_stalls_and_loses_nothing(kata: Kata, box: str,
         while piece := os.read(running.stdout.fileno(), PIECE):
             found.update(piece)
             size += len(piece)
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
         assert running.stderr.read() == b""
     with bulk[0].open("rb") as source:
         expected = hashlib.sha256(source.read(total))
@@ -148,9 +149,10 @@ def test_slow_reader_of_stdin_holds_the_writer(kata: Kata, box: str) -> None:
         running.stdin.write(data[sent:])
         running.stdin.close()
         assert running.stdout.read().split()[0].decode() == hashlib.sha256(data).hexdigest()
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
 
 
+@pytest.mark.core
 def test_half_closed_stdin(kata: Kata, box: str) -> None:
     """The end of our input ends the command's, while its output goes on."""
     script = "cat; sleep 0.3; echo after"
@@ -162,7 +164,7 @@ def test_half_closed_stdin(kata: Kata, box: str) -> None:
         assert running.stdout.readline() == b"first\n", "input comes through before its end"
         running.stdin.close()
         assert running.stdout.read() == b"after\n"
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
 
 
 def test_command_that_ends_before_its_input(kata: Kata, box: str) -> None:
@@ -173,7 +175,7 @@ def test_command_that_ends_before_its_input(kata: Kata, box: str) -> None:
         with pytest.raises(BrokenPipeError):
             _write_until_broken(running.stdin.fileno())
         assert running.stdout.read() == b"y\n"
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
 
 
 def _write_until_broken(fd: int) -> None:
@@ -189,7 +191,7 @@ def test_closed_output_ends_the_container(kata: Kata) -> None:
         assert running.stderr is not None
         assert running.stdout.readline() == b"y\n"
         running.stdout.close()
-        assert running.wait(20) == 141
+        assert running.wait(60) == 141
         assert running.stderr.read() == b""
 
 
@@ -199,6 +201,6 @@ def test_closed_output_ends_an_exec(kata: Kata, box: str) -> None:
         assert running.stderr is not None
         assert running.stdout.readline() == b"exec-yes\n"
         running.stdout.close()
-        assert running.wait(20) == 141
+        assert running.wait(60) == 141
         assert running.stderr.read() == b""
     wait_for(lambda: "exec-yes" not in kata.ok("exec", box, "ps"), "the command ends with its reader")

@@ -107,12 +107,14 @@ def _make_folder(box: Shared, name: str) -> tuple[Path, str]:
     return box.rw / name, f"{INSIDE}/{name}"
 
 
+@pytest.mark.core
 def test_host_sees_what_a_container_writes(kata: Kata, box: Shared) -> None:
     kata.ok("exec", box.name, "sh", "-c", f"echo written > '{INSIDE}/new file'; echo more >> /etc/single.conf")
     assert (box.rw / "new file").read_text() == "written\n"
     assert box.file.read_text() == "one\nmore\n"
 
 
+@pytest.mark.core
 def test_container_sees_what_the_host_changes(kata: Kata, box: Shared) -> None:
     changing = box.ro / "changing"
     changing.write_text("before\n")
@@ -128,6 +130,7 @@ def test_volume_inside_a_volume(kata: Kata, box: Shared) -> None:
     assert list((box.rw / "sub").iterdir()) == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "command",
     [
@@ -182,6 +185,7 @@ def test_container_cannot_write_out_through_a_link(kata: Kata, box: Shared) -> N
     assert kata.ok("exec", box.name, "cat", str(box.secret)) == "changed\n", "it went to the container's own file"
 
 
+@pytest.mark.core
 def test_attributes_from_the_host(kata: Kata, box: Shared) -> None:
     folder, inside = _make_folder(box, "from host")
     (folder / "plain").write_bytes(b"from the host")

@@ -3,18 +3,20 @@ it. What the guest shows comes from a unit that the recipe adds: it writes to th
 
 import asyncio
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from katapod.model.errors import KatapodError
 from katapod.osbuilder import BuiltImage, ImageNotProven, ImageRequest, build_guest_image, current_image, read_recipe
 from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
 from katapod.vmm.spec import Accelerator
 from kit.kata import Kata, wait_for
+
+pytestmark = pytest.mark.qemu("its guest image is QEMU's")
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 CONTAINER_SLEEP, KILLER_SLEEP = "7654", "8765"

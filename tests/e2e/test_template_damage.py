@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from faults import (
+    SHARED,
     Started,
     die_hard,
     fresh_name,
@@ -27,9 +28,11 @@ from faults import (
 from kit.template_dirs import TemplateDir
 from kit.templates import with_templates
 
+pytestmark = pytest.mark.qemu("templates")
+
 WARNING = re.compile(r"^kata-runtime: WARNING: .*$", re.MULTILINE)
 BOOTS_INSTEAD = "this sandbox boots"
-MADE_ANEW = "it is made anew"
+MADE_AGAIN = "it is made again"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,10 +100,10 @@ def test_damage_that_is_seen_is_mended(damage: str, name: str, good_template: Te
     SEEN_AT_ONCE[damage](good_template)
     (key,) = good_template.keys()
     out, warnings, cloned = run(name, config_for(good_template, tmp_path))
-    assert (out, cloned) == ("fine\n", key)
+    assert (out, cloned) == ("fine\n", key), warnings
     assert len(warnings) == 1, warnings
     assert f"cannot use template {good_template.root}/{key}: " in warnings[0]
-    assert MADE_ANEW in warnings[0]
+    assert MADE_AGAIN in warnings[0]
     assert good_template.scratch() == []
     assert good_template.meta()["key"] == key
 
@@ -109,12 +112,12 @@ def test_damage_that_is_seen_is_mended(damage: str, name: str, good_template: Te
 def test_damaged_memory_boots_instead(
     source: str, from_mib: int, name: str, good_template: TemplateDir, tmp_path: Path
 ) -> None:
-    """Its hash is not looked at, since that would take longer than a clone does: QEMU does not load it, or its guest
+    """Its hash is not checked, since that would take longer than a clone does: QEMU does not load it, or its guest
     falls down when all its devices are plugged."""
     overwrite(good_template.folder / "memory", source, from_mib)
     (key,) = good_template.keys()
     out, warnings, cloned = run(name, config_for(good_template, tmp_path, agent={"dial_timeout": 20}))
-    assert (out, cloned) == ("fine\n", "")
+    assert (out, cloned) == ("fine\n", ""), warnings
     assert len(warnings) == 1, warnings
     assert f"the template {key} does not work and is removed; {BOOTS_INSTEAD} instead: " in warnings[0]
     assert good_template.entries() == set()
@@ -125,7 +128,9 @@ def test_a_killed_clone_is_no_fault_of_its_template(
     victim: str, name: str, good_template: TemplateDir, tmp_path: Path
 ) -> None:
     generation = good_template.generation()
-    with start("--rm", "busybox", "sleep", "1000", name=name, config=config_for(good_template, tmp_path)) as running:
+    with start(
+        "--rm", *SHARED, "busybox", "sleep", "1000", name=name, config=config_for(good_template, tmp_path)
+    ) as running:
         kill_first(running, victim)
         done = running.end().assert_clean_error()
     assert "WARNING" not in done.err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import (
+    SHARED,
     Started,
     delete,
     die_hard,
@@ -14,10 +15,10 @@ from faults import (
     kata,
     leftovers,
     processes_of,
-    qemu_of,
     record_of,
     start,
     virtiofsd_of,
+    vmm_of,
     wait_until,
     write_config,
 )
@@ -25,6 +26,8 @@ from faults import (
 from kit.kata import Kata
 from kit.template_dirs import TemplateDir
 from kit.templates import with_templates
+
+pytestmark = pytest.mark.qemu("templates")
 
 QUICK_S = 0.0005  # between two looks: the last steps of a build take milliseconds
 
@@ -100,7 +103,7 @@ def test_builder_that_is_killed(moment: str, name: str, templates_here: Template
         wait_for_moment(moment, templates_here)
         die_hard(running.pid)
         running.end()
-    wait_until("its QEMU has gone", lambda: not templates_here.builders(), limit_s=5)
+    wait_until("its QEMU has gone", lambda: not templates_here.builders(), limit_s=30)
     assert delete(name).code == 0
     expect_a_clone(templates_here, config)
 
@@ -111,7 +114,7 @@ def test_builder_that_is_interrupted(moment: str, name: str, templates_here: Tem
     with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
         wait_for_moment(moment, templates_here)
         running.signal(signal.SIGTERM)
-        done = running.end(limit_s=15)
+        done = running.end(limit_s=60)
     assert (done.code, done.out, done.err) == (143, "", "")
     assert templates_here.scratch() == []
     assert templates_here.builders() == set()
@@ -169,7 +172,7 @@ def test_two_first_users_build_one_template(templates_here: TemplateDir, config:
 CLONING: dict[str, Callable[[Started], object]] = {
     "claimed": lambda running: record_of(running.name),
     "virtiofsd": lambda running: virtiofsd_of(running.name),
-    "qemu": lambda running: qemu_of(running.name),
+    "qemu": lambda running: vmm_of(running.name),
     "loading": lambda running: record_of(running.name).get("vmm_pid"),
     "awake": lambda running: record_of(running.name).get("state") == "running",
 }
@@ -179,11 +182,11 @@ CLONING: dict[str, Callable[[Started], object]] = {
 def test_cloner_that_is_killed(moment: str, name: str, good_template: TemplateDir, config: Path) -> None:
     """Its template is none the worse for it."""
     generation = good_template.generation()
-    with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
+    with start("--rm", *SHARED, "busybox", "sleep", "1000", name=name, config=config) as running:
         wait_until(moment, lambda: CLONING[moment](running), period_s=QUICK_S)
         die_hard(running.pid)
         running.end()
-    wait_until("its VM has gone", lambda: not processes_of(name), limit_s=5)
+    wait_until("its VM has gone", lambda: not processes_of(name), limit_s=30)
     assert delete(name).code == 0
     assert leftovers(name) == []
     expect_a_clone(good_template, config)
@@ -194,6 +197,6 @@ def test_killed_init(templates_here: TemplateDir, config: Path) -> None:
     with Kata("init").spawn("--config", str(config), "factory", "init") as running:
         wait_for_moment("state", templates_here)
         die_hard(running.pid)
-        running.wait(10)
+        running.wait(60)
     assert json.loads(kata("--config", str(config), "factory", "status", "--json").out)["templates"] == []
     expect_a_clone(templates_here, config)

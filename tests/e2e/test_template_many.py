@@ -1,4 +1,7 @@
-"""Many clones of one template: each a machine of its own, and at the end everything is as it was before."""
+"""Many clones of one template: each a machine of its own, and at the end everything is as it was before.
+
+They are started in two groups, which the tests look at together: two at a time, and all at once.
+"""
 
 import contextlib
 import hashlib
@@ -18,15 +21,18 @@ from kit.leaks import find_leaks, inventory
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.qemu("templates"), pytest.mark.timeout(900)]
 
-IN_A_ROW = 80
+IN_A_ROW = 40
 WITH_KEYS = 20
 AT_ONCE = 40
+ALL = IN_A_ROW + AT_ONCE
 SLACK_MIB = 64  # of shared memory: less than a guest has, and far less than a tenth of them
 
-RANDOM = "od -An -N32 -tx1 /dev/urandom | tr -d ' \\n'; echo; cd /proc/sys/kernel/random; cat uuid boot_id; hostname"
-A_UUID = "cat /proc/sys/kernel/random/uuid"
+RANDOM = (
+    "od -An -N32 -tx1 /dev/urandom | tr -d ' \\n'; echo; cd /proc/sys/kernel; "
+    "for one in random/uuid random/boot_id hostname; do read line < $one; echo $line; done"
+)
 KEYS = "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key; cut -d' ' -f2 /tmp/host_key.pub"
 
 
@@ -86,6 +92,17 @@ class Clones:
     grown_mib: float = 0.0
     template_before: str = ""
     template_after: str = ""
+    uses: int = 0
+
+    def learn(self, name: str, out: str) -> None:
+        """What a clone has said."""
+        random, uuid, boot_id, hostname, *key = out.splitlines()
+        self.random.append(random)
+        self.uuids.append(uuid)
+        self.boot_ids.append(boot_id)
+        self.hostnames.append(hostname)
+        self.host_keys.extend(key)
+        self.names.append(name)
 
 
 def shared_memory_mib() -> float:
@@ -113,86 +130,91 @@ def clones(shared: TemplateDir, config: Path, rootfs: Path) -> Clones:
         script = f"{RANDOM}; {KEYS}" if with_key else RANDOM
         done = kata("--config", str(config), "run", "--rm", "-m", "64m", "--name", name, *image, "sh", "-c", script)
         assert (done.code, done.err) == (0, ""), (number, done)
-        random, uuid, boot_id, hostname, *key = done.out.splitlines()
-        found.random.append(random)
-        found.uuids.append(uuid)
-        found.boot_ids.append(boot_id)
-        found.hostnames.append(hostname)
-        found.host_keys.extend(key)
-        found.names.append(name)
+        found.learn(name, done.out)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, range(IN_A_ROW)))
     found.left = find_leaks(before)
     found.grown_mib = shared_memory_mib() - memory_before
     found.template_after = contents_of(shared)
+    found.uses = shared.uses()
     return found
 
 
-@pytest.mark.timeout(900)
-def test_many_starts_in_a_row(clones: Clones, shared: TemplateDir) -> None:
+@pytest.fixture(scope="module")
+def at_once(clones: Clones, shared: TemplateDir, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Clones:
+    """AT_ONCE starts of which none ends before all are up. They end a few at a time, since a guest that may have
+    something to write gets some seconds to end by itself, and that it did not is worth a warning."""
+    found = Clones(template_before=contents_of(shared))
+    before, memory_before, uses_before = inventory(), shared_memory_mib(), shared.uses()
+    folder = tmp_path_factory.mktemp("once")
+    with contextlib.ExitStack() as stack:
+        group = []
+        for number in range(AT_ONCE):
+            script = f"touch /v/up-{number}; until test -e /v/go-{number}; do sleep 0.5; done; {RANDOM}"
+            args = ("--rm", "-m", "64m", "-v", f"{folder}:/v", "busybox", "sh", "-c", script)
+            group.append(stack.enter_context(start(*args, name=fresh_name("once"), config=config)))
+        wait_until("all are up", lambda: len(list(folder.glob("up-*"))) == AT_ONCE, limit_s=300, period_s=0.1)
+        assert {record_of(each.name)["template"] for each in group} == shared.keys()
+        ends = []
+        for first in range(0, AT_ONCE, 5):
+            wave = range(first, min(first + 5, AT_ONCE))
+            for number in wave:
+                (folder / f"go-{number}").touch()
+            ends += [group[number].end(limit_s=120) for number in wave]
+    assert [(number, done) for number, done in enumerate(ends) if (done.code, done.err) != (0, "")] == []
+    for each, done in zip(group, ends, strict=True):
+        found.learn(each.name, done.out)
+    found.left = find_leaks(before)
+    found.grown_mib = shared_memory_mib() - memory_before
+    found.template_after = contents_of(shared)
+    found.uses = shared.uses() - uses_before
+    return found
+
+
+def test_many_starts_in_a_row(clones: Clones) -> None:
     assert len(clones.names) == IN_A_ROW
-    assert shared.uses() == IN_A_ROW, "not all of them were clones"
+    assert clones.uses == IN_A_ROW, "not all of them were clones"
+
+
+def test_40_at_once(at_once: Clones) -> None:
+    assert len(at_once.names) == AT_ONCE
+    assert at_once.uses == AT_ONCE, "not all of them were clones"
 
 
 @pytest.mark.parametrize(
     ("what", "form", "count"),
     [
-        ("random", r"[0-9a-f]{64}", IN_A_ROW),
-        ("uuids", r"[0-9a-f-]{36}", IN_A_ROW),
-        ("boot_ids", r"[0-9a-f-]{36}", IN_A_ROW),
+        ("random", r"[0-9a-f]{64}", ALL),
+        ("uuids", r"[0-9a-f-]{36}", ALL),
+        ("boot_ids", r"[0-9a-f-]{36}", ALL),
         ("host_keys", r"AAAA\S{64}", WITH_KEYS),
     ],
 )
-def test_no_two_clones_draw_the_same_random_numbers(clones: Clones, what: str, form: str, count: int) -> None:
-    values: list[str] = getattr(clones, what)
+def test_no_two_clones_draw_the_same_random_numbers(
+    clones: Clones, at_once: Clones, what: str, form: str, count: int
+) -> None:
+    values: list[str] = getattr(clones, what) + getattr(at_once, what)
     assert len(values) == count
     assert all(re.fullmatch(form, value) for value in values), values[0]
     assert len(set(values)) == count
 
 
-def test_random_streams_share_no_part(clones: Clones) -> None:
+def test_random_streams_share_no_part(clones: Clones, at_once: Clones) -> None:
     """Nor is one stream another's at an offset: no eight bytes come twice."""
-    parts = [stream[at : at + 16] for stream in clones.random for at in range(0, 64, 16)]
+    streams = clones.random + at_once.random
+    parts = [stream[at : at + 16] for stream in streams for at in range(0, 64, 16)]
     assert len(set(parts)) == len(parts)
 
 
-def test_each_has_its_own_name(clones: Clones) -> None:
-    assert sorted(clones.hostnames) == sorted(clones.names)
+def test_each_has_its_own_name(clones: Clones, at_once: Clones) -> None:
+    for group in (clones, at_once):
+        assert sorted(group.hostnames) == sorted(group.names)
 
 
-def test_everything_is_as_it_was_before_them(clones: Clones) -> None:
-    assert clones.left == []
-    assert clones.template_after == clones.template_before
-    if not SHARED_HOST:
-        assert clones.grown_mib < SLACK_MIB
-
-
-@pytest.mark.timeout(600)
-def test_40_at_once(shared: TemplateDir, config: Path, tmp_path: Path) -> None:
-    """All run at the same time: none ends before all are up. They end a few at a time, since a guest that may have
-    something to write gets some seconds to end by itself, and that it did not is worth a warning."""
-    before, memory_before, template_before = inventory(), shared_memory_mib(), contents_of(shared)
-    uses_before = shared.uses()
-    with contextlib.ExitStack() as stack:
-        group = []
-        for number in range(AT_ONCE):
-            script = f"touch /v/up-{number}; until test -e /v/go-{number}; do sleep 0.5; done; {A_UUID}"
-            args = ("--rm", "-m", "64m", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", script)
-            group.append(stack.enter_context(start(*args, name=fresh_name("once"), config=config)))
-        wait_until("all are up", lambda: len(list(tmp_path.glob("up-*"))) == AT_ONCE, limit_s=300, period_s=0.1)
-        keys = {record_of(each.name)["template"] for each in group}
-        ends = []
-        for first in range(0, AT_ONCE, 5):
-            wave = range(first, min(first + 5, AT_ONCE))
-            for number in wave:
-                (tmp_path / f"go-{number}").touch()
-            ends += [group[number].end(limit_s=120) for number in wave]
-    assert [(number, done) for number, done in enumerate(ends) if (done.code, done.err) != (0, "")] == []
-    assert len({done.out for done in ends}) == AT_ONCE
-    assert keys == shared.keys()
-    assert shared.uses() == uses_before + AT_ONCE
-    assert find_leaks(before) == []
-    assert contents_of(shared) == template_before
-    if not SHARED_HOST:
-        assert shared_memory_mib() - memory_before < SLACK_MIB
+def test_everything_is_as_it_was_before_them(clones: Clones, at_once: Clones) -> None:
+    for group in (clones, at_once):
+        assert group.left == []
+        assert group.template_after == group.template_before
+        if not SHARED_HOST:
+            assert group.grown_mib < SLACK_MIB

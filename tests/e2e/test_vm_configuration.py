@@ -28,6 +28,7 @@ sandbox_bind_mounts = ["HOOKS"]
 LOOK = "cat /proc/cmdline; grep MemTotal /proc/meminfo; cat /sys/bus/pci/devices/*/class"
 
 
+@pytest.mark.qemu("QEMU's settings")
 def test_machine_and_guest_follow_the_file(kata: Kata, tmp_path: Path) -> None:
     hooks = tmp_path / "hooks"
     (hooks / "prestart").mkdir(parents=True)

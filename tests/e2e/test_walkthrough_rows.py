@@ -23,6 +23,8 @@ from kit.terminal import open_terminal
 from kit.tour import HOSTNAME, Tour, touring
 from kit.walkthrough import shape
 
+pytestmark = pytest.mark.qemu("the walkthrough shows QEMU's machine")
+
 CACHE = Path("/var/cache/kata-containers")
 
 
@@ -352,7 +354,7 @@ def test_w26_inspect(tour: Tour) -> None:
     facts = json.loads(tour.run("kata-runtime inspect --json $SANDBOX"))
     assert json.loads(tour("W26 json")) == sorted(facts)
     assert [one for one in facts["missing"] if one["part"] != "network.nft"] == []
-    assert [one["pid"] for one in facts["processes"] if one["role"] == "qemu"] == [int(tour.variables["QEMU"])]
+    assert [one["pid"] for one in facts["processes"] if one["role"] == "vmm"] == [int(tour.variables["QEMU"])]
     assert facts["network"]["inode"] == os.stat(tour.pod.netns).st_ino
     assert {(one["source"], one["target"]) for one in facts["network"]["redirects"]} == {
         ("eth0", "tap0_kata"),

@@ -136,7 +136,7 @@ class Registry:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def registry(place: Path, *, htpasswd: str | None = None) -> Iterator[Registry]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def children_of(place: Path) -> list[str]:
@@ -188,4 +188,4 @@ def children_of(place: Path) -> list[str]:
 
 def kill_hard(process: "subprocess.Popen[bytes]") -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)

@@ -10,12 +10,12 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
+from msgspec.structs import replace
+from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.cgroup import (
     host_cgroup_version,
@@ -181,19 +181,19 @@ async def test_a_machine_in_its_cgroups(pod: str, only: bool) -> None:
                 assert store.read(sandbox_id).cgroups == plan.cgroup.directories
                 inside = f"{pod.rpartition('/')[0]}/kata_{sandbox_id}"
                 process_group = inside if only else f"/kata_overhead/{sandbox_id}"
-                for pid in (os.getpid(), sandbox.vm.pid, sandbox.share.child.pid):
+                for pid in (os.getpid(), sandbox.vm.pid, sandbox.share.pid or 0):
                     found = [line for line in membership(pid) if line.endswith(process_group)]
                     assert len(found) == sum(group.processes for group in plan.cgroup.groups)
-                await sandbox.grow(vcpus=2, mem_mib=512)
+                await sandbox.resize(vcpus=2, mem_mib=512)
                 if only:
                     limited = next(group for group in plan.cgroup.groups if group.limit_file)
                     limit = int((limited.directory / limited.limit_file).read_text())
                     assert limit == (512 + plan.cgroup.beside_mib) << 20
                 elif host_cgroup_version() == 1:
-                    vcpus = await qemu_of(sandbox).qmp.execute("query-cpus-fast")
-                    assert len(vcpus) == 2
-                    for vcpu in vcpus:
-                        lines = membership(f"{sandbox.vm.pid}/task/{vcpu['thread-id']}")
+                    threads = await sandbox.vm.vcpu_threads()
+                    assert len(threads) == 2
+                    for thread in threads:
+                        lines = membership(f"{sandbox.vm.pid}/task/{thread}")
                         assert any(line.endswith(inside) and ":cpu" in line for line in lines)
             finally:
                 await sandbox.close()
@@ -228,10 +228,10 @@ asyncio.run(main())
 
 @needs_guest_image
 @pytest.mark.skipif(any(mark.args[0] for mark in needs_vm), reason="needs QEMU and virtiofsd")
-async def test_after_the_owner_was_killed(pod: str) -> None:
+async def test_after_the_supervisor_was_killed(pod: str) -> None:
     sandbox_id = f"cg-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="kp") as root:
-        owner = await asyncio.create_subprocess_exec(
+        supervisor = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             OWNER,
@@ -243,13 +243,13 @@ async def test_after_the_owner_was_killed(pod: str) -> None:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         try:
-            assert owner.stdout is not None
-            assert await owner.stdout.readline() == b"runs\n"
+            assert supervisor.stdout is not None
+            assert await supervisor.stdout.readline() == b"runs\n"
             directories = StateStore(layout_below(Path(root))).read(sandbox_id).cgroups
             assert directories
             assert all(Path(name).exists() for name in directories)
         finally:
-            owner.kill()
-            await owner.wait()
+            supervisor.kill()
+            await supervisor.wait()
         await remove_sandbox(StateStore(layout_below(Path(root))), sandbox_id)
         assert not any(Path(name).exists() for name in directories)

@@ -40,6 +40,7 @@ def with_configuration(kata: Kata, tmp_path: Path, text: str, *arguments: str) -
     return kata("--config", str(file), "check", *arguments)
 
 
+@pytest.mark.qemu("QEMU's guest image")
 @pytest.mark.alone  # it looks at all of /tmp and /run/netns, where others come and go
 def test_this_machine_is_capable_and_nothing_is_left(kata: Kata, guest_image: dict[str, Any]) -> None:
     before, mounted, temporary = namespaces(), mounts(), set(os.listdir("/tmp"))
@@ -49,7 +50,8 @@ def test_this_machine_is_capable_and_nothing_is_left(kata: Kata, guest_image: di
         "System is capable of running Kata Containers\nSystem can currently create Kata Containers\n"
     )
     verdicts = lines_of(kata("kata-check", "--json", "-n"))
-    for line_id in ("net.tap", "net.ingress", "net.redirect", "overlay", "image", "image.boots", "program.qemu"):
+    works = ("net.tap", "net.ingress", "net.redirect", "overlay", "jail", "image", "image.boots", "program.qemu")
+    for line_id in works:
         assert verdicts[line_id]["outcome"] == "ok", verdicts[line_id]
     assert guest_image["kernel_version"] in verdicts["image"]["found"]
     assert namespaces() <= before
@@ -63,6 +65,7 @@ def command_line(pid: str) -> str:
     return ""
 
 
+@pytest.mark.qemu("a boot of QEMU's")
 @pytest.mark.alone
 def test_boot_and_ctrl_c(kata: Kata, guest_image: dict[str, Any]) -> None:
     result = kata("check", "--boot", "--json", timeout=240)

@@ -347,7 +347,7 @@ def test_recovery_from_the_record_alone(host: Host, settings: KatapodConfig, tmp
     )
 
     def dead(record: AttachmentRecord) -> None:
-        """An owner that was killed before it could record the result."""
+        """A supervisor that was killed before it could record the result."""
         os.close(store.create(SandboxRecord(sandbox_id, 0.0, 1, "boot", auto_remove=True, attachment=record)))
 
     async def life() -> None:

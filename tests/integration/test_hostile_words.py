@@ -63,7 +63,7 @@ async def _refuse(service: str, method: str, payload: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def hostile_sandbox() -> AsyncIterator[Layout]:
-    """A sandbox of this process: its owner's sockets answer, and what it says is hostile throughout."""
+    """A sandbox of this process: its supervisor's sockets answer, and what it says is hostile throughout."""
     layout = Layout()
     record = record_of(NAME, image=HOSTILE, labels={"io.kubernetes.pod.name": HOSTILE})
     container = replace(record.containers[0], command=("sh", HOSTILE), error=HOSTILE)

@@ -443,6 +443,32 @@ async def test_full_disk_is_told_and_can_be_emptied(tmp_path: Path, layout: Layo
         umount(str(root))
 
 
+async def test_a_full_disk_is_told_where_umoci_crashes_before_it_says_so(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout.add("small", layer(file("a", os.urandom(100_000))))
+    (programs := tmp_path / "bin").mkdir()
+    umoci = programs / "umoci"
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    root = tmp_path / "mounted"
+    root.mkdir()
+    mount("tmpfs", str(root), "tmpfs", 0, "size=2m")
+    crash = "printf 'panic: d.nx != 0\\n\\ngoroutine 21 [running]:\\nx\\n\\tx.go:1\\n' >&2; exit 2"
+    try:
+        for fill, kind in (
+            ("", ImageError),
+            (f"dd if=/dev/zero of={root}/tmp/filler bs=1M count=4 2>/dev/null;", StoreFull),
+        ):
+            umoci.write_text(f"#!/bin/sh\n{fill}\n{crash}\n")
+            umoci.chmod(0o755)
+            with pytest.raises(ImageError) as caught:
+                await ImageStore(root).import_image(layout.ref("small"), "small")
+            assert type(caught.value) is kind
+            (root / "tmp/filler").unlink(missing_ok=True)
+    finally:
+        umount(str(root))
+
+
 async def test_busybox_is_always_there(store: ImageStore, tmp_path: Path) -> None:
     record = await store.resolve("busybox")
     root = store.rootfs_path(record.digest)

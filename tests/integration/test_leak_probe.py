@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.whole_run import TOGETHER
+from kit.whole_run import TIMES, TOGETHER, read_times
 
 TOP = Path(__file__).resolve().parents[2]
 CONFTEST = f"""
@@ -17,7 +17,10 @@ sys.path.insert(0, {str(TOP / "tests")!r})
 pytest_plugins = ["kit.whole_run"]
 
 import pytest
+import kit.leaks
 from kit.leaks import find_leaks, inventory
+
+kit.leaks.SETTLE_S = 0.2  # what these tests leave does not go
 
 @pytest.fixture(autouse=True)
 def _probe(request):
@@ -41,7 +44,7 @@ def test_clean():
 """
 
 
-WORKERS = ("-n", "2", "--dist", "loadfile")
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def run_pytest(top: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -83,9 +86,12 @@ def test_what_is_left_is_found(tmp_path: Path, workers: tuple[str, ...]) -> None
         assert "ERROR tests/e2e/test_1_nameless.py::test_nameless" in done.stdout
 
 
-def test_one_worker_runs_a_file_and_what_belongs_to_it(tmp_path: Path) -> None:
+def test_one_worker_runs_a_file_and_what_belongs_to_it_and_long_ones_come_first(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    files = [*[file for pair in TOGETHER.items() for file in pair], "tests/e2e/test_one.py", "tests/e2e/test_two.py"]
+    files = [*[file for pair in TOGETHER.items() for file in pair], "tests/e2e/test_a.py", "tests/e2e/test_b.py"]
+    times = read_times(TIMES.read_text())
+    longest = sorted(times, key=lambda file: -times[file])[:2]
+    files += [file for file in longest if file not in files]
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("".join(f"def test_{number}():\n    pass\n" for number in range(4)))
@@ -93,6 +99,7 @@ def test_one_worker_runs_a_file_and_what_belongs_to_it(tmp_path: Path) -> None:
     assert done.returncode == 0
     ran = re.findall(r"^\[(gw\d)\].* PASSED ([\w/.]+)::", done.stdout, re.MULTILINE)
     assert len(ran) == 4 * len(files)
+    assert {next(file for worker, file in ran if worker == first) for first in ("gw0", "gw1")} == set(longest)
     workers = {file: {worker for worker, that in ran if that == file} for file in files}
     assert all(len(those) == 1 for those in workers.values())
     assert all(workers[file] == workers[other] for file, other in TOGETHER.items())

@@ -25,8 +25,14 @@ from katapod.sandbox.container import Container, ContainerPlan, Rootfs, create_c
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.stdio import NullSink, carry
 from katapod.vmm.errors import VmmRefused
+from kit.sinks import Kept
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
 
@@ -62,17 +68,6 @@ async def container_created(vm_booted: Sandbox, rootfs: Path) -> Container:
     return container
 
 
-class Kept:
-    def __init__(self) -> None:
-        self.data = b""
-
-    async def write(self, data: bytes) -> None:
-        self.data += data
-
-    def close(self) -> None:
-        pass
-
-
 async def inside(container: Container, *words: str) -> str:
     process = plan_exec_process(container.plan.spec, words)
     running = await start_exec(container.sandbox.agent, "c1", process_to_message(process), user="")
@@ -94,7 +89,7 @@ async def threads_max(container: Container) -> int:
 
 
 async def grown(container: Container, at_least_mib: int) -> bool:
-    for _ in range(30):
+    for _ in range(600):
         if await memory_mib(container) >= at_least_mib:
             return True
         await asyncio.sleep(0.1)
@@ -125,7 +120,7 @@ async def test_a_disk_comes_and_goes(container_created: Container, tmp_path: Pat
 
 
 async def settled_async(container: Container, before: set[str], more: set[str]) -> bool:
-    for _ in range(30):
+    for _ in range(600):
         if await disks(container) - before == more:
             return True
         await asyncio.sleep(0.1)
@@ -136,28 +131,28 @@ async def test_vcpus_and_memory_grow(container_created: Container, store: StateS
     sandbox = container_created.sandbox
     before = await memory_mib(container_created)
     assert await inside(container_created, "nproc") == "1\n"
-    await sandbox.grow(vcpus=2, mem_mib=300)
+    await sandbox.resize(vcpus=2, mem_mib=300)
     assert await grown(container_created, before + 120)  # a whole block
     assert await memory_mib(container_created) <= before + 128
     assert await inside(container_created, "nproc") == "2\n"
     record = store.read("booted")
     assert (record.vcpus, record.mem_mib) == (2, 384)
-    await sandbox.grow(vcpus=1, mem_mib=64)
+    await sandbox.resize(vcpus=1, mem_mib=64)
     assert (sandbox.guest_vcpus, sandbox.guest_mem_mib) == (2, 384)
 
 
 async def test_growth_beyond_the_maximum(container_created: Container) -> None:
     sandbox = container_created.sandbox
     with pytest.raises(KatapodError, match="cannot add") as caught:
-        await sandbox.grow(vcpus=99, mem_mib=0)
+        await sandbox.resize(vcpus=99, mem_mib=0)
     assert "default_maxvcpus" in caught.value.hint
     with pytest.raises(VmmRefused, match="cannot device_add"):
-        await sandbox.grow(vcpus=0, mem_mib=8192)
+        await sandbox.resize(vcpus=0, mem_mib=8192)
     before = await memory_mib(container_created)
-    await sandbox.grow(vcpus=0, mem_mib=512)  # the failed attempt holds no slot and no name
+    await sandbox.resize(vcpus=0, mem_mib=512)  # the failed attempt holds no slot and no name
     assert await grown(container_created, before + 120)
     expected = pytest.approx((before + 128) * 8, rel=0.06)  # a thread for each 128 KiB
-    for _ in range(100):  # the kernel's limits follow, for processes that run already too, one growth after the other
+    for _ in range(600):  # the kernel's limits follow, for processes that run already too, one growth after the other
         threads = await threads_max(container_created)
         if threads == expected:
             break
@@ -178,7 +173,7 @@ async def test_the_end_of_one_that_hangs(vm_booted: Sandbox, store: StateStore) 
     closing.append(asyncio.create_task(vm_booted.close()))
     results = await asyncio.gather(*closing, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 60
     assert not Path(f"/proc/{vm_booted.vm.pid}").exists()
     assert not vm_booted.paths.share.exists()
 
@@ -190,7 +185,7 @@ async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateSto
         waiting = asyncio.create_task(sandbox.guard(sandbox.agent.wait_process("none", "none")))
         asleep = asyncio.create_task(sandbox.guard(asyncio.sleep(60)))
         os.kill(sandbox.vm.pid, signal.SIGKILL)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             assert "QEMU ended unexpectedly: killed by SIGKILL" in str(await sandbox.death)
             with pytest.raises(KatapodError, match="killed by SIGKILL"):
                 await asleep
@@ -199,7 +194,7 @@ async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateSto
         started = time.monotonic()
         await sandbox.close()
         await sandbox.close()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 60
         assert owned.left() == []
 
 

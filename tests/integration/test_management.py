@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
@@ -13,12 +15,12 @@ from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
 
 from katapod.host.mounts import bind
 from katapod.host.state import StateStore
+from katapod.observe.management_server import management_server
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
-from katapod.sandbox.management_door import management_door
 from katapod.sandbox.recovery import remove_sandbox
 from kit.library import layout_below
 
-pytestmark = [*needs_vm, needs_guest_image]
+pytestmark = [*needs_vm, needs_guest_image, pytest.mark.qemu("QEMU's machines by the library")]
 
 
 @asynccontextmanager
@@ -29,7 +31,7 @@ async def managed() -> AsyncIterator[Sandbox]:
         with Owned(store, sandbox_id):
             sandbox = await start_sandbox(sandbox_plan(store.layout, sandbox_id), store)
             try:
-                async with management_door(sandbox):
+                async with management_server(sandbox):
                     yield sandbox
                 assert not sandbox.paths.management_socket.exists()
             finally:
@@ -45,14 +47,14 @@ async def ask(sandbox: Sandbox, method: str, target: str, body: bytes = b"") -> 
     return int(head.split()[1]), text.decode()
 
 
-async def test_a_door_that_nobody_knocks_at() -> None:
+async def test_a_server_that_has_no_client() -> None:
     async with managed() as sandbox:
         assert sandbox.paths.management_socket.is_socket()
 
 
 async def test_what_a_sandbox_says_about_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("PATIENCE_S", "ANSWER_LIMIT_S"):  # a slow guest's part is left out otherwise
-        monkeypatch.setattr(f"katapod.sandbox.guest_figures.{limit}", 30.0)
+        monkeypatch.setattr(f"katapod.observe.guest_figures.{limit}", 30.0)
     async with managed() as sandbox:
         answers = await asyncio.gather(*(ask(sandbox, "GET", "/metrics") for _ in range(4)))
         for status, text in answers:
@@ -85,7 +87,7 @@ async def test_a_volume_is_found_by_what_is_mounted(tmp_path: Path) -> None:
 async def test_a_guest_that_has_gone_leaves_the_hosts_part(caplog: pytest.LogCaptureFixture) -> None:
     async with managed() as sandbox:
         sandbox.vm.stopping = sandbox.share.stopping = True
-        qemu_of(sandbox).child.process.kill()
+        os.kill(qemu_of(sandbox).pid, signal.SIGKILL)
         await sandbox.vm.wait_end()
         status, text = await ask(sandbox, "GET", "/metrics")
         assert status == 200

@@ -36,7 +36,7 @@ def test_from_start_to_end(number: int, status: int) -> None:
         assert taken[0] == 1
         assert "Address already in use\n  hint:" in taken[2]
         process.send_signal(number)
-        assert process.wait(10) == status
+        assert process.wait(60) == status
 
 
 def test_the_link_shows_what_is_for_root() -> None:
@@ -53,7 +53,7 @@ def test_the_link_shows_what_is_for_root() -> None:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 assert whole in answer.read()
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_what_it_says_of_itself() -> None:

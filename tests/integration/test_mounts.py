@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,6 +219,20 @@ def test_overlay_keeps_the_image_as_it_was(host: Path) -> None:
     remove_tree(target)
     assert (lower / "kept").read_text() == "old"
     assert not (lower / "added").exists()
+
+
+@pytest.mark.parametrize("kind", ["bind", "below a bind", "overlay"])
+def test_device_nodes_can_be_made_but_not_opened(share: Path, volume: Path, host: Path, kind: str) -> None:
+    """The guest's kernel opens its own devices; on the host a node would be the host's device."""
+    if kind == "overlay":
+        mount_overlay(volume, host / "upper", host / "work", share / "mounts" / "v")
+    else:
+        bind(volume, share / "mounts" / "v")
+    node = share / "shared" / "v" / ("disk" if kind == "below a bind" else "") / "null"
+    os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    assert os.stat(node).st_rdev == os.makedev(1, 3)
+    with pytest.raises(PermissionError):
+        os.open(node, os.O_WRONLY)
 
 
 def test_remove_tree_twice(share: Path) -> None:

@@ -57,7 +57,7 @@ def test_it_runs_as_the_engines_run_it(kata: Kata, odd_image: str) -> None:
     assert any(line.startswith("drwxr-xr-x") and line.endswith("/etc/hostname") for line in lines), out
     assert any("localhost" in line for line in lines), out
     assert lines[-1] == "/run/systemd/resolve/stub-resolv.conf"
-    assert "the image's StopSignal 'SIGNOPE' is no signal" in err
+    assert "the image's StopSignal 'SIGNOPE' is not a signal" in err
     assert "--signal" not in err
     assert "the image's /etc/hostname is a directory" in err
 

@@ -2,15 +2,15 @@
 proves itself, so that what is tested here is the image."""
 
 import asyncio
-import functools
 import hashlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from vm_helper import settled
 
 from katapod.host.process import run
@@ -101,6 +101,10 @@ def refuse(what: str) -> Callable[[Path, Path], Awaitable[None]]:
     return prove
 
 
+def dracut_tree() -> tuple[str, ...]:
+    return tuple(sorted(str(path) for path in Path("/usr/lib/dracut").rglob("*")))
+
+
 def leftovers(cache: Path) -> list[str]:
     return [path.name for path in (cache / "osbuilder-images").glob(".*") if path.name != ".lock"]
 
@@ -129,6 +133,67 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageRequest, Buil
 
 
 Proven = tuple[ImageRequest, BuiltImage, str, list[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same request again, twice at once, with a cache of its own; and dracut's files on this machine before."""
+
+    images: list[BuiltImage]
+    proofs: list[Path]
+    dracut_before: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def repeated(proven: Proven, tmp_path_factory: pytest.TempPathFactory) -> Repeated:
+    root = tmp_path_factory.mktemp("repeated")
+    request = replace(proven[0], cache_dir=root / "cache", source_root=write_agent(root / "src"))
+    proofs: list[Path] = []
+
+    async def prove(kernel: Path, initrd: Path) -> None:
+        proofs.append(kernel)
+
+    async def build_both() -> list[BuiltImage]:
+        return await asyncio.gather(*(build_guest_image(request, prove=prove) for _ in range(2)))
+
+    before = dracut_tree()
+    return Repeated(asyncio.run(build_both()), proofs, before)
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """The image of another agent: first its proof fails, then its kernel boots from its bzImage only."""
+
+    request: ImageRequest
+    former: BuiltImage
+    bytes_before: bytes
+    refusal: str
+    current_then: BuiltImage | None  # after the proof that failed
+    bytes_then: bytes
+    leftovers_then: list[str]
+    image: BuiltImage
+
+
+@pytest.fixture(scope="module")
+def renewed(proven: Proven, tmp_path_factory: pytest.TempPathFactory) -> Renewed:
+    root = tmp_path_factory.mktemp("renewed")
+    request = replace(proven[0], cache_dir=root / "cache", source_root=write_agent(root / "src"))
+    shutil.copytree(proven[0].cache_dir, request.cache_dir, symlinks=True)
+    former = asyncio.run(build_guest_image(request, prove=refuse("not asked")))
+    assert not former.fresh
+    before = former.initrd.read_bytes()
+    write_agent(request.source_root, AGENT + "\nCHANGED = True\n")
+
+    with pytest.raises(ImageNotProven) as caught:
+        asyncio.run(build_guest_image(request, prove=refuse("kernel panic")))
+    then = current_image(request.cache_dir), former.initrd.read_bytes(), leftovers(request.cache_dir)
+
+    def prove(kernel: Path, initrd: Path) -> None:
+        if kernel.name == "vmlinux":
+            raise KatapodError("no answer")
+
+    image = asyncio.run(build_guest_image(request, prove=prove))
+    return Renewed(request, former, before, str(caught.value), *then, image)
 
 
 @pytest.fixture
@@ -183,58 +248,38 @@ async def test_a_second_build_does_nothing_and_says_so(proven: Proven) -> None:
     assert image.initrd.stat().st_ino == before.st_ino
 
 
-async def test_the_same_inputs_give_the_same_bytes(proven: Proven, request_here: ImageRequest) -> None:
-    image = await build_guest_image(request_here, prove=accept)
+def test_the_same_inputs_give_the_same_bytes(proven: Proven, repeated: Repeated) -> None:
+    image = repeated.images[0]
 
     assert image.key == proven[1].key
     for one, other in ((image.initrd, proven[1].initrd), (image.kernel, proven[1].kernel)):
         assert hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
 
 
-async def test_a_changed_agent_renews_the_image_and_a_failed_proof_keeps_the_former(
-    request_here: ImageRequest,
-) -> None:
-    former = await build_guest_image(request_here, prove=accept)
-    kept = former.initrd.read_bytes()
-    write_agent(request_here.source_root, AGENT + "\nCHANGED = True\n")
+def test_a_changed_agent_renews_the_image_and_a_failed_proof_keeps_the_former(renewed: Renewed) -> None:
+    assert "vmlinux does not boot: kernel panic" in renewed.refusal
+    assert "vmlinuz does not boot" in renewed.refusal
+    assert renewed.current_then == renewed.former
+    assert renewed.bytes_then == renewed.bytes_before
+    assert renewed.leftovers_then == []
 
-    with pytest.raises(ImageNotProven, match="vmlinux does not boot: kernel panic") as caught:
-        await build_guest_image(request_here, prove=refuse("kernel panic"))
-
-    assert "vmlinuz does not boot" in str(caught.value)
-    assert current_image(request_here.cache_dir) == replace(former, fresh=False)
-    assert former.initrd.read_bytes() == kept
-    assert leftovers(request_here.cache_dir) == []
-
-    renewed = await build_guest_image(request_here, prove=accept)
-    assert renewed.key != former.key
-    assert current_image(request_here.cache_dir) == replace(renewed, fresh=False)
-    assert leftovers(request_here.cache_dir) == []
+    assert renewed.image.key != renewed.former.key
+    assert current_image(renewed.request.cache_dir) == replace(renewed.image, fresh=False)
+    assert leftovers(renewed.request.cache_dir) == []
 
 
-async def test_a_kernel_that_does_not_boot_directly_falls_back_to_its_bzimage(request_here: ImageRequest) -> None:
-    def prove(kernel: Path, initrd: Path) -> None:
-        if kernel.name == "vmlinux":
-            raise KatapodError("no answer")
-
-    image = await build_guest_image(request_here, prove=prove)
+def test_a_kernel_that_does_not_boot_directly_falls_back_to_its_bzimage(renewed: Renewed) -> None:
+    image = renewed.image
 
     assert not image.pvh
     assert image.kernel.read_bytes() == find_kernel().image.read_bytes()
     assert "no direct boot: vmlinux did not boot: no answer" in image.notes
-    assert (request_here.cache_dir / "vmlinuz.container").resolve() == image.kernel
+    assert (renewed.request.cache_dir / "vmlinuz.container").resolve() == image.kernel
 
 
-async def test_two_builders_make_one_image(request_here: ImageRequest) -> None:
-    proofs: list[Path] = []
-
-    def prove(kernel: Path, initrd: Path) -> None:
-        proofs.append(kernel)
-
-    images = await asyncio.gather(*(build_guest_image(request_here, prove=prove) for _ in range(2)))
-
-    assert sorted(image.fresh for image in images) == [False, True]
-    assert len(proofs) == 1
+def test_two_builders_make_one_image(repeated: Repeated) -> None:
+    assert sorted(image.fresh for image in repeated.images) == [False, True]
+    assert len(repeated.proofs) == 1
 
 
 @pytest.mark.parametrize(
@@ -344,14 +389,5 @@ async def test_space_that_runs_out_during_the_build(request_here: ImageRequest, 
         umount(str(cache))
 
 
-@functools.cache
-def dracut_tree() -> tuple[str, ...]:
-    return tuple(sorted(str(path) for path in Path("/usr/lib/dracut").rglob("*")))
-
-
-async def test_the_hosts_dracut_is_left_alone(request_here: ImageRequest) -> None:
-    before = dracut_tree()
-    await build_guest_image(request_here, prove=accept)
-    dracut_tree.cache_clear()
-
-    assert dracut_tree() == before
+def test_the_hosts_dracut_is_left_alone(repeated: Repeated) -> None:
+    assert dracut_tree() == repeated.dracut_before

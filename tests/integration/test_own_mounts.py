@@ -1,4 +1,4 @@
-"""The mount namespace of an owner: what it mounts, and what the host does meanwhile; in a process of its own."""
+"""The mount namespace of a supervisor: what it mounts, and what the host does meanwhile; in a process of its own."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ print("done")
 
 
 @pytest.mark.parametrize("host", ["shared", "private", "chroot"])
-def test_what_an_owner_mounts(tmp_path: Path, host: str) -> None:
+def test_what_a_supervisor_mounts(tmp_path: Path, host: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OWNER, str(tmp_path), host], capture_output=True, text=True, check=False, timeout=60
     )

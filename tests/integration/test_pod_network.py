@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from netns_helper import Pod, inside, ip, links, pod, qdiscs, redirected_bytes
 from vm_helper import Owned, busybox_rootfs, needs_guest_image, needs_vm, sandbox_plan
 
@@ -23,7 +23,12 @@ from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.recovery import find_leftovers, remove_sandbox
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 MAC = "02:97:00:00:00:02"
 
@@ -192,7 +197,7 @@ async def test_bad_requests_are_refused(running: Sandbox) -> None:
 
 OWNER = """
 import asyncio, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from kit.library import layout_below
 from vm_helper import Owned, busybox_rootfs, sandbox_plan
@@ -211,17 +216,17 @@ asyncio.run(main())
 """
 
 
-async def test_after_a_killed_owner_the_record_undoes_it(store: StateStore) -> None:
+async def test_after_a_killed_supervisor_the_record_undoes_it(store: StateStore) -> None:
     with pod("kill") as doomed:
         doomed.plug("eth0", 7)
-        owner = await asyncio.create_subprocess_exec(
+        supervisor = await asyncio.create_subprocess_exec(
             sys.executable, "-c", OWNER, str(store.layout.state_root.parent), str(doomed.path),
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        assert owner.stdout is not None
-        assert (await owner.stdout.readline()).strip() == b"ready"
-        owner.kill()
-        await owner.wait()
+        assert supervisor.stdout is not None
+        assert (await supervisor.stdout.readline()).strip() == b"ready"
+        supervisor.kill()
+        await supervisor.wait()
         assert "eth0 ingress" in qdiscs(doomed.netns)
         await remove_sandbox(store, "doomed", force=True)
         assert (qdiscs(doomed.netns), links(doomed.netns)) == ([], ["eth0", "lo"])

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from netns_helper import Pod, inside, ip, pod
 from vm_helper import Owned, busybox_rootfs, needs_guest_image, needs_vm, sandbox_plan
 
@@ -20,7 +21,12 @@ from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.container import ContainerPlan, Rootfs, create_container
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 DEVICES = ("eth0", "eth1")
 NOPREFIXROUTE = 0x200

@@ -7,10 +7,10 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from netns_helper import Pod, inside, links, pod, qdiscs
 from vm_helper import (
     INITRD,
@@ -36,7 +36,12 @@ from katapod.sandbox.pool import ready_machine
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.template import TemplateLimits, plan_template
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
 
@@ -95,7 +100,7 @@ async def test_a_clone_with_a_queue_for_each_vcpu(store: StateStore, templates: 
 async def test_a_machine_of_the_pool_gets_the_network(store: StateStore, templates: Path, wired: Pod) -> None:
     before = links(wired.netns), qdiscs(wired.netns)
     async with ready_machine(clone_plan(store, "pooled", templates), store) as ready:
-        await ready.park()
+        await ready.pause()
         with Owned(store, "taken"):
             plan = replace(clone_plan(store, "taken", templates), netns=wired.path)
             sandbox = await start_sandbox(plan, store, ready)

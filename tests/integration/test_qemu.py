@@ -7,26 +7,33 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from vm_helper import INITRD, needs_vm, resources, settled, vm_spec
 
 from katapod.host.logs import read_tail
 from katapod.model.errors import MissingProgram
 from katapod.sandbox.recovery import find_leftovers
+from katapod.vmm.devices import Disk, Memory, SharedDirectory
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import Channel, VmmLogs
 from katapod.vmm.qemu import process
 from katapod.vmm.qemu.command_line import plan_qemu
+from katapod.vmm.qemu.control import connected_qemu
 from katapod.vmm.qemu.hotplug import plan_disk, plan_memory, plan_shared_directory, plan_vcpus
 from katapod.vmm.qemu.process import QemuProcess, running_qemu
 from katapod.vmm.spec import VmSpec
+from kit.jail_probe import assert_jailed, script_for_jail
 from kit.library import layout_below
 from kit.vm_values import changed_vm
 
-pytestmark = [*needs_vm, pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image")]
+pytestmark = [
+    *needs_vm,
+    pytest.mark.skipif(not INITRD.exists(), reason="needs a guest image"),
+    pytest.mark.qemu("QEMU itself"),
+]
 
 
 @pytest.fixture
@@ -56,10 +63,38 @@ def is_gone(pid: int) -> bool:
 
 async def test_starts_stopped_confined_and_on_our_descriptors(vm_started: QemuProcess) -> None:
     assert (await vm_started.qmp.execute("query-status"))["status"] == "prelaunch"
-    assert status_of(vm_started.pid)["Seccomp"] == "2"
+    assert_jailed(vm_started.pid)
     held = [os.readlink(f"/proc/{vm_started.pid}/fd/{number}") for number in os.listdir(f"/proc/{vm_started.pid}/fd")]
     assert not [path for path in held if "pytest" in path and "vm/pid" not in path]
     assert vm_started.plan.pid_file.read_text().strip() == str(vm_started.pid)
+
+
+async def test_another_process_connects_beside(vm_started: QemuProcess) -> None:
+    """One at a time; what it finds half done it undoes, and what is there stays."""
+    await vm_started.attach(Memory(0, 128))
+    vm_dir = vm_started.plan.vm_dir
+    async with connected_qemu(vm_dir, 10.0) as control:
+        hypervisor, missing = await control.facts(10.0)
+        assert hypervisor is not None
+        assert (hypervisor.plugged_memory, missing) == (128 << 20, [])
+        assert await control.settle(Memory(0, 128))
+        assert not await control.settle(Memory(1, 128))
+        backend = plan_memory(1, 128).steps[0]
+        await vm_started.qmp.execute(backend.command, backend.arguments)
+        with pytest.raises(VmmRefused):
+            await control.attach(Memory(1, 128))
+        assert not await control.settle(Memory(1, 128))
+        await control.attach(Memory(1, 128))
+        with pytest.raises(VmmLinkBroken, match="no greeting in time"):
+            async with connected_qemu(vm_dir, 0.2):
+                pass
+    async with connected_qemu(vm_dir, 10.0) as control:
+        assert await control.settle(Memory(1, 128))
+    assert (await vm_started.qmp.execute("query-status"))["status"] == "prelaunch"
+    await vm_started.stop()
+    with pytest.raises(VmmLinkBroken, match="cannot connect to QEMU"):
+        async with connected_qemu(vm_dir, 10.0):
+            pass
 
 
 async def test_a_directory_whose_sockets_have_long_paths(tmp_path: Path, logs: VmmLogs) -> None:
@@ -95,14 +130,14 @@ async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: Vmm
         os.kill(vm.pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await vm.stop() is False
-        assert time.monotonic() - started < process.SOFT_STOP_S + 10
+        assert time.monotonic() - started < process.SOFT_STOP_S + 60
     assert is_gone(vm.pid)
 
 
 async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
     waiting = asyncio.create_task(vm_started.qmp.execute("query-status", limit_s=30))
     os.kill(vm_started.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await vm_started.wait_end() == "killed by SIGKILL"
         assert "QEMU ended unexpectedly: killed by SIGKILL" in str(vm_started.explain_end())
         with pytest.raises(VmmLinkBroken):
@@ -167,9 +202,10 @@ def _command_line(pid: str) -> bytes:
 
 
 async def test_what_qemu_says_is_kept_within_its_limit(spec: VmSpec, logs: VmmLogs, tmp_path: Path) -> None:
-    flood = tmp_path / "qemu"
-    flood.write_text("#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x >&2\necho the end >&2\nexit 3\n")
-    flood.chmod(0o755)
+    flood = script_for_jail(
+        tmp_path / "odd",
+        "i=0; while [ $i -lt 20000 ]; do echo $i and so on >&2; i=$((i+1)); done\necho the end >&2; exit 3",
+    )
     with pytest.raises(VmmFailed, match="cannot start QEMU: exit status 3"):
         async with running_qemu(plan_qemu(replace(spec, program=str(flood))), logs):
             pytest.fail("it started")
@@ -190,12 +226,14 @@ async def test_memory_that_does_not_fit_is_taken_back(vm_started: QemuProcess) -
 
 async def test_a_disk_that_cannot_be_plugged_is_taken_back(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp, disk = vm_started.qmp, tmp_path / "disk, with = odd name"
-    with pytest.raises(VmmRefused, match="cannot blockdev-add"):
-        await qmp.plug(plan_disk("d1", disk, 3, read_only=False))
+    with pytest.raises(VmmRefused, match=r"cannot open .*/disk, with = odd name: No such file"):
+        await qmp.plug(plan_disk(Disk("d1", disk, 3)))
     disk.write_bytes(bytes(1 << 20))
-    await qmp.plug(plan_disk("d1", disk, 3, read_only=True))
+    with pytest.raises(VmmRefused, match="cannot blockdev-add"):
+        await qmp.plug(plan_disk(Disk("d1", disk, 3, host_device=True)))
+    await qmp.plug(plan_disk(Disk("d1", disk, 3, read_only=True)))
     with pytest.raises(VmmRefused, match="cannot device_add"):
-        await qmp.plug(plan_disk("d2", disk, 3, read_only=True))  # the slot is in use
+        await qmp.plug(plan_disk(Disk("d2", disk, 3, read_only=True)))  # the slot is in use
     nodes = [node["node-name"] for node in await qmp.execute("query-named-block-nodes")]
     assert sorted(nodes) == ["drive-d1", "file-d1"]
 
@@ -211,8 +249,10 @@ async def test_vcpus(vm_started: QemuProcess) -> None:
 async def test_a_share_that_nobody_serves(vm_started: QemuProcess, tmp_path: Path) -> None:
     qmp = vm_started.qmp
     before = {chardev["label"] for chardev in await qmp.execute("query-chardev")}
+    with pytest.raises(VmmRefused, match=r"cannot connect to .*/none.sock: No such file"):
+        await vm_started.attach(SharedDirectory("kataShared", tmp_path / "none.sock", 1))
     with pytest.raises(VmmRefused, match="cannot chardev-add"):
-        await qmp.plug(plan_shared_directory("kataShared", tmp_path / "none.sock", 1))
+        await qmp.plug(plan_shared_directory("kataShared", 1))
     assert {chardev["label"] for chardev in await qmp.execute("query-chardev")} == before
 
 
@@ -234,13 +274,13 @@ asyncio.run(own(Path(sys.argv[2])))
 """
 
 
-def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
+def test_qemu_dies_with_its_supervisor(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", OWNER, str(Path(__file__).parent), str(tmp_path)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as owner:
-        assert owner.stdout is not None
-        child = int(owner.stdout.readline())
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        child = int(supervisor.stdout.readline())
         assert not is_gone(child)
-        owner.kill()
+        supervisor.kill()
     assert asyncio.run(settled(lambda: is_gone(child)))
 
 

@@ -31,9 +31,10 @@ from katapod.model.config import check_paths, load_config
 from katapod.model.errors import KatapodError, MissingProgram
 from katapod.model.ids import ContainerId
 from katapod.model.sizing import ContainerLimits
+from katapod.observe import management_server
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.rpc.agent import AgentClient
-from katapod.sandbox import container, lifecycle, machine, opening
+from katapod.sandbox import container, lifecycle, machine, opening, share
 from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
@@ -43,10 +44,16 @@ from katapod.sandbox.stdio import NullSink
 from katapod.vmm.qemu import vmm as qemu
 from katapod.vmm.qemu.process import QemuProcess
 from katapod.vmm.qemu.qmp import QmpClient
-from kit.accel import ACCEL
+from kit.accel import QEMU_ACCELERATOR
+from kit.jail_probe import script_for_jail
 from kit.library import layout_below
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.usefixtures("guest_image")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.usefixtures("guest_image"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ContainerLimits(memory_bytes=300 << 20)  # more than the guest is born with: memory is plugged
@@ -97,9 +104,9 @@ class Start:
         config = check_paths(load_config(self.config_file()), os.path.exists)
         request = SandboxRequest(
             ContainerId(self.sandbox_id), "guest", limits=LIMITS, netns=self.netns or str(self.wired.path),
-            cgroups_path=f"/{self.sandbox_id}/c1", shm_size_bytes=16 << 20, accelerator=ACCEL,
+            cgroups_path=f"/{self.sandbox_id}/c1", shm_size_bytes=16 << 20, accelerator=QEMU_ACCELERATOR.value,
         )  # fmt: skip
-        opened = await open_sandbox(request, config, self.store)
+        opened = await open_sandbox(request, config, self.store, servers=(management_server.management_server,))
         try:
             await self._container(opened)
         finally:
@@ -217,7 +224,8 @@ def no_virtiofsd(start: Start) -> None:
 
 def no_qemu(start: Start) -> None:
     start.cold()
-    start.setting("qemu", path=start.program("echo no such machine >&2; exit 4"))
+    program = script_for_jail(start.scratch / "odd", "echo no such machine >&2; exit 4")
+    start.setting("qemu", path=str(program))
 
 
 def no_boot(start: Start) -> None:
@@ -289,19 +297,19 @@ STEPS: dict[str, tuple[Any, str]] = {
     "guest memory": (machine, "copy_memory"),
     "channel": (machine, "claim_channel"),
     "network": (machine, "attach_network"),
-    "virtiofsd": (machine, "running_virtiofsd"),
+    "virtiofsd": (share, "running_virtiofsd"),
     "QEMU": (qemu, "running_qemu"),
     "device state": (QemuProcess, "load_state"),
     "devices": (QmpClient, "plug"),
     "first instruction": (QemuProcess, "run"),
     "agent": (machine, "connect_agent"),
-    "wake": (machine, "_wake"),
-    "clock": (machine, "_set_clock"),
+    "wake": (machine, "reseed"),
+    "clock": (machine, "set_clock"),
     "CreateSandbox": (machine, "_create_sandbox"),
-    "plugged memory": (machine, "until_grown"),
+    "plugged memory": (machine, "until_plugged"),
     "control socket": (opening, "control_socket"),
-    "management socket": (opening, "management_door"),
-    "loopback": (opening, "loopback_door"),
+    "management socket": (management_server, "management_server"),
+    "loopback": (opening, "serving_loopback"),
     "root file system": (container, "open_rootfs"),
     "files of the container": (container, "prepare_host_files"),
 }

@@ -10,11 +10,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from vm_helper import (
     INITRD,
     KERNEL,
@@ -40,7 +40,7 @@ from katapod.vmm.qemu.command_line import FdSlot, plan_qemu
 from katapod.vmm.qemu.process import running_qemu
 from katapod.vmm.template import FORMAT, TemplateLimits, TemplatePlan, plan_template
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [*needs_vm, needs_guest_image, pytest.mark.asyncio(loop_scope="module"), pytest.mark.qemu("templates")]
 
 LIMITS = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
 
@@ -124,7 +124,7 @@ async def test_a_clone_that_has_grown(store: StateStore, template_built: Path) -
             record = store.read("cloned")
             assert (record.template, record.vcpus, record.mem_mib) == (plan.key, 2, 512)
             assert record.vmm_pid == sandbox.vm.pid
-            await sandbox.agent.check(timeout_s=10.0)
+            await sandbox.agent.check(timeout_s=60.0)
             command_line = Path(f"/proc/{sandbox.vm.pid}/cmdline").read_text()
             assert "-incoming" in command_line
             assert str(template_built) not in command_line  # a clone holds nothing of the directory: it may go
@@ -155,7 +155,7 @@ async def test_a_guest_that_never_wakes_boots_instead(
             sandbox = await start_sandbox(plan, store)
         try:
             assert (sandbox.record.template, sandbox.guest_vcpus) == ("", 2)
-            await sandbox.agent.check(timeout_s=10.0)
+            await sandbox.agent.check(timeout_s=60.0)
         finally:
             await sandbox.close()
         assert owned.left() == []
@@ -174,7 +174,7 @@ async def test_a_cancelled_build_leaves_nothing(store: StateStore, root: Path, d
     task = asyncio.create_task(prepare_template(plan))
     await asyncio.wait({task}, timeout=delay_s)
     task.cancel()
-    (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
+    (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 60)
     if outcome is True or plan.directory.exists():  # it was faster, or was being put in its place
         assert find_and_close(plan)
         assert not [path.name for path in root.iterdir() if path.name.startswith(".")]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vm_helper import qemu_of
 
-from katapod.host.facts import collect_host_facts, virtiofsd_dialect
+from katapod.host.facts import collect_host_facts, virtiofsd_implementation
 from katapod.host.removal import NotRemoved
 from katapod.host.state import StateStore
 from katapod.images import ImageStore
@@ -32,24 +32,16 @@ from katapod.sandbox.proof import choose_accelerator
 from katapod.sandbox.recovery import remove_sandbox
 from katapod.sandbox.stdio import NullSink
 from katapod.sandbox.task import watch_oom
+from kit.accel import current_accelerator
 from kit.kata import Kata
+from kit.sinks import Kept
 
-pytestmark = pytest.mark.usefixtures("guest_image", "leaves_nothing")
+pytestmark = [
+    pytest.mark.usefixtures("guest_image", "leaves_nothing"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 LIMIT_BYTES = 48 << 20
-
-
-class _Kept:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    async def write(self, data: bytes) -> None:
-        self.data += data
-
-    def close(self) -> None:
-        pass
 
 
 @contextlib.asynccontextmanager
@@ -59,11 +51,11 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
     store, facts, config = StateStore(layout), collect_host_facts(), check_paths(load_config(None), os.path.exists)
     limits = ContainerLimits(memory_bytes=LIMIT_BYTES)
     record = SandboxRecord(
-        sandbox_id=name, created_at=time.time(), owner_pid=os.getpid(), boot_id=facts.boot_id, auto_remove=True
+        sandbox_id=name, created_at=time.time(), supervisor_pid=os.getpid(), boot_id=facts.boot_id, auto_remove=True
     )
     async with claimed(store, record):
-        verdict = await choose_accelerator(
-            config.katapod.accelerator,
+        choice = await choose_accelerator(
+            current_accelerator(),
             config,
             facts,
             layout.proof_file,
@@ -74,9 +66,9 @@ async def _sandbox(name: str) -> AsyncIterator[Sandbox]:
             config,
             facts,
             layout,
-            accelerator=verdict.accelerator,
-            remedy=verdict.remedy,
-            dialect=await virtiofsd_dialect(config.qemu.virtio_fs_daemon),
+            accelerator=choice.accelerator,
+            remedy=choice.remedy,
+            implementation=await virtiofsd_implementation(config.qemu.virtio_fs_daemon),
             size=size_for(config, facts, (limits, limits)),
             hostname="both",
             shm_size_bytes=16 << 20,
@@ -115,7 +107,7 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
 ) -> None:
     """And who could not be removed at first, is removed when what hindered it is over."""
     async with _sandbox(kata.name()) as sandbox:
-        talk, containers = _Kept(), dict[str, Container]()
+        talk, containers = Kept(), dict[str, Container]()
         events = asyncio.create_task(watch_oom(sandbox, containers))
         neighbour = await _container(
             sandbox,
@@ -129,7 +121,7 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
         greedy = containers["greedy"] = await _container(sandbox, "greedy", "tail", "/dev/zero", on_disk=on_disk)
         async with asyncio.timeout(60):
             assert await greedy.carry(None, NullSink(), NullSink()) == 137
-            await asyncio.wait_for(greedy.out_of_memory.wait(), 2)
+            await asyncio.wait_for(greedy.out_of_memory.wait(), 60)
             assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
 
             with monkeypatch.context() as patch:
@@ -157,7 +149,7 @@ async def test_containers_see_their_own(kata: Kata) -> None:
     async with _sandbox(kata.name()) as sandbox:
         first = await _container(sandbox, "first", "sh", "-c", "echo x > /dev/shm/given; touch /mine; exec sleep 100")
         carrying = asyncio.create_task(first.carry(None, NullSink(), NullSink()))
-        seen = _Kept()
+        seen = Kept()
         script = "until cat /dev/shm/given; do sleep 0.1; done 2> /dev/null; ls /mine; pidof sleep; hostname; echo $$"
         second = await _container(sandbox, "second", "sh", "-c", script)
         async with asyncio.timeout(60):
@@ -199,7 +191,7 @@ async def test_a_guest_that_overwrites_its_disk_harms_itself_only(kata: Kata) ->
         assert _head(base) == before
         await first.kill(9)
         await first.carry(None, NullSink(), NullSink())
-        second, seen = await _container(sandbox, "second", "echo", "whole"), _Kept()
+        second, seen = await _container(sandbox, "second", "echo", "whole"), Kept()
         assert await second.carry(None, seen, NullSink()) == 0
         assert seen.data == b"whole\n"
 

@@ -16,20 +16,22 @@ from katapod.host.state import StateStore
 from katapod.model.config import find_virtiofsd
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
-from katapod.plan.virtiofsd import VirtiofsdDialect, VirtiofsdPlan
+from katapod.plan.virtiofsd import VirtiofsdImplementation, VirtiofsdPlan
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
 from katapod.vmm.qemu.command_line import QemuOptions
 from katapod.vmm.qemu.process import QemuProcess
 from katapod.vmm.spec import VmSpec
-from kit.accel import ACCELERATOR, REMEDY
+from kit.accel import QEMU_ACCELERATOR, REMEDY
+from kit.uids import VM_UID
 
 KERNEL = Path("/var/cache/kata-containers/vmlinuz.container")
 INITRD = Path("/var/cache/kata-containers/kata-containers-initrd.img")
+
 QEMU = "/usr/bin/qemu-system-x86_64"
 VIRTIOFSD = shutil.which("virtiofsd") or os.path.realpath(find_virtiofsd("") or "virtiofsd")  # QEMU 8's is a link
-DIALECT = VirtiofsdDialect.C if "qemu" in VIRTIOFSD else VirtiofsdDialect.RUST
+DIALECT = VirtiofsdImplementation.C if "qemu" in VIRTIOFSD else VirtiofsdImplementation.RUST
 
 needs_vm = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -45,7 +47,7 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
         program=qemu,
         kernel=KERNEL,
         initrd=initrd,
-        accelerator=ACCELERATOR,
+        accelerator=QEMU_ACCELERATOR,
         remedy=REMEDY,
         mem_mib=256,
         max_mem_mib=1024,
@@ -53,6 +55,7 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
         max_vcpus=2,
         vm_dir=vm_dir,
         options=QemuOptions(memory_slots=2),
+        uid=VM_UID,
     )
 
 
@@ -67,7 +70,7 @@ def sandbox_plan(
 ) -> SandboxPlan:
     paths = layout.sandbox(sandbox_id)
     return SandboxPlan(
-        record=SandboxRecord(sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="b"),
+        record=SandboxRecord(sandbox_id, created_at=1.0, supervisor_pid=os.getpid(), boot_id="b"),
         vm=vm_spec(paths.vm, sandbox_id, qemu=qemu, initrd=initrd),
         virtiofsd=VirtiofsdPlan(virtiofsd, DIALECT, paths.shared, "auto"),
         hostname="guest",
@@ -93,7 +96,7 @@ def busybox_rootfs(root: Path, *commands: str) -> Path:
     return root
 
 
-SETTLE_S = 10.0
+SETTLE_S = 60.0
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Owned:
 
     def __enter__(self) -> "Owned":
         self.lock = self.store.create(
-            SandboxRecord(self.sandbox_id, created_at=1.0, owner_pid=os.getpid(), boot_id="b")
+            SandboxRecord(self.sandbox_id, created_at=1.0, supervisor_pid=os.getpid(), boot_id="b")
         )
         return self
 
@@ -139,7 +142,7 @@ def resources() -> tuple[list[str], set[str]]:
     return sorted(fds), {task.get_name() for task in asyncio.all_tasks() if task is not current}
 
 
-async def settled(ready: Callable[[], bool], limit_s: float = 10.0) -> bool:
+async def settled(ready: Callable[[], bool], limit_s: float = 60.0) -> bool:
     """Whether `ready` comes true within the limit."""
     for _ in range(int(limit_s / 0.02)):
         if ready():
