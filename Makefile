@@ -11,7 +11,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help run setup image bytecode test unit integration e2e check format messages configuration install clean
-.PHONY: test-debian bench bench-compare bench-baseline deb rpm
+.PHONY: test-debian node-image e2e-node bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ run: setup ## Set up, then run a container in a VM, its kernel beside the host's
 	@printf 'host kernel:  '; uname -r
 	@printf 'guest kernel: '; $(BIN)/kata-runtime run --rm --net none busybox uname -r
 
-setup: $(BIN)/.installed image bytecode ## Set up: packages, Python environment, guest image
+setup: $(BIN)/.installed image bytecode ## Set up: packages, Python environment, guest images
 
 build/.packages: packaging/debian-packages.txt tools/install-packages
 	@mkdir -p build
@@ -77,6 +77,12 @@ messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
 
 configuration: $(BIN)/.installed ## Rebuild what is generated from the declarations of the configuration's keys
 	$(BIN)/python tools/generate_configuration.py
+
+node-image: build/.packages-test ## Build the image by which kata-node puts Katapod on nodes into build/
+	tools/build-node-image
+
+e2e-node: setup node-image ## The tests of kata-node on a node of their own
+	$(PYTEST) tests/integration/test_operator_node.py -v
 
 bench: setup build/.packages-test ## Measure beside raw QEMU, crun, runc, runsc; BENCH='--rounds N --only PATTERN --full'
 	$(BIN)/python -m bench.run $(BENCH)

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("KATAPOD_TEST_ACCEL", "tcg")  # the tour is one of QEMU, whatever `auto` is
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from kit.containerd import CGROUP_PARENT  # noqa: E402
