@@ -1,12 +1,12 @@
 """When a guest is taken for dead, over a real connection, or for disks of the host: what is slow is not dead."""
 
 import asyncio
-import os
+import itertools
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,9 +27,14 @@ class Console:
         return False
 
 
-def sandbox_of(agent: AgentClient, pid: int, *, stopping: bool = False) -> Any:
+def idle() -> float:
+    """Of virtual CPUs that sleep."""
+    return 0.0
+
+
+def sandbox_of(agent: AgentClient, vcpus: Callable[[], float] = idle, *, stopping: bool = False) -> Any:
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
-    vm = SimpleNamespace(stopping=stopping, pid=pid, busy_s=lambda: busy_s(pid))
+    vm = SimpleNamespace(stopping=stopping, busy_s=vcpus)
     return SimpleNamespace(sandbox_id="s1", agent=agent, death=death, vm=vm, console=Console())
 
 
@@ -39,7 +44,7 @@ async def test_an_agent_that_breaks_off(stopping: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(health, "CAUSE_LIMIT_S", 0.1)
     ours, theirs = socket.socketpair()
     agent = AgentClient(await TtrpcClient.on_socket(ours, "the agent"))
-    sandbox = sandbox_of(agent, os.getpid(), stopping=stopping)
+    sandbox = sandbox_of(agent, stopping=stopping)
     watch = asyncio.create_task(watch_health(sandbox))
     theirs.close()
     await asyncio.wait_for(watch, 60)
@@ -49,53 +54,67 @@ async def test_an_agent_that_breaks_off(stopping: bool, monkeypatch: pytest.Monk
         assert str(sandbox.death.result()).startswith("the agent of sandbox s1 has gone: ")
 
 
-@contextmanager
-def guest(code: str) -> Iterator[int]:
-    """A process that does what a VMM does for a guest that is busy, or idle."""
-    with subprocess.Popen([sys.executable, "-c", f"print(flush=True); {code}"], stdout=subprocess.PIPE) as process:
+class Owing(AgentClient):
+    """Answers no check; where it talks, it answers something else meanwhile."""
+
+    def __init__(self, connection: TtrpcClient, peer: socket.socket, *, talks: bool) -> None:
+        super().__init__(connection)
+        self.checks = 0
+        self.checked_often = asyncio.Event()
+        self._peer = peer
+        self._talks = talks
+
+    async def check(self, timeout_s: float | None) -> None:
+        self.checks += 1
+        if self.checks > 3:
+            self.checked_often.set()
+        asked_at = time.monotonic()
         try:
-            assert process.stdout is not None
-            process.stdout.readline()  # its start is work of another kind
-            yield process.pid
+            await super().check(timeout_s)
         finally:
-            process.kill()
+            if self._talks:
+                self._peer.send(bytes((0, 0, 0, 0, 0, 0, 0, 99, 2, 0)))  # an answer to a call that nobody waits for
+                while self.connection.heard_at <= asked_at:  # noqa: ASYNC110 - the connection tells nobody
+                    await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize(
-    ("code", "talks", "dies"),
-    [
-        ("import time; time.sleep(60)", False, True),
-        ("exec('while True: pass')", False, False),
-        ("import time; time.sleep(60)", True, False),
-    ],
+    ("hours_a_look", "talks", "dies"),
+    [(0.0, False, True), (1.0, False, False), (0.0, True, False)],
     ids=["idle and silent", "busy", "slow, but answers something"],
 )
 async def test_an_agent_that_owes_an_answer(
-    code: str, talks: bool, dies: bool, monkeypatch: pytest.MonkeyPatch
+    hours_a_look: float, talks: bool, dies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "HEALTH_PERIOD_S", 0.05)
-    monkeypatch.setattr(health, "HEALTH_LIMIT_S", 0.5)
+    monkeypatch.setattr(health, "HEALTH_PERIOD_S", 0.01)
+    monkeypatch.setattr(health, "HEALTH_LIMIT_S", 0.1)
     ours, theirs = socket.socketpair()
-    with guest(code) as pid, theirs:
-        agent = AgentClient(await TtrpcClient.on_socket(ours, "the agent"))
-        sandbox = sandbox_of(agent, pid)
+    with theirs:
+        agent = Owing(await TtrpcClient.on_socket(ours, "the agent"), theirs, talks=talks)
+        busy_s = itertools.count(0.0, 3600 * hours_a_look)
+        sandbox = sandbox_of(agent, lambda: next(busy_s))
         watch = asyncio.create_task(watch_health(sandbox))
-        for _ in range(20):
-            await asyncio.sleep(0.1)
-            if talks:
-                theirs.send(bytes((0, 0, 0, 0, 0, 0, 0, 99, 2, 0)))  # an answer to a call that nobody waits for
+        sandbox.death.add_done_callback(lambda _: agent.checked_often.set())
+        await asyncio.wait_for(agent.checked_often.wait(), 60)
         assert sandbox.death.done() is dies
         if dies:
-            assert "its agent did not answer for 0.5 s, and its guest had time to" in str(sandbox.death.result())
+            assert "its agent did not answer for 0.1 s, and its guest had time to" in str(sandbox.death.result())
         watch.cancel()
         await asyncio.wait({watch})
         agent.connection.close()
 
 
-def test_what_has_ended_is_not_busy() -> None:
-    with guest("pass") as pid:
-        assert busy_s(pid) >= 0
-    assert busy_s(pid) == 0
+def test_what_a_process_has_done_counts_as_busy() -> None:
+    """What it waits for a CPU counts, too; what has ended is not busy."""
+    code = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = busy_s(process.pid)
+        while busy_s(process.pid) < before + 0.1:
+            time.sleep(0.01)
+        process.kill()
+    assert busy_s(process.pid) == 0
 
 
 def taken(**event: object) -> tuple[KatapodError | None, list[dict[str, Any]]]:
