@@ -97,7 +97,7 @@ def check_processes(facts: dict[str, Any]) -> None:
     shown = said("ps", "-o", "ppid=,args=", "-p", str(qemu["pid"]))
     assert int(shown.split()[0]) == roles["shim"]["pid"] == qemu["parent"]
     assert len(qemu["threads"]) == len(os.listdir(f"/proc/{qemu['pid']}/task"))
-    assert any(name.startswith("CPU 0/") for _, name in qemu["threads"])
+    assert any(name.startswith(("CPU 0/", "ALL CPUs/")) for _, name in qemu["threads"])
     parts = facts["command_line"]
     assert " ".join(part["part"] for part in parts) == " ".join(qemu["command"])
     assert [part["part"] for part in parts if not part["known"]] == []
