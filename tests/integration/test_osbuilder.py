@@ -30,7 +30,7 @@ from katapod.osbuilder import (
 
 INITRD_MAX = 19_682_871  # bytes: the initrd of the walkthrough
 TOKEN = "5f1c"
-BOOT_LIMIT_S = 90
+BOOT_LIMIT_S = 240
 NEEDED = ("dracut", "crun", "busybox", "depmod", "cpio", "lz4", "qemu-system-x86_64")
 
 AGENT = '''
