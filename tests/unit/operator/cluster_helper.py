@@ -80,13 +80,13 @@ class FakeCluster:
         found = Observed(
             configs=(parse_config(self.config),) if self.config else (),
             nodes=tuple(map(parse_node, self.nodes.values())),
-            jobs=tuple(view for body in self.jobs.values() if (view := parse_job(body))),
+            jobs=tuple(one for body in self.jobs.values() if (one := parse_job(body))),
             pods=tuple(view for body in self.pods.values() if (view := parse_pod(body))),
             classes=tuple(map(parse_class, self.classes.values())),
             users=None,
             now=self.now,
         )
-        users = tuple(view for body in self.users if (view := parse_user_pod(body)))
+        users = tuple(user for body in self.users if (user := parse_user_pod(body)))
         return dataclasses.replace(found, users=users if needs_pods(found) else None)
 
     def step(self) -> Plan:

@@ -73,7 +73,7 @@ class ClusterClient:
             case ChangeNode(name, patch):
                 await self._api.patch(Node, name, patch, patch_type=PatchType.MERGE)
             case CreateJob(body):
-                await self._api.create(Job(**body))  # type: ignore[call-overload]  # lightkube knows no generic one
+                await self._api.create(Job(**body))
             case DeleteJob(name):
                 await self._api.delete(Job, name, namespace=self.namespace, cascade=CascadeType.BACKGROUND)
             case ApplyClass(body, new=True):
@@ -110,6 +110,6 @@ class ClusterClient:
     async def post_event(self, body: Mapping[str, Any]) -> None:
         """An event that cannot be posted is missed by nobody but the reader."""
         try:
-            await self._api.create(Event(**body))  # type: ignore[call-overload]  # as above
+            await self._api.create(Event(**body))
         except (ApiError, httpx2.HTTPError) as exc:
             log.warning("cannot post an event: %s", exc)

@@ -1,19 +1,12 @@
 """`kata-operator`: the cluster's half of the operator, as the pod of its Deployment runs it."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
-from typing import Any
-
-import kopf
-from lightkube.config.kubeconfig import KubeConfig
-from lightkube.core.exceptions import ConfigError
 
 from katapod import __version__
-from katapod.operator.cluster.client import ClusterClient
-from katapod.operator.cluster.controller import Controller
+from katapod.model.errors import KatapodError
 from katapod.operator.cluster.objects import Settings
 
 __all__ = ["main"]
@@ -22,37 +15,18 @@ __all__ = ["main"]
 def main() -> int:
     options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx2", "kopf.activities"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        config = KubeConfig.from_env()
-    except ConfigError as exc:
-        print(f"kata-operator: cannot find the cluster: {exc}", file=sys.stderr)
-        print("  hint: it runs in a pod with a service account, or with KUBECONFIG", file=sys.stderr)
+        from katapod.operator.cluster.operate import operate
+    except ModuleNotFoundError as exc:
+        print(f"kata-operator: cannot run: the Python module {exc.name} is not installed", file=sys.stderr)
+        print("  hint: pip install 'katapod[operator]'", file=sys.stderr)
         return 1
-    asyncio.run(operate(options, config))
+    try:
+        operate(Settings(options.namespace, options.node_image, __version__), liveness=options.liveness)
+    except KatapodError as exc:
+        print(f"kata-operator: {exc}", *([f"  hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr)
+        return 1
     return 0
-
-
-async def operate(options: argparse.Namespace, config: KubeConfig) -> None:
-    registry = kopf.OperatorRegistry()
-    settings = kopf.OperatorSettings()
-    settings.scanning.disabled = True  # what is watched is there from the beginning, and stays
-    settings.posting.enabled = False
-    client = ClusterClient(config, options.namespace)
-    Controller(client, Settings(options.namespace, options.node_image, __version__)).register(registry)
-    kopf.on.login(registry=registry)(log_in)
-    await kopf.operator(
-        registry=registry,
-        settings=settings,
-        namespaces=[options.namespace],
-        standalone=True,
-        liveness_endpoint=options.liveness,
-    )
-
-
-def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
 def parse_arguments() -> argparse.Namespace:
