@@ -71,6 +71,9 @@ class FakeCluster:
         assert self.config is not None
         self.config["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
 
+    def is_gone(self) -> bool:
+        return self.config is None
+
     def use(self, node: str, runtime_class: str = "kata") -> None:
         spec = {"nodeName": node, "runtimeClassName": runtime_class}
         metadata = {"name": f"pod{len(self.users)}", "namespace": "default"}

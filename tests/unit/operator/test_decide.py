@@ -35,7 +35,7 @@ def test_all_nodes_get_it_and_lose_it_again(cluster: FakeCluster) -> None:
     assert {node["metadata"]["labels"]["katapod.io/accelerator"] for node in cluster.nodes.values()} == {"kvm"}
     cluster.delete()
     cluster.run(works)
-    assert cluster.config is None
+    assert cluster.is_gone()
     assert (cluster.nodes, cluster.classes, cluster.jobs) == (before, {}, {})
 
 
@@ -104,7 +104,7 @@ def test_a_job_without_a_report_leaves_a_node_to_be_cleaned(cluster: FakeCluster
     cluster.delete()
     cluster.run(works)
     assert cluster.made == ["install a", "uninstall a"]
-    assert cluster.config is None
+    assert cluster.is_gone()
 
 
 def test_what_was_undone_needs_no_cleaning(cluster: FakeCluster) -> None:
@@ -115,7 +115,7 @@ def test_what_was_undone_needs_no_cleaning(cluster: FakeCluster) -> None:
     cluster.delete()
     cluster.run(works)
     assert cluster.made == ["install a"]
-    assert cluster.config is None
+    assert cluster.is_gone()
 
 
 def test_deletion_waits_for_pods_and_names_them(cluster: FakeCluster) -> None:
@@ -133,7 +133,7 @@ def test_deletion_waits_for_pods_and_names_them(cluster: FakeCluster) -> None:
     assert not any(one.startswith("uninstall") for one in cluster.made)
     cluster.users[0]["status"]["phase"] = "Succeeded"
     cluster.run(works)
-    assert cluster.config is None
+    assert cluster.is_gone()
 
 
 def test_deletion_by_force_waits_for_nothing(cluster: FakeCluster) -> None:
@@ -145,7 +145,7 @@ def test_deletion_by_force_waits_for_nothing(cluster: FakeCluster) -> None:
     assert cluster.config is not None
     cluster.config["metadata"]["annotations"] = {"katapod.io/force-delete": "true"}
     cluster.settle()
-    assert cluster.config is None
+    assert cluster.is_gone()
     assert (cluster.nodes, cluster.classes) == (before, {})
 
 
@@ -286,7 +286,7 @@ def test_whatever_happens_it_ends_with_nothing_left(seed: int) -> None:
     for _ in range(20):
         cluster.run(works)
         cluster.later(hours=2)
-    assert cluster.config is None
+    assert cluster.is_gone()
     assert (cluster.jobs, cluster.classes) == ({}, {})
     for node in cluster.nodes.values():
         assert node["metadata"]["annotations"] == {}
