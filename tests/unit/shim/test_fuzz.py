@@ -36,7 +36,7 @@ METHODS = (
     *("State", "Create", "Start", "Delete", "Pids", "Pause", "Resume", "Checkpoint", "Kill", "Exec", "ResizePty"),
     *("CloseIO", "Update", "Wait", "Stats", "Connect"),
 )
-BOUNDED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BOUNDED = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 LIMIT_S = 60.0
 QUIET_S = 0.02
 """How long a peer that need not be answered is listened to."""
