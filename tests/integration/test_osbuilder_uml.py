@@ -123,7 +123,9 @@ async def test_systemd_can_be_process_1(tmp_path: Path) -> None:
 
 
 async def test_an_image_that_a_jail_has_mounted_stays(built: Built, tmp_path: Path) -> None:
-    image = await build_guest_image(replace(built[0], cache_dir=tmp_path / "cache"), prove=accept)
+    shutil.copytree(built[0].cache_dir, tmp_path / "cache", symlinks=True)
+    image = current_image(tmp_path / "cache", "agent", "uml")
+    assert image is not None
     for link in ("kata-containers-uml.img", "vmlinuz-uml.container", "osbuilder-images/current-uml"):
         (tmp_path / "cache" / link).unlink()
     (tmp_path / "jail").touch()
