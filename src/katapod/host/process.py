@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 from msgspec import Struct
 
 from katapod.host.own_mounts import enter_host_mounts, in_host_mounts
+from katapod.host.patience import patient_timeout
 from katapod.kernel.process import CLONE_NEWNET, die_with_parent, setns
 from katapod.model.errors import KatapodError, MissingProgram
 from katapod.tasks import finish, together
@@ -338,7 +339,7 @@ async def stop_child(child: Child, *, grace_s: float = STOP_GRACE_S, soft: bool 
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
         try:
-            async with asyncio.timeout(grace_s):
+            async with patient_timeout(grace_s, child):
                 await process.wait()
                 return True
         except TimeoutError:

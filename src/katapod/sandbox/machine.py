@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from katapod.host.cgroup import HostCgroup, joined_cgroup
 from katapod.host.guest_memory import copy_memory, new_memory
 from katapod.host.logs import read_tail
+from katapod.host.patience import patient_timeout
 from katapod.host.trace import span
 from katapod.model.devices import DimmEntry, MemoryEntry
 from katapod.model.errors import KatapodError, NoSpace
@@ -30,7 +31,6 @@ from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.sandbox.failures import guest_of, hint_for, refuse_second_try
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.network import PodNetwork, attach_network
-from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.plugged_memory import until_plugged
 from katapod.sandbox.release import ReleaseStack

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
+from katapod.host.patience import patient_timeout
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, HostLacks, KatapodError, UsageError
 from katapod.model.layout import Layout
@@ -29,7 +30,6 @@ from katapod.model.tokens import new_uuid, random_hex
 from katapod.sandbox.agent_link import claim_channel, claim_user
 from katapod.sandbox.failures import guest_of
 from katapod.sandbox.ladder import NO_NEEDS, Needs, lacking
-from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.planning import capabilities_of, proof_for
 from katapod.sandbox.proof_file import ProofFile, now, retry_s
 from katapod.sandbox.vmms import DEFAULT_VMM, LADDER

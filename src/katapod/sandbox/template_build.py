@@ -15,13 +15,13 @@ from msgspec.structs import replace
 
 from katapod.host.guest_memory import new_memory, save_memory
 from katapod.host.logs import read_tail
+from katapod.host.patience import patient_timeout
 from katapod.host.trace import span
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, claim_user, connect_agent
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.guard import CAUSE_LIMIT_S
-from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,

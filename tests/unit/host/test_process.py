@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host import process
+from katapod.host import patience, process
 from katapod.host.process import ProcessFailed, describe_status, find_program, run, spawn, stop_child
+from katapod.host.thread_times import ThreadTimes
 from katapod.model.errors import KatapodError, MissingProgram
 from kit.loop_time import LoopClock, until
 
@@ -222,6 +223,28 @@ async def test_stop_hard_when_it_does_not_listen(tmp_path: Path) -> None:
     await content_of(tmp_path / "ready")
     assert await stop_child(child, grace_s=0.1) is False
     assert child.describe_end() == "killed by SIGKILL"
+
+
+async def test_a_child_that_waits_for_a_cpu_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the kernel tells: it ends when its grace by the clock has long been over."""
+    loop = asyncio.get_running_loop()
+    began, grace_s = loop.time(), 0.2
+
+    def tell(pid: int) -> list[ThreadTimes]:
+        if loop.time() > began + 3 * grace_s:
+            (tmp_path / "cpu").touch()
+        return [ThreadTimes(pid, "x", 0, int(loop.time() * 1e9))]
+
+    monkeypatch.setattr(patience, "thread_times", tell)
+    monkeypatch.setattr(patience, "PATIENCE", 1000)
+    script = (
+        f"trap 'until test -e {tmp_path}/cpu; do :; done; exit 3' TERM; echo > {tmp_path}/ready; while :; do :; done"
+    )
+    child = await spawn(["sh", "-c", script], output=asyncio.subprocess.DEVNULL)
+    await content_of(tmp_path / "ready")
+    began = loop.time()
+    assert await stop_child(child, grace_s=grace_s) is True
+    assert child.describe_end() == "exit status 3"
 
 
 async def test_a_child_dies_with_us(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ DECISIVE: dict[str, Any] = {
     "preallocated": True,
     "hugepages": True,
     "reports_free_pages": False,
+    "tsc_khz": 2445400,
     "iothreads": 1,
     "firmware": "/usr/share/ovmf.fd",
     "extra_monitor": "hmp",

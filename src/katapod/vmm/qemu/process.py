@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from katapod.host.forbidden_calls import forbidden_call
 from katapod.host.jail import Program, start_in_jail
 from katapod.host.logs import KeptPipe, kept_pipe, kept_socket, read_tail
+from katapod.host.patience import patient_timeout
 from katapod.host.process import CannotRun, Child, find_program, stop_child
 from katapod.host.thread_times import thread_times
 from katapod.host.trace import span
@@ -32,7 +33,7 @@ __all__ = ["QemuProcess", "busy_s", "disk_error", "running_qemu"]
 
 log = logging.getLogger(__name__)
 
-QMP_LIMIT_S = 10.0
+QMP_LIMIT_S = 60.0  # for its greeting: it loads its libraries before
 STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
 VCPU_THREADS = ("CPU ", "ALL CPUs/")
@@ -154,7 +155,7 @@ class QemuProcess(QemuControl):
         self.stopping = True
         if self.child.process.returncode is None and soft and not self.expendable:
             try:
-                async with asyncio.timeout(SOFT_STOP_S):  # for both: a QEMU that does not answer does not quit
+                async with patient_timeout(SOFT_STOP_S, self):  # for both: a QEMU that does not answer does not quit
                     with contextlib.suppress(VmmRefused, VmmLinkBroken):
                         await self.qmp.execute("quit")
                     await self.child.process.wait()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from katapod.host import patience
+from katapod.host.patience import Patience, patient_timeout
 from katapod.host.thread_times import ThreadTimes
-from katapod.sandbox import patience
-from katapod.sandbox.patience import Patience, patient_timeout
 
 LIMIT_S = 0.05
 NO_PID = 2**22 + 1
