@@ -120,7 +120,7 @@ async def stage_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     gc.collect()  # a socket that nobody closed is told of
     with contextlib.suppress(TimeoutError):  # told of by what is held
         await until(lambda: held() == before)  # transports are closed some turns of the loop later
-    assert held() == before
+    assert held() == before, f"{held()} is not {before}"
     assert found.directories() == []
     assert all(vm.returncode is not None and vm.stopping for vm in found.vmm.machines)
     assert all(each.released for each in found.shares)

@@ -41,6 +41,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "model/uid_range.py": "a value of configuration.toml",
     "vmm/uml/nics.py": "names of taps and addresses of interfaces of the host",
     "vmm/uml/judge.py": "what User-mode Linux of this host says, in a bounded tail",
+    "vmm/qemu/release.py": "what QEMU of this host says of its version",
     "vmm/qemu/judge.py": "what QEMU of this host says, and lines of a console's bounded tail",
     "plan/left_out.py": "places in the config.json of an engine",
     "plan/guest_image.py": "names of the host's kernel modules",
