@@ -18,7 +18,7 @@ from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
-from kit.fake_vmm import ALL
+from kit.fake_vmm import ALL, FakeVm
 from kit.loop_time import until
 from kit.stage import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
 
@@ -235,6 +235,21 @@ async def test_a_start_that_is_cancelled(step: str, stage: Stage) -> None:
     start = asyncio.create_task(stage.open())
     await asyncio.wait_for(reached.wait(), 60)
     start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+
+
+async def test_a_start_that_is_cancelled_before_the_agent_has_begun(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeVm.run
+
+    async def run_and_cancel(vm: FakeVm) -> None:
+        await run(vm)
+        start.cancel()
+
+    monkeypatch.setattr(FakeVm, "run", run_and_cancel)
+    start = asyncio.create_task(stage.open())
     with pytest.raises(asyncio.CancelledError):
         await start
 
