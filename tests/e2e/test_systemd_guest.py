@@ -3,6 +3,7 @@ it. What the guest shows comes from a unit that the recipe adds: it writes to th
 
 import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from katapod.osbuilder import BuiltImage, ImageNotProven, ImageRequest, build_gu
 from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
 from katapod.vmm.spec import Accelerator
 from kit.kata import Kata, wait_for
+from kit.packed_modules import modules_packed_once
 
 pytestmark = pytest.mark.qemu("its guest image is QEMU's")
 
@@ -76,6 +78,12 @@ class Guest(NamedTuple):
 
 async def prove(kernel: Path, initrd: Path) -> None:
     await prove_boot(kernel, initrd, QEMU, Accelerator.TCG, limit_s=TCG_LIMIT_S)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_packed_once() -> Iterator[None]:
+    with modules_packed_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -302,6 +302,33 @@ def test_the_api_server_goes_and_comes_again(cluster: Cluster) -> None:
     assert cluster.left() == []
 
 
+def test_at_rest_it_asks_for_nothing(cluster: Cluster) -> None:
+    """Heartbeats of nodes, pods of others and a KataConfig that says the same cost no request."""
+    plane = cluster.plane
+    plane.merge("/api/v1/nodes/node-a", {"metadata": {"labels": {"pool": "vm"}}})
+
+    def settled() -> int:
+        """The number of requests when all that was done before has been seen: a label without a proof is removed."""
+        plane.merge("/api/v1/nodes/node-c", {"metadata": {"labels": {"katapod.io/runtime": "ready"}}})
+        wait_for(lambda: "katapod.io/runtime" not in cluster.nodes()["node-c"][0], "it has been seen", LIMIT_S)
+        return len(plane.operator_requests())
+
+    with operating(plane):
+        cluster.apply(kataConfigPoolSelector={"matchLabels": {"pool": "vm"}})
+        cluster.wait_condition("Ready", "True")
+        wait_for(lambda: not plane.items("/apis/batch/v1/namespaces/katapod/jobs"), "jobs have gone", LIMIT_S)
+        before = settled()
+        for number in range(20):
+            beat = {"type": "Ready", "status": "True", "reason": f"beat-{number}"}
+            plane.merge("/api/v1/nodes/node-a/status", {"status": {"conditions": [beat]}})
+        plane.ask("POST", "/api/v1/namespaces/default/pods", sandboxed_pod("bystander"))
+        cluster.apply(kataConfigPoolSelector={"matchLabels": {"pool": "vm"}})
+        after = settled()
+        plane.ask("DELETE", "/api/v1/namespaces/default/pods/bystander", {"gracePeriodSeconds": 0})
+        asked = [verb for verb, path in plane.operator_requests()[before:after] if "watch=true" not in path]
+        assert asked == ["patch"], "of the label that tells us"
+
+
 @pytest.mark.parametrize(
     ("spec", "path"),
     [

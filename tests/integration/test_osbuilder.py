@@ -2,7 +2,6 @@
 proves itself, so that what is tested here is the image."""
 
 import asyncio
-import functools
 import hashlib
 import os
 import shutil
@@ -27,9 +26,8 @@ from katapod.osbuilder import (
     build_guest_image,
     current_image,
     find_kernel,
-    stage,
 )
-from katapod.osbuilder.module_file import pack_module
+from kit.packed_modules import modules_packed_each_time, modules_packed_once
 
 INITRD_MAX = 19_682_871  # bytes: the initrd of the walkthrough
 TOKEN = "5f1c"
@@ -114,9 +112,7 @@ def leftovers(cache: Path) -> list[str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _modules_packed_once() -> Iterator[None]:
-    """Half of a build's time goes into packing modules, the same in all of these builds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "pack_module", functools.cache(pack_module))
+    with modules_packed_once():
         yield
 
 
@@ -168,8 +164,7 @@ def repeated(proven: Proven, tmp_path_factory: pytest.TempPathFactory) -> Repeat
         return await asyncio.gather(*(build_guest_image(request, prove=prove) for _ in range(2)))
 
     before = dracut_tree()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "pack_module", pack_module)
+    with modules_packed_each_time():
         return Repeated(asyncio.run(build_both()), proofs, before)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from katapod.osbuilder import (
     prune_images,
 )
 from katapod.plan.guest_image import ModuleMissing
+from kit.packed_modules import modules_packed_once
 
 PROGRAM = Path("/usr/bin/linux.uml")
 MODULES = Path("/usr/lib/uml/modules")
@@ -39,6 +41,12 @@ Built = tuple[ImageRequest, BuiltImage]
 async def accept(kernel: Path, disk: Path) -> None:
     assert kernel.exists()
     assert disk.exists()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_packed_once() -> Iterator[None]:
+    with modules_packed_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,13 @@ class ControlPlane:
         wait_for(self._has_default_account, "the controllers are at work", START_LIMIT_S)
 
     def start_api(self) -> None:
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}],
+        }
+        (self.directory / "audit.json").write_text(json.dumps(policy))
         key = self.directory / "service-account.key"
         self._spawn(
             str(BIN / "kube-apiserver"),
@@ -107,6 +114,8 @@ class ControlPlane:
             f"--service-account-signing-key-file={key}",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--allow-privileged=true",
+            f"--audit-policy-file={self.directory}/audit.json",
+            f"--audit-log-path={self.directory}/audit.log",
         )
         wait_for(self._answers, f"the API server answers: {self.directory}/kube-apiserver.log", START_LIMIT_S)
 
@@ -182,6 +191,11 @@ class ControlPlane:
     def items(self, path: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.ask("GET", path)["items"]
         return found
+
+    def operator_requests(self) -> list[tuple[str, str]]:
+        """Verb and path of each request of the operator's account until now."""
+        lines = (self.directory / "audit.log").read_text().splitlines()
+        return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
     def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
         argv = [str(BIN / "kubectl"), f"--kubeconfig={self.admin}", f"--cache-dir={self.directory}/cache", *args]

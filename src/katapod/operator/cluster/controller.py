@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 0.2  # changes come in bursts
 PODS_S = 5.0  # pods are looked for so often while something waits for their end
-RETRY_S, RETRY_MAX_S = 1.0, 60.0
+RETRY_S, RETRY_MAX_S = 1.0, 30.0
 
 RESOURCES: dict[str, tuple[tuple[str, str, str], Callable[[Mapping[str, Any]], Any]]] = {
     "configs": ((GROUP, "v1", "kataconfigs"), parse_config),

@@ -18,7 +18,7 @@ __all__ = ["operate"]
 
 def operate(settings: Settings, *, liveness: str | None) -> None:
     """Until a signal ends it. Raises NotFound if there is no cluster."""
-    for noisy in ("httpx2", "kopf.activities"):
+    for noisy in ("httpx2", "kopf.activities", "kopf.objects"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         config = KubeConfig.from_env()

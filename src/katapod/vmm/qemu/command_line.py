@@ -349,6 +349,8 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         # 10,000 files of a file system for tracing that hardly anybody mounts: 8 MiB of each guest (ADR 11)
         params.append("initcall_blacklist=tracer_init_tracefs")
     if vm.accelerator is Accelerator.TCG:
+        # measured on a busy host it may be wrong by any factor, and for good
+        params += [f"tsc_early_khz={vm.tsc_khz}"] if vm.tsc_khz else []
         params.append("katapod.fixed_addresses")
     if vm.debug_console:
         params += ["agent.debug_console", "agent.debug_console_vport=1026"]
