@@ -104,6 +104,7 @@ class FakeVm:
         self._near, self._far = socket.socketpair()
         self._taken = False
         self._serving: asyncio.Task[None] | None = None
+        self._served = False  # else the task was cancelled before it had begun
 
     @property
     def pid(self) -> int:
@@ -129,7 +130,11 @@ class FakeVm:
     async def run(self) -> None:
         await self._ask("run")
         if self._serving is None:
-            self._serving = asyncio.create_task(self._kind.agent.serve(self._far), name="fake-agent")
+            self._serving = asyncio.create_task(self._serve(), name="fake-agent")
+
+    async def _serve(self) -> None:
+        self._served = True
+        await self._kind.agent.serve(self._far)
 
     async def pause(self) -> None:
         await self._ask("pause")
@@ -211,6 +216,8 @@ class FakeVm:
             self.end(0)
         if self._serving is not None:
             await asyncio.wait({self._serving})
+            if not self._served:
+                self._far.close()
         if not self._taken:
             self._near.close()
         return True

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["LIMIT_S", "LoopClock", "until"]
 
@@ -28,3 +29,9 @@ class LoopClock:
 
     def pass_time(self, seconds: float) -> None:
         self._ahead_s += seconds
+
+    async def pass_until_done(self, task: "asyncio.Task[Any]", seconds: float) -> None:
+        """For a limit that may not have begun yet: put the clock forward again and again."""
+        while not task.done():
+            self.pass_time(seconds)
+            await asyncio.sleep(0.005)

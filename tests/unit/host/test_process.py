@@ -47,9 +47,9 @@ async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path:
     script = f"sleep 1000 & echo $! > '{tmp_path}/pid'; wait"
     task = asyncio.create_task(run(["sh", "-c", script], timeout_s=1000.0))
     pid = int(await content_of(tmp_path / "pid"))
-    clock.pass_time(1000)
+    await clock.pass_until_done(task, 1000)
     with pytest.raises(ProcessFailed, match=r"no end within 1000 s"):
-        await task
+        task.result()
     await gone(pid)
 
 
@@ -101,7 +101,7 @@ async def test_one_that_has_taken_its_input_and_does_not_end(tmp_path: Path, how
     if how == "cancelled":
         task.cancel()
     else:
-        clock.pass_time(1000)
+        await clock.pass_until_done(task, 1000)
     with pytest.raises(ProcessFailed if how == "time" else asyncio.CancelledError):
         await task
 

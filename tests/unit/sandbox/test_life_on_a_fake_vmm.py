@@ -18,7 +18,7 @@ from katapod.model.record import SandboxRecord, State
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
-from kit.fake_vmm import ALL
+from kit.fake_vmm import ALL, FakeVm
 from kit.loop_time import until
 from kit.stage import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
 
@@ -274,6 +274,18 @@ async def test_a_death_during_the_start(step: str, first: str, stage: Stage) -> 
 
     (stage.vmm.agent.before if step in AGENT_STEPS else stage.vmm.before)[step] = dies
     with pytest.raises(KatapodError, match=TOLD[first]):
+        await stage.open()
+
+
+async def test_a_death_before_the_agent_has_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeVm.run
+
+    async def run_and_end(vm: FakeVm) -> None:
+        await run(vm)
+        vm.end(1)
+
+    monkeypatch.setattr(FakeVm, "run", run_and_end)
+    with pytest.raises(KatapodError, match=TOLD["VMM"]):
         await stage.open()
 
 
