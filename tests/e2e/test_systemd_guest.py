@@ -115,15 +115,15 @@ dial_timeout = 120
 def test_the_guest_shows_systemd_the_agent_and_what_the_recipe_adds(guest: Guest, kata: Kata) -> None:
     name = kata.name()
     started = kata("--config", str(guest.config), "run", "-d", "--name", name, "busybox", "sleep", CONTAINER_SLEEP,
-                   timeout=150)  # fmt: skip
+                   timeout=180)  # fmt: skip
     try:
         assert started.code == 0, started
         log = Path(f"/run/vc/sbs/{name}/console.log")
         text = wait_for(
-            lambda: (seen := log.read_text(errors="replace")).count("tour is over") and seen, "the tour ends", 150
+            lambda: (seen := log.read_text(errors="replace")).count("tour is over") and seen, "the tour ends"
         ).replace("\r", "")
         assert kata.ok("exec", name, "cat", "/proc/1/cmdline") == f"sleep\0{CONTAINER_SLEEP}\0"
-        cut_off = kata("exec", name, "sleep", KILLER_SLEEP, timeout=60)  # has the tour kill the agent
+        cut_off = kata("exec", name, "sleep", KILLER_SLEEP, timeout=180)  # has the tour kill the agent
         dead = kata.listed(name)
     finally:
         ended = kata("delete", "--force", name)

@@ -56,7 +56,7 @@ def run_pytest(top: Path, *words: str, **env: str) -> subprocess.CompletedProces
     }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, "tests"],
-        cwd=top, env=ours, capture_output=True, text=True, timeout=120, check=False,
+        cwd=top, env=ours, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     print(done.stdout)
     return done

@@ -31,7 +31,7 @@ from kit.packed_modules import modules_packed_each_time, modules_packed_once
 
 INITRD_MAX = 19_682_871  # bytes: the initrd of the walkthrough
 TOKEN = "5f1c"
-BOOT_LIMIT_S = 90
+BOOT_LIMIT_S = 240
 NEEDED = ("dracut", "crun", "busybox", "depmod", "cpio", "lz4", "qemu-system-x86_64")
 
 AGENT = '''
