@@ -26,7 +26,9 @@ from kit.pool import (
     machine_of,
     machines_of,
     running_pool,
+    shared_pool,
     supervisor_of,
+    used_by,
 )
 from kit.template_dirs import template_dir
 from kit.terminal import open_terminal
@@ -52,25 +54,30 @@ CASES = {
 }
 
 
-@pytest.fixture
-def pool(kata: Kata, tmp_path: Path) -> Iterator[Pool]:
-    """Two machines, and at the end nothing of any machine that was ever seen."""
-    found = Pool(kata, tmp_path, 2)
-    with running_pool(found):
-        found.wait_full()
+@pytest.fixture(scope="module")
+def server_of_two(tmp_path_factory: pytest.TempPathFactory, accelerator: str) -> Iterator[Pool]:
+    with shared_pool(tmp_path_factory.mktemp("two"), 2) as found:
         yield found
-    assert [left for machine in sorted(found.machines) for left in left_of(machine)] == []
-    assert not found.endpoint.exists()
+
+
+@pytest.fixture(scope="module")
+def server_of_one(tmp_path_factory: pytest.TempPathFactory, accelerator: str) -> Iterator[Pool]:
+    with shared_pool(tmp_path_factory.mktemp("one"), 1) as found:
+        yield found
 
 
 @pytest.fixture
-def one(kata: Kata, tmp_path: Path) -> Iterator[Pool]:
+def pool(kata: Kata, server_of_two: Pool) -> Iterator[Pool]:
+    """Two machines, in a pool that tests share."""
+    with used_by(kata, server_of_two) as found:
+        yield found
+
+
+@pytest.fixture
+def one(kata: Kata, server_of_one: Pool) -> Iterator[Pool]:
     """The same with a single machine."""
-    found = Pool(kata, tmp_path, 1)
-    with running_pool(found):
-        found.wait_full()
+    with used_by(kata, server_of_one) as found:
         yield found
-    assert [left for machine in sorted(found.machines) for left in left_of(machine)] == []
 
 
 def test_results_are_those_of_a_start_without_the_pool(
@@ -318,7 +325,14 @@ def check_status_and_destroy(pool: Pool) -> None:
         assert [left for machine in pool.machines for left in left_of(machine)] == []
 
 
-def test_another_configuration_gets_another_machine(one: Pool, tmp_path: Path) -> None:
+def test_another_configuration_gets_another_machine(kata: Kata, tmp_path: Path) -> None:
+    pool = Pool(kata, tmp_path, 1)
+    with running_pool(pool):
+        check_another_configuration(pool, tmp_path)
+    assert [left for machine in sorted(pool.machines) for left in left_of(machine)] == []
+
+
+def check_another_configuration(one: Pool, tmp_path: Path) -> None:
     before = one.wait_full()
     other = tmp_path / "other.toml"
     other.write_text(one.config.read_text() + '[hypervisor.qemu]\nkernel_params = "katapod.other=1"\n')

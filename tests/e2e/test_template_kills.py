@@ -30,6 +30,7 @@ from kit.templates import with_templates
 pytestmark = pytest.mark.qemu("templates")
 
 QUICK_S = 0.0005  # between two looks: the last steps of a build take milliseconds
+AFTER_THE_BOOT = ("agent", "state", "memory", "meta", "in-place")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,12 +77,14 @@ MOMENTS: dict[str, Callable[[TemplateDir], object]] = {
 
 
 def wait_for_moment(moment: str, templates: TemplateDir) -> None:
-    def seen() -> bool:
+    def seen(moment: str = moment) -> bool:
         try:
             return bool(MOMENTS[moment](templates) or templates.keys())  # a step may pass between two looks
         except FileNotFoundError:
             return False
 
+    if moment in AFTER_THE_BOOT:  # which takes seconds, and the CPU
+        wait_until("the agent", lambda: seen("agent"))
     wait_until(moment, seen, period_s=QUICK_S)
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import kit.leaks
+from kit.kata import RUN_PREFIX
+from kit.leaks import expected, inventory, settle
 from kit.whole_run import CPUS, MOSTLY_WAIT, TIMES, TOGETHER, read_times
 
 TOP = Path(__file__).resolve().parents[2]
@@ -86,6 +89,21 @@ def test_what_is_left_is_found(tmp_path: Path, workers: tuple[str, ...]) -> None
         assert "ERROR tests/e2e/test_1_nameless.py::test_nameless" in done.stdout
 
 
+def test_what_tests_share_is_no_leak_while_it_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit.leaks, "SETTLE_S", 0.0)
+    before, shared = inventory(), Path("/dev/shm", f"{RUN_PREFIX}shared")
+    names: set[str] = set()
+    shared.touch()
+    try:
+        with expected(lambda: names):
+            assert settle(before, {RUN_PREFIX}) == [f"entry {shared}"]
+            names.add(shared.name)
+            assert settle(before, {RUN_PREFIX}) == []
+        assert settle(before, {RUN_PREFIX}) == [f"entry {shared}"]
+    finally:
+        shared.unlink()
+
+
 def test_one_worker_runs_a_file_and_what_belongs_to_it_and_long_ones_come_first(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     files = [*[file for pair in TOGETHER.items() for file in pair], "tests/e2e/test_a.py", "tests/e2e/test_b.py"]
@@ -112,6 +130,7 @@ def test_a_worker_more_than_cpus_runs_what_mostly_waits_and_nothing_else(tmp_pat
     for file in (*others, *MOSTLY_WAIT):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("".join(f"def test_{number}():\n    pass\n" for number in range(4)))
+    assert all((TOP / file).exists() for file in MOSTLY_WAIT)
     words = ("-v", "-n", str(CPUS + 1), *WORKERS[2:])
     done = run_pytest(tmp_path, *words, KATAPOD_TESTS_SHARED_HOST="1")
     assert done.returncode == 0

@@ -5,14 +5,15 @@ of each test. A worker beside others answers at once for the lines with its own 
 name it keeps the first test after which it was seen; kit.whole_run asks at the end of all whether it is still there.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from kit.kata import RUN_PREFIX, SHARED_HOST
 
-__all__ = ["claim", "claimed_names", "find_leaks", "inventory", "lines_with", "settle", "strangers"]
+__all__ = ["claim", "claimed_names", "expected", "find_leaks", "inventory", "lines_with", "settle", "strangers"]
 
 TEMPLATES = "/run/vc/vm/template"
 """Templates and their locks may come with any start, and stay; what begins with a dot is a builder's, and may not."""
@@ -47,6 +48,7 @@ PROGRAMS = (
     "ctr",
 )
 _claimed = {RUN_PREFIX}
+_expected: list[Callable[[], Collection[str]]] = []
 _strangers: dict[str, str] = {}
 SETTLE_S = 180.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
 
@@ -71,6 +73,17 @@ def lines_with(lines: Iterable[str], names: Collection[str]) -> list[str]:
     return [line for line in lines if any(name in line for name in names)]
 
 
+@contextlib.contextmanager
+def expected(names: Callable[[], Collection[str]]) -> Iterator[None]:
+    """While the block runs, new lines that carry one of these names are no leak of a test: of something that tests
+    share, and whose parts are replaced as they use them. Whoever has it answers for them at its end."""
+    _expected.append(names)
+    try:
+        yield
+    finally:
+        _expected.remove(names)
+
+
 def find_leaks(before: frozenset[str], seen_after: str = "") -> list[str]:
     """What is there beyond `before`, after a moment to settle; beside others, of that what is ours.
 
@@ -93,7 +106,9 @@ def settle(before: frozenset[str], names: Collection[str] | None = None) -> list
     """What is there beyond `before` (with `names`, of that what carries one) when it has had a moment to go."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        left = sorted(inventory() - before)
+        there = inventory()
+        known = [name for each in _expected for name in each()]  # asked for later: by then they may have some more
+        left = sorted(line for line in there - before if not lines_with([line], known))
         if names is not None:
             left = lines_with(left, names)
         if not left or time.monotonic() > deadline:

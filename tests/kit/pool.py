@@ -12,6 +12,7 @@ from typing import Any
 from katapod.supervisor import pool_wire as wire
 from katapod.supervisor.pool_client import exchange
 from kit.kata import Kata, Result, wait_for
+from kit.leaks import expected
 from kit.templates import kata_command, templates_are_on
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "machine_of",
     "machines_of",
     "running_pool",
+    "shared_pool",
     "supervisor_of",
+    "used_by",
 ]
 
 READY_LIMIT_S = 600.0  # machines of a pool leave the CPU to others, a tenth at worst
@@ -121,6 +124,30 @@ def running_pool(pool: Pool) -> Iterator[subprocess.Popen[str]]:
             out, err = server.communicate()
             raise AssertionError(f"the server does not end: {out} {err}") from None
         print(f"the server said: {out!r} {err!r}")
+
+
+@contextlib.contextmanager
+def shared_pool(folder: Path, number: int) -> Iterator[Pool]:
+    """A full pool for the tests of a module, each of which has it by `used_by`. At the end there is nothing of any
+    machine that was ever seen."""
+    pool = Pool(Kata("pool"), folder, number)
+    with running_pool(pool):
+        pool.wait_full()
+        with expected(lambda: {str(pool.config), *pool.alive()}):
+            yield pool
+    assert [left for machine in sorted(pool.machines) for left in left_of(machine)] == []
+    assert not pool.endpoint.exists()
+
+
+@contextlib.contextmanager
+def used_by(kata: Kata, pool: Pool) -> Iterator[Pool]:
+    """Full at the beginning. At the end there is nothing of any machine but those that are kept ready."""
+    pool.kata = kata
+    pool.wait_full()
+    yield pool
+    wait_for(
+        lambda: all(left_of(machine) == [] for machine in pool.machines - pool.alive()), "nothing is left of machines"
+    )
 
 
 def machines_of(server: int) -> set[str]:
