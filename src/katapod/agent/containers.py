@@ -287,8 +287,6 @@ async def _launch_exec(
 ) -> Process:
     container.require("running", verb="run a process in")  # it may have ended since the request
     root = f"/proc/{container.init_pid}/root"
-    directory = f"{container.bundle}/exec-{exec_id}"
-    os.mkdir(directory)
     try:
         await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
         described = json.dumps(process_json(request.process))
@@ -298,18 +296,21 @@ async def _launch_exec(
                 return await command.run_spare(exec_id, spare)
             finally:
                 remove_tree(spare.directory)
-        with open(f"{directory}/process.json", "w") as handle:
-            handle.write(described)
-        arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
-        return await command.run(exec_id, arguments, directory, agent.options.container_pipe_size_bytes)
+        directory = f"{container.bundle}/exec-{exec_id}"
+        os.mkdir(directory)
+        try:
+            with open(f"{directory}/process.json", "w") as handle:
+                handle.write(described)
+            arguments = ["exec", "--detach", "--process", f"{directory}/process.json", container.id]
+            return await command.run(exec_id, arguments, directory, agent.options.container_pipe_size_bytes)
+        finally:
+            remove_tree(directory)
     except (OSError, RpcError) as exc:
         told = isinstance(exc, RpcError) and exc.code is not StatusCode.INTERNAL
         if not told and await _is_ending(agent, container):
             # crun's error for a pid namespace whose init is dead is misleading, and so is that of /proc/PID/root
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
         raise
-    finally:
-        remove_tree(directory)
 
 
 def _take_spare(container: Container, described: str) -> Spare | None:

@@ -6,7 +6,7 @@ import os
 import stat
 
 from katapod.agent.loop import Loop
-from katapod.agent.uml_disks import bind_disk, is_uml_disk
+from katapod.agent.uml_disks import bind_disk, is_uml_place
 from katapod.rpc.status import RpcError, StatusCode
 
 TYPE_CHECKING = False
@@ -91,7 +91,7 @@ async def block_device(loop: Loop, source: str, timeout_s: float) -> str:
 
     Raises RpcError: INVALID_ARGUMENT, or DEADLINE_EXCEEDED after `timeout_s`; INTERNAL for a disk that cannot be had.
     """
-    by_place = is_uml_disk(source)
+    by_place = is_uml_place(source)
     slots = [] if by_place or source.startswith("/dev/") else parse_pci_path(source)
     for _ in range(max(1, int(timeout_s / POLL_S))):
         if by_place:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from katapod.agent.network import parse_mac
-from katapod.agent.uml_disks import is_uml_disk, unbind
+from katapod.agent.uml_disks import is_uml_place, unbind
 from katapod.kernel.netlink import IFF_LOOPBACK, IFF_UP, Netlink
 from katapod.rpc.pb import katapod_pb2
 from katapod.rpc.status import RpcError, StatusCode
@@ -21,7 +21,7 @@ async def let_go(agent: Agent, request: katapod_pb2.LetGoRequest) -> katapod_pb2
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot let go: the request names no device, or two")
     try:
         if request.disk:
-            if not is_uml_disk(request.disk):
+            if not is_uml_place(request.disk):
                 raise RpcError(StatusCode.INVALID_ARGUMENT, f"cannot let go of the disk {request.disk[:64]!r}")
             unbind(request.disk)
         else:

@@ -13,7 +13,7 @@ import stat
 from katapod.agent import devices, log, trace
 from katapod.agent.loop import Lock, Loop
 from katapod.agent.paths import bundle_of
-from katapod.agent.uml_disks import bind_place, is_uml_disk
+from katapod.agent.uml_disks import bind_place, is_uml_place
 from katapod.kernel.mount import (
     MNT_DETACH,
     MS_BIND,
@@ -148,7 +148,7 @@ class Storages:
                 source = storage.source
                 if driver == "blk":
                     source = await devices.block_device(self._loop, source, self._timeout_s)
-                elif is_uml_disk(place := _value(storage.driver_options, SHARE_PLACE)) and not bind_place(place):
+                elif is_uml_place(place := _value(storage.driver_options, SHARE_PLACE)) and not bind_place(place):
                     raise OSError(errno.ENODEV, "nobody serves the shared directory", place)
                 await self._mount_source(driver, source, storage.fstype, point, options)
                 mounted = True

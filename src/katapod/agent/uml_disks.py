@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["bind_disk", "bind_place", "is_uml_disk", "unbind"]
+__all__ = ["bind_disk", "bind_place", "is_uml_place", "unbind"]
 
 PREFIX = "virtio-uml."
 DRIVER = "/sys/bus/platform/drivers/virtio-uml"
 DEVICES = "/sys/bus/platform/devices"
 
 
-def is_uml_disk(source: str) -> bool:
+def is_uml_place(source: str) -> bool:
     number = source.removeprefix(PREFIX)
     return number != source and number.isascii() and number.isdigit() and len(number) <= 3
 

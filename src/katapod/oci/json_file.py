@@ -14,8 +14,9 @@ __all__ = ["read_object"]
 
 
 def read_object(path: str, bytes_max: int) -> dict[str, Any]:
-    """Raises OSError; OciError if it is larger, or no object."""
-    with open(path, "rb") as handle:
+    """ "-" stands for the standard input. Raises OSError; OciError if it is larger, or no object."""
+    stdin = path == "-"
+    with open(0 if stdin else path, "rb", closefd=not stdin) as handle:
         data = handle.read(bytes_max + 1)
     if len(data) > bytes_max:
         raise OciError(f"cannot read {path}: it has more than {bytes_max} bytes")

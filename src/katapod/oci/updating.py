@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from katapod.oci.errors import NOT_RUNNING, OciError
+from katapod.oci.json_file import read_object
 from katapod.oci.link import ask
 from katapod.oci.records import Store
 
@@ -48,7 +48,10 @@ def resources_of(call: Call) -> str:
     """linux.resources as JSON: those of --resources, which count alone, or of the other options. Raises OciError."""
     path = call.values.get("resources", "")
     if path:
-        return _read(path)
+        try:
+            return json.dumps(read_object(path, RESOURCES_MAX))
+        except OSError as exc:
+            raise OciError(f"cannot read the resources from {path}: {exc}") from exc
     found: dict[str, dict[str, Any]] = {}
     for name, value in call.values.items():
         if name in OF_THE_HOST:
@@ -60,16 +63,6 @@ def resources_of(call: Call) -> str:
             part, key = NUMBERS[name]
             found.setdefault(part, {})[key] = _number(name, value)
     return json.dumps(found)
-
-
-def _read(path: str) -> str:
-    try:
-        if path == "-":
-            return sys.stdin.read(RESOURCES_MAX)
-        with open(path) as handle:
-            return handle.read(RESOURCES_MAX)
-    except (OSError, ValueError) as exc:
-        raise OciError(f"cannot read the resources from {path}: {exc}") from exc
 
 
 def _number(name: str, text: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from katapod.agent import uml_disks
-from katapod.agent.uml_disks import bind_disk, bind_place, is_uml_disk, unbind
+from katapod.agent.uml_disks import bind_disk, bind_place, is_uml_place, unbind
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from katapod.agent.uml_disks import bind_disk, bind_place, is_uml_disk, unbind
     ],
 )
 def test_what_names_a_place(source: str, is_one: bool) -> None:
-    assert is_uml_disk(source) is is_one
+    assert is_uml_place(source) is is_one
 
 
 @pytest.fixture

@@ -77,6 +77,24 @@ def test_limits_of_a_file_count_alone(tmp_path: Path) -> None:
     assert resources("--memory", "1g", "-r", str(tmp_path / "r")) == {"pids": {"limit": 5}}
 
 
+def test_limits_of_the_standard_input(tmp_path: Path) -> None:
+    """Whole, or refused: never the part that fits."""
+    saved = os.dup(0)
+    try:
+        for text in ('{"pids": {"limit": 5}}', '{"pids": {"limit": 5}}' + " " * (1 << 20)):
+            (tmp_path / "r").write_text(text)
+            with (tmp_path / "r").open() as handle:
+                os.dup2(handle.fileno(), 0)
+            if len(text) < 100:
+                assert resources("-r", "-") == {"pids": {"limit": 5}}
+            else:
+                with pytest.raises(OciError, match="more than 1048576 bytes"):
+                    resources("-r", "-")
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
 @pytest.mark.parametrize(
     "words", [("--memory", "much"), ("--pids-limit", "5m"), ("--l3-cache-schema", "x"), ("-r", "/no")]
 )
