@@ -148,7 +148,7 @@ def operating(plane: ControlPlane) -> Iterator["subprocess.Popen[bytes]"]:
 
 def sandboxed_pod(name: str, **spec: Any) -> dict[str, Any]:
     container = {"name": "c", "image": "busybox", "command": ["sleep", "infinity"]}
-    wanted = {"runtimeClassName": "kata", "containers": [container], **spec}
+    wanted = {"runtimeClassName": "kata", "containers": [container], "automountServiceAccountToken": False, **spec}
     return {"metadata": {"name": name}, "spec": wanted}
 
 

@@ -84,6 +84,16 @@ def test_what_fails_again_and_again_is_tried_more_seldom(cluster: FakeCluster) -
     assert waits == [60, 120, 240, 480, 960, 1920, 3600, 3600]
 
 
+def test_a_failure_is_told_in_full_while_its_job_is_removed(cluster: FakeCluster) -> None:
+    cluster.apply()
+    cluster.settle()
+    cluster.end_job("a", refused())
+    told = set()
+    while cluster.step().changes:
+        told.add(cluster.condition("Degraded")["message"])
+    assert told == {"", "a: stage proof: it does not work"}
+
+
 def test_paused_begins_with_no_node_and_ends_what_was_begun(cluster: FakeCluster) -> None:
     cluster.apply()
     cluster.settle()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob"]
+__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +42,11 @@ class ChangeConfig:
 
 
 Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig
+
+
+def describe(change: Change) -> str:
+    """For the log: a job's text is long."""
+    if isinstance(change, CreateJob):
+        metadata = change.body["metadata"]
+        return f"CreateJob(name={metadata['name']!r}, {metadata['annotations']})"
+    return str(change)

@@ -16,7 +16,7 @@ import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
-from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob
+from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, describe
 from katapod.operator.cluster.client import ClusterClient, ClusterFailed
 from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
 from katapod.operator.cluster.events import changes_of, event_object
@@ -123,7 +123,7 @@ class Controller:
         self.passes += 1
         await self._write_statuses(observed, plan)
         for change in plan.changes:
-            log.info("%s", change)
+            log.info("%s", describe(change))
             if not await self._client.carry_out(change):
                 self._forget(observed, change)
         waits = [PODS_S] if asks else []

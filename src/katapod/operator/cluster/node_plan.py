@@ -133,9 +133,9 @@ def _ended(record: Record, job: JobView, pod: PodView | None, now: datetime) -> 
 def _shown(record: Record) -> tuple[Phase, str]:
     """While a job that has ended is removed."""
     report = record.report or Report(action="install", ok=False)
-    if report.action == "uninstall":
-        return (Phase.UNINSTALLING if report.ok else Phase.STUCK), report.message
-    return (Phase.SETTLING if report.ok else Phase.FAILED), report.message
+    if not report.ok:
+        return (Phase.STUCK if report.action == "uninstall" else Phase.FAILED), _told(report)
+    return (Phase.UNINSTALLING if report.action == "uninstall" else Phase.SETTLING), report.message
 
 
 def _failed(record: Record | None, action: str) -> Report | None:
