@@ -347,10 +347,15 @@ async def _meet_agent(
     sandbox_id, vm, death = plan.record.sandbox_id, processes.vm, processes.death
     request = _create_request(plan)
     started = time.monotonic()
+
+    async def connect() -> AgentClient:
+        agent = await connect_agent(vm, spec, f"agent of sandbox {sandbox_id}")
+        own.callback(agent.connection.close)  # not behind the guard: a cancellation there would lose the connection
+        return agent
+
     try:
         async with patient_timeout(plan.agent_timeout_s, vm) as patience:
-            agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
-            own.callback(agent.connection.close)
+            agent = await guarded(connect(), death, sandbox_id)
             first = reseed(agent) if cloned else agent.check(timeout_s=None)
             await guarded(first, death, sandbox_id)
             # sent at once and answered in this order; not with the first call, or the clock would be late by its time
