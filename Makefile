@@ -11,7 +11,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help run setup image bytecode test unit integration e2e check format messages configuration install clean
-.PHONY: test-debian node-image e2e-node bench bench-compare bench-baseline deb rpm
+.PHONY: test-debian node-image operator-image kubernetes e2e-operator e2e-node bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,15 @@ configuration: $(BIN)/.installed ## Rebuild what is generated from the declarati
 
 node-image: build/.packages-test ## Build the image by which kata-node puts Katapod on nodes into build/
 	tools/build-node-image
+
+operator-image: build/.packages-test ## Build the image of the cluster's operator into build/
+	tools/build-operator-image
+
+kubernetes: ## Build the programs of a Kubernetes, for the operator's tests (minutes)
+	@tools/build-kubernetes
+
+e2e-operator: setup kubernetes ## The tests of the operator on a control plane of their own
+	$(PYTEST) tests/integration/test_operator_cluster.py -v
 
 e2e-node: setup node-image ## The tests of kata-node on a node of their own
 	$(PYTEST) tests/integration/test_operator_node.py -v

@@ -34,7 +34,8 @@ os.environ.setdefault("KATAPOD_NETWORK", "none")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-hypothesis.settings.register_profile("katapod", deadline=None)  # timings decide no test: others use the machine too
+# timings decide no test: others use the machine too
+hypothesis.settings.register_profile("katapod", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("katapod")
 
 

@@ -46,7 +46,7 @@ __all__ = [
 STATE = Path("/run/vc/sbs")
 ROOTS = (STATE, Path("/run/vc/vm"), Path("/run/kata-containers/shared/sandboxes"), Path("/var/lib/katapod/sandboxes"))
 REFS = Path("/var/lib/katapod/images/refs")
-LIMIT_S = 90.0
+LIMIT_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,18 @@ class Started:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def signal_is_taken(self, number: int) -> None:
+        """Wait until a signal was delivered: one that is sent while another of its kind is pending is lost."""
+        wait_until(f"it takes signal {number}", lambda: not self._pending() >> (number - 1) & 1)
+
+    def _pending(self) -> int:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found = re.findall(
+                r"^(?:SigPnd|ShdPnd):\t(\w+)$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE
+            )
+            return int(found[0], 16) | int(found[1], 16)
+        return 0
 
     def end(self, limit_s: float = LIMIT_S) -> Finished:
         """Wait for its end. Fails when it does not end in time."""
@@ -148,7 +160,7 @@ def start_exec(name: str, *command: str) -> Iterator[Started]:
 
 
 def delete(name: str) -> Finished:
-    return kata("delete", "--force", name, limit_s=40)
+    return kata("delete", "--force", name, limit_s=180)
 
 
 def record_of(name: str) -> dict[str, object]:
@@ -218,7 +230,7 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def wait_until(what: str, seen: Callable[[], object], limit_s: float = 60.0, period_s: float = 0.02) -> float:
+def wait_until(what: str, seen: Callable[[], object], limit_s: float = 180.0, period_s: float = 0.02) -> float:
     """Wait for something to be seen; returns the seconds. Fails with `what` when the time runs out.
 
     Half of the time at least is left to what is waited for: a look through all processes takes longer than the period.
@@ -253,7 +265,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-def wait_nothing_left(*names: str, limit_s: float = 30.0) -> None:
+def wait_nothing_left(*names: str, limit_s: float = 180.0) -> None:
     """For sandboxes of containerd: it runs a shim's `delete` beside what it is asked for, also after a proper end."""
     deadline = time.monotonic() + limit_s
     while found := [line for name in names for line in leftovers(name)]:

@@ -403,7 +403,7 @@ def lacking(name: str, preparation: str, *args: str, accel: str = "") -> Finishe
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=90,
+        timeout=180,
         check=False,
     )
     assert "LEFT" not in done.stderr, done.stderr

@@ -35,7 +35,7 @@ def test_exec_sync_has_a_time_limit(pod: Pod) -> None:
     container = pod.start(*SLEEP)
     with pytest.raises(CriError, match=r"(?i)timeout|timed out|deadline"):
         pod.cri("ExecSync", container_id=container, cmd=["sleep", "77777"], timeout=1)
-    wait_for(lambda: "77777" not in pod.sh(container, "ps -o args"), "the command is gone", 30)
+    wait_for(lambda: "77777" not in pod.sh(container, "ps -o args"), "the command is gone")
 
 
 @pytest.mark.reference
@@ -88,7 +88,7 @@ def test_exec_with_a_terminal(pod: Pod) -> None:
         stream.expect(b"sized")
         stream.send(b"tty && echo err >&2; trap 'echo inter''rupted' INT; echo lis''tens; sleep 77777\n")
         stream.expect(rb"/dev/pts/\d+\r\nerr\r\nlistens\r\n")
-        wait_for(lambda: "sleep 77777" in pod.sh(container, "ps -o args | grep -v grep"), "the program in front", 30)
+        wait_for(lambda: "sleep 77777" in pod.sh(container, "ps -o args | grep -v grep"), "the program in front")
         stream.send(b"\x03")
         stream.expect(b"interrupted")
         stream.send(b"exit 9\n")
@@ -129,7 +129,7 @@ def test_log_format(pod: Pod) -> None:
     script = "echo to out; echo to err >&2; sleep 0.2; head -c 20000 /dev/zero | tr '\\0' x; echo; printf unfinished"
     container = pod.start("sh", "-c", script)
     assert pod.wait_exit(container) == 0
-    wait_for(lambda: "unfinished" in pod.log_text(container), "the log is complete", 30)
+    wait_for(lambda: "unfinished" in pod.log_text(container), "the log is complete")
     lines = pod.log(container)
     for line in lines:
         assert datetime.datetime.fromisoformat(line.time[:19]).year > 2000
@@ -149,7 +149,7 @@ def test_port_forward(cri: Cri) -> None:
         servers.append((8082, "[::1]"))
     script = "; ".join(f"httpd -h /tmp -p {address}:{port}" for port, address in servers)
     container = pod.start("sh", "-c", f"echo it works > /tmp/file; {script}; sleep 100000")
-    wait_for(lambda: pod.sh(container, "netstat -ltn").count(":808") == len(servers), "they listen", 60)
+    wait_for(lambda: pod.sh(container, "netstat -ltn").count(":808") == len(servers), "they listen")
     for port, _ in servers:
         for _ in range(2):
             answer = cri("PortForward", pod_sandbox_id=pod.id, port=[port])
@@ -163,4 +163,4 @@ def test_port_forward_to_nobody(pod: Pod) -> None:
     """The user is told at once. With kata the connection is made before the guest is asked, and is reset then."""
     answer = pod.cri("PortForward", pod_sandbox_id=pod.id, port=[8081])
     with open_tunnel(answer.url, pod.cri.node.netns, 8081) as tunnel:
-        tunnel.expect(b"8081.*(refused|reset)", channel=ERROR, limit_s=60)
+        tunnel.expect(b"8081.*(refused|reset)", channel=ERROR, limit_s=180)

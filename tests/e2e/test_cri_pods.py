@@ -55,7 +55,7 @@ def test_the_runtime_says_it_is_ready(cri: Cri) -> None:
 @pytest.mark.reference
 def test_stop_is_soft_first(pod: Pod) -> None:
     container = pod.start("sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done")
-    wait_for(lambda: pod.log_text(container) == ["up"], "it is up", 60)
+    wait_for(lambda: pod.log_text(container) == ["up"], "it is up")
     pod.cri("StopContainer", container_id=container, timeout=60)
     assert pod.container(container).exit_code == 3
     assert pod.log_text(container) == ["up", "bye"]
@@ -63,7 +63,7 @@ def test_stop_is_soft_first(pod: Pod) -> None:
 
 def test_stop_is_hard_at_last(pod: Pod) -> None:
     container = pod.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done")
-    wait_for(lambda: pod.log_text(container) == ["up"], "it is up", 60)
+    wait_for(lambda: pod.log_text(container) == ["up"], "it is up")
     pod.cri("StopContainer", container_id=container, timeout=1)
     assert pod.container(container).exit_code == 137
 
@@ -77,7 +77,7 @@ def test_container_is_restarted_in_its_pod(cri: Cri) -> None:
     assert pod.wait_exit(first) == 9
     pod.remove_container(first)
     second = pod.start("sh", "-c", "echo again; exec sleep 100000")
-    wait_for(lambda: pod.log_text(second) == ["again"], "the second attempt is up", 60)
+    wait_for(lambda: pod.log_text(second) == ["again"], "the second attempt is up")
     assert pod.container(second).metadata.attempt == 2
     assert pod.container(beside).state == RUNNING
 

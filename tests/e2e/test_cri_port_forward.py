@@ -44,7 +44,7 @@ def pod(cri: Cri) -> Pod:
     """
     pod = cri.run_pod()
     container = pod.start("sh", "-c", SERVERS, name="servers")
-    wait_for(lambda: pod.sh(container, "netstat -ltn").count(":900") == 4, "they listen", 60)
+    wait_for(lambda: pod.sh(container, "netstat -ltn").count(":900") == 4, "they listen")
     return pod
 
 
@@ -106,7 +106,7 @@ def expect_refusal(pod: Pod, host: str = "127.0.0.1", port: int = NOBODY) -> Non
     began = time.monotonic()
     with pytest.raises(ConnectionResetError), connect(pod, port, host) as peer:
         peer.recv(1)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 180
 
 
 def test_much_and_many(pod: Pod) -> None:
@@ -142,7 +142,7 @@ def test_who_does_not_read(pod: Pod) -> None:
         for _ in range(CONNECTIONS_MAX):  # whose clients have ended their stream, while the server does not care
             peers.enter_context(open_sink(pod)).shutdown(socket.SHUT_WR)
         echo(open_echo(pod))  # they hold a place only until it is needed
-    wait_for(lambda: "\ncat /dev/zero" not in pod.sh(container, "ps -o args"), "the senders end", 30)
+    wait_for(lambda: "\ncat /dev/zero" not in pod.sh(container, "ps -o args"), "the senders end")
 
 
 def stuff(peer: socket.socket) -> int:
@@ -160,7 +160,7 @@ def test_too_many(pod: Pod) -> None:
         for _ in range(CONNECTIONS_MAX):
             peers.enter_context(open_sink(pod))
         expect_refusal(pod, port=SINK)
-    wait_for(lambda: is_served(pod), "there is room again", 30)
+    wait_for(lambda: is_served(pod), "there is room again")
 
 
 def is_served(pod: Pod) -> bool:

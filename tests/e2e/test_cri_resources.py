@@ -35,7 +35,7 @@ def test_statistics(cri: Cri) -> None:
         stats = cri("ContainerStats", container_id=container).stats
         return stats.cpu.usage_core_nano_seconds.value > 0 and stats.memory.working_set_bytes.value > 0
 
-    wait_for(used, "CPU time and memory of the container are counted", 60)
+    wait_for(used, "CPU time and memory of the container are counted")
     (listed,) = cri("ListContainerStats", filter={"label_selector": {"app": "busy"}}).stats
     assert listed.attributes.id == container
     assert listed.cpu.usage_core_nano_seconds.value > 0
@@ -43,7 +43,6 @@ def test_statistics(cri: Cri) -> None:
     wait_for(
         lambda: cri("ContainerStats", container_id=container).stats.writable_layer.used_bytes.value > 0,
         "the writable layer is measured",
-        60,
     )
 
 
@@ -59,7 +58,7 @@ def test_statistics_of_the_pod(cri: Cri) -> None:
         stats = cri("PodSandboxStats", pod_sandbox_id=pod.id).stats.linux
         return stats.cpu.usage_core_nano_seconds.value > 0 and (stats.memory.usage_bytes.value > 0 or not whole)
 
-    wait_for(counted, "what the pod uses is counted", 60)
+    wait_for(counted, "what the pod uses is counted")
     (stats,) = cri("ListPodSandboxStats", filter={"label_selector": {"app": "stats"}}).stats
     assert [one.attributes.id for one in stats.linux.containers] == [container]
     assert not whole or stats.linux.process.process_count.value > 0
@@ -92,7 +91,7 @@ def test_container_out_of_memory(cri: Cri) -> None:
     container = pod.start("sh", "-c", command, linux={"resources": limits})
     pod.sh(container, "touch /tmp/go")
     assert pod.wait_exit(container) == 137
-    wait_for(lambda: pod.container(container).reason == "OOMKilled", "the reason is told", 30)
+    wait_for(lambda: pod.container(container).reason == "OOMKilled", "the reason is told")
     assert pod.exec(beside, "echo", "well") == (0, "well\n", "")
 
 

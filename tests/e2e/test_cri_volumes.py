@@ -127,7 +127,7 @@ def test_host_path(pod: Pod, tmp_path: Path) -> None:
     info = (tmp_path / "inside").stat()
     assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (1000, 1000, 0o640)
     (tmp_path / "later").write_text("later\n")
-    wait_for(lambda: pod.exec(container, "cat", "/mnt/data/later").stdout == "later\n", "a new file is seen", 30)
+    wait_for(lambda: pod.exec(container, "cat", "/mnt/data/later").stdout == "later\n", "a new file is seen")
 
 
 @pytest.mark.reference
@@ -181,7 +181,7 @@ def test_shared_by_two_containers(pod: Pod, tmp_path: Path) -> None:
     writer = pod.start(*SLEEP, name="writer", mounts=[mount(tmp_path, "/out")])
     reader = pod.start(*SLEEP, name="reader", mounts=[mount(tmp_path, "/in", readonly=True)])
     pod.sh(writer, "echo word > /out/file")
-    wait_for(lambda: pod.exec(reader, "cat", "/in/file").stdout == "word\n", "the other one reads it", 30)
+    wait_for(lambda: pod.exec(reader, "cat", "/in/file").stdout == "word\n", "the other one reads it")
 
 
 @pytest.mark.reference
@@ -206,7 +206,7 @@ def test_locks_hold_within_a_pod(cri: Cri, disk: str, host_folder: Path) -> None
     finally:
         subprocess.run(["umount", folder], check=True)
     kept = Path("/sys/fs/ext4") / Path(disk).name
-    wait_for(lambda: not kept.exists(), "nothing in the pod, which goes on, holds the file system", 60)
+    wait_for(lambda: not kept.exists(), "nothing in the pod, which goes on, holds the file system")
 
 
 def test_memory_volume_has_its_limit(pod: Pod, memory_volume: Path) -> None:
@@ -236,7 +236,7 @@ def test_file_over_a_file_of_the_image(pod: Pod, tmp_path: Path) -> None:
     container = pod.start(*SLEEP, mounts=[mount(hosts, "/etc/hosts"), mount(hosts, "/etc/passwd", readonly=True)])
     assert pod.sh(container, "cat /etc/hosts /etc/passwd") == "10.0.0.1 somewhere\n" * 2
     hosts.write_text("10.0.0.2 elsewhere\n")
-    wait_for(lambda: "elsewhere" in pod.sh(container, "cat /etc/hosts"), "the change is seen", 30)
+    wait_for(lambda: "elsewhere" in pod.sh(container, "cat /etc/hosts"), "the change is seen")
 
 
 def write_config(folder: Path, number: int, text: str) -> Path | None:
@@ -263,7 +263,7 @@ def test_config_map_is_updated(pod: Pod, tmp_path: Path) -> None:
     container = pod.start("sh", "-c", reading, mounts=[mount(tmp_path, "/etc/config", readonly=True)])
     for number, text in ((2, "second\n"), (3, "third\n")):
         old = write_config(tmp_path, number, text)
-        wait_for(lambda text=text: pod.sh(container, "cat /etc/config/key") == text, f"{text!r} is seen", 60)
+        wait_for(lambda text=text: pod.sh(container, "cat /etc/config/key") == text, f"{text!r} is seen")
         assert old is not None
         shutil.rmtree(old)
     assert pod.exec(container, "test", "-e", "/tmp/holes").code == 1

@@ -51,7 +51,7 @@ def test_a_device_is_free_again_when_its_container_is_gone(
             "run", "--rm", "--runtime", runtime, "--device", device, BUSYBOX, ctr.new_id(), "head", "-n", "1", device
         )
     name = Path(device).name
-    wait_for(lambda: not _holders(device), f"nobody holds {name}", 60)
+    wait_for(lambda: not _holders(device), f"nobody holds {name}")
     assert backing.stat().st_size == SIZE
 
 

@@ -22,21 +22,21 @@ def test_containers_outlive_containerd(ctr: Containerd, runtime: str, tmp_path: 
         flags = ["--detach", "--runtime", runtime, "--mount", mount]
         ctr.ok("run", *flags, BUSYBOX, container, "sh", "-c", body)
     beats = tmp_path / "beats"
-    wait_for(lambda: beats.stat().st_size > 0, "it beats", 60)
+    wait_for(lambda: beats.stat().st_size > 0, "it beats")
 
     ctr.stop(by)
     try:
         before = beats.stat().st_size
-        wait_for(lambda: beats.stat().st_size > before, "it beats without containerd", 60)
+        wait_for(lambda: beats.stat().st_size > before, "it beats without containerd")
         (tmp_path / "end").touch()
-        wait_for(lambda: (tmp_path / "ended").exists(), "the other one ends", 60)
+        wait_for(lambda: (tmp_path / "ended").exists(), "the other one ends")
     finally:
         ctr.start()
 
-    wait_for(lambda: ctr.tasks() == {goes_on: "RUNNING", ends: "STOPPED"}, "both are known again", 60)
+    wait_for(lambda: ctr.tasks() == {goes_on: "RUNNING", ends: "STOPPED"}, "both are known again")
     assert ctr("tasks", "exec", "--exec-id", "e1", goes_on, "echo", "well") == (0, "well\n", "")
     ctr.ok("tasks", "kill", "--signal", "SIGTERM", goes_on)
-    wait_for(lambda: ctr.tasks()[goes_on] == "STOPPED", "the signal arrives", 60)
+    wait_for(lambda: ctr.tasks()[goes_on] == "STOPPED", "the signal arrives")
     assert ctr.delete(goes_on) == 5
     assert ctr.delete(ends) == 6
 

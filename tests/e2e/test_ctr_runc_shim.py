@@ -26,5 +26,5 @@ def test_a_container_and_its_tasks(ctr: Containerd) -> None:
     refused = ctr("tasks", "checkpoint", name)
     assert (refused.code, "checkpoint is not supported" in refused.stderr) == (1, True)
     ctr.ok("tasks", "kill", "--signal", "SIGTERM", name)
-    wait_for(lambda: ctr.tasks()[name] == "STOPPED", "the end of the container", limit_s=240)
+    wait_for(lambda: ctr.tasks()[name] == "STOPPED", "the end of the container")
     assert ctr.delete(name) == 3

@@ -38,15 +38,15 @@ def test_life_of_a_task(ctr: Containerd, runtime: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with ctr.events() as events:
         container = start(ctr, runtime, "sh", "-c", OBEDIENT, flags=("--log-uri", f"file://{log}"))
-        wait_for(lambda: log.read_text() == "up\n", "the container says up", 60)
+        wait_for(lambda: log.read_text() == "up\n", "the container says up")
         assert ctr.tasks() == {container: "RUNNING"}
         ctr.ok("tasks", "kill", "--signal", "SIGTERM", container)
-        wait_for(lambda: ctr.tasks() == {container: "STOPPED"}, "the task is stopped", 60)
+        wait_for(lambda: ctr.tasks() == {container: "STOPPED"}, "the task is stopped")
         assert log.read_text() == "up\nends\n"
         assert ctr.delete(container) == 5
         assert ctr.tasks() == {}
         ctr.ok("containers", "delete", container)
-        wait_for(lambda: events.of("/containers/delete", container), "the last event", 30)
+        wait_for(lambda: events.of("/containers/delete", container), "the last event")
         topics = [topic for topic in events.topics(container) if topic.startswith("/tasks/")]
     assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
@@ -91,7 +91,7 @@ def test_two_hundred_execs_at_once(ctr: Containerd, runtime: str) -> None:
 
 def test_exec_sees_the_container(ctr: Containerd, runtime: str) -> None:
     container = start(ctr, runtime, "sh", "-c", "echo here > /tmp/mark; exec sleep 1000")
-    wait_for(lambda: inside(ctr, container, "cat /tmp/mark") == (0, "here\n", ""), "the mark", 60)
+    wait_for(lambda: inside(ctr, container, "cat /tmp/mark") == (0, "here\n", ""), "the mark")
     listed = ctr.ok("tasks", "exec", "--exec-id", "e2", container, "ps", "-o", "pid,args")
     assert "1 sleep 1000" in listed
 
@@ -100,9 +100,9 @@ def test_exec_sees_the_container(ctr: Containerd, runtime: str) -> None:
 def test_exec_with_a_terminal(ctr: Containerd, runtime: str) -> None:
     container = start(ctr, runtime, "sleep", "1000")
     command = ctr.command("tasks", "exec", "--exec-id", "e1", "-t", container, "sh")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     with open_terminal(command, rows=31, columns=97) as terminal:
-        terminal.screen.expect("# ", timeout=60)
+        terminal.screen.expect("# ", timeout=180)
         # ctr tells the size after the start
         terminal.screen.send("test -t 0 && until stty size | grep -q '31 97'; do sleep 0.2; done; echo si''zed\n")
         terminal.screen.expect("sized")
@@ -114,11 +114,11 @@ def test_exec_with_a_terminal(ctr: Containerd, runtime: str) -> None:
             os.kill(terminal.process.pid, signal.SIGWINCH)
         terminal.screen.send("trap 'echo inter''rupted' INT; echo lis''tens; sleep 1000\n")
         terminal.screen.expect("listens")
-        wait_for(lambda: "sleep 1000" in last_process(ctr, container), "the program in front", 30)
+        wait_for(lambda: "sleep 1000" in last_process(ctr, container), "the program in front")
         terminal.screen.send("\x03")
         terminal.screen.expect("interrupted")
         terminal.screen.send("exit 9\n")
-        assert terminal.wait(60) == 9
+        assert terminal.wait(180) == 9
 
 
 def last_process(ctr: Containerd, container: str) -> str:
@@ -130,10 +130,10 @@ def last_process(ctr: Containerd, container: str) -> str:
 def test_run_with_a_terminal(ctr: Containerd, runtime: str) -> None:
     command = ctr.command("run", "--rm", "-t", "--runtime", runtime, BUSYBOX, ctr.new_id(), "sh")
     with open_terminal(command) as terminal:
-        terminal.screen.expect("# ", timeout=60)
+        terminal.screen.expect("# ", timeout=180)
         terminal.screen.send("tty; exit 4\n")
         terminal.screen.expect("/dev/(pts/0|console)")
-        assert terminal.wait(60) == 4
+        assert terminal.wait(180) == 4
 
 
 @pytest.mark.parametrize(("signal", "code"), [("SIGKILL", 137), ("SIGTERM", 143), ("SIGUSR1", 138)])
@@ -143,9 +143,9 @@ def test_signals(ctr: Containerd, runtime: str, signal: str, code: int) -> None:
     if signal != "SIGKILL":
         body = f"trap 'exit {code}' {signal.removeprefix('SIG')}; {body}"
     container = start(ctr, runtime, "sh", "-c", body)
-    wait_for(lambda: inside(ctr, container, "test -s /tmp/pid").code == 0, "the process below is there", 60)
+    wait_for(lambda: inside(ctr, container, "test -s /tmp/pid").code == 0, "the process below is there")
     ctr.ok("tasks", "kill", "--signal", signal, container)
-    wait_for(lambda: ctr.tasks()[container] == "STOPPED", "the task is stopped", 60)
+    wait_for(lambda: ctr.tasks()[container] == "STOPPED", "the task is stopped")
     assert ctr.delete(container) == code
 
 
@@ -156,7 +156,7 @@ def test_pause_and_resume(ctr: Containerd, runtime: str) -> None:
     ctr.ok("tasks", "resume", container)
     assert ctr.tasks() == {container: "RUNNING"}
     first = beat(ctr, container)
-    wait_for(lambda: beat(ctr, container) > first, "the heart beats again", 30)
+    wait_for(lambda: beat(ctr, container) > first, "the heart beats again")
 
 
 def beat(ctr: Containerd, container: str) -> int:
@@ -169,7 +169,7 @@ def test_paused_does_not_run(ctr: Containerd, runtime: str, tmp_path: Path) -> N
     body = "while :; do echo x >> /mnt/beats; sleep 0.05; done"
     container = start(ctr, runtime, "sh", "-c", body, flags=("--mount", mount))
     beats = tmp_path / "beats"
-    wait_for(lambda: beats.stat().st_size > 4, "it beats", 60)
+    wait_for(lambda: beats.stat().st_size > 4, "it beats")
     ctr.ok("tasks", "pause", container)
     held = beats.stat().st_size
     for _ in range(20):  # a second's worth of beats
@@ -177,19 +177,19 @@ def test_paused_does_not_run(ctr: Containerd, runtime: str, tmp_path: Path) -> N
         ctr.tasks()
     assert beats.stat().st_size == held
     ctr.ok("tasks", "resume", container)
-    wait_for(lambda: beats.stat().st_size > held, "it beats again", 30)
+    wait_for(lambda: beats.stat().st_size > held, "it beats again")
 
 
 def test_processes_and_metrics(ctr: Containerd, runtime: str, tmp_path: Path) -> None:
     container = start(ctr, runtime, "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; exec sleep 1000")
     fifos = ("--fifo-dir", str(tmp_path))  # which ctr leaves behind where a detached exec ends with its container
     ctr.ok("tasks", "exec", "--detach", *fifos, "--exec-id", "e1", container, "sh", "-c", "sleep 1000 & wait")
-    wait_for(lambda: len(ctr.ok("tasks", "ps", container).splitlines()) == 4, "all three processes are listed", 60)
+    wait_for(lambda: len(ctr.ok("tasks", "ps", container).splitlines()) == 4, "all three processes are listed")
     head, *rows = ctr.ok("tasks", "ps", container).splitlines()
     assert head.split() == ["PID", "INFO"]
     assert len({int(row.split()[0]) for row in rows}) == 3
     assert ["e1" in row for row in rows].count(True) == 1
-    wait_for(lambda: cpu_and_memory(ctr, container)[0] > 0, "CPU time is counted", 60)
+    wait_for(lambda: cpu_and_memory(ctr, container)[0] > 0, "CPU time is counted")
     assert cpu_and_memory(ctr, container)[1] > 0
 
 

@@ -33,7 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def box(module_kata: Kata, config: Path) -> str:
     name = module_kata.name()
     module_kata._started.append(name)
-    module_kata.ok("--config", str(config), "run", "-d", "--name", name, "busybox", "sleep", "77777", timeout=90)
+    module_kata.ok("--config", str(config), "run", "-d", "--name", name, "busybox", "sleep", "77777", timeout=180)
     return name
 
 
@@ -165,7 +165,7 @@ def test_shell_ends_with_a_killed_client(kata: Kata, box: str) -> None:
         assert "sleep 66666" in shown
         os.kill(piped.pid, signal.SIGKILL)
         os.kill(terminal.process.pid, signal.SIGKILL)
-        wait_for(lambda: not re.search(r"sleep (5|6)\d{4}", _processes(kata, box)), "the shells end", 60)
+        wait_for(lambda: not re.search(r"sleep (5|6)\d{4}", _processes(kata, box)), "the shells end")
     shells = [line for line in _processes(kata, box).splitlines() if line in ("sh", "-sh")]
     assert shells == []
 
@@ -182,17 +182,17 @@ def test_console_of_an_agent_that_hangs(kata: Kata, box: str) -> None:
             assert waiting.poll() is None
             _type(terminal, f"echo 0 >{ice}/cgroup.freeze; exit")
             assert terminal.wait() == 0
-        assert waiting.communicate(timeout=30)[0] == b"at last\n"
+        assert waiting.communicate(timeout=180)[0] == b"at last\n"
 
 
 def test_vm_that_dies_under_a_console(kata: Kata, config: Path) -> None:
     name = kata.name()
     kata._started.append(name)
-    kata.ok("--config", str(config), "run", "-d", "--rm", "--name", name, "busybox", "sleep", "77777", timeout=90)
+    kata.ok("--config", str(config), "run", "-d", "--rm", "--name", name, "busybox", "sleep", "77777", timeout=180)
     with _open(name) as terminal:
         terminal.screen.expect_exact(PROMPT)
         os.kill(kata.listed(name)["vmm_pid"], signal.SIGKILL)
-        terminal.screen.expect_exact(f"the debug console of {name} was cut off: ", timeout=60)
+        terminal.screen.expect_exact(f"the debug console of {name} was cut off: ", timeout=180)
         assert terminal.wait() == 125
         assert terminal.settings == terminal.settings_before
 
@@ -276,7 +276,7 @@ def test_console_of_a_pod(console_cri: Cri, kata: Kata, guest_image: dict[str, A
         terminal.screen.expect_exact("passwd resolv.conf")
         pod_id = pod.id
         pod.stop_and_remove()
-        terminal.screen.expect_exact(f"the debug console of {pod_id} was cut off: the sandbox has ended", timeout=60)
+        terminal.screen.expect_exact(f"the debug console of {pod_id} was cut off: the sandbox has ended", timeout=180)
         assert terminal.wait() == 125
         assert terminal.settings == terminal.settings_before
     assert "no such container" in kata("exec", short).stderr

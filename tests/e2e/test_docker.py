@@ -54,7 +54,7 @@ def test_a_container_in_the_background(docker: Docker, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("given")
     volume = ("-v", f"{tmp_path}:/mnt:ro", "--tmpfs", "/scratch")
     docker.start("--network", "none", "-t", "--name", "box", *volume, docker.image, "sh", "-c", LOOP)
-    wait_for(lambda: docker.ok("logs", "box") == "ready\n", "the first line of the log", limit_s=240)
+    wait_for(lambda: docker.ok("logs", "box") == "ready\n", "the first line of the log")
     assert docker("exec", "box", "sh", "-c", "echo in exec; exit 9")[:2] == (9, "in exec\n")
     assert docker("exec", "box", "sh", "-c", "kill -9 $$").code == 137
     assert docker.ok("exec", "-i", "box", "cat", "-", "/mnt/given", input="some ") == "some given"
@@ -83,7 +83,7 @@ def test_networks(docker: Docker) -> None:
     web = docker.start("--name", "web", *published, docker.image, "sh", "-c", PAGE)
     address = docker.ok("inspect", "web", "--format", "{{.NetworkSettings.IPAddress}}").strip()
     of_a_port = ("curl", "-s", f"http://{BRIDGE_ADDRESS}:8088/")
-    wait_for(lambda: docker.on_the_host(*of_a_port).out == "page\n", "an answer at the port", limit_s=240, period_s=1)
+    wait_for(lambda: docker.on_the_host(*of_a_port).out == "page\n", "an answer at the port", period_s=1)
     assert docker.on_the_host("curl", "-s", f"http://{address}/").out == "page\n"
     beside = docker.start("--name", "beside", "--network", "container:web", docker.image, "sleep", "1000")
     assert docker.ok("exec", "beside", *GET, "http://127.0.0.1/") == "page\n"
@@ -105,7 +105,7 @@ def test_a_restart_policy_and_a_daemon_that_was_killed(docker: Docker) -> None:
     docker.start(
         "--network", "none", "--restart", "on-failure:3", "--name", "box", docker.image, "sh", "-c", fails_once
     )
-    wait_for(lambda: docker.ok("logs", "box") == "ready\n", "the first line of the log", limit_s=240)
+    wait_for(lambda: docker.ok("logs", "box") == "ready\n", "the first line of the log")
     assert docker.ok("inspect", "box", "--format", "{{.RestartCount}}") == "1\n"
     docker.kill()
     docker.open()

@@ -64,7 +64,7 @@ def test_signals_reach_the_command(kata: Kata, box: str) -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
         running.send_signal(signal.SIGTERM)
-        assert running.communicate(timeout=60) == (b"caught\n", b"")
+        assert running.communicate(timeout=180) == (b"caught\n", b"")
         assert running.returncode == 3
 
 
@@ -88,7 +88,7 @@ def test_the_death_of_the_other_process_is_told(kata: Kata) -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
         os.kill(kata.listed(name)["supervisor_pid"], signal.SIGKILL)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=180)
     assert running.returncode == 125
     told = f"kata-runtime: the command in {name} was cut off: the kata-runtime that runs the container was killed\n"
     assert said.decode() == told

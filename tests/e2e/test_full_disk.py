@@ -13,7 +13,7 @@ SANDBOXES = Path("/var/lib/katapod/sandboxes")
 ALL_DOORS = """
 mount -t tmpfs -o size=40m tmpfs {sandboxes}
 {kata} run -d --name {name} busybox sh -c {script}
-for each in $(seq 240); do  # until it has ended: two minutes
+for each in $(seq 400); do  # until it has ended: some minutes
     {kata} list | grep -q '^{name} .* stopped ' && break
     sleep 0.5
 done
@@ -39,7 +39,7 @@ def test_a_layer_that_cannot_be_written(kata: Kata) -> None:
     )
     SANDBOXES.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300, check=False
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=800, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     _, rows, table, logged, inspected, attached = done.stdout.split("|\n")
@@ -67,7 +67,7 @@ def test_a_log_and_a_shared_layer_that_cannot_be_written(kata: Kata, tmp_path: P
         f"echo '|'; {shlex.join(kata_command('logs', name))} 2>&1; {shlex.join(kata_command('delete', name))}"
     )
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=200, check=False
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=600, check=False
     )
     said, kept = done.stdout.split("|\n")
     incomplete = f"the log {SANDBOXES}/{name}/container.log is not complete: No space left on device"

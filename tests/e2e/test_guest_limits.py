@@ -38,9 +38,9 @@ def _look(kata: Kata, config: Path, *, templates: bool) -> tuple[dict[str, str],
     kata._started.append(name)
     with with_templates(templates):
         kata.ok(
-            "--config", str(config), "run", "-d", "--name", name, "-m", "3g", "busybox", "sleep", "1000", timeout=120
+            "--config", str(config), "run", "-d", "--name", name, "-m", "3g", "busybox", "sleep", "1000", timeout=180
         )
-        machine = kata.ok("exec", "--vm", name, "sh", "-c", LOOK, timeout=120)
+        machine = kata.ok("exec", "--vm", name, "sh", "-c", LOOK, timeout=180)
         inside = kata.ok("exec", name, "sh", "-c", LOOK_INSIDE)
     kata.remove_started()
     found = dict(line.split(":", 1) for line in machine.splitlines())

@@ -19,7 +19,7 @@ SLEEP = ("sleep", "100000")
 
 
 def said(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=180).stdout
 
 
 def facts_of(kata: Kata, name: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_a_pod(cri: Cri, kata: Kata, tmp_path: Path) -> None:
     os.kill(qemu, signal.SIGSTOP)
     started = time.monotonic()
     hung = facts_of(kata, pod.id)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 180
     assert hung["hypervisor"] is None
     assert hung["guest"] is None
     why = {one["part"]: one["why"] for one in hung["missing"]}
@@ -69,9 +69,9 @@ def test_a_pod(cri: Cri, kata: Kata, tmp_path: Path) -> None:
     assert "stopped by a signal" in kata.ok("inspect", pod.id)
 
     with kata.spawn("inspect", pod.id, "--json", stdout=subprocess.PIPE) as looking:
-        wait_for(lambda: asks(looking.pid), "it asks the sandbox", 30)
+        wait_for(lambda: asks(looking.pid), "it asks the sandbox")
         os.kill(qemu, signal.SIGKILL)
-        out, _ = looking.communicate(timeout=30)
+        out, _ = looking.communicate(timeout=180)
     assert looking.returncode == 0
     after = json.loads(out)
     assert after["state"] == "stopped"
@@ -97,7 +97,7 @@ def check_processes(facts: dict[str, Any]) -> None:
     shown = said("ps", "-o", "ppid=,args=", "-p", str(qemu["pid"]))
     assert int(shown.split()[0]) == roles["shim"]["pid"] == qemu["parent"]
     assert len(qemu["threads"]) == len(os.listdir(f"/proc/{qemu['pid']}/task"))
-    assert any(name.startswith("CPU 0/") for _, name in qemu["threads"])
+    assert any(name.startswith(("CPU 0/", "ALL CPUs/")) for _, name in qemu["threads"])
     parts = facts["command_line"]
     assert " ".join(part["part"] for part in parts) == " ".join(qemu["command"])
     assert [part["part"] for part in parts if not part["known"]] == []
@@ -174,8 +174,8 @@ def test_a_container_of_run(kata: Kata) -> None:
     assert "\x1b" not in text
     assert f"Sandbox {name}  running" in text
     kata.ok("kill", "-s", "KILL", name)
-    wait_for(lambda: kata.listed(name)["state"] == "stopped", "it has stopped", 60)
-    wait_for(lambda: facts_of(kata, name)["processes"] == [], "its processes have ended too", 60)
+    wait_for(lambda: kata.listed(name)["state"] == "stopped", "it has stopped")
+    wait_for(lambda: facts_of(kata, name)["processes"] == [], "its processes have ended too")
     facts = facts_of(kata, name)
     assert (facts["state"], facts["guest"]) == ("stopped", None)
     assert facts["containers"][0]["exit_code"] == 137

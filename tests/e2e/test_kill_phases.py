@@ -30,7 +30,7 @@ from faults import (
 
 from kit.accel import vmm_name
 
-ERROR_LIMIT_S = 60.0
+ERROR_LIMIT_S = 180.0
 WRITER = "i=0; while true; do dd if=/dev/zero of=/v/data bs=64k count=16 2>/dev/null; sync; echo x >> /v/mark; done"
 
 
@@ -70,7 +70,7 @@ def test_killed_supervisor_takes_its_vm_along(name: str, phase: str) -> None:
         at(phase, running)
         killed = die_hard(running.pid)
         assert running.end().code == -signal.SIGKILL
-        wait_until("VMM and virtiofsd are gone", lambda: not processes_of(name), limit_s=30.0)
+        wait_until("VMM and virtiofsd are gone", lambda: not processes_of(name))
         print(f"gone after {time.monotonic() - killed:.3f} s")
         removed = delete(name)
         assert (removed.code, removed.err) == (0, "")
@@ -90,7 +90,7 @@ def test_killed_background_supervisor(name: str) -> None:
     assert kata("run", "-d", "--name", name, "busybox", "sleep", "1000").out == f"{name}\n"
     supervisor = int(str(record_of(name)["supervisor_pid"]))
     die_hard(supervisor)
-    wait_until("VMM and virtiofsd are gone", lambda: not processes_of(name), limit_s=30.0)
+    wait_until("VMM and virtiofsd are gone", lambda: not processes_of(name))
     other = fresh_name("kill")
     assert kata("run", "--rm", "--name", other, "no-such-image", "true").code == 125
     # it had run and was to be kept: only its record and log stay, and say what became of it

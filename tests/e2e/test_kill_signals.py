@@ -101,7 +101,7 @@ def test_signals_in_quick_succession_do_not_break_off_the_clean_up(name: str, ma
             time.sleep(pause)
             if running.process.poll() is None:
                 running.signal(signal.SIGTERM)
-        done = running.end(limit_s=60)
+        done = running.end()
         # a container that had just started dies of the second signal
         assert ended_by(done, signal.SIGTERM) or done.code == 137, done
         assert "Traceback" not in done.err
@@ -113,10 +113,11 @@ def test_signal_before_the_container_listens(name: str) -> None:
     with start("--rm", "busybox", "sleep", "1000", name=name) as running:
         wait_until("running", lambda: container_state(name) == "running")
         running.signal(signal.SIGINT)
+        running.signal_is_taken(signal.SIGINT)
         time.sleep(0.5)
         assert container_state(name) == "running"
         running.signal(signal.SIGINT)
-        assert running.end(limit_s=60).code == 137
+        assert running.end().code == 137
     assert leftovers(name) == []
 
 
@@ -126,7 +127,7 @@ def test_signal_to_a_detached_start_ends_the_background_too(name: str, mark: str
     with start("-d", *SHARED, "busybox", "sleep", "1000", name=name) as running:
         wait_until(mark, lambda: seen(name), period_s=0.001)
         running.signal(signal.SIGTERM)
-        done = running.end(limit_s=60)
+        done = running.end()
         assert ended_by(done, signal.SIGTERM), done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
@@ -137,24 +138,25 @@ def test_signals_are_forwarded_and_a_deaf_container_dies_of_the_second(name: str
     with start("--rm", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", BLOCKED, name=name) as running:
         wait_until("the container is up", lambda: (tmp_path / "up").exists())
         running.signal(signal.SIGTERM)
+        running.signal_is_taken(signal.SIGTERM)
         time.sleep(1)
         assert running.process.poll() is None
         running.signal(signal.SIGTERM)
-        assert running.end(limit_s=60).code == 137
+        assert running.end().code == 137
     assert leftovers(name) == []
 
 
 def test_signal_during_an_import_leaves_nothing(name: str) -> None:
     """A slow import: the registry takes the connection, and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as registry:
-        registry.settimeout(30)
+        registry.settimeout(180)
         port = registry.getsockname()[1]
         with start("--rm", f"docker://127.0.0.1:{port}/slow:1", "true", name=name) as running:
             connection, _ = registry.accept()
             with connection:
                 assert record_of(name)
                 running.signal(signal.SIGINT)
-                done = running.end(limit_s=60)
+                done = running.end()
         assert ended_by(done, signal.SIGINT), done
         assert "Traceback" not in done.err
         assert leftovers(name) == []
@@ -180,31 +182,31 @@ def test_hanging_vm_is_named_and_can_be_removed(name: str) -> None:
         began = time.monotonic()
         removed = delete(other)
         assert (removed.code, removed.err) == (0, "")
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 180
         assert leftovers(other) == []
-        second.end(limit_s=30)
+        second.end()
         with start_exec(name, "true") as blocked:
-            killed = kata("kill", name, limit_s=70)
-            done = blocked.end(limit_s=70)
+            killed = kata("kill", name, limit_s=180)
+            done = blocked.end()
         print(f"exec: {done}\nkill: {killed}")
         done.assert_clean_error()
         killed.assert_clean_error(1)
         assert "hangs" in done.err
-        ended = running.end(limit_s=60)
+        ended = running.end()
         print(f"run: {ended}, after {time.monotonic() - began:.1f} s")
         ended.assert_clean_error()
         assert "hangs: its agent did not answer" in ended.err
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 180
     assert leftovers(name) == []
 
 
-@pytest.mark.qemu("a boot that takes long enough")
+@pytest.mark.qemu("a kernel that is told not to get up")
 def test_vm_that_hangs_in_its_start_ends_after_dial_timeout(name: str, tmp_path: Path) -> None:
-    config = write_config(tmp_path, agent={"dial_timeout": 4}, factory={"enable_template": False})
+    never_up = {"kernel_params": "rdinit=/none panic=0"}
+    config = write_config(tmp_path, qemu=never_up, agent={"dial_timeout": 10}, factory={"enable_template": False})
     with start("--rm", "busybox", "true", name=name, config=config) as running:
         wait_until("the guest boots", lambda: record_of(name).get("vmm_pid"))
-        time.sleep(0.5)
         hang(running)
-        done = running.end(limit_s=30).assert_clean_error()
+        done = running.end().assert_clean_error()
         assert "did not answer within" in done.err
         assert leftovers(name) == []

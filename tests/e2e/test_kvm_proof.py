@@ -37,7 +37,7 @@ class Host:
         tables = {"factory": {"enable_template": False}, **tables}
         self.config = write_config(directory, qemu=qemu, katapod={"accelerator": "auto"}, **tables)
 
-    def begin(self, *args: str, limit_s: float = 90) -> "subprocess.Popen[str]":
+    def begin(self, *args: str, limit_s: float = 240) -> "subprocess.Popen[str]":
         environment = {**os.environ, "PYTHONPATH": str(TESTS), "KVM_HOST_LIMIT_S": str(limit_s)}
         environment.pop("KATAPOD_ACCELERATOR", None)
         return subprocess.Popen(
@@ -49,17 +49,17 @@ class Host:
             text=True,
         )
 
-    def begin_run(self, *args: str, limit_s: float = 90) -> "subprocess.Popen[str]":
+    def begin_run(self, *args: str, limit_s: float = 240) -> "subprocess.Popen[str]":
         return self.begin("run", "--rm", "--name", self.kata.name(), *args, limit_s=limit_s)
 
-    def run(self, *args: str, limit_s: float = 90) -> tuple[int, str, str]:
+    def run(self, *args: str, limit_s: float = 240) -> tuple[int, str, str]:
         process = self.begin_run(*args, limit_s=limit_s)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=180)
         return process.returncode, out, err
 
     def checked(self, line_id: str = "accelerator") -> dict[str, Any]:
         """A line of `check --json`."""
-        out, _ = self.begin("check", "--json").communicate(timeout=60)
+        out, _ = self.begin("check", "--json").communicate(timeout=180)
         return next(line for line in json.loads(out)["lines"] if line["line_id"] == line_id)
 
     def question(self) -> tuple[Config, HostFacts]:
@@ -89,7 +89,7 @@ def test_six_first_starts_at_once(tmp_path: Path, kata: Kata, templates_here: Te
     """As on a node that restarts its pods."""
     host = Host(tmp_path, kata, factory={"enable_template": True, "template_path": str(templates_here.root)})
     started = [host.begin_run("busybox", "echo", str(number)) for number in range(6)]
-    ended = [process.communicate(timeout=150) for process in started]
+    ended = [process.communicate(timeout=180) for process in started]
     assert [out for out, _ in ended] == [f"{number}\n" for number in range(6)], ended
     assert len(host.qemu.proofs()) == 1
     assert set(host.sandboxes()) == {"kvm host,pmu=off"}

@@ -83,7 +83,7 @@ def test_a_program_of_the_page(number: int, kata: Kata) -> None:
     program, output = programs()[number]
     name = kata.name()
     program, output = program.replace('"box"', f'"{name}"'), re.sub(r"^box\b", name, output, flags=re.MULTILINE)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
@@ -114,7 +114,7 @@ def test_a_program_that_is_ended(mounts: str, ending: signal.Signals, kata: Kata
         seen = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{name}/" in line]
         assert bool(seen) is (mounts == "host")
         program.send_signal(ending)
-        program.communicate(timeout=60)
+        program.communicate(timeout=180)
     if ending is signal.SIGKILL:
         rows = [row for row in json.loads(kata.ok("list", "--json")) if row["name"] == name]
         assert [row["state"] for row in rows] in (["dead"], [])  # another test's start may have removed it

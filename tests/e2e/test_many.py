@@ -43,10 +43,10 @@ def name() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def several(count: int, *command: str) -> Iterator[list[Started]]:
+def several(count: int, *command: str, flags: tuple[str, ...] = SHARED) -> Iterator[list[Started]]:
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(start("--rm", "-m", "64m", *SHARED, "busybox", *command, name=fresh_name("many")))
+            stack.enter_context(start("--rm", "-m", "64m", *flags, "busybox", *command, name=fresh_name("many")))
             for _ in range(count)
         ]
 
@@ -62,7 +62,7 @@ def test_eight_sandboxes_at_the_same_time(tmp_path: Path) -> None:
             args = ("--rm", "-m", "64m", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", script)
             all_of_them.append(stack.enter_context(start(*args, name=fresh_name("many"))))
         # all run at once: none ends before all are up
-        wait_until("eight are up", lambda: len(list(tmp_path.glob("up-*"))) == 8, limit_s=120)
+        wait_until("eight are up", lambda: len(list(tmp_path.glob("up-*"))) == 8)
         rows = {row["name"]: row for row in json.loads(kata("list", "--json").out)}
         assert all(rows[each.name]["state"] == "running" for each in all_of_them)
         (tmp_path / "go").touch()
@@ -80,10 +80,12 @@ def victims(running: Started, what: str) -> list[int]:
 
 
 @pytest.mark.alone
-def test_a_killed_one_does_not_disturb_the_others() -> None:
+def test_a_killed_one_does_not_disturb_the_others(tmp_path: Path) -> None:
     chosen = random.Random(SEED)
     for turn in range(3):
-        with several(4, "sh", "-c", "sleep 2; echo done") as group:
+        over = tmp_path / f"over-{turn}"
+        script = f"until test -e /v/{over.name}; do sleep 0.2; done; echo done"
+        with several(4, "sh", "-c", script, flags=("-v", f"{tmp_path}:/v")) as group:
             victim = group[chosen.randrange(4)]
             what = ["supervisor", "vmm", "virtiofsd"][turn]
             wait_until("its VM", partial(vmm_of, victim.name))
@@ -92,6 +94,7 @@ def test_a_killed_one_does_not_disturb_the_others() -> None:
             assert targets
             assert 0 not in targets, "ended before the kill"
             die_hard(targets[0])
+            over.touch()
             for each in group:
                 done = each.end()
                 if each is victim:
@@ -118,25 +121,28 @@ def test_random_kills_during_the_start_leave_nothing() -> None:
             if not targets or targets == [0]:
                 targets, what = [running.pid], "supervisor"  # it has none yet
             die_hard(targets[-1])
-            done = running.end(limit_s=60)
+            done = running.end()
             shown = f"{what} after {moment:.2f} s: {done}"
             if what == "supervisor":
-                wait_until("its VM is gone", lambda: not vmm_of(name) and not virtiofsd_of(name), limit_s=30)
+                wait_until("its VM is gone", lambda: not vmm_of(name) and not virtiofsd_of(name))
                 removed = delete(name)
                 assert (removed.code, removed.err) == (0, ""), shown
             else:
                 done.assert_clean_error()
                 assert "killed by SIGKILL" in done.err or "virtiofsd ended" in done.err, shown
-                assert done.took_s < 60, shown
+                assert done.took_s < 180, shown
             assert leftovers(name) == [], shown
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda plan: one(*plan), plans))
 
 
-def test_two_starts_with_one_name(name: str) -> None:
-    with start("--rm", "busybox", "sh", "-c", "sleep 1; echo won", name=name) as first:
-        with start("--rm", "busybox", "sh", "-c", "sleep 1; echo won", name=name) as second:
+def test_two_starts_with_one_name(name: str, tmp_path: Path) -> None:
+    run = ("--rm", "-v", f"{tmp_path}:/v", "busybox", "sh", "-c", "until test -e /v/end; do sleep 0.1; done; echo won")
+    with start(*run, name=name) as first:
+        with start(*run, name=name) as second:
+            wait_until("one has lost", lambda: any(each.process.poll() is not None for each in (first, second)))
+            (tmp_path / "end").touch()
             ends = sorted([first.end(), second.end()], key=lambda done: done.code)
         assert (ends[0].code, ends[0].out) == (0, "won\n")
         ends[1].assert_clean_error()
@@ -163,7 +169,7 @@ def test_delete_during_the_start(name: str, tmp_path: Path) -> None:
         assert "delete --force" in refused.err
         removed = delete(name)
         assert (removed.code, removed.err) == (0, "")
-        assert running.end(limit_s=60).code == 143
+        assert running.end().code == 143
         assert leftovers(name) == []
 
 
@@ -176,19 +182,18 @@ def test_delete_twice_at_once(name: str, mark: str) -> None:
         with ThreadPoolExecutor(3) as pool:
             for removed in pool.map(lambda _: delete(name), range(3)):
                 assert (removed.code, removed.err) == (0, ""), removed
-        running.end(limit_s=60)
+        running.end()
         assert leftovers(name) == []
 
 
 def test_list_never_fails_while_sandboxes_come_and_go() -> None:
     over = threading.Event()
+    results: list[Finished] = []
 
-    def watch() -> list[Finished]:
-        found = []
+    def watch() -> None:
         while not over.is_set():
-            found.append(kata("list"))
-            found.append(kata("list", "--json"))
-        return found
+            results.append(kata("list"))
+            results.append(kata("list", "--json"))
 
     with ThreadPoolExecutor(1) as pool:
         seen = pool.submit(watch)
@@ -197,12 +202,14 @@ def test_list_never_fails_while_sandboxes_come_and_go() -> None:
                 for each in group:
                     assert each.end().code == 0
             # the record's whole life without a VM is short: many of these
-            for _ in range(8):
+            turn = 0
+            while turn < 8 or len(results) <= 10:
                 kata("run", "--rm", "--name", fresh_name("many"), "no-such-image")
+                assert not seen.done(), seen.result()
+                turn += 1
         finally:
             over.set()
-        results = seen.result()
-    assert len(results) > 10
+        seen.result()
     for done in results:
         assert (done.code, done.err) == (0, ""), done
 
@@ -220,7 +227,7 @@ def test_exec_racing_with_the_end(name: str, tmp_path: Path) -> None:
                 if len(beside) == 5:
                     (tmp_path / "end").touch()
                 time.sleep(0.15)
-            execs += [each.end(limit_s=60) for each in beside]
+            execs += [each.end() for each in beside]
         assert running.end().code == 0
     assert execs[0].code == 0
     for done in execs:

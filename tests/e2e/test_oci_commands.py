@@ -145,7 +145,7 @@ def test_a_terminal(oci: OciRuntime, tmp_path: Path) -> None:
         def has_changed() -> bool:
             return oci.ok("exec", name, "stty", "-F", "/dev/console", "size") == "41 101\n"
 
-        wait_for(has_changed, "the guest's terminal to have the new size", limit_s=60)
+        wait_for(has_changed, "the guest's terminal to have the new size")
         os.write(master, b"go\r")
         assert read_until(master, "41 101")
         assert reap(pid) == 4

@@ -37,7 +37,7 @@ def test_a_kill(oci: OciRuntime, victim: str, started: bool) -> None:
     pids = {"supervisor": oci.supervisor(made.id), "vmm": vmm_of(oci, made.id), "proxy": made.pid}
     os.kill(pids[victim], signal.SIGKILL)
     assert reap(made.pid) == 137
-    wait_for(lambda: oci.state(made.id)["status"] == "stopped", "the state to be stopped", limit_s=60)
+    wait_for(lambda: oci.state(made.id)["status"] == "stopped", "the state to be stopped")
     assert oci("kill", made.id, "KILL").err.endswith("container not running\n")
     oci.ok("delete", made.id)
     assert is_gone(oci, made)
@@ -62,7 +62,7 @@ def test_the_death_of_an_execs_proxy_ends_the_exec(oci: OciRuntime, tmp_path: Pa
     assert execs() > 0
     os.kill(pid, signal.SIGKILL)
     assert reap(pid) == 137
-    wait_for(lambda: execs() == 0, "the process in the guest to end", limit_s=60)
+    wait_for(lambda: execs() == 0, "the process in the guest to end")
     oci.ok("delete", "--force", made.id)
     reap(made.pid)
 
@@ -71,10 +71,10 @@ def test_a_create_that_is_killed_leaves_nothing(oci: OciRuntime) -> None:
     name = oci.name()
     words = oci.command("create", "--bundle", str(oci.bundle("sleep", "1000")), name)
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as create:
-        wait_for(lambda: (oci.root / name / "state.json").exists(), "the claim", limit_s=60)
+        wait_for(lambda: (oci.root / name / "state.json").exists(), "the claim")
         create.kill()
     sandbox = json.loads((oci.root / name / "state.json").read_text())["sandbox"]
     place = SupervisorDir(str(oci.root), sandbox)
-    wait_for(lambda: not place.alive(), "the end of its supervisor, if there was one already", limit_s=100)
+    wait_for(lambda: not place.alive(), "the end of its supervisor, if there was one already")
     oci.ok("delete", "--force", name)
     assert not [entry for entry in os.listdir(oci.root) if name in entry]

@@ -51,7 +51,7 @@ def test_run(podman: Podman) -> None:
 def test_a_container_in_the_background(podman: Podman) -> None:
     health = ("--health-cmd", "echo > /tmp/checked", "--health-interval", "disable")  # a timer would be systemd's
     box = podman.start("--network", "none", "--name", "box", *health, podman.image, "sh", "-c", LOOP)
-    wait_for(lambda: podman.ok("logs", "box") == "ready\n", "the first line of the log", limit_s=60)
+    wait_for(lambda: podman.ok("logs", "box") == "ready\n", "the first line of the log")
     assert podman("exec", "box", "sh", "-c", "echo in exec; exit 9")[:2] == (9, "in exec\n")
     assert podman.ok("exec", "-i", "box", "cat", input="some") == "some"
     podman.ok("healthcheck", "run", "box")
@@ -95,11 +95,11 @@ def test_one_vm_for_those_who_share_a_network(podman: Podman) -> None:
     box = podman.start("--name", "server", podman.image, "sh", "-c", page)
     get = ("wget", "-q", "-O", "-", "http://127.0.0.1/index.html")
     inside = ("run", "--rm", "--network", "container:server", podman.image, *get)
-    wait_for(lambda: podman(*inside).out == "page\n", "an answer in the same VM", limit_s=120, period_s=1)
+    wait_for(lambda: podman(*inside).out == "page\n", "an answer in the same VM", limit_s=180, period_s=1)
     podman.ok("pod", "create", "--infra-image", podman.image, "--infra-command", "/bin/sleep 1000", "--name", "group")
     member = podman.start("--pod", "group", "--name", "member", podman.image, "sh", "-c", page)
     inside = ("run", "--rm", "--pod", "group", podman.image, *get)
-    wait_for(lambda: podman(*inside).out == "page\n", "an answer in the pod", limit_s=120, period_s=1)
+    wait_for(lambda: podman(*inside).out == "page\n", "an answer in the pod", limit_s=180, period_s=1)
     infra = json.loads((STATES / member / "state.json").read_text())["sandbox"]
     claim(infra)
     assert infra != member
@@ -136,7 +136,7 @@ def test_play_kube(podman: Podman, tmp_path: Path) -> None:
     for each in ids:
         claim(each)
     get = ("exec", "played-client", "/bin/wget", "-q", "-O", "-", "http://127.0.0.1/page")
-    wait_for(lambda: podman(*get).out == "page\n", "an answer of the other container", limit_s=240, period_s=1)
+    wait_for(lambda: podman(*get).out == "page\n", "an answer of the other container", period_s=1)
     states = [json.loads((STATES / each / "state.json").read_text()) for each in ids]
     assert (len(ids), len({state["sandbox"] for state in states})) == (3, 1)
     text = podman.ok("generate", "kube", "played")

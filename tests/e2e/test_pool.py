@@ -156,7 +156,7 @@ def test_signals_reach_the_container(one: Pool) -> None:
         assert client.stdout is not None
         assert client.stdout.readline() == "ready\n"
         client.terminate()
-        out, err = client.communicate(timeout=60)
+        out, err = client.communicate(timeout=180)
     assert (client.returncode, out, err) == (5, "term\n", "")
     assert before - one.vms()
     assert left_of(name) == []
@@ -195,7 +195,7 @@ def test_killed_client_takes_its_container_along(one: Pool) -> None:
         machine = machine_of(name)
         client.kill()
         assert client.wait() == -signal.SIGKILL
-        wait_for(lambda: left_of(name) + left_of(machine) == [], "nothing is left of the container", 60)
+        wait_for(lambda: left_of(name) + left_of(machine) == [], "nothing is left of the container")
     one.wait_full()
 
 
@@ -204,9 +204,9 @@ def test_killed_member_is_said_and_cleaned_up_after(one: Pool) -> None:
     with attached(one, name) as client:
         machine = machine_of(name)
         os.kill(supervisor_of(name), signal.SIGKILL)
-        _, err = client.communicate(timeout=60)
+        _, err = client.communicate(timeout=180)
         assert (client.returncode, err) == (125, KILLED)
-        wait_for(lambda: left_of(name) + left_of(machine) == [], "the server has cleaned up", 30)
+        wait_for(lambda: left_of(name) + left_of(machine) == [], "the server has cleaned up")
     one.wait_full()
 
 
@@ -221,7 +221,7 @@ def test_killed_qemu_is_named(one: Pool) -> None:
     (qemu,) = one.wait_full()
     with attached(one, name) as client:
         os.kill(qemu, signal.SIGKILL)
-        _, err = client.communicate(timeout=30)
+        _, err = client.communicate(timeout=180)
         assert client.returncode == 125
         assert "QEMU ended unexpectedly: killed by SIGKILL" in err
     assert left_of(name) == []
@@ -245,7 +245,7 @@ def test_what_is_taken_outlives_the_server(kata: Kata, tmp_path: Path) -> None:
         assert done.code == 0
         pool.wait_full()
         server.terminate()
-        assert server.wait(60) == 0
+        assert server.wait(180) == 0
     assert Path(f"/proc/{idle}/cmdline").read_bytes() != b"", "QEMU runs"
     machine = machine_of(name)
     assert [left for other in sorted(pool.machines - {machine}) for left in left_of(other)] == []
@@ -262,8 +262,8 @@ def test_killed_server_leaves_nothing(kata: Kata, tmp_path: Path) -> None:
     with running_pool(pool) as server:
         pool.wait_full()
         server.kill()
-        server.wait(60)
-        wait_for(lambda: [left for machine in pool.machines for left in left_of(machine)] == [], "idle ones end", 60)
+        server.wait(180)
+        wait_for(lambda: [left for machine in pool.machines for left in left_of(machine)] == [], "idle ones end")
     assert pool.endpoint.exists(), "a stale socket"
     name = kata.name()
     assert pool("run", "--rm", "--name", name, "busybox", "hostname") == (0, f"{name}\n", ""), "no noise without it"
@@ -275,10 +275,10 @@ def test_killed_server_leaves_nothing(kata: Kata, tmp_path: Path) -> None:
 def test_server_killed_while_it_starts_a_machine(kata: Kata, tmp_path: Path) -> None:
     pool = Pool(kata, tmp_path, 1)
     with running_pool(pool) as server:
-        machines = wait_for(lambda: machines_of(server.pid), "a machine is being started", 60, 0.005)
+        machines = wait_for(lambda: machines_of(server.pid), "a machine is being started", 180, 0.005)
         server.kill()
-        server.wait(60)
-        wait_for(lambda: [left for machine in machines for left in left_of(machine)] == [], "it ends", 60)
+        server.wait(180)
+        wait_for(lambda: [left for machine in machines for left in left_of(machine)] == [], "it ends")
 
 
 def test_second_server_is_refused(one: Pool) -> None:
@@ -312,7 +312,7 @@ def check_status_and_destroy(pool: Pool) -> None:
         assert lines[0] == f"VM cache server pid = {server.pid}"
         assert lines[1] == f"VM pid = {qemu} Cpu = 1 Memory = 256MiB"
         assert pool("factory", "destroy").stdout.startswith("vm factory destroyed\n")
-        assert server.wait(60) == 0
+        assert server.wait(180) == 0
         assert server.stdout is not None
         assert server.stdout.read() == "vm factory initialized\n"
         assert [left for machine in pool.machines for left in left_of(machine)] == []

@@ -61,7 +61,7 @@ def test_killed_container_ends_with_137(kata: Kata) -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
         assert kata("kill", name) == (0, "", "")
-        assert running.wait(60) == 137
+        assert running.wait(180) == 137
 
 
 @pytest.mark.core
@@ -130,7 +130,7 @@ def test_signal_to_exec_is_passed_on(kata: Kata, box: str) -> None:
         assert running.stdout.readline() == b"ready\n"
         running.send_signal(signal.SIGTERM)
         assert running.stdout.read() == b"got\n"
-        assert running.wait(60) == 9
+        assert running.wait(180) == 9
 
 
 def test_environment_by_default(kata: Kata, box: str) -> None:

@@ -12,6 +12,7 @@ from kit.accel import current_accelerator
 from kit.jail_probe import assert_jailed
 from kit.kata import RUN_PREFIX, Kata, wait_for
 
+BEGAN = time.time()
 COUNT = "n=0; while sleep 0.1; do n=$((n+1)); echo $n > /count; done"
 TALK = f"echo out-1; echo err-1 >&2; echo out-2; trap 'echo caught; exit 33' TERM; {COUNT}"
 
@@ -25,7 +26,7 @@ def test_list(kata: Kata, box: str) -> None:
     header, *rows = kata.ok("list").splitlines()
     assert header.split() == ["NAME", "IMAGE", "COMMAND", "STATE", "AGE", "VM", "NETWORK"]
     row = next(row for row in rows if row.startswith(box))
-    assert re.search(r"busybox +sh -c .* running +\d+s +1 vCPU, 2048 MiB, (kvm|uml|tcg)", row), row
+    assert re.search(r"busybox +sh -c .* running +\d+\w +1 vCPU, 2048 MiB, (kvm|uml|tcg)", row), row
     assert box in kata.ok("list", "-q").splitlines()
 
 
@@ -40,7 +41,7 @@ def test_list_as_json(kata: Kata, box: str) -> None:
     assert program in Path(f"/proc/{listed['vmm_pid']}/cmdline").read_text()
     if current_accelerator() != "uml":
         assert_jailed(listed["vmm_pid"])
-    assert abs(time.time() - listed["created"]) < 200
+    assert BEGAN < listed["created"] < time.time()
 
 
 def _count(kata: Kata, box: str) -> int:
@@ -81,7 +82,7 @@ def test_stats(kata: Kata, box: str) -> None:
         burning.stdout.readline()
         (busy,) = json.loads(kata.ok("stats", "--json", box))
         burning.terminate()
-        burning.wait(60)
+        burning.wait(180)
     assert busy["cpu_percent"] > sample["cpu_percent"] + 5, "others use the CPU too"
     assert 4 <= busy["pids"] - sample["pids"] <= 6, "five more, give or take the counter's own child"
     header, row = kata.ok("stats", "--no-stream", box).splitlines()
@@ -110,7 +111,7 @@ def test_life_of_a_detached_container(kata: Kata) -> None:
         stamped = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z out-\d\n){2}"
         assert re.fullmatch(stamped, kata("logs", "--timestamps", name).stdout)
         assert kata("kill", "-s", "TERM", name) == (0, "", "")
-        out, err = following.communicate(timeout=60)
+        out, err = following.communicate(timeout=180)
         assert (out, err) == (b"out-1\nout-2\ncaught\n", b"err-1\n")
         assert following.returncode == 0
     listed = kata.listed(name)

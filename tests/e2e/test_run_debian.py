@@ -84,7 +84,7 @@ def layout(debian_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_imported_image(kata: Kata, layout: str) -> None:
     """Imported under a name, run with its own environment and directory."""
     name = f"{RUN_PREFIX}debian"
-    imported = kata("image", "import", layout, name, timeout=120)
+    imported = kata("image", "import", layout, name, timeout=180)
     assert imported.code == 0, imported
     try:
         script = (

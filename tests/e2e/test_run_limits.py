@@ -116,7 +116,7 @@ def test_ulimit(kata: Kata, box: str) -> None:
 def test_more_than_the_host_has_gets_what_there_is(kata: Kata) -> None:
     """As in a pod whose limits are above the node's: the VM is clamped, with a word, and the cgroups are as asked."""
     script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; nproc; grep MemTotal /proc/meminfo"
-    code, out, err = kata.run("-m", "100000g", "--cpus", "1000", "busybox", "sh", "-c", script, timeout=120)
+    code, out, err = kata.run("-m", "100000g", "--cpus", "1000", "busybox", "sh", "-c", script, timeout=180)
     assert code == 0, err
     memory, cpu, vcpus, total = out.splitlines()
     assert (int(memory), cpu) == (100_000 << 30, "100000000 100000")

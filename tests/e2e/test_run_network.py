@@ -19,7 +19,7 @@ from kit.templates import kata_command
 HOST = f"{RUN_PREFIX}host"
 NETNS = Path("/run/netns", HOST)
 SERVER = "mkdir /w; echo hello > /w/x; httpd -f -p 80 -h /w"
-LIMIT_S = 90.0
+LIMIT_S = 240.0
 
 
 def on_host(*words: str) -> list[str]:
@@ -429,7 +429,7 @@ def test_an_interrupt_leaves_nothing(name: str, moment: str) -> None:
         for _ in range(3):
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=60)
+                process.wait(timeout=180)
                 break
         _, said = process.communicate(timeout=LIMIT_S)
         assert "Traceback" not in said

@@ -44,7 +44,7 @@ def image(kata: Kata, tmp_path: Path) -> Iterator[str]:
     (root / "team").chmod(0o2775)
 
     def umoci(*args: str) -> None:
-        subprocess.run(["umoci", *args], check=True, capture_output=True, timeout=60)
+        subprocess.run(["umoci", *args], check=True, capture_output=True, timeout=180)
 
     umoci("init", "--layout", str(layout))
     umoci("new", "--image", f"{layout}:latest")
@@ -145,7 +145,7 @@ def test_a_host_without_mke2fs_shares_the_files(kata: Kata, image: str, tmp_path
         stderr=subprocess.PIPE,
         env={**os.environ, "PATH": str(folder)},
     ) as running:
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=180)
     assert (running.returncode, out) == (0, b"UNKNOWN\n")
     warnings = [line for line in err.decode().splitlines() if "WARNING: the root file system" in line]
     assert len(warnings) == 1
@@ -163,7 +163,7 @@ def test_a_tree_too_deep_to_recurse_stops_no_later_start(kata: Kata, config: str
     try:
         kata.ok("--config", config, "run", "-d", "--name", name, "busybox", "sh", "-c", script)
         layers = Path(f"/var/lib/katapod/sandboxes/{name}/layers")
-        wait_for((layers / name / "upper/made").exists, "the tree is made", 30)
+        wait_for((layers / name / "upper/made").exists, "the tree is made")
         os.kill(kata.listed(name)["supervisor_pid"], signal.SIGKILL)
         other = kata.run("busybox", "true")
         assert (other.code, other.stdout) == (0, "")

@@ -60,7 +60,7 @@ def test_80_mib_through_pipes_and_back(kata: Kata, bulk: tuple[Path, str]) -> No
             size += len(piece)
         feeder.join()
         assert running.stderr.read() == b""
-        assert running.wait(60) == 0
+        assert running.wait(180) == 0
     assert (size, found.hexdigest()) == (BULK_BYTES, sha256)
 
 
@@ -70,7 +70,7 @@ def test_from_file_to_file(kata: Kata, box: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(data)
     with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as target:
         done = subprocess.run(
-            kata_command("exec", "-i", box, "cat"), stdin=source, stdout=target, timeout=60, check=False
+            kata_command("exec", "-i", box, "cat"), stdin=source, stdout=target, timeout=180, check=False
         )
     assert done.returncode == 0
     assert (tmp_path / "out").read_bytes() == data
@@ -94,7 +94,7 @@ def test_writer_whom_nobody_reads_stalls_and_loses_nothing(kata: Kata, box: str,
         while piece := os.read(running.stdout.fileno(), PIECE):
             found.update(piece)
             size += len(piece)
-        assert running.wait(60) == 0
+        assert running.wait(180) == 0
         assert running.stderr.read() == b""
     with bulk[0].open("rb") as source:
         expected = hashlib.sha256(source.read(total))
@@ -116,7 +116,7 @@ def _wait_until_stalled(kata: Kata, box: str, writer: int) -> None:
         seen.append(int(out.split()[1]))
         return seen[-1] >= PIPE and seen[-1] == seen[-2]
 
-    wait_for(stalled, f"the writer stalls: {seen}", limit_s=30, period_s=0.5)
+    wait_for(stalled, f"the writer stalls: {seen}", limit_s=180, period_s=0.5)
 
 
 def _resident_mib(pid: int) -> int:
@@ -149,7 +149,7 @@ def test_slow_reader_of_stdin_holds_the_writer(kata: Kata, box: str) -> None:
         running.stdin.write(data[sent:])
         running.stdin.close()
         assert running.stdout.read().split()[0].decode() == hashlib.sha256(data).hexdigest()
-        assert running.wait(60) == 0
+        assert running.wait(180) == 0
 
 
 @pytest.mark.core
@@ -164,7 +164,7 @@ def test_half_closed_stdin(kata: Kata, box: str) -> None:
         assert running.stdout.readline() == b"first\n", "input comes through before its end"
         running.stdin.close()
         assert running.stdout.read() == b"after\n"
-        assert running.wait(60) == 0
+        assert running.wait(180) == 0
 
 
 def test_command_that_ends_before_its_input(kata: Kata, box: str) -> None:
@@ -175,7 +175,7 @@ def test_command_that_ends_before_its_input(kata: Kata, box: str) -> None:
         with pytest.raises(BrokenPipeError):
             _write_until_broken(running.stdin.fileno())
         assert running.stdout.read() == b"y\n"
-        assert running.wait(60) == 0
+        assert running.wait(180) == 0
 
 
 def _write_until_broken(fd: int) -> None:
@@ -191,7 +191,7 @@ def test_closed_output_ends_the_container(kata: Kata) -> None:
         assert running.stderr is not None
         assert running.stdout.readline() == b"y\n"
         running.stdout.close()
-        assert running.wait(60) == 141
+        assert running.wait(180) == 141
         assert running.stderr.read() == b""
 
 
@@ -201,6 +201,6 @@ def test_closed_output_ends_an_exec(kata: Kata, box: str) -> None:
         assert running.stderr is not None
         assert running.stdout.readline() == b"exec-yes\n"
         running.stdout.close()
-        assert running.wait(60) == 141
+        assert running.wait(180) == 141
         assert running.stderr.read() == b""
     wait_for(lambda: "exec-yes" not in kata.ok("exec", box, "ps"), "the command ends with its reader")

@@ -71,7 +71,7 @@ def _check_session(terminal: Terminal) -> None:
 @pytest.mark.core
 def test_session_of_run(kata: Kata) -> None:
     with open_terminal(kata_command("run", "--rm", "-it", "--name", kata.name(), "busybox", "sh"), 33, 101) as terminal:
-        terminal.screen.expect_exact("/ # ", timeout=40)
+        terminal.screen.expect_exact("/ # ", timeout=180)
         _check_session(terminal)
 
 
@@ -84,10 +84,10 @@ def test_session_of_exec(kata: Kata, box: str) -> None:
 def test_terminal_is_restored_when_the_vm_dies(kata: Kata) -> None:
     name = kata.name()
     with open_terminal(kata_command("run", "--rm", "-it", "--name", name, "busybox", "sh")) as terminal:
-        terminal.screen.expect_exact("/ # ", timeout=40)
+        terminal.screen.expect_exact("/ # ", timeout=180)
         assert terminal.settings != terminal.settings_before
         os.kill(kata.listed(name)["vmm_pid"], signal.SIGKILL)
-        terminal.screen.expect_exact("kata-runtime: ", timeout=30)
+        terminal.screen.expect_exact("kata-runtime: ", timeout=180)
         terminal.screen.expect(f"{vmm_name()}.*SIGKILL")
         assert terminal.wait() == 125
         _expect_restored(terminal)
@@ -98,7 +98,7 @@ def test_terminal_is_restored_when_the_vm_dies_under_an_exec(kata: Kata) -> None
     with open_terminal(kata_command("exec", "-it", name, "sh")) as terminal:
         terminal.screen.expect_exact("/ # ")
         os.kill(kata.listed(name)["vmm_pid"], signal.SIGKILL)
-        terminal.screen.expect_exact("kata-runtime: ", timeout=30)
+        terminal.screen.expect_exact("kata-runtime: ", timeout=180)
         assert terminal.wait() == 125
         _expect_restored(terminal)
 
@@ -111,7 +111,7 @@ def test_terminal_is_restored_when_the_command_is_unknown(kata: Kata, box: str) 
     with open_terminal(
         kata_command("run", "--rm", "-it", "--name", kata.name(), "busybox", "no-such-command")
     ) as terminal:
-        terminal.screen.expect_exact('exec: "no-such-command"', timeout=40)
+        terminal.screen.expect_exact('exec: "no-such-command"', timeout=180)
         assert terminal.wait() == 127
         _expect_restored(terminal)
 

@@ -92,7 +92,7 @@ def program(debian_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A directory with the static program `stop`."""
     folder = tmp_path_factory.mktemp("stop")
     compiler = ["chroot", str(debian_rootfs), "gcc", "-static", "-O", "-pthread", "-x", "c", "-o", "/tmp/stop", "-"]
-    built = subprocess.run(compiler, input=SOURCE.encode(), capture_output=True, timeout=120, check=False)
+    built = subprocess.run(compiler, input=SOURCE.encode(), capture_output=True, timeout=180, check=False)
     assert built.returncode == 0, built.stderr.decode()
     shutil.move(debian_rootfs / "tmp/stop", folder)
     return folder
@@ -108,10 +108,10 @@ def test_a_container_stops_as_its_first_process_has_it(cri: Cri, program: Path) 
         for way in STATUSES
     }
     for way, container in containers.items():
-        wait_for(lambda one=container: "ready" in pod.log_text(one), f"{way} is ready", 60, 0.2)
+        wait_for(lambda one=container: "ready" in pod.log_text(one), f"{way} is ready", 180, 0.2)
     with ThreadPoolExecutor(len(containers)) as pool:
         for container in containers.values():
-            pool.submit(cri, "StopContainer", container_id=container, timeout=60).add_done_callback(
+            pool.submit(cri, "StopContainer", container_id=container, timeout=180).add_done_callback(
                 lambda done: done.result()
             )
     assert {way: pod.wait_exit(container) for way, container in containers.items()} == STATUSES
@@ -125,7 +125,7 @@ def test_a_single_container_stops_as_its_first_process_has_it(
     share = f"type=bind,src={program},dst=/stop,options=rbind:ro"
     flags = ["--detach", "--runtime", runtime, "--mount", share, "--log-uri", f"file://{log}"]
     ctr.ok("run", *flags, BUSYBOX, container, "/stop/stop", "sigwait")
-    wait_for(lambda: log.read_text() == "ready\n", "it waits", 60)
+    wait_for(lambda: log.read_text() == "ready\n", "it waits")
     ctr.ok("tasks", "kill", "--signal", "SIGTERM", container)
-    wait_for(lambda: ctr.tasks() == {container: "STOPPED"}, "the task is stopped", 60)
+    wait_for(lambda: ctr.tasks() == {container: "STOPPED"}, "the task is stopped")
     assert ctr.delete(container) == STATUSES["sigwait"]

@@ -56,14 +56,14 @@ def sandbox(kata: Kata, *words: str) -> Iterator[str]:
     name = kata.name()
     command = kata_command("run", "-d", "--name", name, "--net", "bridge", *words, "busybox", "sleep", "100000")
     done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{HOST}", "--", *command], capture_output=True, text=True, timeout=90
+        ["nsenter", f"--net=/run/netns/{HOST}", "--", *command], capture_output=True, text=True, timeout=180
     )
     try:
         assert done.returncode == 0, done
         yield name
     finally:
         remove = ["nsenter", f"--net=/run/netns/{HOST}", "--", *kata_command("delete", "--force", name)]
-        removed = subprocess.run(remove, capture_output=True, text=True, timeout=90)
+        removed = subprocess.run(remove, capture_output=True, text=True, timeout=180)
         assert (removed.returncode, removed.stderr) == (0, ""), removed
         assert leftovers(name) == []
 

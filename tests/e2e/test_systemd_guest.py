@@ -3,6 +3,7 @@ it. What the guest shows comes from a unit that the recipe adds: it writes to th
 
 import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from katapod.osbuilder import BuiltImage, ImageNotProven, ImageRequest, build_gu
 from katapod.sandbox.proof import TCG_LIMIT_S, prove_boot
 from katapod.vmm.spec import Accelerator
 from kit.kata import Kata, wait_for
+from kit.packed_modules import modules_packed_once
 
 pytestmark = pytest.mark.qemu("its guest image is QEMU's")
 
@@ -78,6 +80,12 @@ async def prove(kernel: Path, initrd: Path) -> None:
     await prove_boot(kernel, initrd, QEMU, Accelerator.TCG, limit_s=TCG_LIMIT_S)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _modules_packed_once() -> Iterator[None]:
+    with modules_packed_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     root = tmp_path_factory.mktemp("systemd-guest")
@@ -107,15 +115,15 @@ dial_timeout = 120
 def test_the_guest_shows_systemd_the_agent_and_what_the_recipe_adds(guest: Guest, kata: Kata) -> None:
     name = kata.name()
     started = kata("--config", str(guest.config), "run", "-d", "--name", name, "busybox", "sleep", CONTAINER_SLEEP,
-                   timeout=150)  # fmt: skip
+                   timeout=180)  # fmt: skip
     try:
         assert started.code == 0, started
         log = Path(f"/run/vc/sbs/{name}/console.log")
         text = wait_for(
-            lambda: (seen := log.read_text(errors="replace")).count("tour is over") and seen, "the tour ends", 150
+            lambda: (seen := log.read_text(errors="replace")).count("tour is over") and seen, "the tour ends"
         ).replace("\r", "")
         assert kata.ok("exec", name, "cat", "/proc/1/cmdline") == f"sleep\0{CONTAINER_SLEEP}\0"
-        cut_off = kata("exec", name, "sleep", KILLER_SLEEP, timeout=60)  # has the tour kill the agent
+        cut_off = kata("exec", name, "sleep", KILLER_SLEEP, timeout=180)  # has the tour kill the agent
         dead = kata.listed(name)
     finally:
         ended = kata("delete", "--force", name)

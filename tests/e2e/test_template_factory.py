@@ -45,6 +45,7 @@ def factory(config: Path, *words: str) -> str:
 
 @pytest.mark.smoke
 def test_a_life(config: Path, templates_here: TemplateDir) -> None:
+    began = time.time()
     assert factory(config, "status") == f"{OFF}\n"
     assert factory(config, "init") == "vm factory initialized\n"
     generation = templates_here.generation()
@@ -54,12 +55,12 @@ def test_a_life(config: Path, templates_here: TemplateDir) -> None:
 
     lines = factory(config, "status").splitlines()
     assert lines[:2] == [ON, "KEY                       STATE  AGE  USES  LAST USED  MEMORY   ON DISK"]
-    assert re.fullmatch(rf"{key}  ready  \d+s +0     never      256 MiB  \d+\.\d MiB", lines[2]), lines
+    assert re.fullmatch(rf"{key}  ready  \d+\w +0     never      256 MiB  \d+\.\d MiB", lines[2]), lines
     told = json.loads(factory(config, "status", "--json"))
     (row,) = told["templates"]
     assert (told["factory"], row["key"], row["state"], row["uses"], row["memory_mib"]) == ("on", key, "ready", 0, 256)
     assert 20 << 20 < row["size_bytes"] < 256 << 20
-    assert 0 <= time.time() - row["created"] < 120
+    assert began <= row["created"] <= time.time()
 
     name = fresh_name("factory")
     with start("busybox", "sleep", "1000", name=name, config=config) as running:
@@ -128,7 +129,7 @@ def test_init_while_another_builds(config: Path, templates_here: TemplateDir) ->
         subprocess.Popen([KATA, "--config", config, "factory", "init"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    assert [process.communicate(timeout=60) for process in both] == [(b"vm factory initialized\n", b"")] * 2
+    assert [process.communicate(timeout=180) for process in both] == [(b"vm factory initialized\n", b"")] * 2
     assert len(templates_here.keys()) == 1
     assert templates_here.scratch() == []
 
@@ -146,7 +147,7 @@ def test_interrupted_init(config: Path, templates_here: TemplateDir) -> None:
     with subprocess.Popen([KATA, "--config", config, "factory", "init"], stderr=subprocess.PIPE, text=True) as process:
         wait_until("the builder", templates_here.builders)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     assert (process.returncode, said) == (130, "kata-runtime: interrupted; nothing was changed\n")
     assert templates_here.entries() == set()
     assert templates_here.builders() == set()
@@ -155,7 +156,7 @@ def test_interrupted_init(config: Path, templates_here: TemplateDir) -> None:
 def test_a_terminal_is_told_what_takes_so_long(config: Path) -> None:
     with open_terminal([KATA, "--config", str(config), "factory", "init"]) as terminal:
         terminal.screen.expect("booting a guest and saving it as a template")
-        terminal.screen.expect("vm factory initialized", timeout=90)
+        terminal.screen.expect("vm factory initialized", timeout=180)
         assert terminal.wait() == 0
 
 

@@ -103,7 +103,7 @@ def test_builder_that_is_killed(moment: str, name: str, templates_here: Template
         wait_for_moment(moment, templates_here)
         die_hard(running.pid)
         running.end()
-    wait_until("its QEMU has gone", lambda: not templates_here.builders(), limit_s=30)
+    wait_until("its QEMU has gone", lambda: not templates_here.builders())
     assert delete(name).code == 0
     expect_a_clone(templates_here, config)
 
@@ -114,7 +114,7 @@ def test_builder_that_is_interrupted(moment: str, name: str, templates_here: Tem
     with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
         wait_for_moment(moment, templates_here)
         running.signal(signal.SIGTERM)
-        done = running.end(limit_s=60)
+        done = running.end()
     assert (done.code, done.out, done.err) == (143, "", "")
     assert templates_here.scratch() == []
     assert templates_here.builders() == set()
@@ -186,7 +186,7 @@ def test_cloner_that_is_killed(moment: str, name: str, good_template: TemplateDi
         wait_until(moment, lambda: CLONING[moment](running), period_s=QUICK_S)
         die_hard(running.pid)
         running.end()
-    wait_until("its VM has gone", lambda: not processes_of(name), limit_s=30)
+    wait_until("its VM has gone", lambda: not processes_of(name))
     assert delete(name).code == 0
     assert leftovers(name) == []
     expect_a_clone(good_template, config)
@@ -197,6 +197,6 @@ def test_killed_init(templates_here: TemplateDir, config: Path) -> None:
     with Kata("init").spawn("--config", str(config), "factory", "init") as running:
         wait_for_moment("state", templates_here)
         die_hard(running.pid)
-        running.wait(60)
+        running.wait(180)
     assert json.loads(kata("--config", str(config), "factory", "status", "--json").out)["templates"] == []
     expect_a_clone(templates_here, config)

@@ -202,6 +202,6 @@ def _features(cpuinfo: str) -> set[str]:
 
 
 def on_host(program: str, *args: str) -> str:
-    done = subprocess.run([PYTHON, "-c", program, *args], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([PYTHON, "-c", program, *args], capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

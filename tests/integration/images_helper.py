@@ -123,7 +123,7 @@ class Layout:
 
 
 def skopeo_copy(source: str, destination: str, *flags: str) -> None:
-    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", *flags, source, destination], check=True, timeout=120)
+    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", *flags, source, destination], check=True, timeout=180)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Registry:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(180)
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def registry(place: Path, *, htpasswd: str | None = None) -> Iterator[Registry]:
             ["docker-registry", "serve", str(place / "registry.yml")], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 180
         while True:
             with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
                 break
@@ -171,7 +171,7 @@ def registry(place: Path, *, htpasswd: str | None = None) -> Iterator[Registry]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(60)
+        process.wait(180)
 
 
 def children_of(place: Path) -> list[str]:
@@ -188,4 +188,4 @@ def children_of(place: Path) -> list[str]:
 
 def kill_hard(process: "subprocess.Popen[bytes]") -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.wait(180)

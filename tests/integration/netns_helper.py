@@ -17,7 +17,7 @@ def ip(*arguments: str, netns: str = "") -> str:
 
 def inside(netns: str, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
     entered = ["nsenter", f"--net=/run/netns/{netns}", *command]
-    return subprocess.run(entered, check=check, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(entered, check=check, capture_output=True, text=True, timeout=180, **options)
 
 
 def links(netns: str) -> list[str]:

@@ -74,14 +74,14 @@ def test_boot_and_ctrl_c(kata: Kata, guest_image: dict[str, Any]) -> None:
     assert " s under " in boots["found"]
     before = set(os.listdir("/tmp"))
     process = subprocess.Popen([KATA, "check", "--boot"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not any("qemu" in command_line(pid) for pid in children.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     started = children.read_text().split()
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=180)
     assert (process.returncode, stdout) == (130, "")
     assert "interrupted" in stderr
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
@@ -131,7 +131,7 @@ def test_engines_that_are_configured(tmp_path: Path) -> None:
     shutil.copy(packaged, tmp_path / "conf.d")
     command = f"mkdir -p /etc/containerd && mount --bind {tmp_path} /etc/containerd && exec {KATA} check --json"
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", command]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False)
     verdict = {line["line_id"]: line for line in json.loads(done.stdout)["lines"]}["engine.containerd"]
     assert (verdict["outcome"], verdict["found"].rpartition(", ")[2]) == ("ok", "handler kata")
 
@@ -139,7 +139,7 @@ def test_engines_that_are_configured(tmp_path: Path) -> None:
 def script(*arguments: str, path: str = "", before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
     argv = [*before, "sh", str(SCRIPT), *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
 
 
 def test_collected_data(
@@ -150,7 +150,7 @@ def test_collected_data(
     secret = "hunTer2x9"
     container = ("busybox", "sh", "-c", "sleep 1000", "sh", "--token", secret, f"https://user:{secret}@host/")
     try:
-        kata.ok("run", "--rm", "-d", "--name", name, "-e", f"HARMLESS={secret}", *container, timeout=120)
+        kata.ok("run", "--rm", "-d", "--name", name, "-e", f"HARMLESS={secret}", *container, timeout=180)
         done = script("--output", str(report), path=str(Path(KATA).parent))
     finally:
         kata("delete", "--force", name)

@@ -67,7 +67,7 @@ class Host:
 
     def command(self, *words: str) -> str:
         done = subprocess.run(
-            ["nsenter", f"--net={self.path}", "--", *words], capture_output=True, text=True, timeout=60, check=False
+            ["nsenter", f"--net={self.path}", "--", *words], capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, done
         return done.stdout

@@ -89,7 +89,7 @@ async def hostile_sandbox() -> AsyncIterator[Layout]:
 async def _said(*words: str) -> bytes:
     def call() -> bytes:
         done = subprocess.run(
-            kata_command(*words), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+            kata_command(*words), stdin=subprocess.DEVNULL, capture_output=True, timeout=180, check=False
         )
         assert b"internal error" not in done.stderr, done.stderr
         return done.stdout + done.stderr

@@ -60,17 +60,17 @@ def start_maker(store: ImageStore) -> "subprocess.Popen[bytes]":
 
 
 def check_file_system(disk: Path) -> None:
-    subprocess.run(["e2fsck", "-fn", disk], check=True, capture_output=True, timeout=60)
+    subprocess.run(["e2fsck", "-fn", disk], check=True, capture_output=True, timeout=180)
 
 
 @contextlib.contextmanager
 def mounted(disk: Path, point: Path) -> Iterator[Path]:
     point.mkdir()
-    subprocess.run(["mount", "-o", "loop,ro,noload", disk, point], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop,ro,noload", disk, point], check=True, timeout=180)
     try:
         yield point
     finally:
-        subprocess.run(["umount", point], check=True, timeout=30)
+        subprocess.run(["umount", point], check=True, timeout=180)
 
 
 def described(root: Path) -> dict[str, object]:
@@ -207,7 +207,7 @@ async def test_a_disk_is_made_once_and_goes_with_its_image(store: ImageStore, tm
 async def test_two_processes_make_one_disk(store: ImageStore, tmp_path: Path) -> None:
     await add_image(store, tmp_path, layer(file("a", os.urandom(8 << 20))))
     both = [start_maker(store) for _ in range(2)]
-    outputs = [await asyncio.to_thread(process.communicate, timeout=60) for process in both]
+    outputs = [await asyncio.to_thread(process.communicate, timeout=180) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1]
     assert os.listdir(store.root / "tmp") == []
@@ -216,7 +216,7 @@ async def test_two_processes_make_one_disk(store: ImageStore, tmp_path: Path) ->
 async def test_a_killed_maker_leaves_no_half_disk(store: ImageStore, tmp_path: Path) -> None:
     record = await add_image(store, tmp_path, layer(file("a", os.urandom(32 << 20))))
     with start_maker(store) as maker:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             while maker.poll() is None and not any((store.root / "tmp").glob("*/root-*")):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)  # another process writes it
         kill_hard(maker)

@@ -60,7 +60,7 @@ async def jailed(
 
 async def said_in_jail(plan: JailPlan, text: str, tmp_path: Path, *, pass_fds: Sequence[int] = ()) -> str:
     async with jailed(plan, text, tmp_path, pass_fds=pass_fds) as (child, words):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await child.process.wait()
         return str(words)
 

@@ -173,7 +173,7 @@ async def test_the_end_of_one_that_hangs(vm_booted: Sandbox, store: StateStore) 
     closing.append(asyncio.create_task(vm_booted.close()))
     results = await asyncio.gather(*closing, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 180
     assert not Path(f"/proc/{vm_booted.vm.pid}").exists()
     assert not vm_booted.paths.share.exists()
 
@@ -185,7 +185,7 @@ async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateSto
         waiting = asyncio.create_task(sandbox.guard(sandbox.agent.wait_process("none", "none")))
         asleep = asyncio.create_task(sandbox.guard(asyncio.sleep(60)))
         os.kill(sandbox.vm.pid, signal.SIGKILL)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             assert "QEMU ended unexpectedly: killed by SIGKILL" in str(await sandbox.death)
             with pytest.raises(KatapodError, match="killed by SIGKILL"):
                 await asleep
@@ -194,7 +194,7 @@ async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateSto
         started = time.monotonic()
         await sandbox.close()
         await sandbox.close()
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 180
         assert owned.left() == []
 
 

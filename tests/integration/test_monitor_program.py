@@ -22,7 +22,7 @@ def start() -> tuple["subprocess.Popen[str]", str]:
 
 
 def run(*words: str, user: int | None = None) -> tuple[int, str, str]:
-    done = subprocess.run([MONITOR, *words], capture_output=True, text=True, timeout=30, check=False, user=user)
+    done = subprocess.run([MONITOR, *words], capture_output=True, text=True, timeout=180, check=False, user=user)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -30,13 +30,13 @@ def run(*words: str, user: int | None = None) -> tuple[int, str, str]:
 def test_from_start_to_end(number: int, status: int) -> None:
     process, base = start()
     with process:
-        with urllib.request.urlopen(f"{base}metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"{base}metrics", timeout=180) as answer:
             assert "kata_monitor_running_shim_count" in answer.read().decode()
         taken = run("-listen-address", base.removeprefix("http://").rstrip("/"))
         assert taken[0] == 1
         assert "Address already in use\n  hint:" in taken[2]
         process.send_signal(number)
-        assert process.wait(60) == status
+        assert process.wait(180) == status
 
 
 def test_the_link_shows_what_is_for_root() -> None:
@@ -50,10 +50,10 @@ def test_the_link_shows_what_is_for_root() -> None:
         assert TOKEN_FILE.stat().st_mode & 0o777 == 0o600
         for header, whole in (("", b'"whole":false'), (f"Bearer {token}", b'"whole":true')):
             request = urllib.request.Request(f"{base}api/sandboxes", headers={"Authorization": header})
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=180) as answer:
                 assert whole in answer.read()
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
 
 
 def test_what_it_says_of_itself() -> None:

@@ -62,6 +62,6 @@ print("done")
 @pytest.mark.parametrize("host", ["shared", "private", "chroot"])
 def test_what_a_supervisor_mounts(tmp_path: Path, host: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", OWNER, str(tmp_path), host], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", OWNER, str(tmp_path), host], capture_output=True, text=True, check=False, timeout=180
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", ""), done.stderr

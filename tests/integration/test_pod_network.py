@@ -137,7 +137,7 @@ async def test_tcp_goes_both_ways(running: Sandbox, two_nics: Pod, rootfs: Path,
     get = "import urllib.request, sys; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=60).read())"
     for host in ("10.97.1.2", "[fd97:0:0:1::2]"):
         command = ["nsenter", f"--net={two_nics.path}-peer", sys.executable, "-c", get, f"http://{host}:8080/data"]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=120, check=True)
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=180, check=True)
         assert hashlib.md5(done.stdout).digest() == hashlib.md5((rootfs / "www" / "data").read_bytes()).digest()
     answer = await running.agent.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id="tcp"))
     counted = {entry.name: entry for entry in answer.network_stats}

@@ -21,7 +21,7 @@ NOWHERE = {"netns": "", "mounts": "", "pids": "", "cgroups": ()}
 def proxy() -> Iterator[tuple[Proxy, socket.socket]]:
     made = start_proxy(("test",), NOWHERE, None)
     with socket.socket(fileno=made.end) as end:
-        end.settimeout(60)
+        end.settimeout(180)
         yield made, end
 
 

@@ -130,14 +130,14 @@ async def test_a_hanging_qemu_is_killed_within_the_limit(spec: VmSpec, logs: Vmm
         os.kill(vm.pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await vm.stop() is False
-        assert time.monotonic() - started < process.SOFT_STOP_S + 60
+        assert time.monotonic() - started < process.SOFT_STOP_S + 180
     assert is_gone(vm.pid)
 
 
 async def test_a_killed_qemu_is_told_as_that(vm_started: QemuProcess) -> None:
     waiting = asyncio.create_task(vm_started.qmp.execute("query-status", limit_s=30))
     os.kill(vm_started.pid, signal.SIGKILL)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         assert await vm_started.wait_end() == "killed by SIGKILL"
         assert "QEMU ended unexpectedly: killed by SIGKILL" in str(vm_started.explain_end())
         with pytest.raises(VmmLinkBroken):

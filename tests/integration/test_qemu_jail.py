@@ -149,7 +149,7 @@ async def test_what_qemu_does_is_listed(tmp_path: Path, netns: Path) -> None:
             await vm.attach(Nic(0, "02:00:00:00:00:02", 31, queues=tap))
             opened = serial_port_opened(vm)
             await vm.run()
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(180):
                 await opened
             await plug_and_unplug(vm, tmp_path)
             await vm.pause()
@@ -161,7 +161,7 @@ async def test_what_qemu_does_is_listed(tmp_path: Path, netns: Path) -> None:
         async with running_qemu(plan, logs_in(tmp_path), given={FdSlot.MEMORY: memory}) as vm:
             opened = serial_port_opened(vm)
             await vm.run()
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(180):
                 await opened
             await vm.save_state(tmp_path / "state")
         await clone(spec_plan=plan_qemu(replace(spec, restored=True)), memory=memory, directory=tmp_path)

@@ -119,7 +119,7 @@ async def test_neighbour_of_a_container_out_of_memory_lives_on(
         )
         carrying = asyncio.create_task(neighbour.carry(None, talk, NullSink()))
         greedy = containers["greedy"] = await _container(sandbox, "greedy", "tail", "/dev/zero", on_disk=on_disk)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             assert await greedy.carry(None, NullSink(), NullSink()) == 137
             await asyncio.wait_for(greedy.out_of_memory.wait(), 60)
             assert (greedy.record.state, neighbour.record.state) == (State.STOPPED, State.RUNNING)
@@ -152,7 +152,7 @@ async def test_containers_see_their_own(kata: Kata) -> None:
         seen = Kept()
         script = "until cat /dev/shm/given; do sleep 0.1; done 2> /dev/null; ls /mine; pidof sleep; hostname; echo $$"
         second = await _container(sandbox, "second", "sh", "-c", script)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             assert await second.carry(None, seen, NullSink()) == 0
             assert seen.data == b"x\nboth\n1\n"
             await first.kill(9)
@@ -161,7 +161,7 @@ async def test_containers_see_their_own(kata: Kata) -> None:
 
 async def test_disks_come_and_go_with_their_containers(kata: Kata) -> None:
     """Also when the agent refuses the container; the slots are used again."""
-    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(60):
+    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(180):
         for _ in range(2):
             with pytest.raises(CommandNotFound):
                 await _container(sandbox, "wrong", "no-such-command")
@@ -176,7 +176,7 @@ async def test_disks_come_and_go_with_their_containers(kata: Kata) -> None:
 
 async def test_a_guest_that_overwrites_its_disk_harms_itself_only(kata: Kata) -> None:
     """QEMU writes to the disk as it would for a hostile guest's kernel: to the layer, never to the image."""
-    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(60):
+    async with _sandbox(kata.name()) as sandbox, asyncio.timeout(180):
         images = ImageStore(sandbox.store.layout.image_root)
         first = await _container(sandbox, "first", "sleep", "100")
         base = await images.root_disk(await images.resolve("busybox"))

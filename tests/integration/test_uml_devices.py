@@ -22,7 +22,7 @@ from katapod.vmm.uml.share_device import SHARE_ID, joining_share
 from kit.uml_guest import UmlGuest, needs_uml, running_guest
 
 pytestmark = needs_uml
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 PORTS = """
 insmod /virtio_console.ko
 until [ "$(cat /sys/class/virtio-ports/vport0p1/name)" = two ]; do usleep 10000; done

@@ -202,7 +202,7 @@ async def test_the_daemon_is_in_a_jail_and_its_end_is_told(base: Path, tmp_path:
         assert sorted(os.listdir(f"/proc/{pid}/root/disks")) == ["disk"]
         assert (tmp_path / "disks.log").read_text() == ""  # else its end would be told with words of its start
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             server = await machine.lost
         assert str(server.explain_end()).startswith(f"{STORAGE_DAEMON} ended unexpectedly: killed by SIGKILL")
 
@@ -215,7 +215,7 @@ async def test_a_disk_that_cannot_be_opened_at_the_boot_is_told(tmp_path: Path) 
     machine.add(Disk("root", overlay, FIRST_SLOT, base=image))
     overlay.write_bytes(b"no qcow2")
     await machine.serve()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         server = await machine.lost
     await machine.close()
     assert "not in qcow2 format" in str(server.explain_end())

@@ -92,7 +92,7 @@ async def output_of(sandbox: Sandbox, container_id: str, script: str, **options:
     )
     await container.start()
     said = Kept()
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(180):
         assert await container.carry(None, said, said) == 0, said.data
     assert sandbox.devices.table.disks
     await container.remove()

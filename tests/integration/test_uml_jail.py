@@ -257,7 +257,7 @@ async def test_a_kernel_with_all_kinds_of_devices_calls_what_is_listed(tmp_path:
     sync; fstrim -v /mnt; umount /mnt && echo DISK
     mount -t tmpfs t /mnt; for each in 1 2 3; do (dd if=/dev/urandom bs=1M count=4 | gzip > /mnt/$each) & done; wait
     timeout 1 sleep 5; kill -USR1 $$ & date -s 2030-01-01; rm /mnt/*; umount /mnt
-    ifconfig vec0 down; echo WAIT; read line < /dev/zero & sleep 2; {PANIC}
+    ifconfig vec0 down; echo WAIT; read line < /dev/zero & until dmesg | grep -q OVER; do sleep 1; done; {PANIC}
     """
     parameters = ("vec0:transport=tap,ifname=tap0,gro=1", "ubd0=/given")
     binds = [Bind(disk, "/given", Access.WRITE)]
@@ -273,6 +273,7 @@ async def test_a_kernel_with_all_kinds_of_devices_calls_what_is_listed(tmp_path:
                 for pid in processes_of(UID):
                     with contextlib.suppress(ProcessLookupError):  # the guest's own come and go
                         os.kill(pid, number)
+            await mconsole.ask("log OVER")
             assert await guest.wait_end() == 127
             assert "PING" in guest.said
             assert "DISK" in guest.said

@@ -79,7 +79,7 @@ async def running(spec: VmSpec) -> AsyncIterator[tuple[UmlMachine, AgentClient]]
     """A machine whose agent has answered."""
     async with standing(spec) as vm:
         await vm.run()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             agent = await connect_agent(vm, spec, "the agent")
             try:
                 await agent.check(timeout_s=60)
@@ -115,7 +115,7 @@ async def test_a_disk_and_the_end_of_what_serves_it(spec: VmSpec, tmp_path: Path
         assert await vm.attach(Disk("root", tmp_path / "overlay", FIRST_SLOT, base=base)) == "virtio-uml.2"
         assert await vm.attach(Disk("data", base, FIRST_SLOT + 1, read_only=True)) == "virtio-uml.3"
         await vm.run()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             agent = await connect_agent(vm, spec, "the agent")
             await agent.check(timeout_s=60)
             agent.connection.close()
@@ -208,7 +208,7 @@ async def test_a_kernel_that_is_killed_takes_all_with_it(spec: VmSpec, victim: s
         assert helpers
         if victim == "kernel":
             os.kill(vm.pid, signal.SIGKILL)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 assert await vm.wait_end() == "killed by SIGKILL"
             assert "killed by SIGKILL" in str(vm.explain_end())
         else:  # the guest may live on or not: what counts is that nothing stays (standing)
@@ -219,7 +219,7 @@ async def test_a_guest_that_panics_is_told_as_what_it_is(spec: VmSpec) -> None:
     broken = replace(spec, kernel_params=("init=/none", "rdinit=/none"))
     async with standing(broken) as vm:
         await vm.run()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await vm.wait_end()
         assert vm.returncode == PANIC
         said = str(vm.explain_end())
@@ -230,5 +230,5 @@ async def test_a_guest_that_reboots_ends(spec: VmSpec) -> None:
     """The kernel would execute itself anew, with devices that are not served any more."""
     async with standing(replace(spec, kernel_params=("init=/usr/bin/busybox", "--", "reboot", "-f"))) as vm:
         await vm.run()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await vm.wait_end()

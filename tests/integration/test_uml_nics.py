@@ -64,7 +64,7 @@ def listening(netns: str, port: int, *command: str) -> Iterator[None]:
 def answer(netns: str, blob: bytes, *command: str) -> str:
     """What a program in a network namespace prints that reads `blob`."""
     entered = ["nsenter", f"--net=/run/netns/{netns}", *command]
-    return subprocess.run(entered, input=blob, check=True, timeout=60, capture_output=True).stdout.decode()
+    return subprocess.run(entered, input=blob, check=True, timeout=180, capture_output=True).stdout.decode()
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])

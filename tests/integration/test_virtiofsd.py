@@ -83,7 +83,7 @@ async def test_serves_and_leaves_nothing(share: Path, tmp_path: Path) -> None:
             assert daemon.child.process.returncode is None
             limits = Path(f"/proc/{daemon.child.pid}/limits").read_text()
             assert re.search(r"^Max core file size +1 +1 ", limits, re.MULTILINE), limits
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await daemon.wait_end()  # its only client has gone
     assert await settled(lambda: pids_of(share) == [])
     await asyncio.sleep(0)
@@ -94,7 +94,7 @@ async def test_it_is_ended_when_nobody_ever_connected(share: Path, tmp_path: Pat
     started = time.monotonic()
     async with running_virtiofsd(plan(share), tmp_path / "fs.sock", tmp_path / "log"):
         pass
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 180
     assert await settled(lambda: pids_of(share) == [])
 
 
@@ -103,7 +103,7 @@ async def test_a_killed_one_takes_its_helpers_along_and_is_told_as_that(share: P
         with connect(tmp_path / "fs.sock"):
             await asyncio.sleep(0.2)
             os.kill(daemon.child.pid, signal.SIGKILL)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 assert await daemon.wait_end() == "killed by SIGKILL"
             assert "virtiofsd ended unexpectedly: killed by SIGKILL" in str(daemon.explain_end())
             assert await settled(lambda: pids_of(share) == [])
@@ -111,7 +111,7 @@ async def test_a_killed_one_takes_its_helpers_along_and_is_told_as_that(share: P
 
 async def end_of(program: str, share: Path, tmp_path: Path) -> VirtiofsdProcess:
     async with running_virtiofsd(plan(share, program), tmp_path / "fs.sock", tmp_path / "log") as daemon:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await daemon.wait_end()
         await asyncio.sleep(0.1)
         return daemon
@@ -219,7 +219,7 @@ async def test_what_no_virtiofsd_needs_is_refused(share: Path, tmp_path: Path) -
     program.write_text(PROBE.format(python=sys.executable, calls=str(calls)))
     program.chmod(0o755)
     async with running_virtiofsd(plan(share, str(program)), tmp_path / "fs.sock", tmp_path / "log") as daemon:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             assert await daemon.wait_end() == "exit status 0", (tmp_path / "log").read_text()
         await wait_for_words(tmp_path / "log", "]")
     found = json.loads((tmp_path / "log").read_text())

@@ -24,7 +24,7 @@ from kit.uml_guest import BUSYBOX
 from kit.uml_guest import KERNEL as LINUX
 
 MEM_MIB = 64
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 LEFT_OUT = "initcall_blacklist=raid6_select_algo,calibrate_xor_blocks,init_hostfs,ssl_init"
 # Without ssl_init these are 576 terminals less. The kernel forks for the uevent of each one, and in 64 MiB a guest has
 # 280 to 400 threads: those that have not ended when init starts can make its fork(2) fail with EAGAIN.

@@ -96,7 +96,7 @@ def busybox_rootfs(root: Path, *commands: str) -> Path:
     return root
 
 
-SETTLE_S = 60.0
+SETTLE_S = 180.0
 
 
 @dataclass
@@ -142,7 +142,7 @@ def resources() -> tuple[list[str], set[str]]:
     return sorted(fds), {task.get_name() for task in asyncio.all_tasks() if task is not current}
 
 
-async def settled(ready: Callable[[], bool], limit_s: float = 60.0) -> bool:
+async def settled(ready: Callable[[], bool], limit_s: float = 180.0) -> bool:
     """Whether `ready` comes true within the limit."""
     for _ in range(int(limit_s / 0.02)):
         if ready():

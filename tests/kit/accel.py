@@ -13,7 +13,7 @@ import pytest
 from katapod.host.facts import collect_host_facts
 from katapod.model.config import load_config
 from katapod.model.layout import Layout
-from katapod.sandbox.proof import kept_choice
+from katapod.sandbox.proof import NoGuestImage, kept_choice
 from katapod.sandbox.vmms import LADDER
 from katapod.vmm.proof import AcceleratorChoice
 from katapod.vmm.spec import NO_REMEDY, Accelerator, CpuRemedy
@@ -40,7 +40,7 @@ def _proven() -> dict[Accelerator, AcceleratorChoice]:
     for rung in LADDER:
         try:
             known = kept_choice(config, facts, file, rung) if rung is not Accelerator.TCG else None
-        except OSError:  # there is no guest image yet
+        except (OSError, NoGuestImage):  # there is no guest image yet
             continue
         if known is not None and known.accelerator is rung:
             found[rung] = known

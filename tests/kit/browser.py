@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 __all__ = ["CHROMIUM", "Browser", "running_browser"]
 
 CHROMIUM = shutil.which("chromium")
-START_LIMIT_S = 60.0
-CALL_LIMIT_S = 30.0
+START_LIMIT_S = 180.0
+CALL_LIMIT_S = 180.0
 
 
 class Browser:
@@ -63,7 +63,7 @@ class Browser:
         assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, limit_s: float = 60.0) -> Any:
+    def wait_for(self, expression: str, limit_s: float = 180.0) -> Any:
         """Until it is true; returns its value."""
         deadline = time.monotonic() + limit_s
         while not (value := self.evaluate(expression)):

@@ -36,7 +36,7 @@ CGROUP_PARENT = f"/{RUN_PREFIX}pods"
 SHIM_FOLDER = Path(sys.executable).parent
 CGROUPS = Path("/sys/fs/cgroup")
 RUNC_ROOT = Path("/run/containerd/runc")
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 _numbers = itertools.count(1)
 
 CONFIG = """
@@ -148,10 +148,10 @@ class Containerd:
             return
         self._process.send_signal(by)
         try:
-            self._process.wait(30)
+            self._process.wait(180)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(180)
             raise AssertionError(f"containerd did not end within 30 s of {by.name}: {self.log_tail()}") from None
         finally:
             self._process = None
@@ -187,14 +187,14 @@ class Containerd:
     def _serves(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"containerd ended with {self._process.returncode}: {self.log_tail()}"
-        done = subprocess.run([*self._ctr, "version"], capture_output=True, timeout=30, check=False)
+        done = subprocess.run([*self._ctr, "version"], capture_output=True, timeout=180, check=False)
         return done.returncode == 0
 
     def import_images(self) -> None:
         """Bring the test images in: for CRI and for ctr."""
         for archive in image_archives():
             for namespace in (self.namespace, K8S):
-                self.ok("images", "import", str(archive), namespace=namespace, timeout=120)
+                self.ok("images", "import", str(archive), namespace=namespace, timeout=180)
 
     # ctr
 
@@ -211,7 +211,7 @@ class Containerd:
         return f"{self.name}-{next(self._ids)}"
 
     def __call__(
-        self, *args: str, input: str | bytes | None = None, timeout: float = 120, namespace: str | None = None
+        self, *args: str, input: str | bytes | None = None, timeout: float = 240, namespace: str | None = None
     ) -> Result:
         """Run `ctr ARGS` to its end. Raises TimeoutExpired; then it has been killed."""
         started = time.monotonic()
@@ -232,7 +232,7 @@ class Containerd:
         return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def ok(
-        self, *args: str, input: str | bytes | None = None, timeout: float = 120, namespace: str | None = None
+        self, *args: str, input: str | bytes | None = None, timeout: float = 240, namespace: str | None = None
     ) -> str:
         """Run `ctr ARGS`, which has to succeed; return its stdout."""
         result = self(*args, input=input, timeout=timeout, namespace=namespace)
@@ -330,7 +330,7 @@ def _end_processes(one: Containerd) -> None:
     for pid in _processes_of(one):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not _processes_of(one), f"the last processes of {one.name} end", 60)
+    wait_for(lambda: not _processes_of(one), f"the last processes of {one.name} end")
 
 
 def _processes_of(one: Containerd) -> list[int]:

@@ -103,7 +103,7 @@ class Cri:
                 raise
             return all(one.status for one in conditions)
 
-        wait_for(serves, "the CRI serves", 60)
+        wait_for(serves, "the CRI serves")
 
     def __call__(self, method: str, *, limit_s: float = 180, **fields: Any) -> Any:
         """Call `method` with a request of these fields; returns the response. Raises CriError."""
@@ -241,7 +241,7 @@ class Pod:
         """ContainerStatus."""
         return self.cri("ContainerStatus", container_id=container).status
 
-    def wait_exit(self, container: str, limit_s: float = 90) -> int:
+    def wait_exit(self, container: str, limit_s: float = 180) -> int:
         """The exit code of a container, once it has ended."""
         wait_for(lambda: self.container(container).state == EXITED, f"container {container[:12]} ends", limit_s, 0.1)
         code: int = self.container(container).exit_code
@@ -295,7 +295,7 @@ class Pod:
         shutil.rmtree(self.logs, ignore_errors=True)
         for folder in self._cgroups():
             if folder.exists():  # of all that is below it, nothing may be left
-                wait_for(lambda folder=folder: _removed(folder), f"{folder} is empty of cgroups and processes", 60)
+                wait_for(lambda folder=folder: _removed(folder), f"{folder} is empty of cgroups and processes")
 
     def _cgroups(self) -> Sequence[Path]:
         parents = (hierarchy / CGROUP_PARENT.strip("/") for hierarchy in sorted(CGROUPS.iterdir()))

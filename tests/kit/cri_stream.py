@@ -28,7 +28,7 @@ STDIN, STDOUT, STDERR, RESULT, SIZE = range(5)
 DATA, ERROR = range(2)
 PROTOCOL = Subprotocol("v4.channel.k8s.io")
 CLONE_NEWNET = 0x40000000
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 
 
 class Stream:

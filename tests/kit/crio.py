@@ -29,7 +29,7 @@ BUSYBOX = Path("/bin/busybox")
 PAUSE = ("sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done")
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID"]
 CAREFUL = ["nosuid", "noexec", "nodev"]
-CALL_LIMIT_S = 120.0
+CALL_LIMIT_S = 240.0
 _REQUESTS = {"Create": "CreateTask", "Exec": "ExecProcess", "Update": "UpdateTask"}
 
 
@@ -241,7 +241,7 @@ class CrioContainer:
         await self.call("Delete", exec_id=exec_id)
         return int(status)
 
-    async def says(self, text: bytes, limit_s: float = 60.0) -> None:
+    async def says(self, text: bytes, limit_s: float = 180.0) -> None:
         async with asyncio.timeout(limit_s):
             while text not in self.output:  # noqa: ASYNC110 - it comes from a FIFO
                 await asyncio.sleep(0.02)

@@ -71,6 +71,6 @@ def unpack_debian(folder: Path, packages: Sequence[str] = PACKAGES, suite: str =
             folder,
         ],
         check=True,
-        timeout=120,
+        timeout=180,
     )
     return folder

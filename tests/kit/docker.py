@@ -117,14 +117,17 @@ class Docker:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(lambda: self("version").code == 0, "dockerd serves", limit_s=120)
+        wait_for(lambda: self("version").code == 0, "dockerd serves")
 
     def kill(self) -> None:
-        """Containers go on without it, and so does its containerd."""
+        """Containers go on without it. Its containerd dies with it, and has to be gone: the next dockerd would take one
+        that still dies for one that serves."""
         assert self._daemon is not None
+        containerd = Path("/proc") / (self.run_dir / "exec/containerd/containerd.pid").read_text()
         self._daemon.kill()
         self._daemon.wait(LIMIT_S)
         self._daemon = None
+        wait_for(lambda: not containerd.exists(), "the end of dockerd's containerd")
 
     def close(self) -> None:
         """End it, and take away all that it made."""

@@ -56,7 +56,7 @@ def listening(command: list[str], stir: Callable[[int], object]) -> Iterator[Eve
             return any("stir-" in line for line in list(found.lines))
 
         try:
-            wait_for(heard, "ctr events listens", 60, 0.1)
+            wait_for(heard, "ctr events listens", 180, 0.1)
             yield found
         finally:
             process.kill()

@@ -54,12 +54,12 @@ class Kata:
         """A container name that nothing else has."""
         return f"{RUN_PREFIX}{next(_numbers)}-{self._scope}"
 
-    def __call__(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> Result:
+    def __call__(self, *args: str, input: str | bytes | None = None, timeout: float = 240) -> Result:
         """Run `kata-runtime ARGS` to its end. Raises TimeoutExpired; then it has been killed."""
         code, out, err = self.binary(*args, input=input.encode() if isinstance(input, str) else input, timeout=timeout)
         return Result(code, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    def binary(self, *args: str, input: bytes | None = None, timeout: float = 120) -> tuple[int, bytes, bytes]:
+    def binary(self, *args: str, input: bytes | None = None, timeout: float = 240) -> tuple[int, bytes, bytes]:
         started = time.monotonic()
         try:
             done = subprocess.run(
@@ -79,14 +79,14 @@ class Kata:
             err = b"".join(line for line in err.splitlines(keepends=True) if not OTHERS.match(line))
         return done.returncode, done.stdout, err
 
-    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> str:
+    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 240) -> str:
         """Run `kata-runtime ARGS`, which has to succeed and to say nothing on stderr; return its stdout."""
         result = self(*args, input=input, timeout=timeout)
         assert result.code == 0, f"kata-runtime {shlex.join(args)}: {result}"
         assert result.stderr == "", f"kata-runtime {shlex.join(args)}: {result}"
         return result.stdout
 
-    def run(self, *args: str, input: str | bytes | None = None, timeout: float = 120) -> Result:
+    def run(self, *args: str, input: str | bytes | None = None, timeout: float = 240) -> Result:
         """`run --rm --name NEW ARGS`."""
         return self("run", "--rm", "--name", self.name(), *args, input=input, timeout=timeout)
 
@@ -135,7 +135,7 @@ class Kata:
         self._transcript.append("\n".join(lines) + "\n")
 
 
-def wait_for(condition: Any, what: str, limit_s: float = 60.0, period_s: float = 0.05) -> Any:
+def wait_for(condition: Any, what: str, limit_s: float = 180.0, period_s: float = 0.05) -> Any:
     """Poll `condition` until it is true, and return its value; fail with `what` after `limit_s`.
 
     One that runs a program is asked less often: what is waited for needs the CPU as well.

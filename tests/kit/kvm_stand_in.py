@@ -64,7 +64,7 @@ for number, argument in enumerate(arguments):
         skip = True
         continue
     if kvm and before == "-accel":
-        argument = "tcg"
+        argument = "tcg,thread=single"
     elif kvm and before == "-cpu":
         argument = "max,la57=off,erms=off,fsrm=off"
     elif hang and before == "-append":

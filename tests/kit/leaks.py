@@ -48,7 +48,7 @@ PROGRAMS = (
 )
 _claimed = {RUN_PREFIX}
 _strangers: dict[str, str] = {}
-SETTLE_S = 60.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
+SETTLE_S = 180.0  # a process killed a moment ago may still be seen, and containerd runs a shim's `delete` on its own
 
 
 def inventory() -> frozenset[str]:

@@ -23,7 +23,7 @@ from kit.templates import kata_command
 __all__ = ["LIMIT_S", "ConsoleSocket", "OciRuntime", "Started", "make_rootfs", "oci_runtime", "reap"]
 
 PR_SET_CHILD_SUBREAPER = 36
-LIMIT_S = 120.0  # only against hanging
+LIMIT_S = 240.0  # only against hanging
 PROGRAMS = (
     "sh",
     "sleep",

@@ -69,7 +69,7 @@ class OtherHost:
     def command(self, *command: str) -> list[str]:
         return in_netns(self.netns, command)
 
-    def run(self, *command: str, timeout: float = 60) -> str:
+    def run(self, *command: str, timeout: float = 180) -> str:
         """Run a command there that has to succeed; returns what it said on both streams."""
         done = subprocess.run(
             self.command(*command),
@@ -103,6 +103,6 @@ def _ip(*args: str) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode != 0:
         raise AssertionError(f"cannot run {' '.join(command)}: {done.stderr.strip()}")

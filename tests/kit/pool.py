@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 READY_LIMIT_S = 600.0  # machines of a pool leave the CPU to others, a tenth at worst
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 180.0
 STATE = Path("/run/vc/sbs")
 ROOTS = (
     STATE,
@@ -115,7 +115,7 @@ def running_pool(pool: Pool) -> Iterator[subprocess.Popen[str]]:
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)
         try:
-            out, err = server.communicate(timeout=60)
+            out, err = server.communicate(timeout=180)
         except subprocess.TimeoutExpired:
             server.kill()
             out, err = server.communicate()
@@ -166,7 +166,7 @@ def attached(pool: Pool, name: str) -> Iterator["subprocess.Popen[str]"]:
     command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
         try:
-            wait_for(lambda: is_running(name), "the container runs", 60)
+            wait_for(lambda: is_running(name), "the container runs")
             yield client
         finally:
             if client.poll() is None:
@@ -199,9 +199,9 @@ def check_killed(pool: Pool, victim: str, phase: str) -> None:
 
     command = pool.command("run", "--rm", "--name", name, "busybox", "sleep", "1000")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
-        record = wait_for(reached, phase, 60, 0.001)
+        record = wait_for(reached, phase, 180, 0.001)
         os.kill(client.pid if victim == "client" else record["supervisor_pid"], signal.SIGKILL)
-        _, err = client.communicate(timeout=60)
+        _, err = client.communicate(timeout=180)
     assert (client.returncode, err) == ((-signal.SIGKILL, "") if victim == "client" else (125, KILLED)), phase
-    wait_for(lambda: left_of(name) == [], f"nothing is left, killed when {phase}", 60)
-    wait_for(lambda: all(left_of(other) == [] for other in pool.machines - pool.alive()), "nor of its machine", 60)
+    wait_for(lambda: left_of(name) == [], f"nothing is left, killed when {phase}")
+    wait_for(lambda: all(left_of(other) == [] for other in pool.machines - pool.alive()), "nor of its machine")

@@ -26,6 +26,7 @@ from katapod.vmm.spec import Accelerator, VmSpec
 from katapod.vmm.template import TemplateLimits, plan_template
 from kit.fake_vmm import FakeShare, FakeVmm
 from kit.library import layout_below
+from kit.loop_time import until
 
 __all__ = ["REFUSED", "Stage", "agent_is_silent", "agent_refuses", "held", "share_fails", "stage_at", "vmm_fails"]
 
@@ -117,7 +118,8 @@ async def stage_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     for lock in found.locks:
         os.close(lock)
     gc.collect()  # a socket that nobody closed is told of
-    await asyncio.sleep(0.01)  # transports are closed a turn of the loop later
+    with contextlib.suppress(TimeoutError):  # told of by what is held
+        await until(lambda: held() == before)  # transports are closed some turns of the loop later
     assert held() == before
     assert found.directories() == []
     assert all(vm.returncode is not None and vm.stopping for vm in found.vmm.machines)

@@ -71,7 +71,7 @@ class TemplateDir:
         config = self.root.with_suffix(".toml")
         config.write_text(f'[factory]\ntemplate_path = "{self.root}"\n')
         try:
-            subprocess.run([KATA, "--config", config, "factory", "init"], check=True, capture_output=True, timeout=120)
+            subprocess.run([KATA, "--config", config, "factory", "init"], check=True, capture_output=True, timeout=180)
         finally:
             config.unlink()
 

@@ -32,7 +32,7 @@ class Terminal:
         """The kernel tells the terminal's foreground group by SIGWINCH, as a terminal emulator would."""
         fcntl.ioctl(self.user_side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def wait(self, limit_s: float = 60) -> int:
+    def wait(self, limit_s: float = 180) -> int:
         """The exit status. The screen is read meanwhile: a full terminal stops who writes to it."""
         with contextlib.suppress(pexpect.TIMEOUT):
             while self.process.poll() is None:
@@ -57,13 +57,13 @@ def open_terminal(command: list[str], rows: int = 24, columns: int = 80) -> Iter
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
-    screen = pexpect.fdpexpect.fdspawn(ours, timeout=60, encoding="utf-8", codec_errors="replace")
+    screen = pexpect.fdpexpect.fdspawn(ours, timeout=180, encoding="utf-8", codec_errors="replace")
     try:
         yield Terminal(process, screen, theirs, before)
     finally:
         for end in (process.terminate, process.kill):  # softly first: a test that fails here should leave nothing
             with contextlib.suppress(subprocess.TimeoutExpired):
                 end()
-                process.wait(10)
+                process.wait(180)
         os.close(theirs)
         screen.close()

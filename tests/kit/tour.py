@@ -64,7 +64,7 @@ class Tour:
             return self.pod.exec(self.container, *shlex.split(step.command)).stdout
         return self.run(step.command, 180 if step.place is Place.PAGE else 60)
 
-    def run(self, text: str, limit_s: float = 60) -> str:
+    def run(self, text: str, limit_s: float = 180) -> str:
         """What a command of the node says, which has to succeed."""
         return run_on_node(self.node, self.root, text, self.variables, limit_s)
 
@@ -83,7 +83,7 @@ class Tour:
         cri = Cri(self.node, SYSTEMD_HANDLER)
         try:
             self.variables["SYSTEMD"] = self._run_pod(cri)[0].id
-            wait_for(self._systemd_is_up, "all units of the guest have started", 120, 0.5)
+            wait_for(self._systemd_is_up, "all units of the guest have started", 180, 0.5)
             yield
         finally:
             cri.remove_all()

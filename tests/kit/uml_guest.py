@@ -18,7 +18,7 @@ BUSYBOX = Path("/bin/busybox")
 MODULES = Path("/usr/lib/uml/modules")
 CONSOLE_MODULES = ("drivers/char/virtio_console.ko",)
 SHARE_MODULES = ("fs/fuse/fuse.ko", "fs/fuse/virtiofs.ko")
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 
 needs_uml = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),

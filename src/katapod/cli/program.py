@@ -48,6 +48,7 @@ VERBS = {
     "network": Verb("network:network", "Manage container networks."),
     "iptables": Verb("management:iptables", "Get or set the iptables rules of a sandbox's guest."),
     "direct-volume": Verb("direct_volumes:direct_volume", "Manage block devices that guests mount as volumes."),
+    "cluster": Verb("cluster:cluster", "See Katapod on a Kubernetes cluster."),
     "config": Verb("config:config", "Show or check the configuration."),
 }
 

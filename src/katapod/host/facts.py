@@ -23,6 +23,7 @@ __all__ = [
     "cpu_identity",
     "cpu_vendor",
     "file_identity",
+    "host_tsc_khz",
     "kvm_settings",
     "virtiofsd_implementation",
 ]
@@ -89,6 +90,26 @@ def cpu_identity() -> str:
     first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     kept = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
     return "\n".join(line for line in first.splitlines() if line.partition("\t")[0].partition(":")[0].strip() in kept)
+
+
+def parse_tsc_khz(cpuinfo: str) -> int:
+    """Frequency of the time stamp counter, kHz, from /proc/cpuinfo; 0 if that does not tell it.
+
+    Where the counter has a constant rate, BogoMIPS are computed from it: two for each MHz. Source: the kernel's
+    init/calibrate.c, arch/x86/kernel/tsc.c (lpj_fine).
+    """
+    first = dict(line.partition(":")[::2] for line in cpuinfo.partition("\n\n")[0].splitlines())
+    found = {name.strip(): value.strip() for name, value in first.items()}
+    if not {"constant_tsc", "nonstop_tsc"} <= set(found.get("flags", "").split()):
+        return 0
+    try:
+        return round(float(found["bogomips"]) * 500)
+    except (KeyError, ValueError):
+        return 0
+
+
+def host_tsc_khz() -> int:
+    return parse_tsc_khz(Path("/proc/cpuinfo").read_text())
 
 
 def cpu_vendor() -> str:

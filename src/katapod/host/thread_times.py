@@ -9,6 +9,7 @@ __all__ = ["ThreadTimes", "thread_times"]
 class ThreadTimes(NamedTuple):
     """Since the thread began, nanoseconds."""
 
+    thread_id: int
     name: str
     run_ns: int
     waited_ns: int
@@ -25,7 +26,7 @@ def thread_times(pid: int) -> list[ThreadTimes]:
             with open(f"/proc/{pid}/task/{thread}/schedstat") as handle:
                 run, waited, _ = map(int, handle.read().split())
             with open(f"/proc/{pid}/task/{thread}/comm") as handle:
-                found.append(ThreadTimes(handle.read().rstrip("\n"), run, waited))
+                found.append(ThreadTimes(int(thread), handle.read().rstrip("\n"), run, waited))
     except (OSError, ValueError):
         pass
     return found

@@ -12,6 +12,7 @@ __all__ = ["explain_kernel_parameters"]
 
 KERNEL: Mapping[str, str] = {
     "tsc": "the time stamp counter can be relied on: no checks",
+    "tsc_early_khz": "the rate of the time stamp counter, which a busy host would make the guest measure wrong",
     "no_timer_check": "no test of the timer interrupt: slow in a VM",
     "rcupdate.rcu_expedited": "shorter waits for RCU while booting",
     "i8042.direct": "no probing of a keyboard controller",

@@ -4,9 +4,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["ACCELERATORS", "Accelerator", "Report"]
+from katapod.model.kataconfig import Accelerator
 
-Accelerator = Literal["kvm", "uml", "tcg"]
+__all__ = ["ACCELERATORS", "Report"]
+
 ACCELERATORS: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
 
 

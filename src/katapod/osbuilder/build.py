@@ -122,19 +122,19 @@ async def build_guest_image(
             progress("plan", 0.05)
             facts = await collect_facts(kernel, index, interpreter, own, programs, extras)
             plan = plan_guest_image(facts, entry_point=request.entry_point)
-            progress("lay out files", 0.1)
+            finished = work / "finished"
+            finished.mkdir()
+            progress("unpack the kernel", 0.1)  # before what takes long: it may be broken
+            candidates, notes = await in_thread(lambda: _kernel_files(request, kernel, finished))
+            progress("lay out files", 0.15)
             await stage_guest(plan, kernel.module_dir, interpreter, work / "stage")
-            progress("pack the initrd", 0.2)
+            progress("pack the initrd", 0.5)
             compress = "none" if kernel.vmm == "uml" else request.compress
             packed = await run_dracut(plan, work / "stage", work, compress=compress)
             if kernel.vmm == "uml":
                 packed = await make_system_disk(packed, work)
-            finished = work / "finished"
-            finished.mkdir()
             ending = "img" if kernel.vmm == "uml" else "initrd"
             initrd = packed.rename(finished / f"{_host_id()}-kata-{kernel.version}.{ending}")
-            progress("unpack the kernel", 0.7)
-            candidates, notes = await in_thread(lambda: _kernel_files(request, kernel, finished))
             chosen, why_not = await _prove_one(candidates, initrd, prove, progress)
             told = (*plan.modules.warnings, *notes, *why_not)
             manifest = _manifest(request, key, kernel.version, chosen, initrd, told)

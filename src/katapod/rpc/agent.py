@@ -76,12 +76,10 @@ class AgentClient:
             self._features = frozenset(answer.agent_details.extra_features)
         return self._features
 
-    async def settle(self, *, zero_free_memory: bool) -> None:
+    async def settle(self, *, zero_free_memory: bool, timeout_s: float | None) -> None:
         """Prepare the guest for being saved as a template. Raises RpcError."""
         request = katapod_pb2.SettleRequest(zero_free_memory=zero_free_memory)
-        await self.connection.call(
-            GUEST_SERVICE, "Settle", request, katapod_pb2.SettleResponse, timeout_s=REQUEST_TIMEOUT_S
-        )
+        await self.connection.call(GUEST_SERVICE, "Settle", request, katapod_pb2.SettleResponse, timeout_s)
 
     async def rename(self, sandbox_id: str, hostname: str) -> None:
         """Set the names of a sandbox that was created in advance. Raises RpcError."""

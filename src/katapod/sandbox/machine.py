@@ -348,7 +348,7 @@ async def _meet_agent(
     request = _create_request(plan)
     started = time.monotonic()
     try:
-        async with patient_timeout(plan.agent_timeout_s, vm.pid):
+        async with patient_timeout(plan.agent_timeout_s, vm) as patience:
             agent = await guarded(connect_agent(vm, spec, f"agent of sandbox {sandbox_id}"), death, sandbox_id)
             own.callback(agent.connection.close)
             first = reseed(agent) if cloned else agent.check(timeout_s=None)
@@ -361,7 +361,7 @@ async def _meet_agent(
         console = read_tail(vm.logs.console)
         raise GuestHangs(
             f"cannot start sandbox {sandbox_id}: the guest does not {'wake' if cloned else 'boot'}: its agent did not "
-            f"answer within {plan.agent_timeout_s:g} s (dial_timeout)\n{guest_of(spec)}"
+            f"answer within {plan.agent_timeout_s:g} s (dial_timeout){patience.left_out()}\n{guest_of(spec)}"
             + (f"\nlast lines of the guest's console:\n{console}" if console else "; its console is silent"),
             hint=hint_for(spec),
         ) from exc

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from katapod.host.cgroup import prepare_cgroup
-from katapod.host.facts import HostFacts, cpu_identity, file_identity, kvm_settings
+from katapod.host.facts import HostFacts, cpu_identity, file_identity, host_tsc_khz, kvm_settings
 from katapod.model.cni import NetworkConfig
 from katapod.model.config import Config
 from katapod.model.layout import Layout
@@ -292,6 +292,7 @@ def _plan_vm(
         options=vmm.options(config),
         uids=parse_uid_range(config.katapod.jail_uids),
         translation_cache_mib=config.katapod.translation_cache if accelerator is Accelerator.TCG else 0,
+        tsc_khz=host_tsc_khz() if accelerator is Accelerator.TCG else 0,
     )
     return vm if vmm.capabilities(vm).vsock else replace(vm, vsock_cid=None)
 
@@ -377,6 +378,7 @@ def usual_kernel_params(config: Config, vmm: Vmm = DEFAULT_VMM) -> str:
         kernel_params=vmm.guest_params(config),
         debug=qemu.enable_debug,
         debug_console=config.agent.debug_console_enabled,
+        tsc_khz=host_tsc_khz(),
     )
     return vmm.kernel_params(vm)
 

@@ -165,7 +165,7 @@ async def _boot_once(vmm: Vmm, spec: VmSpec, logs: VmmLogs, limit_s: float) -> _
             stopped = vm.expect_stop()
             timed_out = 0.0
             try:
-                async with patient_timeout(limit_s, vm.pid):
+                async with patient_timeout(limit_s, vm):
                     with contextlib.suppress(VmmLinkBroken):  # the VMM's own end is the cause, and seen next
                         await vm.run()
                     await _end_or_stop(vm, stopped)

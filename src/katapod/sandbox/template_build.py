@@ -21,10 +21,12 @@ from katapod.rpc.status import RpcError
 from katapod.sandbox.agent_link import claim_channel, claim_user, connect_agent
 from katapod.sandbox.clock import ClockKeeper
 from katapod.sandbox.guard import CAUSE_LIMIT_S
+from katapod.sandbox.patience import patient_timeout
 from katapod.sandbox.template_store import (
     Template,
     TemplateBroken,
     TemplateHangs,
+    TemplateLock,
     TemplateMeta,
     find_template,
     put_in_place,
@@ -100,12 +102,10 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
     """Build, or wait for who builds; `worn` if that is no use."""
     with template_lock(plan.root, plan.key) as lock:
         began = time.monotonic()
-        while not lock.try_take():
+        if not lock.try_take():
             if worn is not None:
                 return worn
-            if time.monotonic() > began + WAIT_LIMIT_S:
-                raise TemplateBroken(f"cannot wait for template {plan.key}: it is not built within {WAIT_LIMIT_S:g} s")
-            await asyncio.sleep(LOCK_POLL_S)
+            await _wait_for_builder(plan, lock)
         fresh = _find_sound(plan, logging.DEBUG)  # somebody may have built it while we waited
         if fresh is not None:
             if not fresh.is_worn(plan):
@@ -130,13 +130,43 @@ async def _take_turn(plan: TemplatePlan, worn: Template | None) -> Template:
     return fresh
 
 
+async def _wait_for_builder(plan: TemplatePlan, lock: TemplateLock) -> None:
+    """Take the lock once it is free. Raises TemplateBroken."""
+    try:
+        async with patient_timeout(WAIT_LIMIT_S, _Builder(plan)) as patience:
+            while not lock.try_take():  # noqa: ASYNC110 - nobody tells when a lock becomes free
+                await asyncio.sleep(LOCK_POLL_S)
+    except TimeoutError as exc:
+        limit = f"{WAIT_LIMIT_S:g} s{patience.left_out()}"
+        raise TemplateBroken(f"cannot wait for template {plan.key}: it is not built within {limit}") from exc
+
+
+class _Builder:
+    """The process that makes the template, seen from another one: the VM is its child."""
+
+    def __init__(self, plan: TemplatePlan) -> None:
+        self._plan = plan
+
+    @property
+    def pid(self) -> int:
+        for scratch in self._plan.root.glob(_scratch_of(self._plan, "*")):
+            pid = scratch.suffix.removeprefix(".")
+            if pid.isdecimal():
+                return int(pid)
+        return 0
+
+
+def _scratch_of(plan: TemplatePlan, pid: int | str) -> str:
+    return f".{plan.key}.{pid}"
+
+
 async def build_template(plan: TemplatePlan) -> None:
     """Make the template and put it in place. The caller holds its lock.
 
     Raises TemplateBroken, NoSpace; then nothing of it is left, and an older one stays.
     """
     sweep_templates(plan)
-    scratch = plan.root / f".{plan.key}.{os.getpid()}"
+    scratch = plan.root / _scratch_of(plan, os.getpid())
     try:
         scratch.mkdir(mode=0o700)
         needed_mib = SPARE_MIB + plan.vm.mem_mib // PACKING
@@ -204,23 +234,24 @@ async def _settle_guest(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None
 
 async def _settle(vm: VirtualMachine, spec: VmSpec, boot_s: float) -> None:
     step, limit_s = "boot", boot_s
+    agent = None
     try:
-        async with asyncio.timeout(limit_s) as limit:
+        async with patient_timeout(boot_s, vm) as patience:
             agent = await connect_agent(vm, spec, "agent of a template")
-            try:
-                await agent.check(timeout_s=None)
-                clock = ClockKeeper(agent, "a template")
-                await clock.look()
-                step, limit_s = "settle", SETTLE_LIMIT_S
-                limit.reschedule(asyncio.get_running_loop().time() + limit_s)
-                await agent.settle(zero_free_memory=True)
-                await clock.look()  # all clones would have its rate
-            finally:
-                agent.connection.close()
+            await agent.check(timeout_s=None)
+            clock = ClockKeeper(agent, "a template")
+            await clock.look()
+        step, limit_s = "settle", SETTLE_LIMIT_S
+        async with patient_timeout(SETTLE_LIMIT_S, vm) as patience:
+            await agent.settle(zero_free_memory=True, timeout_s=None)
+            await clock.look()  # all clones would have its rate
     except TimeoutError as exc:
         said = read_tail(vm.logs.console)
         kind = TemplateHangs if step == "boot" else TemplateBroken
         raise kind(
-            f"its guest did not {step} within {limit_s:g} s"
+            f"its guest did not {step} within {limit_s:g} s{patience.left_out()}"
             + (f"\nlast lines of the guest's console:\n{said}" if said else "; its console is silent")
         ) from exc
+    finally:
+        if agent is not None:
+            agent.connection.close()

@@ -27,6 +27,7 @@ __all__ = [
     "TemplateBroken",
     "TemplateHangs",
     "TemplateInfo",
+    "TemplateLock",
     "TemplateMeta",
     "destroy_templates",
     "discard_template",

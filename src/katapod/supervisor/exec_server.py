@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 DESCRIPTORS = 3
 ENDED = "the container has ended"
 REQUEST_LIMIT_S = 2.0  # for a client that has connected to say what it wants
+GO_LIMIT_S = 30.0  # for its word that we may begin: once it has given that, it does not go back
 
 
 class ExecCommand(Struct, frozen=True):
@@ -82,6 +83,7 @@ class _Server:
                     request = await _receive_request(connection, reader)
                     command = self._command_of(request)
                     await _say(connection, wire.TAKEN if command is not None else wire.REFUSED)
+                async with asyncio.timeout(GO_LIMIT_S):
                     if command is None or await _receive(connection, wire.HEADER) != wire.frame(wire.GO):
                         return
                 await self._carry_out(connection, command, reader.fds)

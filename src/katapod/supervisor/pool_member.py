@@ -50,6 +50,7 @@ __all__ = ["CommandLine", "MemberReport", "member_main"]
 log = logging.getLogger(__name__)
 
 REQUEST_LIMIT_S = 2.0  # for a client that has connected to say what it wants
+GO_LIMIT_S = 10.0  # for its word that we may begin: once it has given that, it does not go back
 WEAR_PERIOD_S = 60.0  # between looks whether the machine is still what a new start would give
 WARM_UP_IMAGE = "busybox"  # the image that is always there
 
@@ -240,7 +241,7 @@ class _Member:
             if (request.version, request.marks) != (__version__.encode(), inputs.marks):
                 client.refuse()
                 return None
-            await asyncio.to_thread(client.agree, REQUEST_LIMIT_S)
+            await asyncio.to_thread(client.agree, GO_LIMIT_S)
         except (OSError, wire.FrameError) as exc:
             log.debug("a client went away: %s", exc)
             client.close()

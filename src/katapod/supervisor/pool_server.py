@@ -28,7 +28,7 @@ __all__ = ["PoolServer", "ServerStatus", "listening"]
 log = logging.getLogger(__name__)
 
 CLIENTS_MAX = 64  # that have connected and not yet said what they want
-CLIENT_LIMIT_S = 5.0
+CLIENT_LIMIT_S = 30.0  # for a client that has connected to say what it wants
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 60.0  # after a member that failed, doubled each time
 END_LIMIT_S = 15.0  # for idle members to end with us
 ENDED = (signal.SIGTERM, signal.SIGINT)

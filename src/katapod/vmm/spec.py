@@ -80,6 +80,7 @@ class VmSpec(Struct, frozen=True):
     debug_console: bool = False
     memory_is_given: bool = False  # guest memory is Handed.MEMORY, ours to save or to fill, not the VMM's own
     translation_cache_mib: int = 0  # bound of what emulation keeps of translated code; 0: the VMM's own
+    tsc_khz: int = 0  # of the host's time stamp counter, which an emulated guest has as well; 0: not known
     preallocated: bool = False  # all memory is taken from the host at once
     hugepages: bool = False  # and is of huge pages
     reports_free_pages: bool = True

@@ -74,20 +74,22 @@ def _heard(loop: Loop, peers: list[tuple[int, int]]) -> list[bytes]:
     assert fake.bound == (VSOCK_CID_ANY, 1024)
     ends = [fake.arrive(*peer) for peer in peers]
 
-    async def main() -> None:
+    async def main() -> list[bytes]:
         tasks = Tasks(loop, "test")
         serving = tasks.spawn("listener", listen(loop, listener, _greet))
-        await loop.wait_any([serving], 0.05)
+        heard = []
+        for end in ends:
+            assert await loop.readable(end.fileno(), 60), "nothing is heard, and no end"
+            heard.append(end.recv(100))
+            loop.forget(end.fileno())
+            end.close()
         assert not serving.done, "the listener has ended"
         tasks.cancel()
         await loop.wait_any([serving])
+        return heard
 
-    loop.run(main())
-    heard = []
-    for end in ends:
-        heard.append(end.recv(100))
-        end.close()
-    return heard
+    found: list[bytes] = loop.run(main())
+    return found
 
 
 @pytest.mark.parametrize(

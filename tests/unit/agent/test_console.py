@@ -20,6 +20,7 @@ from katapod.rpc.pb import agent_pb2, oci_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox.raw_console import carry_raw
 from katapod.sandbox.stdio import GuestProcess, InputFd, OutputFd
+from kit.loop_time import until
 
 SERVE = """
 import sys
@@ -53,12 +54,15 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 async def _connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    for _ in range(500):
+
+    def connects() -> bool:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             sock.connect(str(path))
-            return sock
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{path} does not listen")
+            return True
+        return False
+
+    await until(connects)
+    return sock
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ async def _start(console: AgentClient, exec_id: str, *arguments: str, terminal: 
     process = oci_pb2.Process(Args=arguments, Terminal=terminal, Env=["NAME=value"])
     process.ConsoleSize.Height, process.ConsoleSize.Width = 33, 101
     request = agent_pb2.ExecProcessRequest(container_id=VM_ID, exec_id=exec_id, process=process)
-    await console.call("ExecProcess", request, timeout_s=10)
+    await console.call("ExecProcess", request, timeout_s=60)
     return GuestProcess(console, VM_ID, exec_id, terminal=terminal)
 
 
@@ -83,8 +87,16 @@ async def _output(process: GuestProcess, method: str = "ReadStdout") -> bytes:
     return found
 
 
+async def _line(process: GuestProcess) -> bytes:
+    """The next line of output, which a terminal may hand over in pieces."""
+    found = b""
+    while not found.endswith(b"\n"):
+        found += await process.agent.read_stream("ReadStdout", VM_ID, process.exec_id, 1)
+    return found
+
+
 async def test_command_with_pipes(console: AgentClient) -> None:
-    await console.check(5)
+    await console.check(60)
     process = await _start(console, "one", "sh", "-c", "cat; echo $NAME >&2; pwd; exit 7")
     await console.write_stdin(VM_ID, "one", b"typed\n")
     await process.close_stdin()
@@ -98,7 +110,7 @@ async def test_command_with_pipes(console: AgentClient) -> None:
 
 async def test_command_with_a_terminal(console: AgentClient) -> None:
     process = await _start(console, "one", "sh", "-c", "stty size; read x; stty size; tty", terminal=True)
-    assert await console.read_stream("ReadStdout", VM_ID, "one", 4096) == b"33 101\r\n"
+    assert await _line(process) == b"33 101\r\n"
     await process.resize(5, 6)
     await console.write_stdin(VM_ID, "one", b"\n")
     assert b"\n5 6\r\n/dev/pts/" in await _output(process)
@@ -125,10 +137,10 @@ async def test_what_cannot_be_run(console: AgentClient, tmp_path: Path) -> None:
         assert caught.value.code is code
         assert f'"{arguments[0]}"' in caught.value.message
     with pytest.raises(RpcError) as caught:
-        await console.call("ExecProcess", agent_pb2.ExecProcessRequest(container_id="c1", exec_id="one"), timeout_s=5)
+        await console.call("ExecProcess", agent_pb2.ExecProcessRequest(container_id="c1", exec_id="one"), timeout_s=60)
     assert caught.value.code is StatusCode.INVALID_ARGUMENT
     with pytest.raises(RpcError) as caught:
-        await console.call("CreateSandbox", agent_pb2.CreateSandboxRequest(), timeout_s=5)
+        await console.call("CreateSandbox", agent_pb2.CreateSandboxRequest(), timeout_s=60)
     assert caught.value.code is StatusCode.UNIMPLEMENTED
 
 
@@ -136,9 +148,9 @@ async def test_what_cannot_be_run(console: AgentClient, tmp_path: Path) -> None:
 async def test_hang_up(console: AgentClient, terminal: bool) -> None:
     """SIGHUP to the shell and what runs in it; who reads is told the end."""
     process = await _start(console, "one", "sh", "-c", "echo $$; sleep 1000; true", terminal=terminal)
-    pid = int(await console.read_stream("ReadStdout", VM_ID, "one", 100))
+    pid = int(await _line(process))
     reading = asyncio.create_task(_output(process))
-    await asyncio.sleep(0.1)
+    await console.check(60)  # the read, asked for before it, waits in the guest
     await process.signal(1)
     assert await asyncio.wait_for(reading, 60) == b""
     assert await asyncio.wait_for(process.wait(), 60) == HUNG_UP
@@ -180,8 +192,4 @@ async def test_raw_console_ends_with_its_host(folder: Path) -> None:
         said += await loop.sock_recv(sock, 4096)
     pid = int(said.rpartition(b"pid=")[2].partition(b"=")[0])
     sock.close()
-    for _ in range(500):
-        if not os.path.exists(f"/proc/{pid}"):
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("the shell is still there")
+    await until(lambda: not os.path.exists(f"/proc/{pid}"))

@@ -33,7 +33,7 @@ class Port:
 
     async def read(self) -> bytes:
         while not self.given:
-            await self._loop.sleep(0.001)
+            await self._loop.turn()
         return self.given.pop(0)
 
     async def write(self, data: bytes) -> None:
@@ -67,10 +67,15 @@ class Guest:
         assert await self.server.serve(self.port)  # type: ignore[arg-type]
 
     async def answers(self) -> list[int]:
-        await self._loop.sleep(0.01)  # the port is read
+        await self._turns()  # the port is read
         self.allowed.set()
-        await self._loop.sleep(0.01)
+        await self._turns()
         return self.port.answered
+
+    async def _turns(self) -> None:
+        """More than anything here takes: nothing waits for a time, or for another process."""
+        for _ in range(100):
+            await self._loop.turn()
 
 
 def test_calls_of_a_host_that_has_gone_are_dropped(loop: Loop) -> None:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from katapod.rpc.client import TtrpcClient
 from katapod.rpc.framing import Frame, FrameDecoder, encode_request, parse_response
 from katapod.rpc.pb import agent_pb2, csi_pb2, health_pb2
 from katapod.rpc.status import RpcError, StatusCode
+from kit.loop_time import until
 
 
 @pytest.fixture
@@ -50,14 +52,14 @@ async def agent(address: str) -> AsyncIterator[AgentClient]:
 
 async def code_of(agent: AgentClient, method: str, request: object) -> StatusCode:
     with pytest.raises(RpcError) as caught:
-        await agent.call(method, request, timeout_s=10)
+        await agent.call(method, request, timeout_s=60)
     return caught.value.code
 
 
 async def test_health_and_version(agent: AgentClient) -> None:
-    await agent.check(10)
+    await agent.check(60)
     answer = await agent.connection.call(
-        HEALTH_SERVICE, "Version", health_pb2.CheckRequest(), health_pb2.VersionCheckResponse, 10
+        HEALTH_SERVICE, "Version", health_pb2.CheckRequest(), health_pb2.VersionCheckResponse, 60
     )
     assert (answer.grpc_version, answer.agent_version) == ("0.0.1", katapod.__version__)
 
@@ -90,16 +92,16 @@ async def test_unknown_and_unreadable_calls(
     agent: AgentClient, service: str, method: str, payload: bytes, code: StatusCode
 ) -> None:
     with pytest.raises(RpcError) as caught:
-        await agent.connection.call_raw(service, method, payload, 10)
+        await agent.connection.call_raw(service, method, payload, 60)
     assert caught.value.code == code
-    await agent.check(10)
+    await agent.check(60)
 
 
 async def test_metrics_and_volume_stats(agent: AgentClient) -> None:
-    answer = await agent.call("GetMetrics", agent_pb2.GetMetricsRequest(), 10)
+    answer = await agent.call("GetMetrics", agent_pb2.GetMetricsRequest(), 60)
     assert "kata_agent_scrape_count 1\n" in answer.metrics
     request = agent_pb2.VolumeStatsRequest(volume_guest_path="/")
-    volume = await agent.connection.call(AGENT_SERVICE, "GetVolumeStats", request, csi_pb2.VolumeStatsResponse, 10)
+    volume = await agent.connection.call(AGENT_SERVICE, "GetVolumeStats", request, csi_pb2.VolumeStatsResponse, 60)
     assert [usage.unit for usage in volume.usage] == [1, 2]
     assert volume.usage[0].total == os.statvfs("/").f_blocks * os.statvfs("/").f_frsize
 
@@ -126,7 +128,11 @@ async def test_nonsense_ends_its_connection_only(address: str, agent: AgentClien
     async with asyncio.timeout(60):
         assert await reader.read() == b""
     writer.close()
-    await agent.check(10)
+    await agent.check(60)
+
+
+def have_sent(connection: TtrpcClient, calls: int) -> bool:
+    return len(connection._waiting) == calls
 
 
 async def test_calls_beyond_the_limit_are_refused(agent: AgentClient) -> None:
@@ -134,11 +140,11 @@ async def test_calls_beyond_the_limit_are_refused(agent: AgentClient) -> None:
         asyncio.create_task(agent.call("GetOOMEvent", agent_pb2.GetOOMEventRequest(), timeout_s=None))
         for _ in range(CALLS_MAX)
     ]
-    await asyncio.sleep(1)
-    assert not any(poll.done() for poll in polls)
+    await until(partial(have_sent, agent.connection, CALLS_MAX))
     with pytest.raises(RpcError) as caught:
-        await agent.check(10)
+        await agent.check(60)
     assert caught.value.code == StatusCode.RESOURCE_EXHAUSTED
+    assert not any(poll.done() for poll in polls)
     for poll in polls:
         poll.cancel()
     await asyncio.gather(*polls, return_exceptions=True)
@@ -148,10 +154,10 @@ async def test_calls_of_a_host_that_has_gone_are_dropped(address: str) -> None:
     for _ in range(3):
         connection = await TtrpcClient.on_unix_path(address, "agent")
         polls = [asyncio.create_task(connection.call_raw(AGENT_SERVICE, "GetOOMEvent", b"", None)) for _ in range(200)]
-        await asyncio.sleep(0.1)
+        await until(partial(have_sent, connection, 200))
         connection.close()
         results = await asyncio.gather(*polls, return_exceptions=True)
         assert all(isinstance(r, RpcError) and r.code == StatusCode.UNAVAILABLE for r in results)
     connection = await TtrpcClient.on_unix_path(address, "agent")
-    await AgentClient(connection).check(10)
+    await AgentClient(connection).check(60)
     connection.close()

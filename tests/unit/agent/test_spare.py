@@ -63,7 +63,7 @@ def test_dropped_it_ends_and_leaves_nothing(loop: Loop, tmp_path: Path, spare: S
     before = open_files()
     spare.drop()
     spare.drop()
-    assert loop.run(loop.wait_any([spare.call.program.exit_status], 30.0))
+    assert loop.run(loop.wait_any([spare.call.program.exit_status], 60.0))
     assert open_files() == before - 4  # three streams and the pipe
     assert os.listdir(tmp_path) == ["crun"]
 
@@ -71,11 +71,11 @@ def test_dropped_it_ends_and_leaves_nothing(loop: Loop, tmp_path: Path, spare: S
 def test_what_is_too_long_for_its_pipe_is_for_another_crun(loop: Loop, spare: Spare) -> None:
     assert not spare.tell("x" * (1 << 20))
     assert spare.gone.done
-    assert loop.run(loop.wait_any([spare.call.program.exit_status], 30.0))
+    assert loop.run(loop.wait_any([spare.call.program.exit_status], 60.0))
 
 
 def test_one_that_has_been_killed_is_not_told(loop: Loop, spare: Spare) -> None:
     spare.call.program.kill()
-    assert loop.run(loop.wait_any([spare.call.program.exit_status], 30.0))
+    assert loop.run(loop.wait_any([spare.call.program.exit_status], 60.0))
     assert not spare.tell("hello")
     assert not os.path.exists(spare.directory)

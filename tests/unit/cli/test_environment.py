@@ -17,7 +17,7 @@ PROGRAM = [sys.executable, "-c", "from katapod.cli.entry import main; main()"]
 
 
 def call(*args: str) -> tuple[int, str, str]:
-    done = subprocess.run([*PROGRAM, *args], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*PROGRAM, *args], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

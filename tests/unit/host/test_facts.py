@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from katapod.host.facts import claim_vsock_cid, collect_host_facts, file_identity, virtiofsd_implementation
+from katapod.host.facts import (
+    claim_vsock_cid,
+    collect_host_facts,
+    file_identity,
+    host_tsc_khz,
+    parse_tsc_khz,
+    virtiofsd_implementation,
+)
 from katapod.model.errors import DeviceMissing, KatapodError
 from katapod.plan.virtiofsd import VirtiofsdImplementation
 
@@ -52,3 +59,26 @@ async def test_implementation_of_a_program(tmp_path: Path, words: str, implement
 async def test_implementation_of_what_is_no_program(tmp_path: Path) -> None:
     with pytest.raises(KatapodError, match="cannot run"):
         await virtiofsd_implementation(str(tmp_path))
+
+
+CONSTANT = "processor\t: 0\ncpu MHz\t\t: 1200.000\nflags\t\t: fpu tsc constant_tsc nonstop_tsc\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "khz"),
+    [
+        (CONSTANT + "bogomips\t: 4890.80\n\nprocessor\t: 1\nbogomips\t: 1.00\n", 2445400),
+        (CONSTANT.replace("nonstop_tsc", "") + "bogomips\t: 4890.80\n", 0),
+        (CONSTANT.replace("constant_tsc", "") + "bogomips\t: 4890.80\n", 0),
+        (CONSTANT, 0),
+        (CONSTANT + "bogomips\t: many\n", 0),
+        ("", 0),
+    ],
+    ids=["constant", "stops in sleep", "of several rates", "not told", "no number", "empty"],
+)
+def test_the_rate_of_the_time_stamp_counter(cpuinfo: str, khz: int) -> None:
+    assert parse_tsc_khz(cpuinfo) == khz
+
+
+def test_the_rate_on_this_machine() -> None:
+    assert host_tsc_khz() == 0 or 100_000 < host_tsc_khz() < 20_000_000

@@ -89,7 +89,9 @@ def test_last_byte_of_the_last_page(source: int, target: int, saved: int) -> Non
 page_runs = st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(1, 300), st.booleans()), max_size=12)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(page_runs)
 def test_round_trip(tmp_path: Path, runs: list[tuple[int, int, bool]]) -> None:
     """Any pattern of holes, zeros and data comes back, and takes no more room than its data."""

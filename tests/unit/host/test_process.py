@@ -5,14 +5,18 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from asyncio.unix_events import ThreadedChildWatcher
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from katapod.host import process
 from katapod.host.process import ProcessFailed, describe_status, find_program, run, spawn, stop_child
 from katapod.model.errors import KatapodError, MissingProgram
+from kit.loop_time import LoopClock, until
 
 
 async def test_output_and_input() -> None:
@@ -38,11 +42,14 @@ async def test_the_environment_is_built_not_inherited(monkeypatch: pytest.Monkey
 
 
 async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
-    started = time.monotonic()
-    with pytest.raises(ProcessFailed, match=r"no end within 1 s"):
-        await run(["sh", "-c", f"sleep 60 & echo $! > '{tmp_path}/pid'; wait"], timeout_s=1.0)
-    assert time.monotonic() - started < 20
-    assert await gone(int((tmp_path / "pid").read_text()))
+    clock = LoopClock()
+    script = f"sleep 1000 & echo $! > '{tmp_path}/pid'; wait"
+    task = asyncio.create_task(run(["sh", "-c", script], timeout_s=1000.0))
+    pid = int(await content_of(tmp_path / "pid"))
+    clock.pass_time(1000)
+    with pytest.raises(ProcessFailed, match=r"no end within 1000 s"):
+        await task
+    await gone(pid)
 
 
 @pytest.mark.parametrize("how", ["time", "cancelled"])
@@ -51,12 +58,17 @@ async def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path:
     [
         "exec yes",  # more than anybody reads once the time is over
         "exec yes >&2",
-        "setsid sleep 20 & echo $! > pid; exec sleep 60",  # holds the pipes, and is in no group of ours
-        "cat > /dev/null & exec sleep 60",
+        "setsid cat fifo & exec sleep 1000",  # holds the pipes, and is in no group of ours
+        "cat > /dev/null & exec sleep 1000",
     ],
 )
-async def test_what_it_leaves_in_its_pipes_does_not_keep_us(tmp_path: Path, script: str, how: str) -> None:
-    work = run(["sh", "-c", script], cwd=tmp_path, input=bytes(1 << 20), timeout_s=1.0 if how == "time" else 60)
+async def test_what_it_leaves_in_its_pipes_does_not_keep_us(
+    tmp_path: Path, script: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STOP_GRACE_S", 0.2)
+    os.mkfifo(tmp_path / "fifo")
+    held = os.open(tmp_path / "fifo", os.O_RDWR)
+    work = run(["sh", "-c", script], cwd=tmp_path, input=bytes(1 << 20), timeout_s=0.3 if how == "time" else None)
     task = asyncio.create_task(work)
     if how == "cancelled":
         await asyncio.sleep(0.3)
@@ -65,35 +77,37 @@ async def test_what_it_leaves_in_its_pipes_does_not_keep_us(tmp_path: Path, scri
     assert done
     with pytest.raises(ProcessFailed if how == "time" else asyncio.CancelledError):
         task.result()
-    if (tmp_path / "pid").exists():
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    (tmp_path / "fifo").unlink()
+    os.close(held)  # the end of what reads it, or it does not find it
     await asyncio.sleep(0.05)
 
 
 async def test_cancelling_kills_it(tmp_path: Path) -> None:
-    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > '{tmp_path}/pid'; exec sleep 60"]))
-    await content_of(tmp_path / "pid")
+    task = asyncio.create_task(run(["sh", "-c", f"echo $$ > '{tmp_path}/pid'; exec sleep 1000"], timeout_s=None))
+    pid = int(await content_of(tmp_path / "pid"))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await gone(int((tmp_path / "pid").read_text()))
+    await gone(pid)
 
 
 @pytest.mark.parametrize("how", ["time", "cancelled"])
 async def test_one_that_has_taken_its_input_and_does_not_end(tmp_path: Path, how: str) -> None:
-    script = "cat; echo done > read; exec sleep 60"
-    work = run(["sh", "-c", script], cwd=tmp_path, input=b"all of it", timeout_s=1.0 if how == "time" else 60)
-    task = asyncio.create_task(work)
+    clock = LoopClock()
+    script = "cat; echo done > read; exec sleep 1000"
+    task = asyncio.create_task(run(["sh", "-c", script], cwd=tmp_path, input=b"all of it", timeout_s=1000))
+    await content_of(tmp_path / "read")
     if how == "cancelled":
-        await content_of(tmp_path / "read")
         task.cancel()
+    else:
+        clock.pass_time(1000)
     with pytest.raises(ProcessFailed if how == "time" else asyncio.CancelledError):
         await task
 
 
 def test_cancelling_while_it_is_started(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """However far the start is: no process is left, and asyncio's watcher of it has nothing to complain of."""
-    watch_late(monkeypatch, 0.05)
+    watch_after(monkeypatch, lambda: time.sleep(0.05))
 
     async def cancelled_after(turns: int) -> None:
         task = asyncio.create_task(run(["/bin/true"]))
@@ -196,9 +210,8 @@ async def test_a_child_gets_its_descriptors_and_writes_where_told(tmp_path: Path
 
 
 async def test_stop_softly(tmp_path: Path) -> None:
-    child = await spawn(["sleep", "60"], output=asyncio.subprocess.DEVNULL)
-    await asyncio.sleep(0.1)
-    assert await stop_child(child) is True
+    child = await spawn(["sleep", "1000"], output=asyncio.subprocess.DEVNULL)
+    assert await stop_child(child, grace_s=60) is True
     assert child.describe_end() == "killed by SIGTERM"
     assert await stop_child(child) is True
 
@@ -216,45 +229,41 @@ async def test_a_child_dies_with_us(tmp_path: Path) -> None:
 import asyncio, os
 from katapod.host.process import spawn
 async def main():
-    child = await spawn(["sh", "-c", "echo $$ > '{tmp_path}/pid'; exec sleep 60"], output=-3)
-    while not os.path.exists("{tmp_path}/pid"):
+    child = await spawn(["sh", "-c", "echo $$ > '{tmp_path}/pid'; exec sleep 1000"], output=-3)
+    while not os.path.exists("{tmp_path}/pid") or not open("{tmp_path}/pid").read():
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
     os.kill(os.getpid(), {int(signal.SIGKILL)})
 asyncio.run(main())
 """
     ended = await run([sys.executable, "-c", script], check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert await gone(int((tmp_path / "pid").read_text()))
+    await gone(int((tmp_path / "pid").read_text()))
 
 
-async def gone(pid: int) -> bool:
-    """Whether a process ends within a moment; a zombie has ended."""
-    for _ in range(200):
+async def gone(pid: int) -> None:
+    """Wait until a process has ended; a zombie has."""
+
+    def has_ended() -> bool:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (FileNotFoundError, ProcessLookupError):
             return True
-        await asyncio.sleep(0.01)
-    return False
+
+    await until(has_ended)
 
 
 async def content_of(path: Path) -> str:
-    """What another process writes into a file, once it has."""
-    for _ in range(1000):
-        if path.exists() and (text := path.read_text()):
-            return text
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{path} was not written")
+    """What another process writes into a file, once it has: one line."""
+    await until(lambda: path.exists() and path.read_text().endswith("\n"))
+    return path.read_text()
 
 
-def watch_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def watch_after(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> None:
     """asyncio's watcher of a process is a thread in Python 3.11, which comes late on a busy machine."""
     watch = ThreadedChildWatcher._do_waitpid  # type: ignore[attr-defined]
 
     def late(*args: object) -> None:
-        time.sleep(seconds)
+        wait()
         watch(*args)
 
     monkeypatch.setattr(ThreadedChildWatcher, "_do_waitpid", late)
@@ -264,12 +273,16 @@ async def test_a_child_that_ends_as_it_is_killed_is_still_seen_by_its_watcher(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Popen.kill() looks first whether the child has ended, and may take its status away from asyncio's watcher."""
-    watch_late(monkeypatch, 0.2)
+    killed = threading.Event()
+    watch_after(monkeypatch, killed.wait)
+    os.mkfifo(tmp_path / "fifo")
     with (tmp_path / "out").open("wb") as out:
         # From Python 3.12 on the loop is the watcher, and runs until the child has been started: it must outlive that.
-        child = await spawn(["/bin/sleep", "0.3"] if sys.version_info >= (3, 12) else ["/bin/true"], output=out)
+        child = await spawn(["sh", "-c", f"read word < '{tmp_path}/fifo'"], output=out)
+    (tmp_path / "fifo").write_text("end\n")
     while "State:\tZ" not in Path(f"/proc/{child.pid}/status").read_text():
         time.sleep(0.001)  # noqa: ASYNC251 - the loop must not come first
+    asyncio.get_running_loop().call_soon(killed.set)  # once stop_child has to wait
     await stop_child(child, soft=False)
     assert child.process.returncode == 0
     assert caplog.records == []

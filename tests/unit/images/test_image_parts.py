@@ -120,17 +120,20 @@ def test_digest_never_becomes_a_path(tmp_path: Path) -> None:
 
 
 async def test_finish_goes_on_when_cancelled() -> None:
-    done = []
+    done, may_end = [], asyncio.Event()
 
     async def work() -> str:
-        await asyncio.sleep(0.05)
+        await may_end.wait()
         done.append("work")
         return "result"
 
+    may_end.set()
     assert await finish(work()) == "result"
+    may_end.clear()
     task = asyncio.create_task(finish(work()))
     await asyncio.sleep(0.01)
     task.cancel()
+    may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == ["work", "work"]

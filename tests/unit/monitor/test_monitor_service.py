@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,29 @@ from msgspec.structs import replace
 from katapod.host.state import StateStore
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
+from katapod.monitor import fleet
+from katapod.monitor import service as service_module
+from katapod.monitor.ask import ask
 from katapod.monitor.fleet import Fleet
 from katapod.monitor.options import Address
 from katapod.monitor.service import MonitorService
+from katapod.monitor.together import ask_together
 from katapod.monitor.token import read_token
 from katapod.rpc.http import HttpError, Request, Response
 from kit.fleet import record_of, silent, vmless
+from kit.loop_time import LIMIT_S
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that live have answered, however busy the machine is."""
+
+    async def ask_patiently(path: str, target: str, limit_s: float) -> bytes:
+        return await ask(path, target, LIMIT_S)
+
+    for module in (fleet, service_module):
+        monkeypatch.setattr(module, "ask", ask_patiently)
+        monkeypatch.setattr(module, "ask_together", partial(ask_together, grace_s=LIMIT_S))
 
 
 @pytest.fixture
@@ -82,7 +100,8 @@ async def test_the_page_and_its_policy(layout: Layout) -> None:
     assert packed.headers["Content-Encoding"] == "gzip"
 
 
-async def test_sandboxes(layout: Layout) -> None:
+async def test_sandboxes(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "ask_together", partial(ask_together, grace_s=0.1))  # for the silent one
     monitor = service(layout)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(vmless(layout, record_of("one")))

@@ -170,9 +170,8 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_family(sleeper: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
-    while len(found := family([sleeper.pid])) < 2 and time.monotonic() < deadline:
-        pass
+    while len(found := family([sleeper.pid])) < 2:
+        time.sleep(0.001)
     assert found[0] == sleeper.pid
     assert len(found) == 2
     assert set(found) <= set(family([os.getpid()]))
@@ -205,4 +204,6 @@ def test_memory_that_is_there_and_not_mapped() -> None:
 
 
 def test_cpu_time_of_this_process() -> None:
-    assert cpu_seconds([os.getpid()]) == pytest.approx(sum(os.times()[:2]), abs=0.5)
+    before = sum(os.times()[:2])
+    found = cpu_seconds([os.getpid()])
+    assert before - 0.02 <= found <= sum(os.times()[:2]) + 0.02  # whole ticks, of user and system apart

@@ -1,6 +1,7 @@
 """What processes use, and which part of it helpers of the first one add."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,15 +25,18 @@ def parent() -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        os.kill(process.pid, signal.SIGSTOP)  # what it has does not change between two looks
+        os.waitpid(process.pid, os.WUNTRACED)
         yield process.pid
         process.kill()
 
 
 def test_helpers_add_no_memory(parent: int) -> None:
-    alone, helped = process_use([parent]), process_use([parent], [os.getpid()])
+    alone, own_cpu_s = process_use([parent]), process_use([os.getpid()]).cpu_s
+    helped = process_use([parent], [os.getpid()])
     assert alone.private > 0
     assert helped.private == alone.private
-    assert helped.cpu_s > alone.cpu_s + process_use([os.getpid()]).cpu_s - 0.1
+    assert helped.cpu_s > alone.cpu_s + own_cpu_s - 0.001  # as floats are added
 
 
 def test_cpu_time_of_helpers_that_have_ended_counts(parent: int) -> None:

@@ -2,7 +2,6 @@
 # ruff: noqa: E501 - a table
 
 import json
-import time
 
 import pytest
 
@@ -128,9 +127,8 @@ def test_what_follows_a_secret_of_several_lines_stays() -> None:
     ids=lambda text: repr(text[:12]),
 )
 def test_hostile_text_takes_no_time(text: str) -> None:
-    began = time.process_time()
-    redact(text)
-    assert time.process_time() - began < 4  # quadratic time would take a minute
+    """In quadratic time it would take a quarter of an hour, which a test does not get."""
+    redact(text * 4)
 
 
 def test_arguments() -> None:

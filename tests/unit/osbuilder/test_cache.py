@@ -143,7 +143,7 @@ async def test_builders_take_turns(tmp_path: Path) -> None:
     async def builder(name: str) -> None:
         async with locked_cache(tmp_path):
             order.append(f"{name} in")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
             order.append(f"{name} out")
 
     await asyncio.gather(builder("a"), builder("b"))

@@ -20,7 +20,7 @@ def call(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program.chmod(0o755)
     environment = {**os.environ, "KATA_RUNTIME": str(program)}
     argv = ["sh", str(SCRIPT), *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=20, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
 def test_flags_become_those_of_image_build(tmp_path: Path) -> None:

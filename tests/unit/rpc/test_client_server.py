@@ -5,7 +5,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from katapod.rpc.framing import DATA_SIZE_MAX, FrameDecoder, encode_frame, encod
 from katapod.rpc.pb import health_pb2
 from katapod.rpc.server import CALLS_PER_CONNECTION_MAX, Handler, serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
+from kit.loop_time import LIMIT_S, LoopClock, until
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def echo(service: str, method: str, payload: bytes) -> bytes:
 
 async def test_a_call(tmp_path: Path, complaints: list[str]) -> None:
     async with served(tmp_path, echo) as client:
-        assert await client.call_raw("s", "m", b"x", 5) == b"s/m:x"
+        assert await client.call_raw("s", "m", b"x", LIMIT_S) == b"s/m:x"
 
 
 async def test_answers_come_in_any_order(tmp_path: Path, complaints: list[str]) -> None:
@@ -65,7 +65,7 @@ async def test_answers_come_in_any_order(tmp_path: Path, complaints: list[str]) 
         return payload
 
     async with served(tmp_path, handler) as client:
-        calls = [asyncio.create_task(client.call_raw("s", "m", b"%d" % number, 10)) for number in range(20)]
+        calls = [asyncio.create_task(client.call_raw("s", "m", b"%d" % number, LIMIT_S)) for number in range(20)]
         for number in reversed(range(20)):
             gates[number].set()
             assert await calls[number] == b"%d" % number
@@ -74,7 +74,7 @@ async def test_answers_come_in_any_order(tmp_path: Path, complaints: list[str]) 
 async def test_large_payloads_pass_both_ways(tmp_path: Path, complaints: list[str]) -> None:
     async with served(tmp_path, echo) as client:
         payload = bytes(DATA_SIZE_MAX - 100)
-        answers = await asyncio.gather(*(client.call_raw("s", "m", payload, 20) for _ in range(4)))
+        answers = await asyncio.gather(*(client.call_raw("s", "m", payload, LIMIT_S) for _ in range(4)))
     assert {len(answer) for answer in answers} == {len(payload) + 4}
 
 
@@ -96,7 +96,7 @@ async def test_statuses_of_the_handler_arrive(tmp_path: Path, complaints: list[s
             ("odd", StatusCode.NOT_FOUND),
         ):
             with pytest.raises(RpcError) as caught:
-                await client.call_raw("nobody", method, b"", 5)
+                await client.call_raw("nobody", method, b"", LIMIT_S)
             assert caught.value.code is code, method
 
 
@@ -113,7 +113,7 @@ async def test_a_call_has_a_time_limit_and_its_late_answer_harms_nobody(tmp_path
             await client.call_raw("s", "slow", b"late", 0.05)
         assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
         gate.set()
-        assert await client.call_raw("s", "quick", b"mine", 5) == b"mine"
+        assert await client.call_raw("s", "quick", b"mine", LIMIT_S) == b"mine"
 
 
 async def test_an_answer_that_has_come_counts_although_we_were_too_busy_to_see_it(complaints: list[str]) -> None:
@@ -125,15 +125,13 @@ async def test_an_answer_that_has_come_counts_although_we_were_too_busy_to_see_i
         sock.sendall(encode_response(number, b"in time"))
         answered.set()
 
-    def be_busy() -> None:
-        busy.set()
-        assert answered.wait(60)
-        time.sleep(0.6)
-
     async with against(peer) as client:
-        call = asyncio.create_task(client.call_raw("s", "m", b"", 0.5))
-        await asyncio.sleep(0.01)  # it is sent
-        be_busy()  # the loop finds the answer and the end of the time at once then
+        clock = LoopClock()
+        call = asyncio.create_task(client.call_raw("s", "m", b"", 1000))
+        await until(lambda: client._waiting)  # it is sent
+        busy.set()
+        assert answered.wait(60)  # and nothing else is done meanwhile
+        clock.pass_time(1000)  # the loop finds the answer and the end of the time at once
         assert await call == b"in time"
 
 
@@ -145,28 +143,29 @@ async def test_too_many_calls_at_once_are_refused_not_queued(tmp_path: Path, com
         return payload
 
     async with served(tmp_path, handler) as client:
-        calls = [asyncio.create_task(client.call_raw("s", "m", b"", 10)) for _ in range(CALLS_PER_CONNECTION_MAX)]
-        await asyncio.sleep(0.05)
+        calls = [asyncio.create_task(client.call_raw("s", "m", b"", LIMIT_S)) for _ in range(CALLS_PER_CONNECTION_MAX)]
+        await until(lambda: len(client._waiting) == CALLS_PER_CONNECTION_MAX)  # all are sent
         with pytest.raises(RpcError, match="calls are in flight"):
-            await client.call_raw("s", "m", b"", 5)
+            await client.call_raw("s", "m", b"", LIMIT_S)
         gate.set()
         assert await asyncio.gather(*calls) == [b""] * CALLS_PER_CONNECTION_MAX
 
 
 async def test_a_client_that_goes_away_cancels_its_calls(tmp_path: Path, complaints: list[str]) -> None:
-    cancelled = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handler(service: str, method: str, payload: bytes) -> bytes:
+        begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
         except asyncio.CancelledError:
             cancelled.set()
             raise
         return b""
 
     async with served(tmp_path, handler) as client:
-        call = asyncio.create_task(client.call_raw("s", "m", b"", 50))
-        await asyncio.sleep(0.02)
+        call = asyncio.create_task(client.call_raw("s", "m", b"", LIMIT_S))
+        await begun.wait()
         client.close()
         with pytest.raises(RpcError, match="the connection was closed"):
             await call
@@ -213,7 +212,7 @@ async def test_a_broken_link_fails_every_waiter_and_later_calls(complaints: list
         assert {result.code for result in results if isinstance(result, RpcError)} == {StatusCode.UNAVAILABLE}
         assert all(isinstance(result, RpcError) for result in results)
         with pytest.raises(RpcError, match="the guest: cannot call m: the connection was closed by the peer"):
-            await client.call_raw("s", "m", b"", 5)
+            await client.call_raw("s", "m", b"", LIMIT_S)
 
 
 async def test_a_call_that_cannot_even_be_sent_fails_with_the_link(complaints: list[str]) -> None:
@@ -234,7 +233,7 @@ async def test_a_call_that_cannot_even_be_sent_fails_with_the_link(complaints: l
 async def test_a_peer_that_speaks_no_ttrpc_is_dropped(complaints: list[str]) -> None:
     async with against(lambda sock: sock.sendall(b"login: \r\n" * 10)) as client:
         with pytest.raises(RpcError, match=r"cannot read frame: unknown type|cannot call"):
-            await client.call_raw("s", "m", b"", 5)
+            await client.call_raw("s", "m", b"", LIMIT_S)
         assert client.closed.done()
 
 
@@ -247,7 +246,7 @@ async def test_answers_to_nobody_are_ignored(complaints: list[str]) -> None:
         sock.sendall(encode_response(number, b"twice"))
 
     async with against(peer) as client:
-        assert await client.call_raw("s", "m", b"", 5) == b"asked"
+        assert await client.call_raw("s", "m", b"", LIMIT_S) == b"asked"
 
 
 async def test_an_oversized_answer_fails_its_call_only(complaints: list[str]) -> None:
@@ -259,8 +258,8 @@ async def test_an_oversized_answer_fails_its_call_only(complaints: list[str]) ->
 
     async with against(peer) as client:
         with pytest.raises(RpcError, match="larger than"):
-            await client.call_raw("s", "m", b"", 5)
-        assert await client.call_raw("s", "m", b"", 5) == b"fine"
+            await client.call_raw("s", "m", b"", LIMIT_S)
+        assert await client.call_raw("s", "m", b"", LIMIT_S) == b"fine"
 
 
 async def test_an_answer_of_another_shape(complaints: list[str]) -> None:
@@ -269,16 +268,18 @@ async def test_an_answer_of_another_shape(complaints: list[str]) -> None:
 
     async with against(peer) as client:
         with pytest.raises(RpcError, match="the guest: cannot parse the answer to Check") as caught:
-            await client.call("grpc.Health", "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, 5)
+            await client.call(
+                "grpc.Health", "Check", health_pb2.CheckRequest(), health_pb2.HealthCheckResponse, LIMIT_S
+            )
         assert caught.value.code is StatusCode.INTERNAL
 
 
 async def test_a_request_too_large_fails_before_it_is_sent(tmp_path: Path, complaints: list[str]) -> None:
     async with served(tmp_path, echo) as client:
         with pytest.raises(RpcError) as caught:
-            await client.call_raw("s", "m", bytes(DATA_SIZE_MAX + 1), 5)
+            await client.call_raw("s", "m", bytes(DATA_SIZE_MAX + 1), LIMIT_S)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
-        assert await client.call_raw("s", "m", b"", 5) == b"s/m:"
+        assert await client.call_raw("s", "m", b"", LIMIT_S) == b"s/m:"
 
 
 async def test_ids_grow_in_the_order_in_which_they_are_sent(complaints: list[str]) -> None:
@@ -289,7 +290,7 @@ async def test_ids_grow_in_the_order_in_which_they_are_sent(complaints: list[str
 
     async def caller() -> None:
         for _ in range(20):  # whoever has got an answer goes on in the moment in which others may write again
-            await client.call_raw("s", "m", bytes(30_000), 20)
+            await client.call_raw("s", "m", bytes(30_000), LIMIT_S)
 
     callers = [asyncio.create_task(caller()) for _ in range(20)]
     loop, decoder = asyncio.get_running_loop(), FrameDecoder()
@@ -305,9 +306,11 @@ async def test_ids_grow_in_the_order_in_which_they_are_sent(complaints: list[str
 
 
 async def test_a_server_waits_for_the_end_of_its_calls(tmp_path: Path, complaints: list[str]) -> None:
-    ended: list[str] = []
+    begun, ended = 0, list[str]()
 
     async def handler(service: str, method: str, payload: bytes) -> bytes:
+        nonlocal begun
+        begun += 1
         try:
             await asyncio.sleep(3600)
         finally:
@@ -317,7 +320,7 @@ async def test_a_server_waits_for_the_end_of_its_calls(tmp_path: Path, complaint
 
     async with served(tmp_path, handler) as client:
         calls = [asyncio.create_task(client.call_raw("s", f"m{number}", b"", None)) for number in range(3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: begun == 3)
     assert sorted(ended) == ["m0", "m1", "m2"]
     for call in calls:
         with pytest.raises(RpcError):

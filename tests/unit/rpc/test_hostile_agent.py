@@ -18,7 +18,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError, StatusCode
 from kit.seeds import seeds
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 IDS = (1, 3, 5)
 METHODS = ("WaitProcess", "ReadStdout", "StatsContainer")
 

@@ -206,13 +206,13 @@ async def answering(tmp_path: Path, answer: bytes) -> AsyncIterator[str]:
 async def test_the_client_takes_only_whole_answers(tmp_path: Path, answer: bytes, status: int) -> None:
     async with answering(tmp_path, answer) as path:
         with pytest.raises(HttpError) as caught:
-            await get_http(path, "/x", limit_s=10, body_max=64)
+            await get_http(path, "/x", limit_s=60, body_max=64)
         assert caught.value.status == status
 
 
 async def test_the_client_and_the_server(tmp_path: Path) -> None:
     async with served(tmp_path) as path:
-        assert await get_http(path, "/x", limit_s=10, body_max=64) == b"GET /x "
+        assert await get_http(path, "/x", limit_s=60, body_max=64) == b"GET /x "
         with pytest.raises(TimeoutError):
             await get_http(path, "/hang", limit_s=0.05, body_max=64)
 

@@ -10,6 +10,7 @@ from katapod.plan.clock import MS, Correction, Reading, plan_correction
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.sandbox import clock
 from katapod.sandbox.clock import ClockKeeper
+from kit.loop_time import until
 
 SECOND = 1000 * MS
 
@@ -104,7 +105,7 @@ async def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[C
     monkeypatch.setattr(loop, "add_reader", lambda fd, callback: bells.append(callback))
     task = asyncio.create_task(ClockKeeper(world, "s1", world.now_ns, world.monotonic_ns).run())
     try:
-        await asyncio.sleep(0.05)
+        await until(lambda: world.calls)
         yield lambda: bells[0]
     finally:
         task.cancel()
@@ -117,7 +118,7 @@ async def test_a_step_of_the_hosts_clock_reaches_the_guest_at_once(monkeypatch: 
         assert world.calls == [(0, 0)]
         world.host -= 7200 * SECOND  # somebody has set it; a suspend would have added
         bell()()
-        await asyncio.sleep(0.05)
+        await until(lambda: set(world.calls) != {(0, 0)})
         assert abs(world.ahead) <= 2 * MS
         assert [call for call in world.calls if call != (0, 0)] == [(-7200 * SECOND, 0)]
 

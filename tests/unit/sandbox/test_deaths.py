@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError
+from katapod.sandbox import machine
 from katapod.sandbox.machine import _watch_processes
 
 
@@ -36,13 +37,14 @@ async def standing_in(script: str, name: str) -> Any:
 @pytest.mark.parametrize(
     ("qemu", "virtiofsd", "named"),
     [
-        ("sleep 0.6", "exit 0", "QEMU"),  # which has closed its end, and takes its memory down before it is gone
-        ("exit 0", "sleep 0.6", "QEMU"),
+        ("sleep 0.1", "exit 0", "QEMU"),  # which has closed its end, and takes its memory down before it is gone
+        ("exit 0", "exec sleep 600", "QEMU"),
         ("exec sleep 600", "kill -9 $$", "virtiofsd"),
         ("exec sleep 600", "exit 1", "virtiofsd"),
     ],
 )
-async def test_who_died_first(qemu: str, virtiofsd: str, named: str) -> None:
+async def test_who_died_first(qemu: str, virtiofsd: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "VMM_END_S", 60.0)
     vm, share = await standing_in(qemu, "QEMU"), await standing_in(virtiofsd, "virtiofsd")
     death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
     await asyncio.wait_for(_watch_processes(vm, share, death), 60)

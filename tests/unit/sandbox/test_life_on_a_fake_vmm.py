@@ -19,6 +19,7 @@ from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
 from kit.fake_vmm import ALL
+from kit.loop_time import until
 from kit.stage import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
 
 
@@ -35,6 +36,7 @@ async def test_from_its_start_to_its_end(stage: Stage) -> None:
     sandbox = await stage.open()
     vm = stage.vmm.vm
     assert vm.said == ["attach share kataShared", "attach disk root-1", "run"]
+    await until(lambda: "CreateSandbox" in stage.vmm.agent.asked)  # what comes next waits for its answer
     assert stage.vmm.agent.asked == ["Check", "SetGuestDateTime", "CreateSandbox"]
     record = stage.record
     assert (record.state, record.vmm_pid, record.mem_mib, record.vcpus) == (State.RUNNING, vm.pid, 256, 1)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -25,6 +26,7 @@ from katapod.vmm.judge import BootFailure
 from katapod.vmm.proof import AcceleratorChoice
 from katapod.vmm.protocol import Vmm
 from katapod.vmm.spec import Accelerator, CpuRemedy, VmSpec
+from kit import accel
 
 FACTS = HostFacts(cpus=2, mem_mib=4096, kvm=False, vhost_vsock=False, boot_id="boot-1", kernel_release="6.1")
 WITH_KVM = replace(FACTS, kvm=True)
@@ -281,6 +283,19 @@ async def test_the_reason_is_kept_in_qemus_words(host: Host) -> None:
     )
     assert "ignore_msrs" in kept.advice
     assert "failed to set MSR 0x10a" in host.proofs.read_text()
+
+
+def test_on_a_machine_without_guest_images_the_tests_know_of_no_boot(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = str(host.root / "none")
+    without = msgspec.structs.replace(
+        host.config,
+        qemu=msgspec.structs.replace(host.config.qemu, kernel=none),
+        uml=msgspec.structs.replace(host.config.uml, kernel=none, image=none),
+    )
+    monkeypatch.setattr(accel, "load_config", lambda: SimpleNamespace(config=without))
+    assert accel._proven() == {}
 
 
 # -- a choice that turns out wrong

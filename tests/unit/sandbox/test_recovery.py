@@ -1,6 +1,5 @@
 """Recovery from disk: idempotent, never at a living supervisor's or a stranger's expense."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -199,9 +198,7 @@ async def test_a_living_supervisor(store: StateStore, supervisor: subprocess.Pop
     with pytest.raises(InvalidState, match="cannot remove s1: it is in use"):
         await remove_sandbox(store, "s1")
     assert paths.persist.exists()
-    removing = asyncio.create_task(remove_sandbox(store, "s1", force=True))
-    async with asyncio.timeout(60):
-        await removing
+    await remove_sandbox(store, "s1", force=True, grace_s=60.0)
     assert supervisor.wait() == -signal.SIGTERM
     assert not paths.state.exists()
 

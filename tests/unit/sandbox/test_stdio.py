@@ -91,9 +91,7 @@ async def test_who_does_not_read_stalls_the_writer_but_not_the_loop(pair: Pair) 
     _, writer = pair
     sink = OutputFd(writer)
     writing = asyncio.create_task(sink.write(bytes(2_000_000)))
-    started = time.monotonic()
-    await asyncio.sleep(0.05)
-    assert time.monotonic() - started < 2
+    await asyncio.sleep(0.05)  # a loop that is blocked does not come back from it
     assert not writing.done()
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -122,10 +120,8 @@ async def test_without_a_second_opening_the_loop_is_not_blocked_either(
             break
         finally:
             os.set_blocking(writer, True)
-    started = time.monotonic()
     writing = asyncio.create_task(sink.write(b"y" * 100_000))
-    await asyncio.sleep(0.05)
-    assert time.monotonic() - started < 2
+    await asyncio.sleep(0.05)  # a loop that is blocked does not come back from it
     got = b""
     async with asyncio.timeout(60):
         while not got.endswith(b"y" * 100_000):

@@ -46,7 +46,8 @@ async def test_an_end_like_any_other() -> None:
     assert container.saved == []
 
 
-async def test_the_word_may_come_after_the_status() -> None:
+async def test_the_word_may_come_after_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "OOM_WORD_S", 60.0)
     container = Ends("s1", KILLED_STATUS)
     asyncio.get_running_loop().call_later(0.01, container.out_of_memory.set)
     assert await ended(container) == KILLED_STATUS

@@ -38,8 +38,9 @@ from katapod.shim.events import EventPublisher
 from katapod.shim.pb import task_pb2
 from katapod.shim.service import SERVICES, TaskService
 from katapod.shim.tasks import Tasks
+from kit.loop_time import LIMIT_S
 
-__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at", "until"]
+__all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at"]
 
 _T = TypeVar("_T")
 VMM_PID = 4242
@@ -263,7 +264,7 @@ class Shim:
         names = {"Exec": "ExecProcess", "Create": "CreateTask", "Update": "UpdateTask"}
         request = getattr(task_pb2, f"{names.get(method, method)}Request")(**fields)
         client = via or self.client
-        data = await client.call_raw(SERVICES[version - 2], method, request.SerializeToString(), 30)
+        data = await client.call_raw(SERVICES[version - 2], method, request.SerializeToString(), LIMIT_S)
         name = f"{names.get(method, method)}Response"
         return getattr(task_pb2, name).FromString(data) if hasattr(task_pb2, name) else data
 
@@ -349,9 +350,3 @@ def listening(path: str) -> socket.socket:
     listener.bind(path)
     listener.listen()
     return listener
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what it looks at is not made to be waited for
-            await asyncio.sleep(0.005)

@@ -55,7 +55,7 @@ async def test_in_order_and_as_containerd_reads_them(receiver: Receiver) -> None
         publisher = EventPublisher(str(receiver.path), "k8s.io")
         for number in range(50):
             publisher.publish("/tasks/start", start(number))
-        await publisher.drain(10)
+        await publisher.drain(60)
         await publisher.close()
     assert len(receiver.envelopes) == 50
     first = receiver.envelopes[0]
@@ -74,7 +74,7 @@ async def test_containerd_that_comes_back(receiver: Receiver) -> None:
     publisher.publish("/tasks/start", start(1))
     await asyncio.sleep(0.05)
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
         assert [one.topic for one in receiver.envelopes] == ["/tasks/start"]
     await publisher.close()
 
@@ -86,7 +86,7 @@ async def test_what_nobody_takes_is_given_up(
     publisher = EventPublisher(str(receiver.path), "ns")
     with caplog.at_level(logging.WARNING):
         publisher.publish("/tasks/start", start(1))
-        await publisher.drain(10)
+        await publisher.drain(60)
     await publisher.close()
     assert "event /tasks/start dropped" in caplog.text
 
@@ -108,10 +108,10 @@ async def test_order_is_kept_over_restarts_of_containerd(receiver: Receiver) -> 
     for round_number in range(3):
         async with receiver.serving():
             publisher.publish("/tasks/start", start(2 * round_number))
-            await publisher.drain(20)
+            await publisher.drain(60)
         publisher.publish("/tasks/start", start(2 * round_number + 1))
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
     await publisher.close()
     told = [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes]
     assert list(dict.fromkeys(told)) == list(range(6))
@@ -135,7 +135,7 @@ async def test_what_containerd_refuses_holds_up_nothing_for_ever(
         publisher = EventPublisher(str(receiver.path), "ns")
         for number in (1, 2):
             publisher.publish("/tasks/start", start(number))
-        await publisher.drain(20)
+        await publisher.drain(60)
         await publisher.close()
     assert [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes] == [2]
     assert "dropped: not that one" in caplog.text
@@ -149,7 +149,7 @@ async def test_of_too_many_events_the_oldest_go(
     for number in range(10):
         publisher.publish("/tasks/start", start(number))
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
     await publisher.close()
     told = [events_pb2.TaskStart.FromString(one.event.value).pid for one in receiver.envelopes]
     assert told == [6, 7, 8, 9]
@@ -167,7 +167,7 @@ async def test_an_exit_is_never_dropped(receiver: Receiver, monkeypatch: pytest.
         publisher.publish("/tasks/start", start(number))
         publisher.publish("/tasks/exit", exit_of(number))
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
     await publisher.close()
     assert [one.topic for one in receiver.envelopes] == ["/tasks/exit"] * 8
     assert [events_pb2.TaskExit.FromString(one.event.value).pid for one in receiver.envelopes] == list(range(8))
@@ -180,7 +180,7 @@ async def test_an_exit_waits_for_containerd_however_long(receiver: Receiver, mon
     publisher.publish("/tasks/exit", exit_of(1))
     await asyncio.sleep(0.2)  # some 20 tries
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
     await publisher.close()
     assert [one.topic for one in receiver.envelopes] == ["/tasks/exit"]
 
@@ -197,7 +197,7 @@ async def test_an_exit_that_containerd_refuses_is_given_up(
     async with receiver.serving():
         publisher = EventPublisher(str(receiver.path), "ns")
         publisher.publish("/tasks/exit", exit_of(1))
-        await publisher.drain(20)
+        await publisher.drain(60)
         await publisher.close()
     assert "event /tasks/exit dropped: not that one" in caplog.text
 
@@ -208,7 +208,7 @@ async def test_one_oom_of_a_container_waits_at_a_time(receiver: Receiver) -> Non
         for name in ("a", "b"):
             publisher.publish("/tasks/oom", events_pb2.TaskOOM(container_id=name))
     async with receiver.serving():
-        await publisher.drain(20)
+        await publisher.drain(60)
     await publisher.close()
     assert [events_pb2.TaskOOM.FromString(one.event.value).container_id for one in receiver.envelopes] == ["a", "b"]
 

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
-from shim_guest_helper import Shim, listening, shim_at, until
+from shim_guest_helper import Shim, listening, shim_at
 
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.server import serve_ttrpc
 from katapod.shim import idle
 from katapod.shim.idle import IDLE_S, ORPHAN_S, PERIOD_S, Connections, Use, reason_to_end, watch_use
+from kit.loop_time import LIMIT_S, until
 
 FRESH = Use(vm=False, tasks=False, connections=0, quiet_s=0, reachable=True)
 
@@ -37,45 +38,50 @@ def test_reasons(use: Use, ends: str) -> None:
     assert bool(ends) is bool(reason_to_end(use))
 
 
-async def _ends(shim: Shim, connections: Connections, path: str, after_s: float) -> bool:
-    """Whether the watch over a server ends it within that time."""
+async def _ends(shim: Shim, connections: Connections, path: str) -> bool:
+    """Whether the watch over a server ends it, once all its limits are over."""
+    await asyncio.sleep(idle.ORPHAN_S)
     ended = asyncio.Event()
-    watching = asyncio.create_task(watch_use(shim.tasks, connections, path, ended.set))
-    try:
-        async with asyncio.timeout(after_s):
-            await ended.wait()
-            return True
-    except TimeoutError:
-        return False
-    finally:
+    looks, reason_to_end = 0, idle.reason_to_end
+
+    def counted(use: Use) -> str:
+        nonlocal looks
+        looks += 1
+        return reason_to_end(use)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(idle, "reason_to_end", counted)
+        watching = asyncio.create_task(watch_use(shim.tasks, connections, path, ended.set))
+        await until(lambda: looks == 3 or ended.is_set())
         watching.cancel()
+    return ended.is_set()
 
 
 async def test_a_served_shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PERIOD_S", "IDLE_S"):
-        monkeypatch.setattr(idle, name, 0.05)
-    monkeypatch.setattr(idle, "ORPHAN_S", 0.3)
+        monkeypatch.setattr(idle, name, 0.02)
+    monkeypatch.setattr(idle, "ORPHAN_S", 0.1)
     async with shim_at(tmp_path, monkeypatch) as shim:
         quiet = Connections()
         gate = shim.guest.hold["CreateContainer"] = asyncio.Event()
         creating = asyncio.create_task(shim.create("pod", pod="pod"))
         await until(lambda: "CreateContainer" in shim.guest.calls)
-        assert not await _ends(shim, quiet, shim.path, 0.5), "a create is under way"
+        assert not await _ends(shim, quiet, shim.path), "a create is under way"
         gate.set()
         await creating
         await shim.call("Start", id="pod")
         os.rename(shim.path, f"{shim.path}.away")
-        assert not await _ends(shim, quiet, shim.path, 0.5), "its pod lives"
+        assert not await _ends(shim, quiet, shim.path), "its pod lives"
         os.rename(f"{shim.path}.away", shim.path)
         shim.guest.processes["pod"].end(0)
         await shim.call("Wait", id="pod")
         await until(lambda: shim.tasks.pod is None)
         engine = Connections()
         engine.count(1)
-        assert not await _ends(shim, engine, shim.path, 0.6), "the engine is there, and may ask for the exit"
-        assert await _ends(shim, quiet, shim.path, 5), "it is not"
+        assert not await _ends(shim, engine, shim.path), "the engine is there, and may ask for the exit"
+        assert await _ends(shim, quiet, shim.path), "it is not"
         await shim.call("Delete", id="pod")
-        assert await _ends(shim, engine, shim.path, 5), "nothing is left to ask for"
+        assert await _ends(shim, engine, shim.path), "nothing is left to ask for"
 
 
 async def test_connections_and_calls_are_counted(tmp_path: Path) -> None:
@@ -86,8 +92,8 @@ async def test_connections_and_calls_are_counted(tmp_path: Path) -> None:
 
     server = await serve_ttrpc(listening(path), handle, connections.count)
     first, second = [await TtrpcClient.on_unix_path(path, "the shim") for _ in range(2)]
-    await first.call_raw("s", "m", b"", 10)
-    await second.call_raw("s", "m", b"", 10)
+    await first.call_raw("s", "m", b"", LIMIT_S)
+    await second.call_raw("s", "m", b"", LIMIT_S)
     assert connections.open == 2
     first.close()
     second.close()

@@ -194,8 +194,9 @@ def test_killed_then_deleted_then_started_again(engine: Engine) -> None:
     assert exit_of(engine.run(bundle, "delete", b"")) == 137
 
 
-def test_a_server_that_is_going_away_is_in_nobodys_way(engine: Engine) -> None:
+def test_a_server_that_is_going_away_is_in_nobodys_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel has taken a killed server's memory, and not yet its socket, where connections wait to be accepted."""
+    monkeypatch.setattr(start_module, "ANSWER_LIMIT_S", LIMIT_S)
     path = str(engine.folder / "dying.sock")
     dying = listening(path)
 

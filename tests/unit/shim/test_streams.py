@@ -15,6 +15,13 @@ from katapod.shim.streams import FifoInput, IoUris, open_streams
 BULK = os.urandom(1 << 20)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With logging programs, which may be slow to begin and to end."""
+    monkeypatch.setattr(streams_module, "LOGGER_READY_S", 60.0)
+    monkeypatch.setattr(streams_module, "LOGGER_END_S", 60.0)
+
+
 @pytest.fixture
 def fifo(tmp_path: Path) -> str:
     path = tmp_path / "fifo"
@@ -64,8 +71,9 @@ async def test_output_waits_for_its_reader(fifo: str) -> None:
         await streams.stderr.write(b"nobody wants it")
 
 
-async def test_the_last_output_is_read_before_its_stream_closes(fifo: str) -> None:
+async def test_the_last_output_is_read_before_its_stream_closes(fifo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """containerd 1.6 drops what it has not read when it hears of the exit, which is told when this is over."""
+    monkeypatch.setattr(streams_module, "OUTPUT_READ_S", 60.0)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     stack = contextlib.AsyncExitStack()
     streams = await stack.enter_async_context(open_streams(IoUris("", fifo, "", False), "c1", "ns"))
@@ -79,7 +87,8 @@ async def test_the_last_output_is_read_before_its_stream_closes(fifo: str) -> No
     os.close(reader)
 
 
-async def test_a_reader_that_does_not_read_keeps_nobody(fifo: str) -> None:
+async def test_a_reader_that_does_not_read_keeps_nobody(fifo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_module, "OUTPUT_READ_S", 0.1)
     async with asyncio.timeout(60):
         async with open_streams(IoUris("", fifo, "", False), "c1", "ns") as streams:
             await streams.stdout.write(b"to nobody")
@@ -183,10 +192,10 @@ def logger(tmp_path: Path) -> Callable[[str], str]:
 
 def runs(tmp_path: Path) -> bool:
     """Not if it was ended before it could say its pid."""
-    try:
-        return os.path.exists(f"/proc/{int((tmp_path / 'pid').read_text())}")
-    except FileNotFoundError:
-        return False
+    with contextlib.suppress(FileNotFoundError):
+        said = (tmp_path / "pid").read_text()
+        return bool(said) and os.path.exists(f"/proc/{int(said)}")
+    return False
 
 
 async def test_logging_program_that_ends_early_loses_what_follows(tmp_path: Path, logger: Callable[[str], str]) -> None:

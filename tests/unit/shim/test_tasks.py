@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at, until
+from shim_guest_helper import VMM_PID, Shim, bundle_at, shim_at
 
 from katapod.host import mounts
 from katapod.model.errors import KatapodError, NoSpace
@@ -19,6 +19,7 @@ from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import execs as execs_module
 from katapod.shim import tasks as tasks_module
 from katapod.shim.pb import runtime_pb2, task_pb2
+from kit.loop_time import until
 
 EXEC = json.dumps({"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}).encode()
 
@@ -99,7 +100,7 @@ async def test_what_nobody_serves(shim: Shim) -> None:
         ("containerd.task.v4.Task", "State", "service containerd.task.v4.Task"),
     ):
         with pytest.raises(RpcError, match=said) as caught:
-            await shim.client.call_raw(service, method, b"", 10)
+            await shim.client.call_raw(service, method, b"", 60)
         assert caught.value.code is StatusCode.UNIMPLEMENTED
     said = await shim.refused("Create", StatusCode.UNIMPLEMENTED, id="c2", bundle="/b", checkpoint="/c")
     assert "no checkpoints" in said

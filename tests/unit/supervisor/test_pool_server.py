@@ -60,7 +60,7 @@ def wait_for(seen: Callable[[], object], limit_s: float = 60.0) -> None:
 
 
 def status(folder: Path) -> ServerStatus | None:
-    answer = exchange(str(folder / "sock"), wire.STATUS, 10.0)
+    answer = exchange(str(folder / "sock"), wire.STATUS, 60.0)
     return None if answer is None else msgspec.json.decode(answer, type=ServerStatus)
 
 
@@ -159,7 +159,7 @@ def test_ends_with_its_idle_members_and_leaves_the_taken(tmp_path: Path, how: st
         wait_for(lambda: ready(tmp_path))
         (idle,) = ready(tmp_path)
         if how == "quit":
-            assert exchange(str(tmp_path / "sock"), wire.QUIT, 20.0) is not None
+            assert exchange(str(tmp_path / "sock"), wire.QUIT, 60.0) is not None
         else:
             server.send_signal(signal.Signals[how])
         assert server.wait(60) == 0

@@ -119,6 +119,14 @@ def test_the_translation_cache_is_bounded_under_emulation_only() -> None:
     assert "tb-size" not in plan_qemu(replace(SPEC, translation_cache_mib=64, accelerator=Accelerator.KVM)).describe()
 
 
+def test_an_emulated_guest_is_told_the_rate_of_its_time_stamp_counter() -> None:
+    assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(replace(SPEC, tsc_khz=2445400)).describe()) == [
+        f"--append {PARAMS}",
+        f"+-append {PARAMS.replace('katapod.fixed', 'tsc_early_khz=2445400 katapod.fixed')}",
+    ]
+    assert "tsc_early" not in plan_qemu(replace(SPEC, tsc_khz=2445400, accelerator=Accelerator.KVM)).describe()
+
+
 @pytest.mark.parametrize("change", [{"max_mem_mib": 256}, {"memory_slots": 0}])
 def test_no_room_for_memory_is_asked_for_where_none_can_be_plugged(change: dict[str, int]) -> None:
     assert changed(TCG_WITH_SERIAL_PORT, plan_qemu(changed_vm(SPEC, change)).describe()) == [

@@ -13,7 +13,7 @@ from kit.vhost_driver import GUEST, INDIRECT, OFFSET, SIZE, WRITE, DriverQueue, 
 
 PAGE = 4096
 FEATURES = 1 << 32 | REPORTING
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture

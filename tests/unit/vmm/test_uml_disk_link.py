@@ -13,7 +13,7 @@ from katapod.vmm.uml.disk_link import CONFIG_BYTES, CONFIG_CHANGED, DiskLink, jo
 from katapod.vmm.uml.vhost_user import VhostUserFailed
 from kit.vhost_driver import FrontEnd
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 HEADER = struct.Struct("<III")
 PIECE = struct.Struct("<III")
 CONFIG = struct.pack("<Q", 2048) + bytes(range(8, CONFIG_BYTES))

@@ -44,6 +44,8 @@ def test_what_is_no_reply(data: bytes) -> None:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mconsole]]:
     """A kernel in this process, which answers each request with all of `replies`."""
     monkeypatch.setattr(mconsole, "in_netns", lambda path, work: work())  # of its own: needs root
+    ask = Mconsole.ask
+    monkeypatch.setattr(Mconsole, "ask", lambda self, command, limit_s=60.0: ask(self, command, limit_s))
     threads: list[threading.Thread] = []
     sockets: list[socket.socket] = []
 

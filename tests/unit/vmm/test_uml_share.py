@@ -14,7 +14,7 @@ from katapod.vmm.uml.share_device import Share, joining_share
 from katapod.vmm.uml.vhost_user import VhostUserFailed
 from kit.vhost_driver import GUEST, MESSAGE, OFFSET, REGION, SIZE, USER, FrontEnd
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 FEATURES = 1 << 32 | 1 << 30
 
 

@@ -17,7 +17,7 @@ from katapod.vmm.uml.vhost_user import Frame as ReceivedFrame
 from katapod.vmm.uml.vhost_user import Region, parse_memory_table, render_memory_table
 from kit.vhost_driver import GUEST, MESSAGE, REGION, SIZE, USER, FrontEnd, guest_console
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 FEATURES = 1 << 32 | 1 << 1
 
 

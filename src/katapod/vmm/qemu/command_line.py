@@ -106,6 +106,7 @@ class QemuPlan(Struct, frozen=True):
     io_uring: bool = False
     files: tuple[Path, ...] = ()  # of the host, that it opens by name
     uid: int = 0  # of the user that it runs as
+    emulated_cpus: int = 0  # virtual CPUs that QEMU itself runs, those that may be plugged included
 
     @property
     def slots(self) -> tuple[FdSlot, ...]:
@@ -184,7 +185,16 @@ def plan_qemu(vm: VmSpec) -> QemuPlan:
         *([QemuOption("-acpitable", f"file={FD_DIRECTORY}/{{fd}}", FdSlot.CPU_TABLE)] if has_cpu_table(vm) else []),
     ]
     table = cpu_table(vm.max_vcpus) if has_cpu_table(vm) else b""
-    return QemuPlan(vm.program, tuple(options), vm.vm_dir, table, extra.io_uring, files=tuple(_files(vm)), uid=vm.uid)
+    return QemuPlan(
+        vm.program,
+        tuple(options),
+        vm.vm_dir,
+        table,
+        extra.io_uring,
+        files=tuple(_files(vm)),
+        uid=vm.uid,
+        emulated_cpus=vm.max_vcpus if vm.accelerator is Accelerator.TCG else 0,
+    )
 
 
 def _files(vm: VmSpec) -> Iterator[Path]:
@@ -339,6 +349,8 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         # 10,000 files of a file system for tracing that hardly anybody mounts: 8 MiB of each guest (ADR 11)
         params.append("initcall_blacklist=tracer_init_tracefs")
     if vm.accelerator is Accelerator.TCG:
+        # measured on a busy host it may be wrong by any factor, and for good
+        params += [f"tsc_early_khz={vm.tsc_khz}"] if vm.tsc_khz else []
         params.append("katapod.fixed_addresses")
     if vm.debug_console:
         params += ["agent.debug_console", "agent.debug_console_vport=1026"]

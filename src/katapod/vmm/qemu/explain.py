@@ -144,6 +144,7 @@ PROPERTIES: Mapping[str, str] = {
     "spawn": "seccomp: QEMU starts no program",
     "tag": "the name that the guest mounts it by",
     "tb-size": "MiB of translated code that tcg keeps at most",
+    "thread": "single: the virtual CPUs take turns on one thread, since this QEMU is older than 8.1",
     "threads": "threads of a core",
     "vectors": "interrupts",
     "vhost": "packets are carried by the host's kernel",

@@ -26,6 +26,7 @@ from katapod.vmm.qemu.control import QemuControl, host_threads, short_path
 from katapod.vmm.qemu.hotplug import disk_of_node, plan_vcpus
 from katapod.vmm.qemu.jail import look_at_host, plan_jail
 from katapod.vmm.qemu.qmp import QmpClient
+from katapod.vmm.qemu.release import with_sound_threads
 
 __all__ = ["QemuProcess", "busy_s", "disk_error", "running_qemu"]
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 QMP_LIMIT_S = 10.0
 STATE_LIMIT_S = 30.0  # to write or to read a device state, some hundred KiB
 SOFT_STOP_S = 3.0
+VCPU_THREADS = ("CPU ", "ALL CPUs/")
 STATE_FD = "state"  # what QEMU calls the descriptor that it writes its state to
 ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 
@@ -79,7 +81,8 @@ class QemuProcess(QemuControl):
     async def vcpu_threads(self) -> list[int]:
         answers = await self.qmp.execute("query-cpus-fast")
         threads = host_threads(self.pid)
-        return [threads[vcpu["thread-id"]] for vcpu in answers if vcpu["thread-id"] in threads]
+        numbers = dict.fromkeys(vcpu["thread-id"] for vcpu in answers)  # one thread may run all of them
+        return [threads[number] for number in numbers if number in threads]
 
     def busy_s(self) -> float:
         return busy_s(self.pid)
@@ -166,10 +169,10 @@ class QemuProcess(QemuControl):
 
 
 def busy_s(pid: int) -> float:
-    """As VirtualMachine.busy_s. QEMU calls the threads of virtual CPUs "CPU 0/KVM", "CPU 0/TCG" and so on
-    (debug-threads); without such names all threads count."""
+    """As VirtualMachine.busy_s. QEMU calls the threads of virtual CPUs "CPU 0/KVM", "CPU 0/TCG" and so on, one that
+    runs all of them "ALL CPUs/TCG" (debug-threads); without such names all threads count."""
     threads = thread_times(pid)
-    vcpus = [each.run_ns + each.waited_ns for each in threads if each.name.startswith("CPU ")]
+    vcpus = [each.run_ns + each.waited_ns for each in threads if each.name.startswith(VCPU_THREADS)]
     return min(vcpus, default=sum(each.run_ns + each.waited_ns for each in threads)) / 1e9
 
 
@@ -196,6 +199,7 @@ async def running_qemu(
     """
     async with contextlib.AsyncExitStack() as stack:
         program = find_program(plan.program, package="qemu-system-x86")
+        plan = await with_sound_threads(plan, program)
         theirs: dict[FdSlot, int] = dict(given or {})
         ours: dict[FdSlot, socket.socket] = {}
         closing = stack.enter_context(contextlib.ExitStack())  # descriptors that QEMU inherits

@@ -95,7 +95,7 @@ class QmpClient:
         if arguments:
             message["arguments"] = arguments
         log.debug("qmp: %s %s", command, arguments or "")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
             async with asyncio.timeout(limit_s):
@@ -104,9 +104,11 @@ class QmpClient:
                     data = await self._send_with(data, fd)
                 self._writer.write(data)
                 await self._writer.drain()
-                reply: _Reply = await future
+                reply = await asyncio.shield(future)
         except TimeoutError as exc:
-            raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s") from exc
+            if not future.done():
+                raise VmmLinkBroken(f"cannot {command}: QEMU did not answer within {limit_s:g} s") from exc
+            reply = future.result()  # the loop woke up late: the answer and the end of the time were there together
         except OSError as exc:
             raise VmmLinkBroken(f"cannot {command}: {exc}") from exc
         finally:
@@ -201,12 +203,15 @@ class QmpClient:
         self._leaving.add(device_id)  # QEMU refuses to be asked again, until the guest has answered
         try:
             async with asyncio.timeout(min(limit_s, REFUSED_LIMIT_S) if refusal is not None else limit_s):
-                await deleted
+                await asyncio.shield(deleted)
         except TimeoutError:
-            if refusal is None:
+            if deleted.done():
+                deleted.result()  # as in execute
+            elif refusal is None:
                 raise
-            self._leaving.discard(device_id)
-            raise refusal from None
+            else:
+                self._leaving.discard(device_id)
+                raise refusal from None
         self._leaving.discard(device_id)
         return True
 

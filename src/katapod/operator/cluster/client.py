@@ -1,0 +1,115 @@
+"""The one door to the API server: what changes something there, and what is asked for now and then.
+
+Objects are dictionaries as the API has them: lightkube's classes of them would be a third of the operator's memory.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.core.async_client import AsyncClient
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import GenericNamespacedResource, create_global_resource, create_namespaced_resource
+from lightkube.types import CascadeType, PatchType
+
+from katapod.model.errors import KatapodError
+from katapod.operator.cluster.changes import (
+    ApplyClass,
+    Change,
+    ChangeConfig,
+    ChangeNode,
+    CreateJob,
+    DeleteClass,
+    DeleteJob,
+)
+from katapod.operator.cluster.views import UserPod, parse_user_pod
+from katapod.operator.names import GROUP, MANAGER
+
+__all__ = ["ClusterClient", "ClusterFailed"]
+
+log = logging.getLogger(__name__)
+
+PAGE = 500  # pods in one answer
+GONE, TAKEN = 404, 409
+
+KataConfig = create_global_resource(GROUP, "v1", "KataConfig", "kataconfigs")
+Node = create_global_resource("", "v1", "Node", "nodes")
+RuntimeClass = create_global_resource("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses")
+Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1", "Job", "jobs")
+Pod = create_namespaced_resource("", "v1", "Pod", "pods")
+Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
+
+
+class ClusterFailed(KatapodError):
+    """The API server refuses something, or cannot be reached; asking again later may help."""
+
+
+class ClusterClient:
+    def __init__(self, config: KubeConfig, namespace: str) -> None:
+        self.namespace = namespace
+        self._api = AsyncClient(config, field_manager=MANAGER)
+
+    async def close(self) -> None:
+        await self._api.aclose()
+
+    async def carry_out(self, change: Change) -> bool:
+        """False if the object it is about is no more. Raises ClusterFailed."""
+        try:
+            await self._ask(change)
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return False
+            if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass):
+                return True  # somebody was faster; who watches sees what there is now
+            raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc!r}") from exc
+        return True
+
+    async def _ask(self, change: Change) -> None:
+        match change:
+            case ChangeNode(name, patch):
+                await self._api.patch(Node, name, patch, patch_type=PatchType.MERGE)
+            case CreateJob(body):
+                await self._api.create(Job(**body))
+            case DeleteJob(name):
+                await self._api.delete(Job, name, namespace=self.namespace, cascade=CascadeType.BACKGROUND)
+            case ApplyClass(body, new=True):
+                await self._api.create(RuntimeClass(**body))
+            case ApplyClass(body):
+                patch = {"overhead": body["overhead"], "scheduling": {"$patch": "replace", **body["scheduling"]}}
+                await self._api.patch(RuntimeClass, body["metadata"]["name"], patch)
+            case DeleteClass(name):
+                await self._api.delete(RuntimeClass, name)
+            case ChangeConfig(name, finalizers):
+                wanted = {"metadata": {"finalizers": list(finalizers)}}
+                await self._api.patch(KataConfig, name, wanted, patch_type=PatchType.MERGE)
+
+    async def write_status(self, name: str, status: Mapping[str, Any]) -> bool:
+        """False if there is no such KataConfig any more. Raises ClusterFailed."""
+        try:
+            await self._api.patch(KataConfig.Status, name, {"status": status}, patch_type=PatchType.MERGE)
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return False
+            raise ClusterFailed(f"cannot write the status of {name}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot write the status of {name}: {exc!r}") from exc
+        return True
+
+    async def sandboxed_pods(self) -> tuple[UserPod, ...]:
+        """Pods of any RuntimeClass that are on a node and have not ended. Raises ClusterFailed."""
+        try:
+            found = [parse_user_pod(body) async for body in self._api.list(Pod, namespace="*", chunk_size=PAGE)]
+        except (ApiError, httpx2.HTTPError) as exc:
+            raise ClusterFailed(f"cannot list pods: {exc!r}") from exc
+        return tuple(one for one in found if one is not None)
+
+    async def post_event(self, body: Mapping[str, Any]) -> None:
+        """An event that cannot be posted is missed by nobody but the reader."""
+        try:
+            await self._api.create(Event(**body))
+        except (ApiError, httpx2.HTTPError) as exc:
+            log.warning("cannot post an event: %s", exc)

@@ -1,0 +1,221 @@
+"""From what a cluster has to what is to be done next, and to the status: pure. Called again after every change."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+
+from katapod.model.kataconfig import Spec, Status
+from katapod.operator.cluster.changes import (
+    ApplyClass,
+    Change,
+    ChangeConfig,
+    ChangeNode,
+    CreateJob,
+    DeleteClass,
+    DeleteJob,
+)
+from katapod.operator.cluster.node_plan import NodePlan, Phase, is_chosen, is_labelled, plan_node
+from katapod.operator.cluster.objects import Settings, class_selector, node_change, node_job, runtime_class
+from katapod.operator.cluster.selectors import problem_of
+from katapod.operator.cluster.status import Situation, describe
+from katapod.operator.cluster.views import ClassView, ConfigView, JobView, NodeView, PodView, Record, UserPod
+from katapod.operator.names import FINALIZER, FORCE
+
+__all__ = ["Observed", "Plan", "decide", "needs_pods"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is there. `users`: pods in sandboxes, of any RuntimeClass; None if needs_pods() has seen no need."""
+
+    configs: tuple[ConfigView, ...]
+    nodes: tuple[NodeView, ...]
+    jobs: tuple[JobView, ...]
+    pods: tuple[PodView, ...]
+    classes: tuple[ClassView, ...]
+    users: tuple[UserPod, ...] | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    changes: tuple[Change, ...] = ()
+    statuses: dict[str, Status] = field(default_factory=dict)  # by the KataConfig's name
+    wake: datetime | None = None  # when to decide again though nothing has changed
+
+
+def decide(observed: Observed, settings: Settings) -> Plan:
+    """Of several KataConfigs the oldest counts."""
+    if not observed.configs:
+        return Plan()
+    first, *others = _by_age(observed)
+    plan = _decide(first, observed, settings)
+    changes, statuses = list(plan.changes), dict(plan.statuses)
+    for other in others:
+        statuses[other.name] = describe(other, Situation(invalid=f"there is one already: {first.name}"), observed.now)
+        changes += _hold(other, False)
+    return Plan(tuple(changes), statuses, plan.wake)
+
+
+def needs_pods(observed: Observed) -> bool:
+    """Whether something is to be taken away that pods may use."""
+    for config in _by_age(observed)[:1]:
+        spec = config.spec or Spec()
+        named = {one.name for one in spec.runtime_classes}
+        return (
+            config.leaving
+            or any(node.record is not None and not is_chosen(spec, node) for node in observed.nodes)
+            or any(one.ours and one.name not in named for one in observed.classes)
+        )
+    return False
+
+
+def _by_age(observed: Observed) -> list[ConfigView]:
+    return sorted(observed.configs, key=lambda one: (one.created, one.name))
+
+
+def _hold(config: ConfigView, hold: bool) -> list[Change]:
+    """Whether deletion waits for us."""
+    kept = tuple(one for one in config.finalizers if one != FINALIZER)
+    wanted = (*kept, FINALIZER) if hold else kept
+    return [] if set(wanted) == set(config.finalizers) else [ChangeConfig(config.name, wanted)]
+
+
+def _decide(config: ConfigView, observed: Observed, settings: Settings) -> Plan:
+    spec = config.spec or Spec()
+    problem = config.problem or problem_of(spec.kata_config_pool_selector)
+    if config.leaving:
+        if FINALIZER not in config.finalizers:
+            return Plan()
+        if config.annotations.get(FORCE) == "true":
+            return Plan((*_give_up(observed), *_hold(config, False)))
+    elif problem:
+        return Plan((), {config.name: describe(config, Situation(invalid=problem), observed.now)})
+    elif FINALIZER not in config.finalizers:  # first, so that nothing can be left behind
+        return Plan(tuple(_hold(config, True)))
+    ours = {one.name for one in observed.classes if one.ours}
+    wanted = {one.name for one in spec.runtime_classes}
+    users = tuple(one for one in observed.users or () if one.runtime_class in ours)
+    nodes = _plan_nodes(config, spec, observed, settings, users)
+    started = _starts(nodes, spec, settings, leaving=config.leaving)
+    changes = [*_node_changes(nodes), *_orphans(nodes, observed)]
+    changes += [change for some in started.values() for change in some]
+    changes += _class_changes(config, spec, observed, nodes, users)
+    if config.leaving and not ours and not observed.jobs and not any(one.phase or one.write for one in nodes):
+        changes += _hold(config, False)
+    situation = Situation(
+        spec=spec,
+        nodes=tuple(one for one in nodes if one.phase),
+        busy=frozenset({one.node.name for one in nodes if one.busy} | set(started)),
+        classes=tuple(sorted(ours & wanted)),
+        foreign=tuple(sorted(wanted & {one.name for one in observed.classes} - ours)),
+        users=tuple(one.name for one in users) if config.leaving else (),
+    )
+    wake = min((one.retry for one in nodes if one.retry and one.retry > observed.now), default=None)
+    return Plan(tuple(changes), {config.name: describe(config, situation, observed.now)}, wake)
+
+
+def _plan_nodes(
+    config: ConfigView, spec: Spec, observed: Observed, settings: Settings, users: tuple[UserPod, ...]
+) -> list[NodePlan]:
+    jobs = {one.node: one for one in observed.jobs}
+    pods = {one.job: one for one in sorted(observed.pods, key=lambda one: one.created)}
+    on_node: dict[str, list[str]] = defaultdict(list)
+    for one in users:
+        on_node[one.node].append(one.name)
+    everywhere = tuple(one.name for one in users)
+    plans = []
+    for node in sorted(observed.nodes, key=lambda one: one.name):
+        job = jobs.get(node.name)
+        plans.append(
+            plan_node(
+                node,
+                job,
+                pods.get(job.uid) if job is not None else None,
+                chosen=not config.leaving and is_chosen(spec, node),
+                target=settings.target,
+                users=everywhere if config.leaving else tuple(sorted(on_node[node.name])),
+                now=observed.now,
+            )
+        )
+    return plans
+
+
+def _node_changes(nodes: list[NodePlan]) -> Iterator[Change]:
+    for one in nodes:
+        if one.write is not None:
+            yield ChangeNode(one.node.name, _patch(*one.write))
+        if one.delete_job:
+            yield DeleteJob(one.delete_job)
+
+
+def _orphans(nodes: list[NodePlan], observed: Observed) -> Iterator[Change]:
+    """Jobs of nodes that are no more."""
+    there = {one.node.name for one in nodes}
+    return (DeleteJob(job.name) for job in observed.jobs if job.node not in there and not job.leaving)
+
+
+def _patch(record: Record | None, ready: bool) -> dict[str, object]:
+    accelerator = record.proof.accelerator if record is not None and record.proof is not None else ""
+    return node_change(record, ready=ready, accelerator=accelerator)
+
+
+def _starts(nodes: list[NodePlan], spec: Spec, settings: Settings, *, leaving: bool) -> dict[str, list[Change]]:
+    """The jobs that begin now, by node: as many as may be at work at once, those that have failed counted in."""
+    if spec.rollout.paused and not leaving:
+        return {}
+    proven = any(one.node.record is not None and one.node.record.target == settings.target for one in nodes)
+    limit = 1 if spec.rollout.canary and not proven and not leaving else spec.rollout.max_unavailable
+    failed = sum(one.phase == Phase.FAILED and not one.start for one in nodes)
+    room = max(limit - sum(one.busy for one in nodes) - failed, 0)
+    waiting = [one for one in nodes if one.start and not one.busy]
+    # those that have failed come last: others may succeed
+    waiting.sort(key=lambda one: (one.phase in (Phase.FAILED, Phase.STUCK), one.node.name))
+    found: dict[str, list[Change]] = {}
+    for one in waiting[:room]:
+        record = one.node.record or Record()
+        # marked before the job is made: whoever finds the node later knows that something may be there
+        claimed = _patch(msgspec.structs.replace(record, dirty=True), is_labelled(one.node) and bool(record.target))
+        body = node_job(settings, one.start, one.node.name, one.node.uid, spec.accelerators)
+        found[one.node.name] = [ChangeNode(one.node.name, claimed), CreateJob(body)]
+    return found
+
+
+def _class_changes(
+    config: ConfigView, spec: Spec, observed: Observed, nodes: list[NodePlan], users: tuple[UserPod, ...]
+) -> Iterator[Change]:
+    """RuntimeClasses come when a node has been proven; when they are to go, they are closed to new pods first."""
+    there = {one.name: one for one in observed.classes}
+    wanted = {one.name: one for one in spec.runtime_classes}
+    in_use = {one.runtime_class for one in users}
+    usable = any(one.phase == Phase.READY for one in nodes)
+    empty = not any(one.phase for one in nodes)  # nothing is on any node
+    for name, one in wanted.items():
+        found = there.get(name)
+        if found is None:
+            if usable and not config.leaving:
+                yield ApplyClass(runtime_class(one), new=True)
+        elif found.ours:
+            selector = class_selector(one, closed=config.leaving)
+            overhead = msgspec.to_builtins(one.overhead)
+            if (found.selector, found.overhead) != (selector, overhead):
+                yield ApplyClass(runtime_class(one, closed=config.leaving), new=False)
+    for name, found in there.items():
+        unwanted = name not in wanted and observed.users is not None and name not in in_use
+        if found.ours and (unwanted or (config.leaving and empty and not users)):
+            yield DeleteClass(name)
+
+
+def _give_up(observed: Observed) -> Iterator[Change]:
+    """By force: what the cluster knows of us goes at once, and what is on nodes stays there."""
+    for job in observed.jobs:
+        yield DeleteJob(job.name)
+    for node in observed.nodes:
+        if node.record is not None or is_labelled(node):
+            yield ChangeNode(node.name, node_change(None, ready=False))
+    for found in observed.classes:
+        if found.ours:
+            yield DeleteClass(found.name)

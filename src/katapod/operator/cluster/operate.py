@@ -1,0 +1,50 @@
+"""The operator as kopf runs it: what is watched, and with which credentials."""
+
+import asyncio
+import logging
+from typing import Any
+
+import kopf
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.core.exceptions import ConfigError
+
+from katapod.model.errors import NotFound
+from katapod.operator.cluster.client import ClusterClient
+from katapod.operator.cluster.controller import Controller
+from katapod.operator.cluster.objects import Settings
+
+__all__ = ["operate"]
+
+
+def operate(settings: Settings, *, liveness: str | None) -> None:
+    """Until a signal ends it. Raises NotFound if there is no cluster."""
+    for noisy in ("httpx2", "kopf.activities", "kopf.objects"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        config = KubeConfig.from_env()
+    except ConfigError as exc:
+        raise NotFound(
+            f"cannot find the cluster: {exc}", hint="it runs in a pod with a service account, or with KUBECONFIG"
+        ) from exc
+    asyncio.run(_operate(settings, config, liveness))
+
+
+async def _operate(settings: Settings, config: KubeConfig, liveness: str | None) -> None:
+    registry = kopf.OperatorRegistry()
+    ways = kopf.OperatorSettings()
+    ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
+    ways.posting.enabled = False  # the events are ours
+    ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
+    Controller(ClusterClient(config, settings.namespace), settings).register(registry)
+    kopf.on.login(registry=registry)(_log_in)
+    await kopf.operator(
+        registry=registry,
+        settings=ways,
+        namespaces=[settings.namespace],
+        standalone=True,
+        liveness_endpoint=liveness,
+    )
+
+
+def _log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)

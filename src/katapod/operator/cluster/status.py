@@ -1,0 +1,169 @@
+"""The status of a KataConfig: what is so, and why it is not otherwise. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from katapod.model.kataconfig import Condition, KataNodes, Spec, Status
+from katapod.operator.cluster.node_plan import NodePlan, Phase
+from katapod.operator.cluster.views import ConfigView
+
+__all__ = ["Situation", "describe"]
+
+_DEFAULTS = Spec()
+NAMED = 10  # nodes or pods in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    spec: Spec = _DEFAULTS
+    nodes: tuple[NodePlan, ...] = ()  # those that have something to do with us
+    busy: frozenset[str] = frozenset()  # nodes with a job
+    classes: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()  # RuntimeClasses of the spec's names that somebody else has made
+    users: tuple[str, ...] = ()  # pods that deletion waits for
+    invalid: str = ""  # why nothing is done at all
+
+
+def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
+    if now.invalid:
+        told = {
+            "Ready": (False, "Invalid", now.invalid),
+            "Progressing": (False, "Invalid", now.invalid),
+            "Degraded": (True, "Invalid", now.invalid),
+            "Blocked": (False, "NotBlocked", ""),
+            "InProgress": (False, "Failed", now.invalid),
+        }
+        return Status(config.generation, f"refused: {now.invalid}", _conditions(config, told, at))
+    nodes = _lists(now.nodes)
+    told = {
+        "Ready": _ready(config, now, nodes),
+        "Progressing": _progressing(config, now, nodes),
+        "Degraded": _degraded(now),
+        "Blocked": _blocked(now),
+    }
+    told["InProgress"] = _in_progress(told)
+    return Status(
+        observed_generation=config.generation,
+        summary=_summary(config, nodes, told),
+        conditions=_conditions(config, told, at),
+        kata_nodes=nodes,
+        nodes=tuple(one.status() for one in now.nodes),
+        runtime_classes=now.classes,
+    )
+
+
+Told = tuple[bool, str, str]  # status, reason, message
+
+
+def _conditions(config: ConfigView, told: dict[str, Told], at: datetime) -> tuple[Condition, ...]:
+    before = {one.type: one for one in config.status.conditions}
+    found = []
+    for kind, (holds, reason, message) in told.items():
+        old = before.get(kind)
+        status = "True" if holds else "False"
+        since = old.last_transition_time if old is not None and old.status == status else _time(at)
+        found.append(Condition(kind, "True" if holds else "False", reason, message, since, config.generation))
+    return tuple(found)
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lists(nodes: tuple[NodePlan, ...]) -> KataNodes:
+    def of(*phases: Phase) -> tuple[str, ...]:
+        return tuple(one.node.name for one in nodes if one.phase in phases)
+
+    installed = of(Phase.READY, Phase.NOT_READY)
+    installing, waiting = of(Phase.INSTALLING, Phase.SETTLING), of(Phase.WAITING)
+    failed = of(Phase.FAILED)
+    return KataNodes(
+        node_count=len(installed) + len(installing) + len(waiting) + len(failed),
+        ready_node_count=len(of(Phase.READY)),
+        installed=installed,
+        installing=installing,
+        waiting_to_install=waiting,
+        failed_to_install=failed,
+        uninstalling=of(Phase.UNINSTALLING),
+        waiting_to_uninstall=of(Phase.LEAVING),
+        failed_to_uninstall=of(Phase.STUCK),
+    )
+
+
+def _ready(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
+    counts = f"{nodes.ready_node_count} of {nodes.node_count} nodes are ready"
+    if config.leaving:
+        return False, "Deleting", "the KataConfig is being deleted"
+    if not nodes.node_count:
+        return False, "NoNodes", "no node is chosen by spec.kataConfigPoolSelector and spec.checkNodeEligibility"
+    if nodes.ready_node_count < nodes.node_count:
+        return False, "NodesNotReady", counts
+    missing = {one.name for one in now.spec.runtime_classes} - set(now.classes)
+    if missing:
+        return False, "RuntimeClassMissing", f"there is no RuntimeClass {', '.join(sorted(missing))} of ours"
+    return True, "AllNodesReady", counts
+
+
+def _progressing(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
+    leaving = len(nodes.uninstalling) + len(nodes.waiting_to_uninstall) + len(nodes.failed_to_uninstall)
+    if now.users:
+        return False, "Blocked", "deletion waits for pods"
+    if config.leaving:
+        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {_names(tuple(sorted(now.busy)))}"
+    if nodes.installing or now.busy:
+        return True, "Installing", f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}"
+    if leaving:
+        return True, "Uninstalling", f"nodes that are no longer chosen: {leaving}"
+    if nodes.waiting_to_install and now.spec.rollout.paused:
+        return False, "Paused", f"spec.rollout.paused; waiting: {_names(nodes.waiting_to_install)}"
+    if nodes.waiting_to_install and nodes.failed_to_install:
+        return False, "Stopped", f"nodes have failed; waiting: {_names(nodes.waiting_to_install)}"
+    if nodes.waiting_to_install:
+        return True, "Installing", f"waiting: {_names(nodes.waiting_to_install)}"
+    return False, "Idle", ""
+
+
+def _degraded(now: Situation) -> Told:
+    failed = [one for one in now.nodes if one.phase in (Phase.FAILED, Phase.STUCK)]
+    if now.foreign:
+        return True, "RuntimeClassTaken", f"somebody else has made the RuntimeClass {', '.join(now.foreign)}"
+    if failed:
+        return True, "NodesFailed", "; ".join(f"{one.node.name}: {one.message[:200]}" for one in failed[:NAMED])
+    away = tuple(one.node.name for one in now.nodes if one.phase == Phase.NOT_READY)
+    if away:
+        return True, "NodesNotReady", f"installed, and not Ready: {_names(away)}"
+    return False, "AsExpected", ""
+
+
+def _blocked(now: Situation) -> Told:
+    if now.users:
+        return True, "ExistingKataPods", f"deletion waits for {len(now.users)} pods: {_names(now.users)}"
+    waiting = [one for one in now.nodes if one.phase == Phase.LEAVING and one.message]
+    if waiting:
+        return True, "ExistingKataPods", "; ".join(f"{one.node.name} {one.message[:200]}" for one in waiting[:NAMED])
+    return False, "NotBlocked", ""
+
+
+def _in_progress(told: dict[str, Told]) -> Told:
+    """Upstream's one condition, with its reasons."""
+    if told["Blocked"][0]:
+        return False, "BlockedByExistingKataPods", told["Blocked"][2]
+    if told["Degraded"][1] == "NodesFailed":
+        return True, "Failed", told["Degraded"][2]
+    holds, reason, message = told["Progressing"]
+    return (True, reason, message) if holds else (False, "Idle", "")
+
+
+def _summary(config: ConfigView, nodes: KataNodes, told: dict[str, Told]) -> str:
+    """The one line of `kubectl get kataconfig`."""
+    for kind in ("Blocked", "Degraded"):
+        if told[kind][0]:
+            return told[kind][2]
+    if told["Progressing"][0] or told["Progressing"][1] in ("Paused", "Stopped"):
+        return f"{told['Progressing'][1].lower()}: {told['Progressing'][2]}"
+    return told["Ready"][2]
+
+
+def _names(names: tuple[str, ...]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,300 @@
+"""A control plane of Kubernetes for tests: real etcd, API server, controllers and scheduler, with RBAC; and no kubelet.
+
+Nodes are objects that a test makes, and SimulatedKubelet says of their pods what a kubelet would say. The programs are
+those of `tools/build-kubernetes`, or of KUBERNETES_BIN, where etcd may be too.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.kata import wait_for
+
+__all__ = ["ControlPlane", "SimulatedKubelet", "control_plane_running", "needs_control_plane"]
+
+ROOTS = Path(os.environ.get("KATAPOD_TEST_ROOTS", "/var/cache/katapod-tests"))
+BIN = Path(os.environ.get("KUBERNETES_BIN") or ROOTS / "kubernetes/1.20.2")
+NEEDED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+NAMESPACE = "katapod"
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:katapod-operator"
+CONTROLLERS = "job,garbagecollector,serviceaccount,namespace"  # none that would miss the heartbeats of kubelets
+START_LIMIT_S = 180.0
+
+
+def _etcd() -> str | None:
+    return str(BIN / "etcd") if (BIN / "etcd").exists() else shutil.which("etcd")
+
+
+_missing = [name for name in NEEDED if not (BIN / name).exists()] + ([] if _etcd() else ["etcd"])
+needs_control_plane = pytest.mark.skipif(
+    bool(_missing), reason=f"no Kubernetes here, {', '.join(_missing)} not in {BIN}: tools/build-kubernetes"
+)
+
+
+class ApiError(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class ControlPlane:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = _free_port()
+        self._etcd_ports = _free_port(), _free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.admin = directory / "admin.conf"
+        self.operator = directory / "operator.conf"
+
+    def start(self) -> None:
+        key = self.directory / "service-account.key"
+        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        tokens = f'admin-token,admin,1,"system:masters"\noperator-token,{OPERATOR},2,"system:serviceaccounts"\n'
+        (self.directory / "tokens.csv").write_text(tokens)
+        client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
+        self._spawn(
+            str(_etcd()),
+            f"--data-dir={self.directory}/etcd",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        )
+        self.start_api()
+        for name, token in (("admin", "admin-token"), ("operator", "operator-token")):
+            self._write_kubeconfig(getattr(self, name), token)
+        common = [f"--kubeconfig={self.admin}", "--leader-elect=false", "--secure-port=0"]
+        if _version() < (1, 24):
+            common.append("--port=0")  # without TLS; later there was none
+        self._spawn(
+            str(BIN / "kube-controller-manager"),
+            *common,
+            f"--controllers={CONTROLLERS}",
+            f"--service-account-private-key-file={key}",
+        )
+        self._spawn(str(BIN / "kube-scheduler"), *common)
+        wait_for(self._has_default_account, "the controllers are at work", START_LIMIT_S)
+
+    def start_api(self) -> None:
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}],
+        }
+        (self.directory / "audit.json").write_text(json.dumps(policy))
+        key = self.directory / "service-account.key"
+        self._spawn(
+            str(BIN / "kube-apiserver"),
+            f"--etcd-servers=http://127.0.0.1:{self._etcd_ports[0]}",
+            f"--secure-port={self.port}",
+            "--bind-address=127.0.0.1",
+            f"--cert-dir={self.directory}/certificates",
+            f"--token-auth-file={self.directory}/tokens.csv",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--allow-privileged=true",
+            f"--audit-policy-file={self.directory}/audit.json",
+            f"--audit-log-path={self.directory}/audit.log",
+        )
+        wait_for(self._answers, f"the API server answers: {self.directory}/kube-apiserver.log", START_LIMIT_S)
+
+    def stop_api(self) -> None:
+        self._end("kube-apiserver")
+
+    def stop(self) -> None:
+        for name in reversed(list(self._processes)):
+            self._end(name)
+
+    def _spawn(self, *argv: str) -> None:
+        name = Path(argv[0]).name
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _end(self, name: str) -> None:
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGKILL if name == "etcd" else signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _answers(self) -> bool:
+        if (code := self._processes["kube-apiserver"].poll()) is not None:
+            raise AssertionError(f"kube-apiserver has ended with {code}: {self.directory}/kube-apiserver.log")
+        try:
+            return bool(self.ask("GET", "/api/v1/namespaces/default"))
+        except (ApiError, OSError):
+            return False
+
+    def _has_default_account(self) -> bool:
+        try:
+            return bool(self.ask("GET", "/api/v1/namespaces/default/serviceaccounts/default"))
+        except ApiError:
+            return False
+
+    def _write_kubeconfig(self, path: Path, token: str) -> None:
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self._certificate())}
+        value = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "tests", "cluster": cluster}],
+            "users": [{"name": "user", "user": {"token": token}}],
+            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "user"}}],
+            "current-context": "tests",
+        }
+        path.write_text(json.dumps(value))
+
+    def _certificate(self) -> Path:
+        return self.directory / "certificates/apiserver.crt"
+
+    def ask(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> dict[str, Any]:
+        """As an administrator. Raises ApiError, or OSError if there is no API server."""
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": "Bearer admin-token", "Content-Type": kind},
+        )
+        context = ssl.create_default_context(cafile=str(self._certificate()))
+        try:
+            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as exc:
+            raise ApiError(exc.code, exc.read().decode(errors="replace")) from None
+        return found
+
+    def merge(self, path: str, patch: Any) -> dict[str, Any]:
+        return self.ask("PATCH", path, patch, kind="application/merge-patch+json")
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ask("GET", path)["items"]
+        return found
+
+    def operator_requests(self) -> list[tuple[str, str]]:
+        """Verb and path of each request of the operator's account until now."""
+        lines = (self.directory / "audit.log").read_text().splitlines()
+        return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
+
+    def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        argv = [str(BIN / "kubectl"), f"--kubeconfig={self.admin}", f"--cache-dir={self.directory}/cache", *args]
+        done = subprocess.run(argv, input=text, text=True, capture_output=True, timeout=120, check=False)
+        assert not check or done.returncode == 0, f"{args}: {done.stderr}"
+        return done
+
+    def add_node(self, name: str, **labels: str) -> None:
+        """A node as its kubelet would register it: Ready, with room for pods."""
+        room = {"cpu": "4", "memory": "8Gi", "pods": "110"}
+        all_labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **labels}
+        self.ask("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": all_labels}})
+        condition = {"type": "Ready", "status": "True", "reason": "Simulated"}
+        self.merge(
+            f"/api/v1/nodes/{name}/status",
+            {"status": {"capacity": room, "allocatable": room, "conditions": [condition]}},
+        )
+        self.merge(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})  # of nodes that have just come
+
+
+class SimulatedKubelet:
+    """What the kubelets of all nodes would say of the pods of node jobs. It runs nothing.
+
+    `outcome(action, node)` is the termination message and whether the container ended well; None: it runs on.
+    """
+
+    def __init__(self, plane: ControlPlane, outcome: Callable[[str, str], tuple[str, bool] | None]) -> None:
+        self.plane = plane
+        self.outcome = outcome
+        self.ran: list[tuple[str, str]] = []  # action and node of every pod that has been started
+        self._started: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="simulated kubelet")
+
+    def __enter__(self) -> "SimulatedKubelet":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(0.1):
+            with contextlib.suppress(OSError):  # no API server: as a kubelet, we try again
+                for pod in self.plane.items(f"/api/v1/namespaces/{NAMESPACE}/pods"):
+                    with contextlib.suppress(ApiError):  # it has gone meanwhile
+                        self._sync(pod)
+
+    def _sync(self, pod: dict[str, Any]) -> None:
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}"
+        if "deletionTimestamp" in pod["metadata"]:
+            self.plane.ask("DELETE", path, {"gracePeriodSeconds": 0})
+            return
+        node = pod["spec"].get("nodeName")
+        if not node or pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
+        action = pod["spec"]["containers"][0]["command"][1]
+        if pod["metadata"]["uid"] not in self._started:
+            self._started.add(pod["metadata"]["uid"])
+            self.ran.append((action, node))
+        ended = self.outcome(action, node)
+        if ended is None:
+            if pod["status"]["phase"] == "Pending":
+                self.plane.merge(f"{path}/status", {"status": {"phase": "Running"}})
+            return
+        message, good = ended
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        state = {"exitCode": 0 if good else 1, "message": message, "startedAt": now, "finishedAt": now}
+        container = {
+            "name": "kata-node",
+            "image": "simulated",
+            "imageID": "",
+            "ready": False,
+            "restartCount": 0,
+            "state": {"terminated": state},
+        }
+        phase = "Succeeded" if good else "Failed"
+        self.plane.merge(f"{path}/status", {"status": {"phase": phase, "containerStatuses": [container]}})
+
+
+@contextlib.contextmanager
+def control_plane_running(directory: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(directory)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+def _version() -> tuple[int, int]:
+    said = subprocess.run([BIN / "kube-apiserver", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v(\d+)\.(\d+)", said)
+    assert found, said
+    return int(found[1]), int(found[2])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

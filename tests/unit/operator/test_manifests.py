@@ -1,0 +1,94 @@
+"""The manifests against the code: fields, defaults, versions."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from katapod import __version__
+from katapod.model.kataconfig import Spec, Status
+from katapod.operator.names import GROUP
+
+DIRECTORY = Path(__file__).parents[3] / "packaging/operator"
+
+
+def load(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((DIRECTORY / name).read_text()))
+
+
+def schema() -> dict[str, Any]:
+    crd = load("kataconfig-crd.yaml")[0]
+    assert crd["spec"]["group"] == GROUP
+    found: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    return found
+
+
+def defaults(part: dict[str, Any]) -> Any:
+    """What the API server makes of an empty object."""
+    found = {}
+    for name, field in part["properties"].items():
+        if "default" not in field:
+            continue
+        if field["type"] == "object":
+            found[name] = defaults(field)
+        elif name == "runtimeClasses":
+            found[name] = [{**defaults(field["items"]), **one} for one in field["default"]]
+        else:
+            found[name] = field["default"]
+    return found
+
+
+def test_defaults_are_those_of_the_code() -> None:
+    assert msgspec.convert(defaults(schema()["spec"]), Spec) == Spec()
+
+
+REFUSED = {"logLevel", "enablePeerPods"}
+"""Fields of upstream's that can have their default only."""
+
+
+@pytest.mark.parametrize(("part", "kind"), [("spec", Spec), ("status", Status)])
+def test_fields_are_those_of_the_code(part: str, kind: type[msgspec.Struct]) -> None:
+    compare(schema()[part], kind)
+
+
+def compare(part: dict[str, Any], kind: type[msgspec.Struct]) -> None:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    assert set(part["properties"]) - REFUSED == set(fields), kind.__name__
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        for one in _structs(field.type):
+            inner = part["properties"][field.encode_name]
+            compare(inner.get("items", inner), one)
+
+
+def _structs(kind: msgspec.inspect.Type) -> list[type[msgspec.Struct]]:
+    match kind:
+        case msgspec.inspect.StructType(cls=found):
+            return [found]
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return _structs(item)
+        case msgspec.inspect.UnionType(types=types):
+            return [found for one in types for found in _structs(one)]
+    return []
+
+
+def test_the_image_is_of_this_version() -> None:
+    containers = load("deployment.yaml")[0]["spec"]["template"]["spec"]["containers"]
+    assert [one["image"] for one in containers] == [f"katapod.io/operator:{__version__}"]
+
+
+def test_all_manifests_are_installed() -> None:
+    named = set(load("kustomization.yaml")[0]["resources"])
+    assert named == {path.name for path in DIRECTORY.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_node_jobs_have_no_token() -> None:
+    accounts = {one["metadata"]["name"]: one for one in load("rbac.yaml") if one["kind"] == "ServiceAccount"}
+    assert accounts["katapod-node"]["automountServiceAccountToken"] is False
+    subjects = [
+        subject["name"] for one in load("rbac.yaml") if one["kind"].endswith("Binding") for subject in one["subjects"]
+    ]
+    assert set(subjects) == {"katapod-operator"}
