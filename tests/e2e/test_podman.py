@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,20 @@ pytestmark = pytest.mark.skipif(shutil.which("podman") is None, reason="podman i
 
 STATES = Path("/run/kata-runtime")
 LOOP = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: played}
+spec:
+  containers:
+  - name: server
+    image: localhost/tools:1
+    command: [/bin/sh, -c, "echo page > /bin/page; exec /bin/httpd -f -p 80 -h /bin"]
+  - name: client
+    image: localhost/tools:1
+    command: [/bin/sleep, "1000"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +49,14 @@ def test_run(podman: Podman) -> None:
 
 
 def test_a_container_in_the_background(podman: Podman) -> None:
-    box = podman.start("--network", "none", "--name", "box", podman.image, "sh", "-c", LOOP)
+    health = ("--health-cmd", "echo > /tmp/checked", "--health-interval", "disable")  # a timer would be systemd's
+    box = podman.start("--network", "none", "--name", "box", *health, podman.image, "sh", "-c", LOOP)
     wait_for(lambda: podman.ok("logs", "box") == "ready\n", "the first line of the log")
     assert podman("exec", "box", "sh", "-c", "echo in exec; exit 9")[:2] == (9, "in exec\n")
     assert podman.ok("exec", "-i", "box", "cat", input="some") == "some"
+    podman.ok("healthcheck", "run", "box")
+    podman.ok("exec", "box", "cat", "/tmp/checked")
+    assert "--runtime" in podman.ok("generate", "systemd", "--new", "box")
     assert "katapod-proxy" in podman.ok("top", "box")
     podman.ok("pause", "box")
     assert podman.ok("inspect", "box", "--format", "{{.State.Status}}") == "paused\n"
@@ -94,4 +113,33 @@ def test_the_hosts_network_is_refused(podman: Podman) -> None:
     done = podman("run", "--rm", "--network", "host", podman.image, "true")
     assert done.code != 0
     assert "cannot use the host's network" in done.err
+    assert podman.ok("ps", "-a", "-q") == ""
+
+
+def test_what_cannot_reach_a_guest_is_refused(podman: Podman, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{tmp_path}/notify")
+        done = podman(
+            *("run", "--rm", "--network", "none", "--sdnotify", "container", podman.image, "true"),
+            environment={"NOTIFY_SOCKET": f"{tmp_path}/notify"},
+        )
+    assert done.code != 0
+    assert "cannot pass the socket /run/notify/notify.sock (NOTIFY_SOCKET)" in done.err
+    assert podman.ok("ps", "-a", "-q") == ""
+
+
+def test_play_kube(podman: Podman, tmp_path: Path) -> None:
+    """Both containers in one VM; the text that Podman generates of them names them again."""
+    (tmp_path / "pod.yaml").write_text(POD)
+    podman.ok("play", "kube", "--network", "none", f"{tmp_path}/pod.yaml")
+    ids = podman.ok("ps", "--no-trunc", "--format", "{{.ID}}").split()
+    for each in ids:
+        claim(each)
+    get = ("exec", "played-client", "/bin/wget", "-q", "-O", "-", "http://127.0.0.1/page")
+    wait_for(lambda: podman(*get).out == "page\n", "an answer of the other container", period_s=1)
+    states = [json.loads((STATES / each / "state.json").read_text()) for each in ids]
+    assert (len(ids), len({state["sandbox"] for state in states})) == (3, 1)
+    text = podman.ok("generate", "kube", "played")
+    assert {"name: played-client", "name: played-server"} <= {line.strip() for line in text.splitlines()}
+    podman.ok("play", "kube", "--down", f"{tmp_path}/pod.yaml")
     assert podman.ok("ps", "-a", "-q") == ""

@@ -39,6 +39,7 @@ PROGRAMS = (
     "ip",
     "true",
     "yes",
+    "test",
     "dd",
 )
 

@@ -1,9 +1,10 @@
 """Podman with `kata-runtime` for its runtime: storage, state and network namespace of the tests' own."""
 
 import contextlib
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ __all__ = ["Podman", "podman_here"]
 
 LIMIT_S = 240.0  # only against hanging
 IMAGE = "localhost/tools:1"
+INFRA_IMAGE = "localhost/pause:1"  # of pods by `play kube`, which Debian's Podman would have catatonit for
 
 
 class Done(NamedTuple):
@@ -44,9 +46,15 @@ class Podman:
             *("--runtime", KATA),
         )
 
-    def __call__(self, *words: str, input: str = "") -> Done:
+    def __call__(self, *words: str, input: str = "", environment: Mapping[str, str] | None = None) -> Done:
         done = subprocess.run(
-            [*self._words, *words], input=input, capture_output=True, text=True, timeout=LIMIT_S, check=False
+            [*self._words, *words],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            env={**os.environ, "CONTAINERS_CONF": f"{self.directory}/containers.conf", **(environment or {})},
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -74,7 +82,10 @@ def podman_here() -> Iterator[Podman]:
         podman = Podman(directory, netns)
         make_rootfs(directory / "rootfs")
         subprocess.run(["tar", "-C", directory / "rootfs", "-cf", directory / "image.tar", "."], check=True)
+        (directory / "containers.conf").write_text(f'[engine]\ninfra_image = "{INFRA_IMAGE}"\n')
         podman.ok("import", "-q", str(directory / "image.tar"), IMAGE)
+        pause = 'ENTRYPOINT ["/bin/sleep", "1000"]'
+        podman.ok("import", "-q", "--change", pause, str(directory / "image.tar"), INFRA_IMAGE)
         try:
             yield podman
         finally:

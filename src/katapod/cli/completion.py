@@ -9,10 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete, add_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+)
 from click.shell_completion import shell_complete as answer
 
 from katapod.model.errors import KatapodError, UsageError
+from katapod.oci.completing import complete_oci
 
 __all__ = ["SCRIPTS", "complete", "install_completion", "show_completion"]
 
@@ -71,7 +79,17 @@ PLACES = {
 }
 
 
-class _Bash(BashComplete):
+class _Words(ShellComplete):
+    """Those of OCI engines, which click does not know, or click's."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        found = complete_oci(args, incomplete)
+        if found is None:
+            return super().get_completions(args, incomplete)
+        return [CompletionItem(word, help=about or None) for word, about in found]
+
+
+class _Bash(_Words, BashComplete):
     def source(self) -> str:
         return SCRIPTS["bash"]
 
@@ -79,7 +97,7 @@ class _Bash(BashComplete):
         return str(item.value)
 
 
-class _Zsh(ZshComplete):
+class _Zsh(_Words, ZshComplete):
     def source(self) -> str:
         return SCRIPTS["zsh"]
 
@@ -88,7 +106,7 @@ class _Zsh(ZshComplete):
         return f"{item.value}:{item.help}" if item.help else str(item.value)
 
 
-class _Fish(FishComplete):
+class _Fish(_Words, FishComplete):
     def source(self) -> str:
         return SCRIPTS["fish"]
 

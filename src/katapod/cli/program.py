@@ -75,13 +75,24 @@ class Program(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items() if not verb.hidden])
+        with formatter.section("Commands of an OCI runtime, for container engines"):
+            formatter.write_dl(_engine_verbs())
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list["click.shell_completion.CompletionItem"]:
         from click.shell_completion import CompletionItem
 
-        shown = [(name, verb) for name, verb in VERBS.items() if name.startswith(incomplete) and not verb.hidden]
+        ours = [(name, verb.summary) for name, verb in VERBS.items() if not verb.hidden]
+        shown = [(name, summary) for name, summary in (*ours, *_engine_verbs()) if name.startswith(incomplete)]
         options = click.Command.shell_complete(self, ctx, incomplete)  # a group's own would load all verbs
-        return [CompletionItem(name, help=verb.summary) for name, verb in shown] + options
+        return [CompletionItem(name, help=summary) for name, summary in shown] + options
+
+
+def _engine_verbs() -> list[tuple[str, str]]:
+    """Those that only OCI engines have; of the others one name stands for both."""
+    from katapod.oci.summaries import SUMMARIES
+    from katapod.oci.words import ONLY_OCI
+
+    return [(name, summary) for name, summary in SUMMARIES.items() if name in ONLY_OCI]
 
 
 def _print_version() -> None:

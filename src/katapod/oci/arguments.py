@@ -6,7 +6,7 @@ Source: runc(8) and the pages of its commands; what callers really pass.
 from katapod.oci.errors import OciError
 from katapod.oci.words import GLOBAL_SWITCHES, GLOBAL_VALUES, default_root
 
-__all__ = ["Call", "Syntax", "parse_call"]
+__all__ = ["SYNTAX", "Call", "Syntax", "parse_call"]
 
 
 class Syntax:

@@ -8,6 +8,7 @@ import os
 from katapod.oci.arguments import SYNTAX
 from katapod.oci.errors import OciError, not_saved
 from katapod.oci.starter_spec import starter_spec
+from katapod.oci.summaries import SUMMARIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def version(call: Call) -> int:
 def usage(call: Call) -> int:
     if call.verb not in SYNTAX:
         print("usage: kata-runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND ...")
-        print(f"commands: {' '.join(SYNTAX)}")
+        print("commands:")
+        for verb, summary in SUMMARIES.items():
+            print(f"  {verb:<10}{summary}")
         return 0
     if call.verb == "checkpoint":  # by this Podman decides whether it can be done
         raise not_saved("checkpoint")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["create", "introduce", "refuse_descriptors", "run", "start", "tell_pid"]
 
 CONFIG_MAX = 16 << 20  # bytes
+_NOTIFY = "NOTIFY_SOCKET="
 
 
 def create(call: Call) -> int:
@@ -82,6 +83,7 @@ def _make(call: Call, *, foreground: bool) -> Proxy:
     refuse_descriptors(call)
     bundle = os.path.abspath(call.values.get("bundle") or os.getcwd())
     spec = _read_spec(bundle)
+    _refuse_notifications(spec)
     store = Store(call.root)
     record = store.record(call.id)
     namespaces = {one.get("type"): one.get("path", "") for one in _dict(spec, "linux").get("namespaces") or ()}
@@ -126,6 +128,20 @@ def refuse_descriptors(call: Call) -> None:
         raise OciError(
             f"cannot pass {call.values['preserve-fds']} descriptors (--preserve-fds) to {call.id}: it runs in a VM, "
             "which has none of this kernel's files"
+        )
+
+
+def _refuse_notifications(spec: dict[str, Any]) -> None:
+    """By Podman's --sdnotify=container a program is to say on a socket of the host that it is ready. It could not, and
+    who waits for it would wait in vain."""
+    names = [
+        str(one)[len(_NOTIFY) :] for one in _dict(spec, "process").get("env") or () if str(one).startswith(_NOTIFY)
+    ]
+    places = {str(one.get("destination")) for one in spec.get("mounts") or () if isinstance(one, dict)}
+    if any(name in places or os.path.dirname(name) in places for name in names):
+        raise OciError(
+            f"cannot pass the socket {names[0]} (NOTIFY_SOCKET): processes of a virtual machine cannot reach a "
+            "socket of the host; with Podman use --sdnotify=conmon"
         )
 
 

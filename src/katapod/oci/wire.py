@@ -52,7 +52,8 @@ def send(connection: _socket.socket, message: Message, fds: Sequence[int] = ()) 
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
         sent = connection.sendmsg([data], rights)
-        connection.sendall(data[sent:])
+        if sent < len(data):  # of nothing it would still ask the kernel, and the other side may be done by now
+            connection.sendall(data[sent:])
     except OSError as exc:
         raise Gone(f"the supervisor has gone: {exc.strerror}") from exc
 

@@ -6,7 +6,7 @@ decide, then the verb, and for a verb that both worlds have, whether `create` ha
 
 import os
 
-__all__ = ["GLOBAL_SWITCHES", "GLOBAL_VALUES", "default_root", "speaks_oci"]
+__all__ = ["GLOBAL_SWITCHES", "GLOBAL_VALUES", "ONLY_OCI", "default_root", "speaks_oci"]
 
 OURS = ("--config", "--kata-config")
 ENGINES = ("--root", "--log", "--log-format", "--log-level", "--cgroup-manager", "--rootless", "--criu")

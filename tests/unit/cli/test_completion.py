@@ -39,6 +39,14 @@ def ask(instruction: str, line: str = "kata-runtime ") -> tuple[int, list[str]]:
         ("kata-runtime run --name=x --ne", ["--net", "--network"]),
         ("kata-runtime check --on", []),
         ("kata-runtime --config /et", []),  # files: the shell's own
+        ("kata-runtime st", ["stats", "start", "state"]),
+        ("kata-runtime --root /no st", ["start", "state"]),
+        ("kata-runtime --root /et", []),
+        ("kata-runtime --root /no --log", ["--log", "--log-format", "--log-level"]),
+        ("kata-runtime create --p", ["--pid-file", "--pidfd-socket", "--preserve-fds"]),
+        ("kata-runtime create --bundle /et", []),
+        ("kata-runtime --root /no kill -", ["--all", "--help"]),
+        ("kata-runtime --root /no restore ", []),
     ],
 )
 def test_words(line: str, found: list[str]) -> None:
@@ -49,6 +57,16 @@ def test_words(line: str, found: list[str]) -> None:
 def test_other_shells_show_what_a_word_does() -> None:
     assert ask("zsh_complete", "kata-runtime im") == (0, ["image:Manage images."])
     assert ask("fish_complete", "kata-runtime im") == (0, ["image\tManage images."])
+
+
+def test_containers_of_an_oci_engine(tmp_path: Path) -> None:
+    (tmp_path / "box1").mkdir()
+    (tmp_path / "box1/state.json").write_text("{}")
+    (tmp_path / ".box1").mkdir()  # its supervisor's
+    assert ask("bash_complete", f"kata-runtime --root {tmp_path} kill b") == (0, ["box1"])
+    assert ask("bash_complete", f"kata-runtime --root={tmp_path} exec --cwd / b") == (0, ["box1"])
+    assert ask("fish_complete", f"kata-runtime --root {tmp_path} kill box1 b") == (0, [""])
+    assert ask("zsh_complete", f"kata-runtime --root {tmp_path} stat") == (0, ["state:Print the state of a container."])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
