@@ -15,9 +15,13 @@ from msgspec.structs import replace
 from katapod.model.devices import DeviceTable, DiskEntry, ShareEntry
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.record import SandboxRecord, State
+from katapod.rpc.agent import AgentClient
+from katapod.sandbox import machine
+from katapod.sandbox.agent_link import connect_agent
 from katapod.sandbox.errors import AgentFailed, GuestHangs
 from katapod.vmm.errors import VmmFailed, VmmLinkBroken, VmmRefused
 from katapod.vmm.protocol import DiskError
+from katapod.vmm.spec import VmSpec
 from kit.fake_vmm import ALL, FakeVm
 from kit.loop_time import until
 from kit.stage import Stage, agent_is_silent, agent_refuses, share_fails, stage_at, vmm_fails
@@ -30,6 +34,23 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 # -- a life
+
+
+async def test_a_start_that_is_cancelled_as_it_meets_the_agent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the connection and who waits for it: it is closed as well."""
+    met: list[AgentClient] = []
+
+    async def connect(vm: FakeVm, spec: VmSpec, peer: str) -> AgentClient:
+        met.append(await connect_agent(vm, spec, peer))
+        start.cancel()
+        return met[0]
+
+    monkeypatch.setattr(machine, "connect_agent", connect)
+    start = asyncio.create_task(stage.open())
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(start, 60)
+    assert met[0].connection.closed.done()
+    assert met[0].connection.closed.result() == "the connection was closed"
 
 
 async def test_from_its_start_to_its_end(stage: Stage) -> None:
