@@ -143,8 +143,9 @@ class ControlPlane:
     def _answers(self) -> bool:
         if (code := self._processes["kube-apiserver"].poll()) is not None:
             raise AssertionError(f"kube-apiserver has ended with {code}: {self.directory}/kube-apiserver.log")
-        try:
-            return bool(self.ask("GET", "/api/v1/namespaces/default"))
+        try:  # it answers before it knows of custom resources: /readyz waits for those
+            with self._request("GET", "/readyz", None) as answer:
+                return bool(answer.status == 200 and self.ask("GET", "/api/v1/namespaces/default"))
         except (ApiError, OSError):
             return False
 
@@ -171,6 +172,14 @@ class ControlPlane:
 
     def ask(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> dict[str, Any]:
         """As an administrator. Raises ApiError, or OSError if there is no API server."""
+        try:
+            with self._request(method, path, body, kind=kind) as answer:
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as exc:
+            raise ApiError(exc.code, exc.read().decode(errors="replace")) from None
+        return found
+
+    def _request(self, method: str, path: str, body: Any, *, kind: str = "application/json") -> Any:
         request = urllib.request.Request(
             f"https://127.0.0.1:{self.port}{path}",
             method=method,
@@ -178,12 +187,7 @@ class ControlPlane:
             headers={"Authorization": "Bearer admin-token", "Content-Type": kind},
         )
         context = ssl.create_default_context(cafile=str(self._certificate()))
-        try:
-            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
-                found: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as exc:
-            raise ApiError(exc.code, exc.read().decode(errors="replace")) from None
-        return found
+        return urllib.request.urlopen(request, timeout=60, context=context)
 
     def merge(self, path: str, patch: Any) -> dict[str, Any]:
         return self.ask("PATCH", path, patch, kind="application/merge-patch+json")
