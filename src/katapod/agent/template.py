@@ -6,17 +6,20 @@ import gc
 import mmap
 import os
 
-from katapod.agent import crun, methods, trace
+from katapod.agent import crun, log, methods, trace
 from katapod.agent.limits import parse_high_pages
+from katapod.agent.program import ProgramError, in_child
 from katapod.rpc.pb import katapod_pb2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from katapod.agent.loop import Loop
     from katapod.agent.sandbox import Agent
 
-MARGIN_BYTES = 16 << 20  # kept free beyond the kernel's reserve: taking the last page would invoke the OOM killer
+MARGIN_BYTES = 16 << 20  # kept free beyond the kernel's reserve
 PAGE_TABLE_SHARE = 512  # a page table entry of 8 bytes per page of 4096
 CHUNK_BYTES = 4 << 20
+ZERO_LIMIT_S = 600.0  # the host has a limit of its own, which knows how much CPU we had
 USED_SOON = ("_socket", "fcntl", "time", "katapod.agent.program", "katapod.kernel.mount", "katapod.kernel.process")
 
 
@@ -30,7 +33,7 @@ async def settle(agent: Agent, request: katapod_pb2.SettleRequest) -> katapod_pb
     crun.sealed_binary()
     gc.collect()
     gc.freeze()  # these objects stay: clones need not collect them
-    zeroed = _zero_free_memory() if request.zero_free_memory else 0
+    zeroed = await zero_free_memory(agent.loop) if request.zero_free_memory else 0
     return katapod_pb2.SettleResponse(zeroed_bytes=zeroed)
 
 
@@ -42,8 +45,8 @@ async def read_trace(agent: Agent, request: katapod_pb2.TraceRequest) -> katapod
     return katapod_pb2.TraceResponse(spans=spans)
 
 
-def _zero_free_memory() -> int:
-    """Allocate nearly all free memory, which the kernel zeroes, and free it again."""
+async def zero_free_memory(loop: Loop) -> int:
+    """Allocate nearly all free memory, which the kernel zeroes, and free it again; returns bytes, 0 if it ran out."""
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as handle:
         handle.write("3")
@@ -53,10 +56,27 @@ def _zero_free_memory() -> int:
     with open("/proc/zoneinfo") as handle:
         kept_back = parse_high_pages(handle.read()) * mmap.PAGESIZE
     wanted = max(0, free - kept_back - free // PAGE_TABLE_SHARE - MARGIN_BYTES)
-    taken: list[mmap.mmap] = []
+    return await zero_chunks(loop, wanted // CHUNK_BYTES)
+
+
+async def zero_chunks(loop: Loop, chunks: int) -> int:
+    """By a child, which the kernel ends where memory runs out; if init took it the kernel would panic.
+
+    What was free may be lent out in a moment: free pages are reported to the host, some 64 MiB at a time
+    (mm/page_reporting.c), which a busy host gives back late.
+    """
+    try:
+        await in_child(loop, lambda: take(chunks), ZERO_LIMIT_S)
+    except ProgramError as exc:
+        log.info(f"not all free memory is zeroed: {exc}")
+        return 0
+    return chunks * CHUNK_BYTES
+
+
+def take(chunks: int) -> str:
+    """Have so many chunks of memory for a moment, as the first to be ended where it runs out. Raises OSError."""
+    with open("/proc/self/oom_score_adj", "w") as handle:
+        handle.write("1000")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    for _ in range(wanted // CHUNK_BYTES):
-        taken.append(mmap.mmap(-1, CHUNK_BYTES, flags=flags))
-    for chunk in taken:
-        chunk.close()
-    return len(taken) * CHUNK_BYTES
+    taken = [mmap.mmap(-1, CHUNK_BYTES, flags=flags) for _ in range(chunks)]
+    return str(len(taken))
