@@ -155,7 +155,7 @@ def test_needs_root(verb: str) -> None:
     assert f"cannot {verb}: this needs root" in done.stderr
 
 
-ANYBODYS = {"check", "kata-check", "config", "env", "kata-env", "image guest", "version"}
+ANYBODYS = {"check", "cluster", "kata-check", "config", "env", "kata-env", "image guest", "version"}
 
 
 def test_an_ordinary_user_is_sent_to_root() -> None:
