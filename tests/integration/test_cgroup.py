@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec.structs import replace
-from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
+from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan, threads_of
 
 from katapod.host.cgroup import (
     host_cgroup_version,
@@ -191,7 +191,7 @@ async def test_a_machine_in_its_cgroups(pod: str, only: bool) -> None:
                     assert limit == (512 + plan.cgroup.beside_mib) << 20
                 elif host_cgroup_version() == 1:
                     threads = await sandbox.vm.vcpu_threads()
-                    assert len(threads) == 2
+                    assert len(threads) == threads_of(2, sandbox.vm.pid)
                     for thread in threads:
                         lines = membership(f"{sandbox.vm.pid}/task/{thread}")
                         assert any(line.endswith(inside) and ":cpu" in line for line in lines)

@@ -32,6 +32,7 @@ NOTHING_OF_A_GUEST = {
     "factory": "templates hold no container",
     "network": "plugins of root",
     "overhead": "measures",
+    "cluster": "of the operator, and of nodes",
     "image": "names are checked when they come in",
     "version": "of this program",
 }

@@ -59,6 +59,11 @@ def vm_spec(vm_dir: Path, sandbox_id: str = "s1", *, qemu: str = QEMU, initrd: P
     )
 
 
+def threads_of(vcpus: int, pid: int) -> int:
+    """How many threads of the process run so many virtual CPUs: QEMU before 8.1 emulates them on one (ADR 58)."""
+    return 1 if b"thread=single" in Path(f"/proc/{pid}/cmdline").read_bytes() else vcpus
+
+
 def sandbox_plan(
     layout: Layout,
     sandbox_id: str,
