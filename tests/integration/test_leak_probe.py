@@ -11,7 +11,7 @@ import pytest
 import kit.leaks
 from kit.kata import RUN_PREFIX
 from kit.leaks import expected, inventory, settle
-from kit.whole_run import CPUS, MOSTLY_WAIT, TIMES, TOGETHER, read_times
+from kit.whole_run import TIMES, TOGETHER, read_times
 
 TOP = Path(__file__).resolve().parents[2]
 CONFTEST = f"""
@@ -122,18 +122,3 @@ def test_one_worker_runs_a_file_and_what_belongs_to_it_and_long_ones_come_first(
     assert all(len(those) == 1 for those in workers.values())
     assert all(workers[file] == workers[other] for file, other in TOGETHER.items())
     assert len(set.union(*workers.values())) == 2
-
-
-def test_a_worker_more_than_cpus_runs_what_mostly_waits_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(CONFTEST)
-    others = [f"tests/e2e/test_{number}.py" for number in range(2 * CPUS)]
-    for file in (*others, *MOSTLY_WAIT):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text("".join(f"def test_{number}():\n    pass\n" for number in range(4)))
-    words = ("-v", "-n", str(CPUS + 1), *WORKERS[2:])
-    done = run_pytest(tmp_path, *words, KATAPOD_TESTS_SHARED_HOST="1")
-    assert done.returncode == 0
-    ran = re.findall(r"^\[gw(\d+)\].* PASSED ([\w/.]+)::", done.stdout, re.MULTILINE)
-    assert len(ran) == 4 * len([*others, *MOSTLY_WAIT])
-    assert {file for worker, file in ran if int(worker) == CPUS} <= set(MOSTLY_WAIT)
-    assert (str(CPUS), MOSTLY_WAIT[0]) in ran

@@ -17,26 +17,15 @@ from typing import Any
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import WorkerController
 
 from kit.leaks import claimed_names, inventory, settle, strangers
 
-__all__ = ["MOSTLY_WAIT", "SEEN", "TIMES", "TOGETHER", "read_times"]
+__all__ = ["SEEN", "TIMES", "TOGETHER", "read_times"]
 
 OTHERS_HERE = bool(os.environ.get("KATAPOD_TESTS_SHARED_HOST"))
 ON_THE_MACHINE = ("tests/integration/", "tests/e2e/")
-CPUS = os.cpu_count() or 1
 TOGETHER = {"tests/integration/test_cni_plugins.py": "tests/e2e/test_run_network.py"}
 """Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory."""
-MOSTLY_WAIT = (
-    "tests/e2e/test_pool.py",
-    "tests/e2e/test_ctr_kills.py",
-    "tests/e2e/test_overhead.py",
-    "tests/e2e/test_cri_network.py",
-    "tests/e2e/test_kill_signals.py",
-)
-"""Files that leave the CPU to others for more than half of their time: until a machine of low priority has booted, or a
-guest that hangs is given up. A worker more than there are CPUs runs these, and no others."""
 TIMES = Path(__file__).with_name("file-times.txt")
 """Seconds and file, of a run of `make test` on two cores, which writes build/test-results/file-times.txt."""
 
@@ -107,31 +96,9 @@ class _ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """As `--dist loadgroup` should do it, whose groups are lost: xdist 3.8 appends them to an attribute that pytest 9.2
     has no more."""
 
-    _waiter: Any = None  # the WorkerController beyond the CPUs
-
-    def schedule(self) -> None:
-        if self.collection is None and len(self.nodes) > CPUS:
-            self._waiter = max(self.nodes, key=lambda node: int(node.gateway.id.removeprefix("gw")))
-        super().schedule()
-
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
         return TOGETHER.get(file, file)
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        """The first in the queue that is for this worker; the others leave to the waiter what mostly waits, until there
-        is nothing else."""
-        fitting = [file for file in self.workqueue if (file in MOSTLY_WAIT) == (node is self._waiter)]
-        if self._waiter is not None and fitting:
-            self.workqueue.move_to_end(fitting[0], last=False)
-        super()._assign_work_unit(node)
-
-    def _reschedule(self, node: WorkerController) -> None:
-        if node is self._waiter and not any(file in MOSTLY_WAIT for file in self.workqueue):
-            if not node.shutting_down:
-                node.shutdown()  # when it has done what it has
-            return
-        super()._reschedule(node)
 
 
 @pytest.hookimpl(optionalhook=True)
