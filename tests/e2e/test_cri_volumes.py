@@ -292,7 +292,7 @@ def test_links_stay_inside(pod: Pod, tmp_path: Path) -> None:
 
 def test_what_a_pod_mounts_pins_nothing_of_others(cri: Cri, node: Containerd) -> None:
     """A hostPath `/` has the mounts of every other pod below it: they can be removed all the same, and the host's mount
-    namespace has nothing of ours, before, during and after."""
+    namespace has nothing of ours, during and after."""
 
     def of_host(word: str) -> list[str]:
         return [line for line in Path("/proc/1/mountinfo").read_text().splitlines() if word in line]
