@@ -245,6 +245,7 @@ def netns() -> Iterator[Path]:
         ip("netns", "del", name)
 
 
+@pytest.mark.alone  # beside busy processes its kernel dies of the stop of a process that it traces
 async def test_a_kernel_with_all_kinds_of_devices_calls_what_is_listed(tmp_path: Path, netns: Path) -> None:
     """In a jail without the list but with somebody who looks. If this fails: tools/record_system_calls.py."""
     disk = tmp_path / "disk"
