@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("KATAPOD_TEST_ACCEL", "tcg")  # the tour is one of QEMU, whatever `auto` is
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from kit.accel import ACCELERATOR, VARIABLE  # noqa: E402
 from kit.containerd import CGROUP_PARENT  # noqa: E402
 from kit.tour import HOSTNAME, Tour, touring  # noqa: E402
 from kit.tour_steps import STEPS  # noqa: E402
 
+os.environ.setdefault(VARIABLE, ACCELERATOR.value)  # as a fixture does for each test
 PAGES = (ROOT / "docs/walkthrough.md", ROOT / "docs/walkthrough.zh.md")
 BLOCK = re.compile(r"(<!-- (W\d+ \S+) -->\n)```console\n.*?^```$", re.DOTALL | re.MULTILINE)
 
