@@ -25,12 +25,14 @@ __all__ = [
     "file_identity",
     "host_tsc_khz",
     "kvm_settings",
+    "version_words",
     "virtiofsd_implementation",
 ]
 
 KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
 VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60  # linux/vhost.h
 CID_MAX = 0xFFFFFFFE
+VERSION_LIMIT_S = 10.0
 KVM_PARAMETERS = (
     "kvm.ignore_msrs",
     "kvm.enable_pmu",
@@ -162,15 +164,18 @@ def file_identity(path: str | Path) -> str:
     return f"{resolved}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
 
 
-async def virtiofsd_implementation(program: str) -> VirtiofsdImplementation:
-    """What the program prints about itself; asked once while its file stays the same. Raises KatapodError."""
+async def version_words(program: str) -> str:
+    """What the program prints for --version; asked once while its file stays the same. Raises KatapodError."""
     identity = file_identity(program) if os.path.exists(program) else program
-    if identity not in _implementations:
-        answer = await run([program, "--version"], timeout_s=10, check=False)
-        _implementations[identity] = parse_implementation(answer.stdout + answer.stderr)
-    return _implementations[identity]
+    if identity not in _version_words:
+        answer = await run([program, "--version"], timeout_s=VERSION_LIMIT_S, check=False)
+        _version_words[identity] = answer.stdout + answer.stderr
+    return _version_words[identity]
 
 
-_implementations: dict[
-    str, VirtiofsdImplementation
-] = {}  # by file_identity: a process of the pool knows it before it is taken
+_version_words: dict[str, str] = {}  # by file_identity: a process of the pool knows it before it is taken
+
+
+async def virtiofsd_implementation(program: str) -> VirtiofsdImplementation:
+    """Raises KatapodError."""
+    return parse_implementation(await version_words(program))

@@ -62,7 +62,7 @@ def _conditions(config: ConfigView, told: dict[str, Told], at: datetime) -> tupl
         old = before.get(kind)
         status = "True" if holds else "False"
         since = old.last_transition_time if old is not None and old.status == status else _time(at)
-        found.append(Condition(kind, "True" if holds else "False", reason, message, since, config.generation))
+        found.append(Condition(kind, status, reason, message, since, config.generation))
     return tuple(found)
 
 

@@ -8,13 +8,11 @@ translation"), which no release of 7.2 has.
 """
 
 import logging
-import os
 import re
 
 from msgspec import structs
 
-from katapod.host.facts import file_identity
-from katapod.host.process import run
+from katapod.host.facts import version_words
 from katapod.model.errors import KatapodError
 from katapod.vmm.qemu.command_line import QemuOption, QemuPlan
 
@@ -23,9 +21,6 @@ __all__ = ["on_one_thread", "parse_release", "with_sound_threads"]
 log = logging.getLogger(__name__)
 
 SOUND_SINCE = (8, 1)
-VERSION_LIMIT_S = 10.0
-
-_releases: dict[str, tuple[int, int]] = {}  # by file_identity: a process that starts several machines asks once
 
 
 async def with_sound_threads(plan: QemuPlan, program: str) -> QemuPlan:
@@ -46,15 +41,11 @@ def on_one_thread(plan: QemuPlan) -> QemuPlan:
 
 async def _release_of(program: str) -> tuple[int, int]:
     """(0, 0) if it does not say."""
-    identity = file_identity(program) if os.path.exists(program) else program
-    if identity not in _releases:
-        try:
-            answer = await run([program, "--version"], timeout_s=VERSION_LIMIT_S, check=False)
-        except KatapodError as exc:
-            log.debug("%s does not tell its version: %s", program, exc)
-            return (0, 0)
-        _releases[identity] = parse_release(answer.stdout)
-    return _releases[identity]
+    try:
+        return parse_release(await version_words(program))
+    except KatapodError as exc:
+        log.debug("%s does not tell its version: %s", program, exc)
+        return (0, 0)
 
 
 def parse_release(text: str) -> tuple[int, int]:
