@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from katapod.model.kataconfig import Condition, KataNodes, Spec, Status
 from katapod.operator.cluster.node_plan import NodePlan, Phase
@@ -60,7 +61,7 @@ def _conditions(config: ConfigView, told: dict[str, Told], at: datetime) -> tupl
     found = []
     for kind, (holds, reason, message) in told.items():
         old = before.get(kind)
-        status = "True" if holds else "False"
+        status: Literal["True", "False"] = "True" if holds else "False"
         since = old.last_transition_time if old is not None and old.status == status else _time(at)
         found.append(Condition(kind, status, reason, message, since, config.generation))
     return tuple(found)
