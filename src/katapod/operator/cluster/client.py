@@ -14,7 +14,6 @@ from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import GenericNamespacedResource, create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
-from katapod.model.errors import KatapodError
 from katapod.operator.cluster.changes import (
     ApplyClass,
     Change,
@@ -24,6 +23,8 @@ from katapod.operator.cluster.changes import (
     DeleteClass,
     DeleteJob,
 )
+from katapod.operator.cluster.election import LeaseView, parse_lease
+from katapod.operator.cluster.errors import ClusterFailed
 from katapod.operator.cluster.views import UserPod, parse_user_pod
 from katapod.operator.names import GROUP, MANAGER
 
@@ -40,10 +41,7 @@ RuntimeClass = create_global_resource("node.k8s.io", "v1", "RuntimeClass", "runt
 Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1", "Job", "jobs")
 Pod = create_namespaced_resource("", "v1", "Pod", "pods")
 Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
-
-
-class ClusterFailed(KatapodError):
-    """The API server refuses something, or cannot be reached; asking again later may help."""
+Lease: type[GenericNamespacedResource] = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 
 
 class ClusterClient:
@@ -106,6 +104,31 @@ class ClusterClient:
         except (ApiError, httpx2.HTTPError) as exc:
             raise ClusterFailed(f"cannot list pods: {exc!r}") from exc
         return tuple(one for one in found if one is not None)
+
+    async def read_lease(self, name: str) -> LeaseView | None:
+        """None if there is none. Raises ClusterFailed."""
+        try:
+            return parse_lease(await self._api.get(Lease, name, namespace=self.namespace))
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return None
+            raise ClusterFailed(f"cannot read the lease {name}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot read the lease {name}: {exc!r}") from exc
+
+    async def write_lease(self, body: dict[str, Any]) -> LeaseView | None:
+        """Create it, or replace the version that `body` names; None if somebody was faster. Raises ClusterFailed."""
+        name = body["metadata"]["name"]
+        lease = Lease(**{**body, "metadata": {**body["metadata"], "namespace": self.namespace}})
+        known = "resourceVersion" in body["metadata"]
+        try:
+            return parse_lease(await (self._api.replace(lease) if known else self._api.create(lease)))
+        except ApiError as exc:
+            if exc.status.code in (GONE, TAKEN):
+                return None
+            raise ClusterFailed(f"cannot write the lease {name}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot write the lease {name}: {exc!r}") from exc
 
     async def post_event(self, body: Mapping[str, Any]) -> None:
         """An event that cannot be posted is missed by nobody but the reader."""

@@ -1,24 +1,26 @@
 """The loop: kopf watches and keeps what it has seen as views; after every change we decide anew, and carry it out.
 
 Nothing is kept beside those views: what has been done is on the cluster's objects, so whoever starts after us, or
-beside us, comes to the same decision.
+beside us, comes to the same decision. Who does not hold the lease watches, so as to be ready, and decides nothing.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
 from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, describe
-from katapod.operator.cluster.client import ClusterClient, ClusterFailed
+from katapod.operator.cluster.client import ClusterClient
 from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
+from katapod.operator.cluster.election import Elector
+from katapod.operator.cluster.errors import ClusterFailed
 from katapod.operator.cluster.events import changes_of, event_object
 from katapod.operator.cluster.objects import Settings
 from katapod.operator.cluster.views import parse_class, parse_config, parse_job, parse_node, parse_pod
@@ -33,6 +35,8 @@ SETTLE_S = 0.2  # changes come in bursts
 PODS_S = 5.0  # pods are looked for so often while something waits for their end
 RETRY_S, RETRY_MAX_S = 1.0, 30.0
 
+_Answer = TypeVar("_Answer")
+
 RESOURCES: dict[str, tuple[tuple[str, str, str], Callable[[Mapping[str, Any]], Any]]] = {
     "configs": ((GROUP, "v1", "kataconfigs"), parse_config),
     "nodes": (("", "v1", "nodes"), parse_node),
@@ -43,8 +47,9 @@ RESOURCES: dict[str, tuple[tuple[str, str, str], Callable[[Mapping[str, Any]], A
 
 
 class Controller:
-    def __init__(self, client: ClusterClient, settings: Settings) -> None:
+    def __init__(self, client: ClusterClient, settings: Settings, identity: str) -> None:
         self._client = client
+        self._elector = Elector(client, identity, self._begin)
         self._settings = settings
         self._background = Background()
         self._changed = asyncio.Event()
@@ -65,10 +70,29 @@ class Controller:
 
     async def _start(self, **_: object) -> None:
         self._background.start(self._loop(), name="reconcile")
+        self._background.start(self._elector.run(), name="election")
 
     async def _stop(self, **_: object) -> None:
         await self._background.close()
+        await self._elector.release()
         await self._client.close()
+
+    def _begin(self) -> None:
+        """This operator acts from now on: another one may have written since it last did."""
+        self._written.clear()
+        self._changed.set()
+
+    async def _as_holder(self, asked: Coroutine[Any, Any, _Answer]) -> _Answer:
+        """What is asked of the API server ends before the lease may be another's. Raises ClusterFailed."""
+        left_s = self._elector.left_s()
+        try:
+            if not left_s:
+                asked.close()
+                raise TimeoutError
+            async with asyncio.timeout(left_s):
+                return await asked
+        except TimeoutError:
+            raise ClusterFailed("cannot go on: the lease has not been renewed in time") from None
 
     def _watcher(self, kind: str) -> Callable[..., Any]:
         """Wakes the loop when a view has changed: a node's heartbeat changes none."""
@@ -113,18 +137,18 @@ class Controller:
 
     async def _pass(self) -> float | None:
         """Decide, and carry it out; returns when to do it again at the latest. Raises ClusterFailed."""
-        if not self._indices:
+        if not self._indices or not self._elector.left_s():
             return None
         observed = self._observe()
         asks = needs_pods(observed)
         if asks:
-            observed = dataclasses.replace(observed, users=await self._client.sandboxed_pods())
+            observed = dataclasses.replace(observed, users=await self._as_holder(self._client.sandboxed_pods()))
         plan = decide(observed, self._settings)
         self.passes += 1
         await self._write_statuses(observed, plan)
         for change in plan.changes:
             log.info("%s", describe(change))
-            if not await self._client.carry_out(change):
+            if not await self._as_holder(self._client.carry_out(change)):
                 self._forget(observed, change)
         waits = [PODS_S] if asks else []
         if plan.wake is not None:
@@ -136,11 +160,11 @@ class Controller:
             status = plan.statuses.get(config.name)
             if status is None or status == self._written.get(config.uid, config.status):
                 continue
-            if await self._client.write_status(config.name, msgspec.to_builtins(status)):
+            if await self._as_holder(self._client.write_status(config.name, msgspec.to_builtins(status))):
                 before = self._written.get(config.uid, config.status)
                 self._written[config.uid] = status
                 for told in changes_of(before, status):
-                    await self._client.post_event(event_object(config, told, observed.now))
+                    await self._as_holder(self._client.post_event(event_object(config, told, observed.now)))
 
     def _forget(self, observed: Observed, change: Change) -> None:
         """A deletion that no watch has told us of: one that was cut off, and came back too late."""
