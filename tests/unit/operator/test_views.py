@@ -46,10 +46,10 @@ def test_a_record_survives_its_annotation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handlers", "serves"), [(None, None), ([], None), ([{"name": ""}], False), ([{"name": "kata"}], True)]
+    ("handlers", "listed"), [(None, None), ([], None), ([{"name": ""}], {""}), ([{"name": "kata"}], {"kata"})]
 )
-def test_whether_the_kubelet_lists_the_handler(handlers: Any, serves: bool | None) -> None:
-    assert parse_node({"metadata": META, "status": {"runtimeHandlers": handlers}}).serves is serves
+def test_whether_the_kubelet_lists_the_handler(handlers: Any, listed: set[str] | None) -> None:
+    assert parse_node({"metadata": META, "status": {"runtimeHandlers": handlers}}).handlers == listed
 
 
 def test_a_job_of_somebody_else() -> None:

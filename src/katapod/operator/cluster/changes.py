@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob", "describe"]
+__all__ = [
+    "ApplyClass",
+    "Change",
+    "ChangeConfig",
+    "ChangeNode",
+    "CreateJob",
+    "DeleteClass",
+    "DeleteJob",
+    "EvictPod",
+    "describe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,13 @@ class DeleteClass:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictPod:
+    """By the API that heeds PodDisruptionBudgets. Source: Kubernetes API, policy Eviction."""
+
+    name: str  # NAMESPACE/NAME
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeConfig:
     """The finalizers of a KataConfig."""
 
@@ -41,7 +58,7 @@ class ChangeConfig:
     finalizers: tuple[str, ...]
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig
+Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig
 
 
 def describe(change: Change) -> str:

@@ -11,7 +11,13 @@ import httpx2
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.async_client import AsyncClient
 from lightkube.core.exceptions import ApiError
-from lightkube.generic_resource import GenericNamespacedResource, create_global_resource, create_namespaced_resource
+from lightkube.core.resource import ApiInfo, NamespacedSubResource, ResourceDef
+from lightkube.generic_resource import (
+    Generic,
+    GenericNamespacedResource,
+    create_global_resource,
+    create_namespaced_resource,
+)
 from lightkube.types import CascadeType, PatchType
 
 from katapod.operator.cluster.changes import (
@@ -22,9 +28,10 @@ from katapod.operator.cluster.changes import (
     CreateJob,
     DeleteClass,
     DeleteJob,
+    EvictPod,
 )
 from katapod.operator.cluster.election import LeaseView, parse_lease
-from katapod.operator.cluster.errors import ClusterFailed
+from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
 from katapod.operator.cluster.views import UserPod, parse_user_pod
 from katapod.operator.names import GROUP, MANAGER
 
@@ -33,7 +40,7 @@ __all__ = ["ClusterClient", "ClusterFailed"]
 log = logging.getLogger(__name__)
 
 PAGE = 500  # pods in one answer
-GONE, TAKEN = 404, 409
+UNKNOWN, GONE, TAKEN, LATER = 400, 404, 409, 429
 
 KataConfig = create_global_resource(GROUP, "v1", "KataConfig", "kataconfigs")
 Node = create_global_resource("", "v1", "Node", "nodes")
@@ -42,6 +49,18 @@ Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1",
 Pod = create_namespaced_resource("", "v1", "Pod", "pods")
 Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
 Lease: type[GenericNamespacedResource] = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
+
+
+class Eviction(NamespacedSubResource, Generic):  # type: ignore[misc]  # as lightkube's own, which are not checked
+    """The body says of which version it is: before Kubernetes 1.22 there is policy/v1beta1 only."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("policy", "v1", "Eviction"),
+        parent=ResourceDef("", "v1", "Pod"),
+        plural="pods",
+        verbs=["post"],
+        action="eviction",
+    )
 
 
 class ClusterClient:
@@ -61,6 +80,8 @@ class ClusterClient:
                 return False
             if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass):
                 return True  # somebody was faster; who watches sees what there is now
+            if exc.status.code == LATER and isinstance(change, EvictPod):
+                raise EvictionRefused(str(exc.status.message or exc)) from exc
             raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc}") from exc
         except httpx2.HTTPError as exc:
             raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc!r}") from exc
@@ -81,9 +102,21 @@ class ClusterClient:
                 await self._api.patch(RuntimeClass, body["metadata"]["name"], patch)
             case DeleteClass(name):
                 await self._api.delete(RuntimeClass, name)
+            case EvictPod(name):
+                await self._evict(name)
             case ChangeConfig(name, finalizers):
                 wanted = {"metadata": {"finalizers": list(finalizers)}}
                 await self._api.patch(KataConfig, name, wanted, patch_type=PatchType.MERGE)
+
+    async def _evict(self, name: str) -> None:
+        namespace, _, pod = name.partition("/")
+        body: dict[str, Any] = {"kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        try:
+            await self._api.create(Eviction(apiVersion="policy/v1", **body), pod, namespace=namespace)
+        except ApiError as exc:
+            if exc.status.code != UNKNOWN:
+                raise
+            await self._api.create(Eviction(apiVersion="policy/v1beta1", **body), pod, namespace=namespace)
 
     async def write_status(self, name: str, status: Mapping[str, Any]) -> bool:
         """False if there is no such KataConfig any more. Raises ClusterFailed."""

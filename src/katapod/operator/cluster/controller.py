@@ -16,11 +16,11 @@ import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
-from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, describe
+from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, EvictPod, describe
 from katapod.operator.cluster.client import ClusterClient
 from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
 from katapod.operator.cluster.election import Elector
-from katapod.operator.cluster.errors import ClusterFailed
+from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
 from katapod.operator.cluster.events import changes_of, event_object
 from katapod.operator.cluster.objects import Settings
 from katapod.operator.cluster.views import parse_class, parse_config, parse_job, parse_node, parse_pod
@@ -56,7 +56,8 @@ class Controller:
         self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in RESOURCES}  # views, by uid
         self._indices: Mapping[str, Any] = {}
         self._written: dict[str, Status] = {}  # by the KataConfig's uid: what it has, or will be seen to have
-        self._gone: set[tuple[str, str]] = set()
+        self._gone: set[tuple[str, str]] = set()  # uids and kinds
+        self._refused: dict[str, str] = {}  # pods that could not be evicted
         self.passes = 0  # how often something has been decided
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
@@ -116,7 +117,12 @@ class Controller:
             kind: tuple(view for uid in index if (uid, kind) not in self._gone for view in index[uid])
             for kind, index in self._indices.items()
         }
-        return Observed(**views, users=None, now=datetime.now(UTC))
+        return Observed(**views, users=None, now=datetime.now(UTC), refused=self._refused)
+
+    def _drop_old(self) -> None:
+        """What is kept beside the indices is of objects that they have."""
+        self._gone = {(uid, kind) for uid, kind in self._gone if uid in self._indices[kind]}
+        self._written = {uid: status for uid, status in self._written.items() if uid in self._indices["configs"]}
 
     async def _loop(self) -> None:
         pause_s: float | None = None
@@ -139,17 +145,29 @@ class Controller:
         """Decide, and carry it out; returns when to do it again at the latest. Raises ClusterFailed."""
         if not self._indices or not self._elector.left_s():
             return None
+        self._drop_old()
         observed = self._observe()
-        asks = needs_pods(observed)
+        asks = needs_pods(observed, self._settings)
         if asks:
             observed = dataclasses.replace(observed, users=await self._as_holder(self._client.sandboxed_pods()))
         plan = decide(observed, self._settings)
         self.passes += 1
         await self._write_statuses(observed, plan)
+        refused: dict[str, str] = {}
         for change in plan.changes:
             log.info("%s", describe(change))
-            if not await self._as_holder(self._client.carry_out(change)):
+            try:
+                there = await self._as_holder(self._client.carry_out(change))
+            except EvictionRefused as exc:
+                log.warning("cannot evict a pod: %s", exc)
+                if isinstance(change, EvictPod):
+                    refused[change.name] = str(exc)
+                continue
+            if not there:
                 self._forget(observed, change)
+        if refused != self._refused:
+            self._refused = refused
+            self._changed.set()
         waits = [PODS_S] if asks else []
         if plan.wake is not None:
             waits.append(max((plan.wake - observed.now).total_seconds(), 0))
