@@ -13,6 +13,7 @@ __all__ = [
     "DeleteJob",
     "EvictPod",
     "describe",
+    "name_of",
 ]
 
 
@@ -59,6 +60,12 @@ class ChangeConfig:
 
 
 Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig
+
+
+def name_of(change: Change) -> str:
+    """The object's."""
+    name: str = change.body["metadata"]["name"] if isinstance(change, CreateJob | ApplyClass) else change.name
+    return name
 
 
 def describe(change: Change) -> str:

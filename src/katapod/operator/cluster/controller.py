@@ -10,21 +10,21 @@ import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
-from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, EvictPod, describe
+from katapod.operator.cluster.changes import ApplyClass, Change, ChangeNode, DeleteJob, describe, name_of
 from katapod.operator.cluster.client import ClusterClient
-from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
+from katapod.operator.cluster.decide import Observed, Plan, by_age, decide, needs_pods
 from katapod.operator.cluster.election import Elector
 from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
-from katapod.operator.cluster.events import changes_of, event_object
+from katapod.operator.cluster.events import changes_of, event_object, known_phases, node_changes, phases_of
 from katapod.operator.cluster.objects import Settings
-from katapod.operator.cluster.views import parse_class, parse_config, parse_job, parse_node, parse_pod
-from katapod.operator.names import GROUP
+from katapod.operator.cluster.views import UserPod, parse_class, parse_config, parse_job, parse_node, parse_pod
+from katapod.operator.names import GROUP, READY_LABEL
 from katapod.tasks import Background
 
 __all__ = ["Controller"]
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SETTLE_S = 0.2  # changes come in bursts
 PODS_S = 5.0  # pods are looked for so often while something waits for their end
 RETRY_S, RETRY_MAX_S = 1.0, 30.0
+AGAIN_S = 10.0  # before the same is asked again of an object that has not been seen to change
 
 _Answer = TypeVar("_Answer")
 
@@ -44,6 +45,12 @@ RESOURCES: dict[str, tuple[tuple[str, str, str], Callable[[Mapping[str, Any]], A
     "pods": (("", "v1", "pods"), parse_pod),
     "classes": (("node.k8s.io", "v1", "runtimeclasses"), parse_class),
 }
+
+
+class Asked(NamedTuple):
+    change: Change
+    view: Any  # of the object, as it was then
+    until: float  # by the loop's clock
 
 
 class Controller:
@@ -57,7 +64,11 @@ class Controller:
         self._indices: Mapping[str, Any] = {}
         self._written: dict[str, Status] = {}  # by the KataConfig's uid: what it has, or will be seen to have
         self._gone: set[tuple[str, str]] = set()  # uids and kinds
+        self._phases: dict[str, str] | None = None  # of nodes, as events have told of them
         self._refused: dict[str, str] = {}  # pods that could not be evicted
+        self._users: tuple[UserPod, ...] | None = None  # as they were listed last
+        self._users_until = 0.0  # by the loop's clock: how long that counts
+        self._asked: dict[tuple[type, str], Asked] = {}  # what the last pass has asked for
         self.passes = 0  # how often something has been decided
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
@@ -81,6 +92,7 @@ class Controller:
     def _begin(self) -> None:
         """This operator acts from now on: another one may have written since it last did."""
         self._written.clear()
+        self._asked, self._users, self._phases = {}, None, None
         self._changed.set()
 
     async def _as_holder(self, asked: Coroutine[Any, Any, _Answer]) -> _Answer:
@@ -149,29 +161,64 @@ class Controller:
         observed = self._observe()
         asks = needs_pods(observed, self._settings)
         if asks:
-            observed = dataclasses.replace(observed, users=await self._as_holder(self._client.sandboxed_pods()))
+            observed = dataclasses.replace(observed, users=await self._list_users())
         plan = decide(observed, self._settings)
         self.passes += 1
         await self._write_statuses(observed, plan)
-        refused: dict[str, str] = {}
-        for change in plan.changes:
-            log.info("%s", describe(change))
-            try:
-                there = await self._as_holder(self._client.carry_out(change))
-            except EvictionRefused as exc:
-                log.warning("cannot evict a pod: %s", exc)
-                if isinstance(change, EvictPod):
-                    refused[change.name] = str(exc)
-                continue
-            if not there:
-                self._forget(observed, change)
-        if refused != self._refused:
-            self._refused = refused
-            self._changed.set()
+        await self._tell_of_nodes(observed, plan)
         waits = [PODS_S] if asks else []
+        waits += await self._carry_out(observed, plan)
         if plan.wake is not None:
             waits.append(max((plan.wake - observed.now).total_seconds(), 0))
         return min(waits, default=None)
+
+    async def _list_users(self) -> tuple[UserPod, ...]:
+        """Not in every pass: of a large cluster that is much. But always after something was closed to new pods."""
+        now = asyncio.get_running_loop().time()
+        if self._users is None or now >= self._users_until:
+            self._users = await self._as_holder(self._client.sandboxed_pods())
+            self._users_until = now + PODS_S
+        return self._users
+
+    async def _carry_out(self, observed: Observed, plan: Plan) -> list[float]:
+        """Returns when to look again at what has been asked for already: the watch may be behind us."""
+        now = asyncio.get_running_loop().time()
+        views: dict[tuple[type, str], Any] = {
+            (kind, view.name): view
+            for kind, found in (
+                (ChangeNode, observed.nodes),
+                (DeleteJob, observed.jobs),
+                (ApplyClass, observed.classes),
+            )
+            for view in found
+        }
+        before, self._asked, self._refused = self._asked, {}, {}
+        waits = []
+        for change in plan.changes:
+            key = type(change), name_of(change)
+            asked = before.get(key)
+            view = views.get(key)
+            if asked is not None and (asked.change, asked.view) == (change, view) and now < asked.until:
+                self._asked[key] = asked
+                waits.append(asked.until - now)
+                if key[1] in observed.refused:
+                    self._refused[key[1]] = observed.refused[key[1]]
+                continue
+            log.info("%s", describe(change))
+            try:
+                if not await self._as_holder(self._client.carry_out(change)):
+                    self._forget(observed, change)
+            except EvictionRefused as exc:
+                log.warning("cannot evict a pod: %s", exc)
+                self._refused[key[1]] = str(exc)
+                self._asked[key] = Asked(change, view, now + PODS_S)
+                continue
+            self._asked[key] = Asked(change, view, now + AGAIN_S)
+            if closes(change, view):
+                self._users = None
+        if self._refused and self._refused != observed.refused:
+            self._changed.set()  # for the status
+        return waits
 
     async def _write_statuses(self, observed: Observed, plan: Plan) -> None:
         for config in observed.configs:
@@ -184,6 +231,15 @@ class Controller:
                 for told in changes_of(before, status):
                     await self._as_holder(self._client.post_event(event_object(config, told, observed.now)))
 
+    async def _tell_of_nodes(self, observed: Observed, plan: Plan) -> None:
+        config = next((one for one in by_age(observed) if one.name in plan.statuses), None)
+        if config is None:
+            return
+        before = known_phases(config.status, plan.nodes) if self._phases is None else self._phases
+        self._phases = phases_of(plan.nodes)
+        for told in node_changes(before, plan.nodes):
+            await self._as_holder(self._client.post_event(event_object(config, told, observed.now)))
+
     def _forget(self, observed: Observed, change: Change) -> None:
         """A deletion that no watch has told us of: one that was cut off, and came back too late."""
         kinds: dict[type, tuple[str, tuple[Any, ...]]] = {
@@ -192,6 +248,14 @@ class Controller:
         }
         kind, views = kinds.get(type(change), ("", ()))
         self._gone |= {(view.uid, kind) for view in views if view.name == getattr(change, "name", "")}
+
+
+def closes(change: Change, view: Any) -> bool:
+    """Whether no new pod comes somewhere after it, so that those that are there are all that there will be."""
+    if isinstance(change, ChangeNode):
+        cordons = bool(change.patch.get("spec", {}).get("unschedulable"))
+        return cordons or (READY_LABEL in view.labels and change.patch["metadata"]["labels"][READY_LABEL] is None)
+    return isinstance(change, ApplyClass)
 
 
 def _indexer(parse: Callable[[Mapping[str, Any]], Any]) -> Callable[..., Any]:

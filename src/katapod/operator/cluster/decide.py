@@ -35,7 +35,7 @@ from katapod.operator.cluster.views import ClassView, ConfigView, JobView, NodeV
 from katapod.operator.handlers import NodeSettings
 from katapod.operator.names import CLOSED, FINALIZER, FORCE, READY_LABEL
 
-__all__ = ["Observed", "Plan", "decide", "needs_pods"]
+__all__ = ["Observed", "Plan", "by_age", "decide", "needs_pods"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +57,25 @@ class Plan:
     changes: tuple[Change, ...] = ()
     statuses: dict[str, Status] = field(default_factory=dict)  # by the KataConfig's name
     wake: datetime | None = None  # when to decide again though nothing has changed
+    nodes: tuple[NodePlan, ...] = ()  # those that have something to do with us
 
 
 def decide(observed: Observed, settings: Settings) -> Plan:
     """Of several KataConfigs the oldest counts."""
     if not observed.configs:
         return Plan()
-    first, *others = _by_age(observed)
+    first, *others = by_age(observed)
     plan = _decide(first, observed, settings)
     changes, statuses = list(plan.changes), dict(plan.statuses)
     for other in others:
         statuses[other.name] = describe(other, Situation(invalid=f"there is one already: {first.name}"), observed.now)
         changes += _hold(other, False)
-    return Plan(tuple(changes), statuses, plan.wake)
+    return Plan(tuple(changes), statuses, plan.wake, plan.nodes)
 
 
 def needs_pods(observed: Observed, settings: Settings) -> bool:
     """Whether something is to be taken away that pods may use."""
-    for config in _by_age(observed)[:1]:
+    for config in by_age(observed)[:1]:
         spec = config.spec or Spec()
         return (
             config.leaving
@@ -96,7 +97,7 @@ def _is_drained(spec: Spec, observed: Observed, settings: Settings) -> bool:
     return any(one.drain or one.target not in ("", target) for one in records)
 
 
-def _by_age(observed: Observed) -> list[ConfigView]:
+def by_age(observed: Observed) -> list[ConfigView]:
     return sorted(observed.configs, key=lambda one: (one.created, one.name))
 
 
@@ -140,7 +141,8 @@ def _decide(config: ConfigView, observed: Observed, settings: Settings) -> Plan:
         users=tuple(one.name for one in users) if config.leaving else (),
     )
     wake = min((one.retry for one in nodes if one.retry and one.retry > observed.now), default=None)
-    return Plan(tuple(changes), {config.name: describe(config, situation, observed.now)}, wake)
+    statuses = {config.name: describe(config, situation, observed.now)}
+    return Plan(tuple(changes), statuses, wake, situation.nodes)
 
 
 def _plan_nodes(
