@@ -88,7 +88,7 @@ def chart() -> dict[Path, str]:
         "kubeVersion": ">=1.20.0-0",
     }
     templates = {
-        "operator.yaml": templated(plain("rbac.yaml") + "---\n" + plain("deployment.yaml")),
+        "operator.yaml": templated("---\n".join(map(plain, ("rbac.yaml", "deployment.yaml", "webhook.yaml")))),
         "network-policies.yaml": optional("networkPolicies", templated(plain("network-policies/operator.yaml"))),
         "monitor.yaml": optional("monitor.enabled", templated(plain("monitoring/monitor.yaml"))),
         "pod-monitor.yaml": optional("monitor.podMonitor", templated(plain("monitoring/pod-monitor.yaml"))),

@@ -68,7 +68,9 @@ def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[st
 
 
 def test_the_chart_installs_what_the_plain_manifests_do() -> None:
-    assert by_name(helm_template(default_values())) == by_name(load(PLAIN / "rbac.yaml", PLAIN / "deployment.yaml"))
+    assert by_name(helm_template(default_values())) == by_name(
+        load(PLAIN / "rbac.yaml", PLAIN / "deployment.yaml", PLAIN / "webhook.yaml")
+    )
     assert (CHART / "crds/kataconfig-crd.yaml").read_text() == (PLAIN / "kataconfig-crd.yaml").read_text()
 
 

@@ -25,7 +25,9 @@ def main() -> int:
         return 1
     try:
         settings = Settings(options.namespace, options.node_image, __version__)
-        operate(settings, identity=options.identity or own_identity(), liveness=options.liveness)
+        operate(
+            settings, identity=options.identity or own_identity(), liveness=options.liveness, webhook=options.webhook
+        )
     except KatapodError as exc:
         print(f"kata-operator: {exc}", *([f"  hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr)
         return 1
@@ -51,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         "that is started again goes on at once; $KATAPOD_IDENTITY, or a name of this process alone",
     )
     parser.add_argument("--liveness", metavar="URL", help="serve /healthz there, as http://0.0.0.0:8080/healthz")
+    parser.add_argument("--webhook", metavar="PORT", type=int, help="serve the validating webhook there")
     return parser.parse_args()
 
 
