@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob", "describe"]
+__all__ = [
+    "ApplyClass",
+    "Change",
+    "ChangeConfig",
+    "ChangeNode",
+    "CreateJob",
+    "DeleteClass",
+    "DeleteJob",
+    "EvictPod",
+    "describe",
+    "name_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,13 @@ class DeleteClass:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictPod:
+    """By the API that heeds PodDisruptionBudgets. Source: Kubernetes API, policy Eviction."""
+
+    name: str  # NAMESPACE/NAME
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeConfig:
     """The finalizers of a KataConfig."""
 
@@ -41,7 +59,13 @@ class ChangeConfig:
     finalizers: tuple[str, ...]
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig
+Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig
+
+
+def name_of(change: Change) -> str:
+    """The object's."""
+    name: str = change.body["metadata"]["name"] if isinstance(change, CreateJob | ApplyClass) else change.name
+    return name
 
 
 def describe(change: Change) -> str:

@@ -3,7 +3,9 @@
 import argparse
 import logging
 import os
+import socket
 import sys
+import uuid
 
 from katapod import __version__
 from katapod.model.errors import KatapodError
@@ -22,7 +24,10 @@ def main() -> int:
         print("  hint: pip install 'katapod[operator]'", file=sys.stderr)
         return 1
     try:
-        operate(Settings(options.namespace, options.node_image, __version__), liveness=options.liveness)
+        settings = Settings(options.namespace, options.node_image, __version__)
+        operate(
+            settings, identity=options.identity or own_identity(), liveness=options.liveness, webhook=options.webhook
+        )
     except KatapodError as exc:
         print(f"kata-operator: {exc}", *([f"  hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr)
         return 1
@@ -41,8 +46,19 @@ def parse_arguments() -> argparse.Namespace:
         default=os.environ.get("KATAPOD_NODE_IMAGE", f"katapod.io/node:{__version__}"),
         help="image of node jobs; $KATAPOD_NODE_IMAGE, or katapod.io/node:VERSION",
     )
+    parser.add_argument(
+        "--identity",
+        default=os.environ.get("KATAPOD_IDENTITY", ""),
+        help="as which it holds the lease, by which one of several operators acts: the pod's name, so that a container "
+        "that is started again goes on at once; $KATAPOD_IDENTITY, or a name of this process alone",
+    )
     parser.add_argument("--liveness", metavar="URL", help="serve /healthz there, as http://0.0.0.0:8080/healthz")
+    parser.add_argument("--webhook", metavar="PORT", type=int, help="serve the validating webhook there")
     return parser.parse_args()
+
+
+def own_identity() -> str:
+    return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 if __name__ == "__main__":

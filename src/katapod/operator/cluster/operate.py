@@ -16,7 +16,7 @@ from katapod.operator.cluster.objects import Settings
 __all__ = ["operate"]
 
 
-def operate(settings: Settings, *, liveness: str | None) -> None:
+def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
     """Until a signal ends it. Raises NotFound if there is no cluster."""
     for noisy in ("httpx2", "kopf.activities", "kopf.objects"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -26,16 +26,18 @@ def operate(settings: Settings, *, liveness: str | None) -> None:
         raise NotFound(
             f"cannot find the cluster: {exc}", hint="it runs in a pod with a service account, or with KUBECONFIG"
         ) from exc
-    asyncio.run(_operate(settings, config, liveness))
+    asyncio.run(_operate(settings, config, identity, liveness, webhook))
 
 
-async def _operate(settings: Settings, config: KubeConfig, liveness: str | None) -> None:
+async def _operate(
+    settings: Settings, config: KubeConfig, identity: str, liveness: str | None, webhook: int | None
+) -> None:
     registry = kopf.OperatorRegistry()
     ways = kopf.OperatorSettings()
     ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
     ways.posting.enabled = False  # the events are ours
     ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
-    Controller(ClusterClient(config, settings.namespace), settings).register(registry)
+    Controller(ClusterClient(config, settings.namespace), settings, identity, webhook).register(registry)
     kopf.on.login(registry=registry)(_log_in)
     await kopf.operator(
         registry=registry,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from katapod.model.kataconfig import Spec, Status
-from katapod.operator.names import ACTION, HANDLER, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
+from katapod.operator.names import ACTION, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
 from katapod.operator.report import Report
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Body = Mapping[str, Any]
+MIRROR = "kubernetes.io/config.mirror"  # the annotation of a static pod's object
 TEXT = 1000  # characters of a text that somebody else has written
 
 
@@ -41,6 +42,7 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     failures: int = 0  # in a row, of the attempt at `report.target`
     report: Report | None = None  # of the last job
     proof: Report | None = None  # of the installation of `target`
+    drain: Literal["", "cordoned", "found"] = ""  # being emptied: we have cordoned it, or it was found so
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -48,7 +50,8 @@ class NodeView(msgspec.Struct, frozen=True):
     uid: str
     labels: dict[str, str]
     ready: bool
-    serves: bool | None  # whether the engine has told the kubelet of our handler; None: the kubelet does not say
+    handlers: frozenset[str] | None  # that the engine has told the kubelet of; None: the kubelet does not say
+    cordoned: bool
     record: Record | None
 
 
@@ -77,6 +80,7 @@ class PodView(msgspec.Struct, frozen=True):
 class ClassView(msgspec.Struct, frozen=True):
     name: str
     ours: bool
+    handler: str
     overhead: dict[str, str]
     selector: dict[str, str]
 
@@ -87,6 +91,8 @@ class UserPod(msgspec.Struct, frozen=True):
     name: str  # NAMESPACE/NAME
     node: str
     runtime_class: str
+    leaving: bool = False
+    bound: bool = False  # of a DaemonSet, or static: it would come again at once, also on a node that is cordoned
 
 
 class ConfigView(msgspec.Struct, frozen=True):
@@ -142,7 +148,8 @@ def parse_node(body: Body) -> NodeView:
         uid=meta["uid"],
         labels=dict(meta.get("labels", {})),
         ready=_is_true(status, "Ready"),
-        serves=None if not handlers else any(one.get("name") == HANDLER for one in handlers),
+        handlers=frozenset(one.get("name", "") for one in handlers) if handlers else None,
+        cordoned=bool(body.get("spec", {}).get("unschedulable")),
         record=_parse_record(meta.get("annotations", {}).get(RECORD)),
     )
 
@@ -217,6 +224,7 @@ def parse_class(body: Body) -> ClassView:
     return ClassView(
         name=meta["name"],
         ours=meta.get("labels", {}).get(MANAGED_BY) == MANAGER,
+        handler=body.get("handler", ""),
         overhead=dict((body.get("overhead") or {}).get("podFixed") or {}),
         selector=dict((body.get("scheduling") or {}).get("nodeSelector") or {}),
     )
@@ -228,7 +236,11 @@ def parse_user_pod(body: Body) -> UserPod | None:
     if not spec.get("runtimeClassName") or not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
         return None
     meta = body["metadata"]
-    return UserPod(f"{meta['namespace']}/{meta['name']}", spec["nodeName"], spec["runtimeClassName"])
+    bound = MIRROR in meta.get("annotations", {}) or any(
+        one.get("kind") == "DaemonSet" and one.get("controller") for one in meta.get("ownerReferences") or ()
+    )
+    leaving = "deletionTimestamp" in meta
+    return UserPod(f"{meta['namespace']}/{meta['name']}", spec["nodeName"], spec["runtimeClassName"], leaving, bound)
 
 
 def parse_report(text: str) -> Report | None:
