@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob", "describe"]
+__all__ = [
+    "ApplyClass",
+    "ApplyObject",
+    "Change",
+    "ChangeConfig",
+    "ChangeNode",
+    "CreateJob",
+    "DeleteClass",
+    "DeleteJob",
+    "DeleteObject",
+    "describe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,23 @@ class ChangeConfig:
     finalizers: tuple[str, ...]
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig
+@dataclass(frozen=True, slots=True)
+class ApplyObject:
+    """An object of the back end MachineConfig; what `body` does not name stays as it is."""
+
+    kind: str
+    name: str
+    body: dict[str, Any]
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    kind: str
+    name: str
+
+
+Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig | ApplyObject | DeleteObject
 
 
 def describe(change: Change) -> str:

@@ -17,13 +17,16 @@ from lightkube.types import CascadeType, PatchType
 from katapod.model.errors import KatapodError
 from katapod.operator.cluster.changes import (
     ApplyClass,
+    ApplyObject,
     Change,
     ChangeConfig,
     ChangeNode,
     CreateJob,
     DeleteClass,
     DeleteJob,
+    DeleteObject,
 )
+from katapod.operator.cluster.machine_config.names import API_GROUP
 from katapod.operator.cluster.views import UserPod, parse_user_pod
 from katapod.operator.names import GROUP, MANAGER
 
@@ -40,6 +43,16 @@ RuntimeClass = create_global_resource("node.k8s.io", "v1", "RuntimeClass", "runt
 Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1", "Job", "jobs")
 Pod = create_namespaced_resource("", "v1", "Pod", "pods")
 Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
+
+MachineConfigPool = create_global_resource(API_GROUP, "v1", "MachineConfigPool", "machineconfigpools")
+OBJECTS: dict[str, Any] = {
+    "MachineConfig": create_global_resource(API_GROUP, "v1", "MachineConfig", "machineconfigs"),
+    "MachineConfigPool": MachineConfigPool,
+    "ContainerRuntimeConfig": create_global_resource(
+        API_GROUP, "v1", "ContainerRuntimeConfig", "containerruntimeconfigs"
+    ),
+    "DaemonSet": create_namespaced_resource("apps", "v1", "DaemonSet", "daemonsets"),
+}
 
 
 class ClusterFailed(KatapodError):
@@ -61,7 +74,7 @@ class ClusterClient:
         except ApiError as exc:
             if exc.status.code == GONE:
                 return False
-            if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass):
+            if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass | ApplyObject):
                 return True  # somebody was faster; who watches sees what there is now
             raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc}") from exc
         except httpx2.HTTPError as exc:
@@ -83,6 +96,18 @@ class ClusterClient:
                 await self._api.patch(RuntimeClass, body["metadata"]["name"], patch)
             case DeleteClass(name):
                 await self._api.delete(RuntimeClass, name)
+            case ApplyObject(kind, body=body, new=True):
+                await self._api.create(OBJECTS[kind](**body))
+            case ApplyObject("DaemonSet", name, body):
+                kinds, merge = OBJECTS["DaemonSet"], PatchType.MERGE
+                await self._api.patch(kinds, name, body, namespace=self.namespace, patch_type=merge)
+            case ApplyObject(kind, name, body):
+                await self._api.patch(OBJECTS[kind], name, body, patch_type=PatchType.MERGE)
+            case DeleteObject("DaemonSet", name):
+                kinds = OBJECTS["DaemonSet"]
+                await self._api.delete(kinds, name, namespace=self.namespace, cascade=CascadeType.BACKGROUND)
+            case DeleteObject(kind, name):
+                await self._api.delete(OBJECTS[kind], name)
             case ChangeConfig(name, finalizers):
                 wanted = {"metadata": {"finalizers": list(finalizers)}}
                 await self._api.patch(KataConfig, name, wanted, patch_type=PatchType.MERGE)
@@ -97,6 +122,19 @@ class ClusterClient:
             raise ClusterFailed(f"cannot write the status of {name}: {exc}") from exc
         except httpx2.HTTPError as exc:
             raise ClusterFailed(f"cannot write the status of {name}: {exc!r}") from exc
+        return True
+
+    async def has_machine_configs(self) -> bool:
+        """Whether the cluster has a machine-config operator, as OpenShift's have. Raises ClusterFailed."""
+        try:
+            async for _ in self._api.list(MachineConfigPool):
+                break
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return False
+            raise ClusterFailed(f"cannot list MachineConfigPools: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot list MachineConfigPools: {exc!r}") from exc
         return True
 
     async def sandboxed_pods(self) -> tuple[UserPod, ...]:

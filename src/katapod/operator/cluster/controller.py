@@ -16,10 +16,11 @@ import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
-from katapod.operator.cluster.changes import Change, ChangeNode, DeleteJob, describe
+from katapod.operator.cluster.changes import ApplyObject, Change, DeleteObject, describe
 from katapod.operator.cluster.client import ClusterClient, ClusterFailed
 from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
 from katapod.operator.cluster.events import changes_of, event_object
+from katapod.operator.cluster.machine_config.views import MACHINE_RESOURCES, MachineObjects, machine_objects
 from katapod.operator.cluster.objects import Settings
 from katapod.operator.cluster.views import parse_class, parse_config, parse_job, parse_node, parse_pod
 from katapod.operator.names import GROUP
@@ -43,12 +44,15 @@ RESOURCES: dict[str, tuple[tuple[str, str, str], Callable[[Mapping[str, Any]], A
 
 
 class Controller:
-    def __init__(self, client: ClusterClient, settings: Settings) -> None:
+    def __init__(self, client: ClusterClient, settings: Settings, *, machine: bool = False) -> None:
+        """`machine`: whether the cluster has a machine-config operator."""
+        self._machine = machine
+        self._resources = RESOURCES | (MACHINE_RESOURCES if machine else {})
         self._client = client
         self._settings = settings
         self._background = Background()
         self._changed = asyncio.Event()
-        self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in RESOURCES}  # views, by uid
+        self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in self._resources}  # views, by uid
         self._indices: Mapping[str, Any] = {}
         self._written: dict[str, Status] = {}  # by the KataConfig's uid: what it has, or will be seen to have
         self._gone: set[tuple[str, str]] = set()
@@ -59,7 +63,7 @@ class Controller:
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
         kopf.on.probe(registry=registry, id="passes")(lambda **_: self.passes)
-        for kind, (resource, parse) in RESOURCES.items():
+        for kind, (resource, parse) in self._resources.items():
             kopf.index(*resource, registry=registry, id=kind)(_indexer(parse))
             kopf.on.event(*resource, registry=registry, id=f"{kind}-changed")(self._watcher(kind))
 
@@ -75,7 +79,7 @@ class Controller:
         seen = self._seen[kind]
 
         async def changed(uid: str, type: str | None, **kwargs: Any) -> None:
-            self._indices = {one: kwargs[one] for one in RESOURCES}
+            self._indices = {one: kwargs[one] for one in self._resources}
             view = None if type == "DELETED" else next(iter(self._indices[kind].get(uid, ())), None)
             if view == seen.get(uid):
                 return
@@ -92,7 +96,9 @@ class Controller:
             kind: tuple(view for uid in index if (uid, kind) not in self._gone for view in index[uid])
             for kind, index in self._indices.items()
         }
-        return Observed(**views, users=None, now=datetime.now(UTC))
+        machine = {kind: views.pop(kind) for kind in MACHINE_RESOURCES if kind in views}
+        found = Observed(**views, users=None, now=datetime.now(UTC))  # type: ignore[arg-type]
+        return dataclasses.replace(found, machine=machine_objects(machine)) if self._machine else found
 
     async def _loop(self) -> None:
         pause_s: float | None = None
@@ -144,11 +150,17 @@ class Controller:
 
     def _forget(self, observed: Observed, change: Change) -> None:
         """A deletion that no watch has told us of: one that was cut off, and came back too late."""
-        kinds: dict[type, tuple[str, tuple[Any, ...]]] = {
-            ChangeNode: ("nodes", observed.nodes),
-            DeleteJob: ("jobs", observed.jobs),
+        machine = observed.machine or MachineObjects()
+        kinds: dict[str, tuple[str, tuple[Any, ...]]] = {
+            "ChangeNode": ("nodes", observed.nodes),
+            "DeleteJob": ("jobs", observed.jobs),
+            "MachineConfig": ("machine_configs", machine.configs),
+            "MachineConfigPool": ("machine_pools", machine.pools),
+            "ContainerRuntimeConfig": ("machine_runtimes", machine.runtime_configs),
+            "DaemonSet": ("machine_monitors", machine.monitors),
         }
-        kind, views = kinds.get(type(change), ("", ()))
+        about = change.kind if isinstance(change, ApplyObject | DeleteObject) else type(change).__name__
+        kind, views = kinds.get(about, ("", ()))
         self._gone |= {(view.uid, kind) for view in views if view.name == getattr(change, "name", "")}
 
 

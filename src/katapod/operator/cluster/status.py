@@ -23,6 +23,12 @@ class Situation:
     foreign: tuple[str, ...] = ()  # RuntimeClasses of the spec's names that somebody else has made
     users: tuple[str, ...] = ()  # pods that deletion waits for
     invalid: str = ""  # why nothing is done at all
+    backend: str = ""
+    held: str = ""  # who has paused what nodes wait for
+    trouble: tuple[str, str] | None = None  # reason and message of what fails, and no node says
+    detail: str = ""  # how far what changes nodes has come
+    waiting_for_mco: bool = False  # the machine-config operator has not answered our last change yet
+    updating: bool = False  # all had come to rest before
 
 
 def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
@@ -34,7 +40,9 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
             "Blocked": (False, "NotBlocked", ""),
             "InProgress": (False, "Failed", now.invalid),
         }
-        return Status(config.generation, f"refused: {now.invalid}", _conditions(config, told, at))
+        return Status(
+            config.generation, f"refused: {now.invalid}", _conditions(config, told, at), backend=config.status.backend
+        )
     nodes = _lists(now.nodes)
     told = {
         "Ready": _ready(config, now, nodes),
@@ -50,6 +58,8 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
         kata_nodes=nodes,
         nodes=tuple(one.status() for one in now.nodes),
         runtime_classes=now.classes,
+        backend=now.backend,
+        waiting_for_mco_to_start=now.waiting_for_mco,
     )
 
 
@@ -107,12 +117,21 @@ def _ready(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
 
 def _progressing(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
     leaving = len(nodes.uninstalling) + len(nodes.waiting_to_uninstall) + len(nodes.failed_to_uninstall)
+    installing = "Updating" if now.updating else "Installing"
+    detail = f"; {now.detail}" if now.detail else ""
     if now.users:
         return False, "Blocked", "deletion waits for pods"
+    if now.held and not now.busy:
+        return (
+            False,
+            "Paused",
+            f"{now.held}; waiting: {_names((*nodes.waiting_to_install, *nodes.waiting_to_uninstall))}",
+        )
     if config.leaving:
-        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {_names(tuple(sorted(now.busy)))}"
+        at_work = _names(tuple(sorted(now.busy)))
+        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {at_work}{detail}"
     if nodes.installing or now.busy:
-        return True, "Installing", f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}"
+        return True, installing, f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}{detail}"
     if leaving:
         return True, "Uninstalling", f"nodes that are no longer chosen: {leaving}"
     if nodes.waiting_to_install and now.spec.rollout.paused:
@@ -120,7 +139,7 @@ def _progressing(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
     if nodes.waiting_to_install and nodes.failed_to_install:
         return False, "Stopped", f"nodes have failed; waiting: {_names(nodes.waiting_to_install)}"
     if nodes.waiting_to_install:
-        return True, "Installing", f"waiting: {_names(nodes.waiting_to_install)}"
+        return True, installing, f"waiting: {_names(nodes.waiting_to_install)}{detail}"
     return False, "Idle", ""
 
 
@@ -130,6 +149,8 @@ def _degraded(now: Situation) -> Told:
         return True, "RuntimeClassTaken", f"somebody else has made the RuntimeClass {', '.join(now.foreign)}"
     if failed:
         return True, "NodesFailed", "; ".join(f"{one.node.name}: {one.message[:200]}" for one in failed[:NAMED])
+    if now.trouble is not None:
+        return True, *now.trouble
     away = tuple(one.node.name for one in now.nodes if one.phase == Phase.NOT_READY)
     if away:
         return True, "NodesNotReady", f"installed, and not Ready: {_names(away)}"

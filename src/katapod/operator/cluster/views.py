@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from katapod.model.kataconfig import Spec, Status
+from katapod.operator.cluster.machine_config.names import CURRENT, DESIRED, REASON, STATE
 from katapod.operator.names import ACTION, HANDLER, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
 from katapod.operator.report import Report
 
@@ -14,6 +15,7 @@ __all__ = [
     "ClassView",
     "ConfigView",
     "JobView",
+    "MachineState",
     "NodeView",
     "PodView",
     "Record",
@@ -43,6 +45,15 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     proof: Report | None = None  # of the installation of `target`
 
 
+class MachineState(msgspec.Struct, frozen=True):
+    """What OpenShift's machine-config daemon says of a node; empty where there is none."""
+
+    state: str = ""  # Done, Working, Degraded
+    current: str = ""  # the rendered MachineConfig that it has
+    desired: str = ""  # the one that it changes to
+    reason: str = ""  # of Degraded
+
+
 class NodeView(msgspec.Struct, frozen=True):
     name: str
     uid: str
@@ -50,6 +61,8 @@ class NodeView(msgspec.Struct, frozen=True):
     ready: bool
     serves: bool | None  # whether the engine has told the kubelet of our handler; None: the kubelet does not say
     record: Record | None
+    system: str = ""  # its OS, as the kubelet tells
+    machine: MachineState = MachineState()
 
 
 class JobView(msgspec.Struct, frozen=True):
@@ -137,13 +150,21 @@ def _known(value: Any) -> Any:
 def parse_node(body: Body) -> NodeView:
     meta, status = body["metadata"], body.get("status", {})
     handlers = status.get("runtimeHandlers")
+    notes = meta.get("annotations", {})
     return NodeView(
         name=meta["name"],
         uid=meta["uid"],
         labels=dict(meta.get("labels", {})),
         ready=_is_true(status, "Ready"),
         serves=None if not handlers else any(one.get("name") == HANDLER for one in handlers),
-        record=_parse_record(meta.get("annotations", {}).get(RECORD)),
+        record=_parse_record(notes.get(RECORD)),
+        system=str((status.get("nodeInfo") or {}).get("osImage", "")),
+        machine=MachineState(
+            state=notes.get(STATE, ""),
+            current=notes.get(CURRENT, ""),
+            desired=notes.get(DESIRED, ""),
+            reason=str(notes.get(REASON, ""))[:TEXT],
+        ),
     )
 
 
