@@ -87,6 +87,8 @@ class ControlPlane:
             str(BIN / "kube-controller-manager"),
             *common,
             f"--controllers={CONTROLLERS}",
+            "--kube-api-qps=500",  # of nodes by the hundred; 20 by default
+            "--kube-api-burst=1000",
             f"--service-account-private-key-file={key}",
         )
         self._spawn(str(BIN / "kube-scheduler"), *common)

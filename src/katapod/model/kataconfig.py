@@ -50,20 +50,24 @@ class Selector(_Value, frozen=True):
 class Overhead(_Value, frozen=True):
     """What a pod costs beside its containers. Quantities of Kubernetes."""
 
+    mode: Literal["fixed", "measured"] = "fixed"  # measured: the most that a node has, once one has measured it
     cpu: str = "250m"
     memory: str = "350Mi"
 
 
 class RuntimeClassSpec(_Value, frozen=True):
     name: str
+    handler: str = ""  # of the engine; empty: kata or, with a configuration, one of the class's name
     accelerator: Accelerator | None = None  # only nodes whose VMs run by it; None: all
     overhead: Overhead = Overhead()
+    configuration: str = ""  # drop-in of configuration.toml for its handler
 
 
 class Rollout(_Value, frozen=True):
     canary: bool = True  # the first node alone
     max_unavailable: int = 1  # nodes that are changed at once, those that failed included
     paused: bool = False
+    drain: bool = False  # pods of ours are evicted before a node is installed anew
 
 
 class Spec(_Value, frozen=True):
@@ -74,9 +78,10 @@ class Spec(_Value, frozen=True):
     accelerators: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
     runtime_classes: tuple[RuntimeClassSpec, ...] = (
         RuntimeClassSpec("kata"),
-        RuntimeClassSpec("kata-uml", "uml"),
-        RuntimeClassSpec("kata-tcg", "tcg"),
+        RuntimeClassSpec("kata-uml", accelerator="uml"),
+        RuntimeClassSpec("kata-tcg", accelerator="tcg"),
     )
+    configuration: str = ""  # drop-in of configuration.toml for all handlers
     rollout: Rollout = Rollout()
 
 
@@ -105,7 +110,7 @@ class NodeStatus(_Value, frozen=True):
 
 
 class KataNodes(_Value, frozen=True):
-    """Upstream's lists."""
+    """Upstream's lists. Counts are exact; of more than status.NAMES names a list has the first."""
 
     node_count: int = 0
     ready_node_count: int = 0
@@ -125,7 +130,8 @@ class Status(_Value, frozen=True):
     summary: str = ""
     conditions: tuple[Condition, ...] = ()
     kata_nodes: KataNodes = KataNodes()
-    nodes: tuple[NodeStatus, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()  # at most status.LINES: first those that are not ready
+    nodes_omitted: int = 0
     runtime_classes: tuple[str, ...] = ()
     backend: str = ""  # the one that was chosen
     waiting_for_mco_to_start: bool = False  # the machine-config operator has not answered our last change yet

@@ -53,7 +53,7 @@ class PoolCluster(FakeCluster):
         }
         found = dataclasses.replace(found, machine=machine_objects(views), users=None)
         users = tuple(user for body in self.users if (user := parse_user_pod(body)))
-        return dataclasses.replace(found, users=users if needs_pods(found) else None)
+        return dataclasses.replace(found, users=users if needs_pods(found, self.settings) else None)
 
     def step(self) -> Plan:
         plan = decide(self.observed(), self.settings)

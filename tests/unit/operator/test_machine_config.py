@@ -453,6 +453,27 @@ def test_objects_of_another_operator_are_left_alone(cluster: PoolCluster) -> Non
     assert cluster.written == []
 
 
+def test_a_class_waits_for_its_handler_and_closes_before_it_goes(cluster: PoolCluster) -> None:
+    for name in "abc":
+        cluster.nodes[name]["status"]["runtimeHandlers"] = [{"name": "runc"}]
+    cluster.apply()
+    cluster.rest()
+    assert set(cluster.phases().values()) == {"Settling"}
+    assert cluster.classes == {}
+    for name in "abc":
+        cluster.nodes[name]["status"]["runtimeHandlers"] = [{"name": "kata"}]
+    cluster.rest()
+    assert cluster.condition("Ready")["status"] == "True"
+    cluster.use("a")
+    cluster.apply(runtimeClasses=[{"name": "other"}])
+    cluster.rest()
+    assert cluster.classes["kata"]["scheduling"]["nodeSelector"]["katapod.io/runtime"] == "closed"
+    assert cluster.classes["other"]["scheduling"]["nodeSelector"]["katapod.io/runtime"] == "ready"
+    cluster.users.clear()
+    cluster.rest()
+    assert set(cluster.classes) == {"other"}
+
+
 def test_by_force_it_goes_at_once(cluster: PoolCluster) -> None:
     choose(cluster, "a")
     cluster.apply(**SELECTOR)
@@ -534,6 +555,11 @@ def test_the_back_end_stays(cluster: PoolCluster) -> None:
     [
         ({"accelerators": ["kvm"]}, "spec.accelerators"),
         ({"runtimeClasses": [{"name": "kata-uml", "accelerator": "uml"}]}, "spec.runtimeClasses"),
+        ({"configuration": "[runtime]\nenable_debug = true\n"}, "spec.configuration"),
+        (
+            {"runtimeClasses": [{"name": "kata", "overhead": {"mode": "measured"}}]},
+            "spec.runtimeClasses[0].overhead.mode",
+        ),
     ],
 )
 def test_what_needs_node_jobs_is_refused(cluster: PoolCluster, spec: dict[str, Any], field: str) -> None:

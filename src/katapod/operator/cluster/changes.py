@@ -13,7 +13,9 @@ __all__ = [
     "DeleteClass",
     "DeleteJob",
     "DeleteObject",
+    "EvictPod",
     "describe",
+    "name_of",
 ]
 
 
@@ -45,6 +47,13 @@ class DeleteClass:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictPod:
+    """By the API that heeds PodDisruptionBudgets. Source: Kubernetes API, policy Eviction."""
+
+    name: str  # NAMESPACE/NAME
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeConfig:
     """The finalizers of a KataConfig."""
 
@@ -68,7 +77,15 @@ class DeleteObject:
     name: str
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig | ApplyObject | DeleteObject
+Change = (
+    ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig | ApplyObject | DeleteObject
+)
+
+
+def name_of(change: Change) -> str:
+    """The object's."""
+    name: str = change.body["metadata"]["name"] if isinstance(change, CreateJob | ApplyClass) else change.name
+    return name
 
 
 def describe(change: Change) -> str:

@@ -11,10 +11,15 @@ import httpx2
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.async_client import AsyncClient
 from lightkube.core.exceptions import ApiError
-from lightkube.generic_resource import GenericNamespacedResource, create_global_resource, create_namespaced_resource
+from lightkube.core.resource import ApiInfo, NamespacedSubResource, ResourceDef
+from lightkube.generic_resource import (
+    Generic,
+    GenericNamespacedResource,
+    create_global_resource,
+    create_namespaced_resource,
+)
 from lightkube.types import CascadeType, PatchType
 
-from katapod.model.errors import KatapodError
 from katapod.operator.cluster.changes import (
     ApplyClass,
     ApplyObject,
@@ -25,7 +30,10 @@ from katapod.operator.cluster.changes import (
     DeleteClass,
     DeleteJob,
     DeleteObject,
+    EvictPod,
 )
+from katapod.operator.cluster.election import LeaseView, parse_lease
+from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
 from katapod.operator.cluster.machine_config.names import API_GROUP
 from katapod.operator.cluster.views import UserPod, parse_user_pod
 from katapod.operator.names import GROUP, MANAGER
@@ -35,7 +43,7 @@ __all__ = ["ClusterClient", "ClusterFailed"]
 log = logging.getLogger(__name__)
 
 PAGE = 500  # pods in one answer
-GONE, TAKEN = 404, 409
+UNKNOWN, GONE, TAKEN, LATER = 400, 404, 409, 429
 
 KataConfig = create_global_resource(GROUP, "v1", "KataConfig", "kataconfigs")
 Node = create_global_resource("", "v1", "Node", "nodes")
@@ -43,6 +51,7 @@ RuntimeClass = create_global_resource("node.k8s.io", "v1", "RuntimeClass", "runt
 Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1", "Job", "jobs")
 Pod = create_namespaced_resource("", "v1", "Pod", "pods")
 Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
+Lease: type[GenericNamespacedResource] = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 
 MachineConfigPool = create_global_resource(API_GROUP, "v1", "MachineConfigPool", "machineconfigpools")
 OBJECTS: dict[str, Any] = {
@@ -55,8 +64,16 @@ OBJECTS: dict[str, Any] = {
 }
 
 
-class ClusterFailed(KatapodError):
-    """The API server refuses something, or cannot be reached; asking again later may help."""
+class Eviction(NamespacedSubResource, Generic):  # type: ignore[misc]  # as lightkube's own, which are not checked
+    """The body says of which version it is: before Kubernetes 1.22 there is policy/v1beta1 only."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("policy", "v1", "Eviction"),
+        parent=ResourceDef("", "v1", "Pod"),
+        plural="pods",
+        verbs=["post"],
+        action="eviction",
+    )
 
 
 class ClusterClient:
@@ -76,6 +93,8 @@ class ClusterClient:
                 return False
             if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass | ApplyObject):
                 return True  # somebody was faster; who watches sees what there is now
+            if exc.status.code == LATER and isinstance(change, EvictPod):
+                raise EvictionRefused(str(exc.status.message or exc)) from exc
             raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc}") from exc
         except httpx2.HTTPError as exc:
             raise ClusterFailed(f"cannot carry out {type(change).__name__}: {exc!r}") from exc
@@ -108,9 +127,21 @@ class ClusterClient:
                 await self._api.delete(kinds, name, namespace=self.namespace, cascade=CascadeType.BACKGROUND)
             case DeleteObject(kind, name):
                 await self._api.delete(OBJECTS[kind], name)
+            case EvictPod(name):
+                await self._evict(name)
             case ChangeConfig(name, finalizers):
                 wanted = {"metadata": {"finalizers": list(finalizers)}}
                 await self._api.patch(KataConfig, name, wanted, patch_type=PatchType.MERGE)
+
+    async def _evict(self, name: str) -> None:
+        namespace, _, pod = name.partition("/")
+        body: dict[str, Any] = {"kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        try:
+            await self._api.create(Eviction(apiVersion="policy/v1", **body), pod, namespace=namespace)
+        except ApiError as exc:
+            if exc.status.code != UNKNOWN:
+                raise
+            await self._api.create(Eviction(apiVersion="policy/v1beta1", **body), pod, namespace=namespace)
 
     async def write_status(self, name: str, status: Mapping[str, Any]) -> bool:
         """False if there is no such KataConfig any more. Raises ClusterFailed."""
@@ -144,6 +175,31 @@ class ClusterClient:
         except (ApiError, httpx2.HTTPError) as exc:
             raise ClusterFailed(f"cannot list pods: {exc!r}") from exc
         return tuple(one for one in found if one is not None)
+
+    async def read_lease(self, name: str) -> LeaseView | None:
+        """None if there is none. Raises ClusterFailed."""
+        try:
+            return parse_lease(await self._api.get(Lease, name, namespace=self.namespace))
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return None
+            raise ClusterFailed(f"cannot read the lease {name}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot read the lease {name}: {exc!r}") from exc
+
+    async def write_lease(self, body: dict[str, Any]) -> LeaseView | None:
+        """Create it, or replace the version that `body` names; None if somebody was faster. Raises ClusterFailed."""
+        name = body["metadata"]["name"]
+        lease = Lease(**{**body, "metadata": {**body["metadata"], "namespace": self.namespace}})
+        known = "resourceVersion" in body["metadata"]
+        try:
+            return parse_lease(await (self._api.replace(lease) if known else self._api.create(lease)))
+        except ApiError as exc:
+            if exc.status.code in (GONE, TAKEN):
+                return None
+            raise ClusterFailed(f"cannot write the lease {name}: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot write the lease {name}: {exc!r}") from exc
 
     async def post_event(self, body: Mapping[str, Any]) -> None:
         """An event that cannot be posted is missed by nobody but the reader."""

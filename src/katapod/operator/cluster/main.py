@@ -3,7 +3,9 @@
 import argparse
 import logging
 import os
+import socket
 import sys
+import uuid
 
 from katapod import __version__
 from katapod.model.errors import KatapodError
@@ -30,7 +32,7 @@ def main() -> int:
             extension=options.extension,
             os_image=options.os_image,
         )
-        operate(settings, liveness=options.liveness)
+        operate(settings, identity=options.identity or own_identity(), liveness=options.liveness)
     except KatapodError as exc:
         print(f"kata-operator: {exc}", *([f"  hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr)
         return 1
@@ -66,8 +68,18 @@ def parse_arguments() -> argparse.Namespace:
         default=os.environ.get("KATAPOD_OS_IMAGE", ""),
         help="OS image for nodes of OpenShift that has the runtime in it, in place of an extension; $KATAPOD_OS_IMAGE",
     )
+    parser.add_argument(
+        "--identity",
+        default=os.environ.get("KATAPOD_IDENTITY", ""),
+        help="as which it holds the lease, by which one of several operators acts: the pod's name, so that a container "
+        "that is started again goes on at once; $KATAPOD_IDENTITY, or a name of this process alone",
+    )
     parser.add_argument("--liveness", metavar="URL", help="serve /healthz there, as http://0.0.0.0:8080/healthz")
     return parser.parse_args()
+
+
+def own_identity() -> str:
+    return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def _not_with_machine_config(spec: Spec, nodes: tuple[NodeView, ...], machine: M
         return "spec.accelerators: with the back end MachineConfig nothing is tried on nodes; leave it at its default"
     if all(one.accelerator for one in spec.runtime_classes):
         return "spec.runtimeClasses: with the back end MachineConfig only those without an accelerator are made"
+    if problem := _needs_jobs(spec):
+        return problem
     objects = [("MachineConfig", one.name, one.ours) for one in machine.configs]
     objects += [("MachineConfigPool", one.name, one.ours) for one in machine.pools]
     objects += [("ContainerRuntimeConfig", one.name, one.ours) for one in machine.runtime_configs]
@@ -76,6 +78,19 @@ def _not_with_machine_config(spec: Spec, nodes: tuple[NodeView, ...], machine: M
             return f"somebody else has made the {kind} {name}: another operator, or an earlier one, looks after nodes"
     if target_pool(spec, machine) == MASTER:
         return _not_all_masters(spec, nodes, machine)
+    return ""
+
+
+def _needs_jobs(spec: Spec) -> str:
+    """Nodes have what their OS brings: nothing else is written there, nor measured."""
+    told = "needs the back end NodeJobs: with MachineConfig nodes have what their OS brings"
+    if spec.configuration.strip():
+        return f"spec.configuration: {told}"
+    for index, one in enumerate(spec.runtime_classes):
+        if one.configuration.strip():
+            return f"spec.runtimeClasses[{index}].configuration: {told}"
+        if one.overhead.mode == "measured":
+            return f"spec.runtimeClasses[{index}].overhead.mode: {one.overhead.mode} {told}"
     return ""
 
 

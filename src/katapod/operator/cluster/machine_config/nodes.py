@@ -12,7 +12,7 @@ import msgspec
 from katapod.operator.cluster.machine_config.pools import Member, is_member
 from katapod.operator.cluster.node_plan import NodePlan, Phase
 from katapod.operator.cluster.views import NodeView, Record
-from katapod.operator.names import HANDLER, READY, READY_LABEL
+from katapod.operator.names import READY, READY_LABEL
 
 __all__ = ["MachinePlan", "Wish", "plan_leaving", "plan_machine"]
 
@@ -24,6 +24,7 @@ class Wish:
     """What a chosen node is to have, and how it comes by it."""
 
     content: str
+    handlers: frozenset[str]  # that RuntimeClasses name
     member: bool  # of our pool
     moves: bool  # the pool that it is to be in is ready to take it
 
@@ -55,7 +56,7 @@ def plan_machine(node: NodeView, place: Member, carries: bool, wish: Wish) -> Ma
         )
         return MachinePlan(_claimed(node, Phase.WAITING, why), move, held=pool.name if pool.paused else "")
     if carries:
-        return MachinePlan(_installed(node, wish.content), move)
+        return MachinePlan(_installed(node, wish), move)
     if move is not None:
         return MachinePlan(_claimed(node, Phase.WAITING, "joins its MachineConfigPool"), move, unseen=True)
     return MachinePlan(_claimed(node, Phase.WAITING, "the machine-config operator renders its pool"), unseen=True)
@@ -67,22 +68,25 @@ def _claimed(node: NodeView, phase: Phase, message: str, *, busy: bool = False) 
     return NodePlan(node, phase, message, write=write, busy=busy)
 
 
-def _installed(node: NodeView, content: str) -> NodePlan:
-    done = node.record is not None and node.record.target == content and not node.record.dirty
+def _installed(node: NodeView, wish: Wish) -> NodePlan:
+    done = node.record is not None and node.record.target == wish.content and not node.record.dirty
     labelled = node.labels.get(READY_LABEL) == READY
     if not node.ready:
         return NodePlan(node, Phase.NOT_READY, "the node is not Ready", write=_claimed(node, Phase.WAITING, "").write)
-    if node.serves is False and not labelled:
-        told = f"the kubelet does not list the handler {HANDLER} yet"
+    missing = wish.handlers - node.handlers if node.handlers is not None else frozenset()
+    if missing and not labelled:
+        told = f"the kubelet does not list the handler {', '.join(sorted(missing))} yet"
         return NodePlan(node, Phase.SETTLING, told, write=_claimed(node, Phase.WAITING, "").write)
     if done and labelled:
         return NodePlan(node, Phase.READY)
-    return NodePlan(node, Phase.SETTLING, write=(Record(target=content), True))
+    return NodePlan(node, Phase.SETTLING, write=(Record(target=wish.content), True))
 
 
-def plan_leaving(node: NodeView, place: Member, named: bool, *, users: tuple[str, ...], free: bool) -> MachinePlan:
+def plan_leaving(
+    node: NodeView, place: Member, named: bool, *, users: tuple[str, ...], closed: bool, free: bool
+) -> MachinePlan:
     """A node that is not chosen. `named`: whether its pool's MachineConfigs include one of ours; `users`: pods of ours
-    on it; `free`: whether nothing else has to go before it.
+    on it; `closed`: whether it may be closed to new ones; `free`: whether nothing else has to go before it.
     """
     record, pool, state = node.record, place.pool, node.machine
     if record is None and not is_member(node):
@@ -91,7 +95,7 @@ def plan_leaving(node: NodeView, place: Member, named: bool, *, users: tuple[str
         return MachinePlan(NodePlan(node, Phase.LEAVING, f"waits for {', '.join(users[:10])}"))
     if READY_LABEL in node.labels:
         kept = msgspec.structs.replace(record, dirty=True) if record is not None else Record(dirty=True)
-        return MachinePlan(NodePlan(node, Phase.LEAVING, write=(kept, False)))
+        return MachinePlan(NodePlan(node, Phase.LEAVING, write=(kept, False) if closed else None))
     if is_member(node):
         return MachinePlan(NodePlan(node, Phase.LEAVING), member=False if free else None)
     if state.state in FAILED:

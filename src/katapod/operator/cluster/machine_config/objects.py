@@ -25,6 +25,7 @@ from katapod.operator.cluster.machine_config.names import (
 )
 from katapod.operator.cluster.machine_config.views import MachineConfigView
 from katapod.operator.cluster.objects import Settings, class_selector, runtime_class
+from katapod.operator.cluster.profiles import overhead_of
 from katapod.operator.cluster.views import NodeView
 from katapod.operator.names import MANAGED_BY, MANAGER, READY, READY_LABEL
 
@@ -117,7 +118,7 @@ def log_config(level: str, pool: str) -> Body:
 
 def pool_class(spec: RuntimeClassSpec, pool: str, *, closed: bool) -> Body:
     """A RuntimeClass that selects the pool's role as well, as upstream's."""
-    body = runtime_class(spec, closed=closed)
+    body = runtime_class(spec, overhead_of(spec, ()), closed=closed)
     body["scheduling"]["nodeSelector"] = {NODE_ROLE + pool: "", **class_selector(spec, closed=closed)}
     return body
 

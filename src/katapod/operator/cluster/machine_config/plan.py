@@ -45,10 +45,12 @@ from katapod.operator.cluster.machine_config.pools import (
 )
 from katapod.operator.cluster.machine_config.views import MachineObjects, PoolView
 from katapod.operator.cluster.node_plan import Phase
-from katapod.operator.cluster.objects import Settings, node_change
+from katapod.operator.cluster.objects import Settings, closed_class, node_change
+from katapod.operator.cluster.profiles import handler_of
+from katapod.operator.cluster.quantities import same
 from katapod.operator.cluster.status import Situation
 from katapod.operator.cluster.views import ClassView, ConfigView, NodeView, UserPod
-from katapod.operator.names import READY_LABEL
+from katapod.operator.names import CLOSED, READY_LABEL
 
 __all__ = ["Outcome", "Scene", "give_up", "needs_users", "plan_pools"]
 
@@ -77,11 +79,11 @@ def classes_of(spec: Spec) -> tuple[RuntimeClassSpec, ...]:
 
 def needs_users(config: ConfigView, spec: Spec, scene: Scene) -> bool:
     """Whether something is to be taken away that pods may use."""
-    named = {one.name for one in classes_of(spec)}
+    wanted = {(one.name, handler_of(one)) for one in classes_of(spec)}
     target = target_pool(spec, scene.machine)
     return (
         config.leaving
-        or any(one.ours and one.name not in named for one in scene.classes)
+        or any(one.ours and (one.name, one.handler) not in wanted for one in scene.classes)
         or any(
             ((one.record is not None or is_member(one)) and not is_chosen(spec, one, target, scene.machine))
             or (is_member(one) and target != POOL)
@@ -167,8 +169,11 @@ class _Planner:
         shared = (
             self.role == WORKER and self.target == POOL and not leaving
         )  # the MachineConfig is still for all workers
-        free = self.scene.users is not None and not (leaving and self.our_classes) and not shared
-        return plan_leaving(node, place, self._names_ours(place.pool), users=users, free=free)
+        known = self.scene.users is not None
+        open_class = any(one.ours and one.selector.get(READY_LABEL) != CLOSED for one in self.scene.classes)
+        closed = known and not (leaving and open_class)
+        free = known and not (leaving and self.our_classes) and not shared
+        return plan_leaving(node, place, self._names_ours(place.pool), users=users, closed=closed, free=free)
 
     def _wish(self, node: NodeView, users: tuple[str, ...]) -> Wish:
         member = self.target == POOL
@@ -178,7 +183,7 @@ class _Planner:
             without = {key: value for key, value in node.labels.items() if key != POOL_ROLE}
             to: Member = member_of(without, self.machine)
             moves = self._carries(to.pool) and self.scene.users is not None and not users
-        return Wish(str(self.content), member, moves)
+        return Wish(str(self.content), frozenset(map(handler_of, self.classes)), member, moves)
 
     def _carries(self, found: PoolView | None) -> bool:
         """Whether nodes of the pool get the runtime."""
@@ -302,14 +307,18 @@ class _Planner:
             if found is None:
                 if usable and not leaving:
                     yield ApplyClass(body, new=True)
-            elif found.ours:
+            elif found.ours and found.handler == body["handler"]:
                 selector, overhead = body["scheduling"]["nodeSelector"], body["overhead"]["podFixed"]
-                if (found.selector, found.overhead) != (selector, overhead):
+                if found.selector != selector or not same(found.overhead, overhead):
                     yield ApplyClass(body, new=False)
         for name, found in there.items():
-            known = self.scene.users is not None
-            unwanted = name not in wanted and known and name not in in_use
-            if found.ours and (unwanted or (leaving and known and not self.scene.users)):
+            kept = name in wanted and handler_of(wanted[name]) == found.handler  # which cannot be changed in place
+            if not found.ours or (kept and not leaving):
+                continue
+            if found.selector.get(READY_LABEL) != CLOSED:
+                if not kept:
+                    yield ApplyClass(closed_class(found), new=False)
+            elif self.scene.users is not None and not (self.scene.users if leaving else name in in_use):
                 yield DeleteClass(name)
 
     # the situation
@@ -379,7 +388,7 @@ def _node_changes(nodes: list[MachinePlan]) -> Iterator[Change]:
         patch: dict[str, Any] = {"metadata": {"labels": {}, "annotations": {}}}
         if one.plan.write is not None:
             record, ready = one.plan.write
-            patch = node_change(record, ready=ready)
+            patch = node_change(one.plan.node, record, ready=ready)
         if one.member is not None:
             patch["metadata"]["labels"][POOL_ROLE] = "" if one.member else None
         if one.plan.write is not None or one.member is not None:

@@ -96,6 +96,9 @@ class MachineObjects:
     runtime_configs: tuple[RuntimeConfigView, ...] = ()
     monitors: tuple[MonitorView, ...] = ()
 
+    def views(self) -> tuple[MachineConfigView | PoolView | RuntimeConfigView | MonitorView, ...]:
+        return (*self.configs, *self.pools, *self.runtime_configs, *self.monitors)
+
 
 def _is_ours(meta: Body) -> bool:
     return (meta.get("labels") or {}).get(MANAGED_BY) == MANAGER
