@@ -77,6 +77,11 @@ class PoolCluster(FakeCluster):
                 return
         raise AssertionError("it does not come to rest")
 
+    def delete(self) -> None:
+        super().delete()
+        if self.config is not None and not self.config["metadata"].get("finalizers"):
+            self.config = None  # as the API server does
+
     def labels(self, name: str) -> dict[str, str]:
         found: dict[str, str] = self.nodes[name]["metadata"]["labels"]
         return found

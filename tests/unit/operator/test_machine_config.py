@@ -575,33 +575,58 @@ def test_at_rest_nothing_is_asked_for(cluster: PoolCluster) -> None:
     assert cluster.step().changes == ()
 
 
-@settings(max_examples=60, deadline=None)
+def lost(cluster: PoolCluster) -> list[str]:
+    """Running pods of ours whose node is told to have no runtime."""
+    configs = {name: body["spec"].get("extensions") or () for name, body in cluster.api.kinds[CONFIGS].items()}
+    return [
+        one["metadata"]["name"]
+        for one in cluster.users
+        if "sandboxed-containers" not in configs[notes(cluster.nodes[one["spec"]["nodeName"]], "desiredConfig")]
+    ]
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_it_ends_where_it_should(seed: int) -> None:
-    """Nodes change their labels, fail, hold and recover, specs change, and either operator is behind the other."""
+    """Nodes change their labels, fail, hold and recover, specs change, pods come and go, KataConfigs too, and either
+    operator is behind the other.
+    """
     chance = random.Random(seed)
     cluster = PoolCluster()
     cluster.begin()
     before = stripped(cluster)
     specs: list[dict[str, Any]] = [SELECTOR, {}, {"logLevel": "debug"}, {"rollout": {"paused": True}}]
     cluster.apply(**chance.choice(specs))
-    for _ in range(60):
-        match chance.randrange(8):
+    for _ in range(80):
+        match chance.randrange(10):
             case 0:
                 choose(cluster, *(name for name in "abc" if chance.random() < 0.5))
             case 1:
+                if cluster.config is not None and chance.random() < 0.1:
+                    cluster.delete()
                 cluster.apply(**chance.choice(specs))
             case 2:
                 cluster.mco.degraded = {chance.choice("abc"): "broken"} if chance.random() < 0.5 else {}
             case 3:
                 cluster.mco.held = {chance.choice("abc")} if chance.random() < 0.5 else set()
-            case 4 | 5:
+            case 4:
+                wanted = cluster.classes.get("kata", {}).get("scheduling", {}).get("nodeSelector")
+                node = chance.choice("abc")
+                if wanted and wanted.items() <= cluster.labels(node).items():
+                    cluster.use(node)
+            case 5:
+                cluster.users.clear()
+            case 6 | 7:
                 cluster.step()
             case _:
                 cluster.mco.step()
         assert not any("missing MachineConfig" in notes(node, "reason") for node in cluster.nodes.values())
+        assert not lost(cluster)
     cluster.mco.degraded, cluster.mco.held = {}, set()
+    cluster.users.clear()
     choose(cluster, "a", "c")
+    cluster.apply(**SELECTOR)
+    cluster.rest()  # also what was being deleted
     cluster.apply(**SELECTOR)
     cluster.rest()
     assert cluster.phases() == {"a": "Ready", "c": "Ready"}

@@ -166,9 +166,7 @@ class _Planner:
             return plan_machine(node, place, self._carries(place.pool), self._wish(node, users))
         if leaving:
             users = tuple(one.name for one in self.scene.users or ())
-        shared = (
-            self.role == WORKER and self.target == POOL and not leaving
-        )  # the MachineConfig is still for all workers
+        shared = self.role == WORKER and self.target == POOL and not leaving  # it is still for all workers
         known = self.scene.users is not None
         open_class = any(one.ours and one.selector.get(READY_LABEL) != CLOSED for one in self.scene.classes)
         closed = known and not (leaving and open_class)
@@ -186,9 +184,11 @@ class _Planner:
         return Wish(str(self.content), frozenset(map(handler_of, self.classes)), member, moves)
 
     def _carries(self, found: PoolView | None) -> bool:
-        """Whether nodes of the pool get the runtime."""
+        """Whether nodes of the pool get the runtime, and will go on to: it may be rendered anew at any moment."""
         config = self.rendered.get(found.config) if found is not None else None
-        return config is not None and self.content.is_in(config)
+        if found is None or config is None or not self.content.is_in(config):
+            return False
+        return any(self.content.is_in(one) and selects_roles(found, one.role) for one in self.ours if not one.leaving)
 
     def _names_ours(self, found: PoolView | None) -> bool:
         """Whether nodes of the pool get something of ours, or will."""
@@ -207,7 +207,8 @@ class _Planner:
         if self.role != WORKER or self.target != POOL:
             return self.target
         chosen = [one for one in self.scene.nodes if is_chosen(self.spec, one, self.target, self.machine)]
-        others = [one for one in self.scene.nodes if one.record is not None and one not in chosen]
+        names = {one.name for one in chosen}
+        others = [one for one in self.scene.nodes if one.record is not None and one.name not in names]
         moved = all(is_member(one) or member_of(one.labels, self.machine).conflict for one in chosen)
         held = [one for one in others if READY_LABEL in one.labels or self.on_node[one.name]]
         known = self.scene.users is not None or not others
@@ -247,11 +248,9 @@ class _Planner:
         held = rollout.paused if rollout.paused != found.held else None
         if held and found.paused:
             held = None  # somebody else has paused it already, and will end that
-        same = (found.config_selector, found.node_selector) == (
-            POOL_CONFIGS,
-            POOL_NODES,
-        ) and POOL_LABEL + POOL in found.labels
-        if found.max_unavailable != str(limit) or held is not None or not same:
+        selectors = found.config_selector, found.node_selector
+        right = selectors == (POOL_CONFIGS, POOL_NODES) and POOL_LABEL + POOL in found.labels
+        if found.max_unavailable != str(limit) or held is not None or not right:
             yield ApplyObject("MachineConfigPool", POOL, pool(limit, held=held), new=False)
 
     def _pool_removal(self, nodes: list[MachinePlan]) -> Iterator[Change]:
