@@ -232,6 +232,7 @@ class SimulatedKubelet:
         self.plane = plane
         self.outcome = outcome
         self.ran: list[tuple[str, str]] = []  # action and node of every pod that has been started
+        self.commands: dict[str, list[str]] = {}  # of the last one on each node
         self._started: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="simulated kubelet")
@@ -259,7 +260,8 @@ class SimulatedKubelet:
         node = pod["spec"].get("nodeName")
         if not node or pod["status"]["phase"] in ("Succeeded", "Failed"):
             return
-        action = pod["spec"]["containers"][0]["command"][1]
+        command = self.commands[node] = pod["spec"]["containers"][0]["command"]
+        action = command[1]
         if pod["metadata"]["uid"] not in self._started:
             self._started.add(pod["metadata"]["uid"])
             self.ran.append((action, node))

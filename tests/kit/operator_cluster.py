@@ -19,6 +19,8 @@ __all__ = [
     "LEASE",
     "LIMIT_S",
     "NODES",
+    "TOP",
+    "WEBHOOK",
     "Cluster",
     "cluster_of",
     "operating",
@@ -32,6 +34,7 @@ CONFIGS = "/apis/kataconfiguration.openshift.io/v1/kataconfigs"
 CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 JOBS = "/apis/batch/v1/namespaces/katapod/jobs"
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/katapod/leases/katapod-operator"
+WEBHOOK = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/katapod-kataconfig"
 NODES = ("node-a", "node-b", "node-c")
 LIMIT_S = 180.0
 
@@ -41,6 +44,7 @@ def operator_plane(directory: Path) -> Iterator[ControlPlane]:
     """A control plane with the operator's manifests."""
     with control_plane_running(directory) as found:
         found.kubectl("apply", "-k", str(TOP / "packaging/operator"))
+        found.ask("DELETE", WEBHOOK)  # no network here has the service's address: a test has one of its own
         condition = "--for=condition=Established"
         found.kubectl("wait", condition, "crd/kataconfigs.kataconfiguration.openshift.io", "--timeout=120s")
         yield found
@@ -52,19 +56,32 @@ class Cluster:
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
         self.outcomes: dict[str, bool | None] = {}  # by node: whether installing succeeds; None: it runs on
+        self.removals: dict[str, bool | None] = {}  # the same of uninstalling
+        self.messages: dict[str, str] = {}  # by node: what its job leaves in place of a report
         self.kubelet = SimulatedKubelet(plane, self._outcome)
 
     def _outcome(self, action: str, node: str) -> tuple[str, bool] | None:
-        good = self.outcomes.get(node, True)
+        good = (self.removals if action == "uninstall" else self.outcomes).get(node, True)
         if good is None:
             return None
+        if node in self.messages:
+            return self.messages[node], good
         if action == "uninstall":
             return json.dumps({"action": action, "ok": True, "stage": "done"}), True
         report = {"action": action, "ok": good, "target": "0.1.0", "stage": "done" if good else "proof"}
         report |= (
-            {"accelerator": "uml", "kernel": "6.1.0", "proofS": 1.25} if good else {"message": "no sandbox starts"}
+            {"accelerator": "uml", "kernel": "6.1.0", "proofS": 1.25, "handlers": self._handlers(node)}
+            if good
+            else {"message": "no sandbox starts"}
         )
         return json.dumps(report), good
+
+    def _handlers(self, node: str) -> list[str]:
+        """That its last job was told of."""
+        command = self.kubelet.commands[node]
+        if "--settings" not in command:
+            return ["kata"]
+        return [one["name"] for one in json.loads(command[command.index("--settings") + 1])["handlers"]]
 
     def apply(self, name: str = "kata", **spec: Any) -> None:
         body = {"apiVersion": "kataconfiguration.openshift.io/v1", "kind": "KataConfig", "metadata": {"name": name}}
@@ -116,7 +133,7 @@ def cluster_of(plane: ControlPlane) -> Iterator[Cluster]:
         try:
             yield found
         finally:
-            found.outcomes = dict.fromkeys(NODES, True)
+            found.outcomes, found.removals, found.messages = {}, {}, {}
             forced = {"metadata": {"annotations": {"katapod.io/force-delete": "true"}, "finalizers": None}}
             for one in plane.items(CONFIGS):
                 plane.merge(f"{CONFIGS}/{one['metadata']['name']}", forced)
@@ -127,11 +144,11 @@ def cluster_of(plane: ControlPlane) -> Iterator[Cluster]:
             wait_for(lambda: not plane.items("/api/v1/namespaces/katapod/pods"), "pods of jobs have gone", LIMIT_S)
 
 
-def start_operator(plane: ControlPlane, identity: str = "") -> "subprocess.Popen[bytes]":
+def start_operator(plane: ControlPlane, identity: str = "", *options: str) -> "subprocess.Popen[bytes]":
     """One with the same identity goes on where the other was killed; else it waits until that one's lease is over."""
     with (plane.directory / "operator.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "katapod.operator.cluster.main"],
+            [sys.executable, "-m", "katapod.operator.cluster.main", *options],
             env={**os.environ, "KUBECONFIG": str(plane.operator), "KATAPOD_IDENTITY": identity},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -140,8 +157,8 @@ def start_operator(plane: ControlPlane, identity: str = "") -> "subprocess.Popen
 
 
 @contextlib.contextmanager
-def operating(plane: ControlPlane, identity: str = "") -> Iterator["subprocess.Popen[bytes]"]:
-    process = start_operator(plane, identity)
+def operating(plane: ControlPlane, identity: str = "", *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    process = start_operator(plane, identity, *options)
     try:
         yield process
         assert process.poll() is None, "the operator has ended by itself"

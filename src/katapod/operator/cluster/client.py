@@ -3,8 +3,9 @@
 Objects are dictionaries as the API has them: lightkube's classes of them would be a third of the operator's memory.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -52,6 +53,10 @@ Job: type[GenericNamespacedResource] = create_namespaced_resource("batch", "v1",
 Pod = create_namespaced_resource("", "v1", "Pod", "pods")
 Event: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Event", "events")
 Lease: type[GenericNamespacedResource] = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
+Secret: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "Secret", "secrets")
+WebhookConfiguration = create_global_resource(
+    "admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations"
+)
 
 MachineConfigPool = create_global_resource(API_GROUP, "v1", "MachineConfigPool", "machineconfigpools")
 OBJECTS: dict[str, Any] = {
@@ -178,28 +183,64 @@ class ClusterClient:
 
     async def read_lease(self, name: str) -> LeaseView | None:
         """None if there is none. Raises ClusterFailed."""
-        try:
-            return parse_lease(await self._api.get(Lease, name, namespace=self.namespace))
-        except ApiError as exc:
-            if exc.status.code == GONE:
-                return None
-            raise ClusterFailed(f"cannot read the lease {name}: {exc}") from exc
-        except httpx2.HTTPError as exc:
-            raise ClusterFailed(f"cannot read the lease {name}: {exc!r}") from exc
+        with _failing(f"read the lease {name}"):
+            try:
+                return parse_lease(await self._api.get(Lease, name, namespace=self.namespace))
+            except ApiError as exc:
+                if exc.status.code == GONE:
+                    return None
+                raise
 
     async def write_lease(self, body: dict[str, Any]) -> LeaseView | None:
         """Create it, or replace the version that `body` names; None if somebody was faster. Raises ClusterFailed."""
         name = body["metadata"]["name"]
         lease = Lease(**{**body, "metadata": {**body["metadata"], "namespace": self.namespace}})
         known = "resourceVersion" in body["metadata"]
-        try:
-            return parse_lease(await (self._api.replace(lease) if known else self._api.create(lease)))
-        except ApiError as exc:
-            if exc.status.code in (GONE, TAKEN):
-                return None
-            raise ClusterFailed(f"cannot write the lease {name}: {exc}") from exc
-        except httpx2.HTTPError as exc:
-            raise ClusterFailed(f"cannot write the lease {name}: {exc!r}") from exc
+        with _failing(f"write the lease {name}"):
+            try:
+                return parse_lease(await (self._api.replace(lease) if known else self._api.create(lease)))
+            except ApiError as exc:
+                if exc.status.code in (GONE, TAKEN):
+                    return None
+                raise
+
+    async def read_secret(self, name: str) -> dict[str, Any] | None:
+        """Raises ClusterFailed."""
+        with _failing(f"read the secret {name}"):
+            try:
+                return dict(await self._api.get(Secret, name, namespace=self.namespace))
+            except ApiError as exc:
+                if exc.status.code == GONE:
+                    return None
+                raise
+
+    async def write_secret(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Create it, or replace the version that `body` names; None if somebody was faster. Raises ClusterFailed."""
+        known = "resourceVersion" in body["metadata"]
+        with _failing(f"write the secret {body['metadata']['name']}"):
+            try:
+                return dict(await (self._api.replace(Secret(**body)) if known else self._api.create(Secret(**body))))
+            except ApiError as exc:
+                if exc.status.code in (GONE, TAKEN):
+                    return None
+                raise
+
+    async def set_ca_bundle(self, name: str, bundle: str) -> bool:
+        """For all webhooks of a configuration; False if there is none of that name. Raises ClusterFailed."""
+        with _failing(f"write the webhook {name}"):
+            try:
+                found = await self._api.get(WebhookConfiguration, name)
+                hooks = [
+                    {**one, "clientConfig": {**one["clientConfig"], "caBundle": bundle}} for one in found["webhooks"]
+                ]
+                if hooks != found["webhooks"]:
+                    patch = {"webhooks": hooks}
+                    await self._api.patch(WebhookConfiguration, name, patch, patch_type=PatchType.MERGE)
+            except ApiError as exc:
+                if exc.status.code == GONE:
+                    return False
+                raise
+        return True
 
     async def post_event(self, body: Mapping[str, Any]) -> None:
         """An event that cannot be posted is missed by nobody but the reader."""
@@ -207,3 +248,14 @@ class ClusterClient:
             await self._api.create(Event(**body))
         except (ApiError, httpx2.HTTPError) as exc:
             log.warning("cannot post an event: %s", exc)
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Failures of the API server become ClusterFailed."""
+    try:
+        yield
+    except ApiError as exc:
+        raise ClusterFailed(f"cannot {what}: {exc}") from exc
+    except httpx2.HTTPError as exc:
+        raise ClusterFailed(f"cannot {what}: {exc!r}") from exc

@@ -33,7 +33,16 @@ from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
 from katapod.operator.cluster.events import changes_of, event_object, known_phases, node_changes, phases_of
 from katapod.operator.cluster.machine_config.views import MACHINE_RESOURCES, MachineObjects, machine_objects
 from katapod.operator.cluster.objects import Settings
-from katapod.operator.cluster.views import UserPod, parse_class, parse_config, parse_job, parse_node, parse_pod
+from katapod.operator.cluster.views import (
+    ConfigView,
+    UserPod,
+    parse_class,
+    parse_config,
+    parse_job,
+    parse_node,
+    parse_pod,
+)
+from katapod.operator.cluster.webhook import Webhook
 from katapod.operator.names import GROUP, READY, READY_LABEL
 from katapod.tasks import Background
 
@@ -64,11 +73,14 @@ class Asked(NamedTuple):
 
 
 class Controller:
-    def __init__(self, client: ClusterClient, settings: Settings, identity: str, *, machine: bool = False) -> None:
+    def __init__(
+        self, client: ClusterClient, settings: Settings, identity: str, webhook_port: int | None, *, machine: bool
+    ) -> None:
         """`machine`: whether the cluster has a machine-config operator."""
         self._machine = machine
         self._resources = RESOURCES | (MACHINE_RESOURCES if machine else {})
         self._client = client
+        self._webhook = None if webhook_port is None else self._make_webhook(webhook_port)
         self._elector = Elector(client, identity, self._begin)
         self._settings = settings
         self._background = Background()
@@ -96,11 +108,19 @@ class Controller:
     async def _start(self, **_: object) -> None:
         self._background.start(self._loop(), name="reconcile")
         self._background.start(self._elector.run(), name="election")
+        if self._webhook is not None:
+            self._background.start(self._webhook.run(), name="webhook")
 
     async def _stop(self, **_: object) -> None:
         await self._background.close()
         await self._elector.release()
         await self._client.close()
+
+    def _make_webhook(self, port: int) -> Webhook:
+        def there() -> tuple[ConfigView, ...]:
+            return tuple(self._seen["configs"].values())
+
+        return Webhook(self._client, port, there=there, leads=lambda: self._elector.left_s() > 0)
 
     def _begin(self) -> None:
         """This operator acts from now on: another one may have written since it last did."""

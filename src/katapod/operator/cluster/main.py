@@ -32,7 +32,9 @@ def main() -> int:
             extension=options.extension,
             os_image=options.os_image,
         )
-        operate(settings, identity=options.identity or own_identity(), liveness=options.liveness)
+        operate(
+            settings, identity=options.identity or own_identity(), liveness=options.liveness, webhook=options.webhook
+        )
     except KatapodError as exc:
         print(f"kata-operator: {exc}", *([f"  hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr)
         return 1
@@ -75,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         "that is started again goes on at once; $KATAPOD_IDENTITY, or a name of this process alone",
     )
     parser.add_argument("--liveness", metavar="URL", help="serve /healthz there, as http://0.0.0.0:8080/healthz")
+    parser.add_argument("--webhook", metavar="PORT", type=int, help="serve the validating webhook there")
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 ASK_S = 5.0
 
 
-def operate(settings: Settings, *, identity: str, liveness: str | None) -> None:
+def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
     """Until a signal ends it. Raises NotFound if there is no cluster."""
     for noisy in ("httpx2", "kopf.activities", "kopf.objects"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -30,10 +30,12 @@ def operate(settings: Settings, *, identity: str, liveness: str | None) -> None:
         raise NotFound(
             f"cannot find the cluster: {exc}", hint="it runs in a pod with a service account, or with KUBECONFIG"
         ) from exc
-    asyncio.run(_operate(settings, config, identity, liveness))
+    asyncio.run(_operate(settings, config, identity, liveness, webhook))
 
 
-async def _operate(settings: Settings, config: KubeConfig, identity: str, liveness: str | None) -> None:
+async def _operate(
+    settings: Settings, config: KubeConfig, identity: str, liveness: str | None, webhook: int | None
+) -> None:
     registry = kopf.OperatorRegistry()
     ways = kopf.OperatorSettings()
     ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
@@ -41,7 +43,7 @@ async def _operate(settings: Settings, config: KubeConfig, identity: str, livene
     ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
     client = ClusterClient(config, settings.namespace)
     machine = await _has_machine_configs(client)
-    Controller(client, settings, identity, machine=machine).register(registry)
+    Controller(client, settings, identity, webhook, machine=machine).register(registry)
     kopf.on.login(registry=registry)(_log_in)
     await kopf.operator(
         registry=registry,

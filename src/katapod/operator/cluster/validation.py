@@ -1,6 +1,6 @@
 """What the schema of KataConfig cannot say: each problem with the field's path. Pure.
 
-The schema has the same rules for selectors as CEL, for API servers that have it; here they hold on all.
+The webhook and the status say them.
 """
 
 import re

@@ -146,12 +146,12 @@ def monitor(settings: Settings) -> Body:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [
-            {"name": "sandboxes", "mountPath": "/run/vc"},
+            {"name": "sandboxes", "mountPath": "/run/vc", "mountPropagation": "HostToContainer", "readOnly": True},
             {"name": "token", "mountPath": "/run/kata-monitor"},
         ],
     }
     pod = {
-        "serviceAccountName": "katapod-monitor",
+        "serviceAccountName": "monitor",
         "automountServiceAccountToken": False,
         "hostPID": True,
         "nodeSelector": {READY_LABEL: READY},
