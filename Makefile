@@ -92,7 +92,7 @@ kubernetes: ## Build the programs of a Kubernetes, for the operator's tests (min
 	@tools/build-kubernetes
 
 e2e-operator: setup kubernetes ## The tests of the operator on a control plane of their own
-	$(PYTEST) tests/integration/test_operator_cluster.py -v
+	$(PYTEST) tests/integration/test_operator_cluster.py tests/integration/test_operator_machine_config.py -v
 
 e2e-node: setup node-image ## The tests of kata-node on a node of their own
 	$(PYTEST) tests/integration/test_operator_node.py -v

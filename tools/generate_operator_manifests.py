@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 PLAIN = ROOT / "packaging/operator"
 CHART, BUNDLE = PLAIN / "chart", PLAIN / "bundle"
 IMAGE, NODE_IMAGE = f"katapod.io/operator:{__version__}", f"katapod.io/node:{__version__}"
+PARTS = ("rbac.yaml", "machine-config.yaml", "deployment.yaml", "webhook.yaml")
+ACCOUNTS = {"katapod-node": "node-service-account.yaml", "monitor": "monitor-service-account.yaml"}
+"""Beside the operator's own, which OLM makes."""
 NOTE = "# Made by tools/generate_operator_manifests.py; `make manifests` makes it anew.\n"
 DESCRIPTION = "Runs the pods of a RuntimeClass in virtual machines, with or without KVM"
 WHAT = """\
@@ -67,6 +70,7 @@ def templated(text: str) -> str:
         ("replicas: 1\n", "replicas: {{ .Values.replicas }}\n"),
         (f"image: {IMAGE}\n", "image: {{ .Values.image }}\n"),
         (f"image: {NODE_IMAGE}\n", "image: {{ .Values.nodeImage }}\n"),
+        (f"value: {IMAGE}\n", "value: {{ .Values.image }}\n"),
         (f"value: {NODE_IMAGE}\n", "value: {{ .Values.nodeImage }}\n"),
     ):
         text = text.replace(old, new)
@@ -88,7 +92,7 @@ def chart() -> dict[Path, str]:
         "kubeVersion": ">=1.20.0-0",
     }
     templates = {
-        "operator.yaml": templated("---\n".join(map(plain, ("rbac.yaml", "deployment.yaml", "webhook.yaml")))),
+        "operator.yaml": templated("---\n".join(map(plain, PARTS))),
         "network-policies.yaml": optional("networkPolicies", templated(plain("network-policies/operator.yaml"))),
         "monitor.yaml": optional("monitor.enabled", templated(plain("monitoring/monitor.yaml"))),
         "pod-monitor.yaml": optional("monitor.podMonitor", templated(plain("monitoring/pod-monitor.yaml"))),
@@ -108,10 +112,10 @@ def dumped(body: Any) -> str:
 
 
 def bundle() -> dict[Path, str]:
-    objects = [*yaml.safe_load_all(plain("rbac.yaml")), *yaml.safe_load_all(plain("deployment.yaml"))]
-    node_account = next(
-        one for one in objects if one["kind"] == "ServiceAccount" and one["metadata"]["name"] == "katapod-node"
-    )
+    objects = [one for name in PARTS[:3] for one in yaml.safe_load_all(plain(name))]
+    accounts = {one["metadata"]["name"]: one for one in objects if one["kind"] == "ServiceAccount"}
+    for account in accounts.values():
+        del account["metadata"]["namespace"]  # OLM's own
     labels = {
         "operators.operatorframework.io.bundle.mediatype.v1": "registry+v1",
         "operators.operatorframework.io.bundle.manifests.v1": "manifests/",
@@ -120,14 +124,13 @@ def bundle() -> dict[Path, str]:
         "operators.operatorframework.io.bundle.channels.v1": "alpha",
         "operators.operatorframework.io.bundle.channel.default.v1": "alpha",
     }
-    del node_account["metadata"]["namespace"]  # OLM's own
     lines = [f"LABEL {name}={value}" for name, value in labels.items()]
     dockerfile = ["FROM scratch", "", *lines, "", "COPY manifests /manifests/", "COPY metadata /metadata/"]
     return {
         BUNDLE / "bundle.Dockerfile": NOTE + "\n".join(dockerfile) + "\n",
         BUNDLE / "metadata/annotations.yaml": NOTE + dumped({"annotations": labels}),
         BUNDLE / "manifests/kataconfig-crd.yaml": plain("kataconfig-crd.yaml"),
-        BUNDLE / "manifests/node-service-account.yaml": NOTE + dumped(node_account),
+        **{BUNDLE / "manifests" / file: NOTE + dumped(accounts[name]) for name, file in ACCOUNTS.items()},
         BUNDLE / "manifests/katapod-operator.clusterserviceversion.yaml": NOTE
         + dumped(cluster_service_version(objects)),
     }

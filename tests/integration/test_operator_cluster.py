@@ -281,7 +281,8 @@ def test_at_rest_it_asks_for_nothing(cluster: Cluster) -> None:
     ("spec", "path"),
     [
         ({"enablePeerPods": True}, "spec.enablePeerPods"),
-        ({"logLevel": "debug"}, "spec.logLevel"),
+        ({"logLevel": "loud"}, "spec.logLevel"),
+        ({"backend": "Helm"}, "spec.backend"),
         ({"accelerators": ["xen"]}, "spec.accelerators"),
         ({"accelerators": []}, "spec.accelerators"),
         ({"rollout": {"maxUnavailable": 0}}, "spec.rollout.maxUnavailable"),

@@ -10,8 +10,10 @@ from msgspec import Struct
 
 __all__ = [
     "Accelerator",
+    "Backend",
     "Condition",
     "KataNodes",
+    "LogLevel",
     "NodeStatus",
     "Overhead",
     "Requirement",
@@ -23,6 +25,9 @@ __all__ = [
 ]
 
 Accelerator = Literal["kvm", "uml", "tcg"]
+Backend = Literal["Auto", "MachineConfig", "NodeJobs"]
+LogLevel = Literal["fatal", "panic", "error", "warn", "info", "debug", "trace"]
+"""CRI-O's. Source: crio(8), --log-level."""
 
 
 class _Value(Struct, frozen=True, rename="camel"):
@@ -68,6 +73,8 @@ class Rollout(_Value, frozen=True):
 class Spec(_Value, frozen=True):
     kata_config_pool_selector: Selector | None = None  # None: all nodes that can be scheduled on
     check_node_eligibility: bool = False
+    backend: Backend = "Auto"  # who puts the runtime on nodes
+    log_level: LogLevel = "info"
     accelerators: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
     runtime_classes: tuple[RuntimeClassSpec, ...] = (
         RuntimeClassSpec("kata"),
@@ -126,3 +133,5 @@ class Status(_Value, frozen=True):
     nodes: tuple[NodeStatus, ...] = ()  # at most status.LINES: first those that are not ready
     nodes_omitted: int = 0
     runtime_classes: tuple[str, ...] = ()
+    backend: str = ""  # the one that was chosen
+    waiting_for_mco_to_start: bool = False  # the machine-config operator has not answered our last change yet

@@ -70,6 +70,16 @@ def test_conditions_and_nodes(
     )
 
 
+def test_the_back_end_and_whether_it_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {**STATUS, "backend": "MachineConfig", "waitingForMcoToStart": True}
+    says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": status})
+    assert show() == 0
+    told = "Back end: MachineConfig; the machine-config operator has not answered the last change yet"
+    assert capsys.readouterr().out.splitlines()[1] == told
+
+
 def test_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": STATUS})
     assert show("--json") == 0

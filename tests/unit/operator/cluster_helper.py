@@ -99,11 +99,14 @@ class FakeCluster:
     def step(self) -> Plan:
         """One pass of the operator."""
         plan = decide(self.observed(), self.settings)
+        self.take(plan)
+        return plan
+
+    def take(self, plan: Plan) -> None:
         for change in plan.changes:
             self._take(change)
         if self.config and (status := plan.statuses.get("kata")) is not None:
             self.config["status"] = msgspec.to_builtins(status)
-        return plan
 
     def settle(self) -> Plan:
         """Passes until nothing is to be done. Each may be repeated without effect."""

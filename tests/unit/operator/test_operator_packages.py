@@ -69,7 +69,7 @@ def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[st
 
 def test_the_chart_installs_what_the_plain_manifests_do() -> None:
     assert by_name(helm_template(default_values())) == by_name(
-        load(PLAIN / "rbac.yaml", PLAIN / "deployment.yaml", PLAIN / "webhook.yaml")
+        load(*(PLAIN / f"{name}.yaml" for name in ("rbac", "machine-config", "deployment", "webhook")))
     )
     assert (CHART / "crds/kataconfig-crd.yaml").read_text() == (PLAIN / "kataconfig-crd.yaml").read_text()
 
@@ -107,7 +107,8 @@ def test_the_charts_values_are_used() -> None:
 def test_the_bundle_gives_the_same_rights_and_no_others() -> None:
     version = load(BUNDLE / "manifests/katapod-operator.clusterserviceversion.yaml")[0]
     install = version["spec"]["install"]["spec"]
-    roles = [one for one in load(PLAIN / "rbac.yaml") if one["kind"].endswith("Role")]
+    roles = [one for one in load(PLAIN / "rbac.yaml", PLAIN / "machine-config.yaml") if one["kind"].endswith("Role")]
+    roles.sort(key=lambda one: str(one["kind"]))
     own = [rule for one in roles if one["metadata"].get("namespace") == "katapod" for rule in one["rules"]]
     everywhere = [rule for one in roles if one["metadata"].get("namespace") != "katapod" for rule in one["rules"]]
     assert [one["rules"] for one in install["permissions"]] == [own]

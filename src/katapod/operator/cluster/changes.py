@@ -5,12 +5,14 @@ from typing import Any
 
 __all__ = [
     "ApplyClass",
+    "ApplyObject",
     "Change",
     "ChangeConfig",
     "ChangeNode",
     "CreateJob",
     "DeleteClass",
     "DeleteJob",
+    "DeleteObject",
     "EvictPod",
     "describe",
     "name_of",
@@ -59,7 +61,25 @@ class ChangeConfig:
     finalizers: tuple[str, ...]
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig
+@dataclass(frozen=True, slots=True)
+class ApplyObject:
+    """An object of the back end MachineConfig; what `body` does not name stays as it is."""
+
+    kind: str
+    name: str
+    body: dict[str, Any]
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    kind: str
+    name: str
+
+
+Change = (
+    ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig | ApplyObject | DeleteObject
+)
 
 
 def name_of(change: Change) -> str:

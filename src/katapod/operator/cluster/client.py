@@ -23,16 +23,19 @@ from lightkube.types import CascadeType, PatchType
 
 from katapod.operator.cluster.changes import (
     ApplyClass,
+    ApplyObject,
     Change,
     ChangeConfig,
     ChangeNode,
     CreateJob,
     DeleteClass,
     DeleteJob,
+    DeleteObject,
     EvictPod,
 )
 from katapod.operator.cluster.election import LeaseView, parse_lease
 from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
+from katapod.operator.cluster.machine_config.names import API_GROUP
 from katapod.operator.cluster.views import UserPod, parse_user_pod
 from katapod.operator.names import GROUP, MANAGER
 
@@ -54,6 +57,16 @@ Secret: type[GenericNamespacedResource] = create_namespaced_resource("", "v1", "
 WebhookConfiguration = create_global_resource(
     "admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations"
 )
+
+MachineConfigPool = create_global_resource(API_GROUP, "v1", "MachineConfigPool", "machineconfigpools")
+OBJECTS: dict[str, Any] = {
+    "MachineConfig": create_global_resource(API_GROUP, "v1", "MachineConfig", "machineconfigs"),
+    "MachineConfigPool": MachineConfigPool,
+    "ContainerRuntimeConfig": create_global_resource(
+        API_GROUP, "v1", "ContainerRuntimeConfig", "containerruntimeconfigs"
+    ),
+    "DaemonSet": create_namespaced_resource("apps", "v1", "DaemonSet", "daemonsets"),
+}
 
 
 class Eviction(NamespacedSubResource, Generic):  # type: ignore[misc]  # as lightkube's own, which are not checked
@@ -83,7 +96,7 @@ class ClusterClient:
         except ApiError as exc:
             if exc.status.code == GONE:
                 return False
-            if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass):
+            if exc.status.code == TAKEN and isinstance(change, CreateJob | ApplyClass | ApplyObject):
                 return True  # somebody was faster; who watches sees what there is now
             if exc.status.code == LATER and isinstance(change, EvictPod):
                 raise EvictionRefused(str(exc.status.message or exc)) from exc
@@ -107,6 +120,18 @@ class ClusterClient:
                 await self._api.patch(RuntimeClass, body["metadata"]["name"], patch)
             case DeleteClass(name):
                 await self._api.delete(RuntimeClass, name)
+            case ApplyObject(kind, body=body, new=True):
+                await self._api.create(OBJECTS[kind](**body))
+            case ApplyObject("DaemonSet", name, body):
+                kinds, merge = OBJECTS["DaemonSet"], PatchType.MERGE
+                await self._api.patch(kinds, name, body, namespace=self.namespace, patch_type=merge)
+            case ApplyObject(kind, name, body):
+                await self._api.patch(OBJECTS[kind], name, body, patch_type=PatchType.MERGE)
+            case DeleteObject("DaemonSet", name):
+                kinds = OBJECTS["DaemonSet"]
+                await self._api.delete(kinds, name, namespace=self.namespace, cascade=CascadeType.BACKGROUND)
+            case DeleteObject(kind, name):
+                await self._api.delete(OBJECTS[kind], name)
             case EvictPod(name):
                 await self._evict(name)
             case ChangeConfig(name, finalizers):
@@ -133,6 +158,19 @@ class ClusterClient:
             raise ClusterFailed(f"cannot write the status of {name}: {exc}") from exc
         except httpx2.HTTPError as exc:
             raise ClusterFailed(f"cannot write the status of {name}: {exc!r}") from exc
+        return True
+
+    async def has_machine_configs(self) -> bool:
+        """Whether the cluster has a machine-config operator, as OpenShift's have. Raises ClusterFailed."""
+        try:
+            async for _ in self._api.list(MachineConfigPool):
+                break
+        except ApiError as exc:
+            if exc.status.code == GONE:
+                return False
+            raise ClusterFailed(f"cannot list MachineConfigPools: {exc}") from exc
+        except httpx2.HTTPError as exc:
+            raise ClusterFailed(f"cannot list MachineConfigPools: {exc!r}") from exc
         return True
 
     async def sandboxed_pods(self) -> tuple[UserPod, ...]:

@@ -16,12 +16,22 @@ import kopf
 import msgspec
 
 from katapod.model.kataconfig import Status
-from katapod.operator.cluster.changes import ApplyClass, Change, ChangeNode, DeleteJob, describe, name_of
+from katapod.operator.cluster.changes import (
+    ApplyClass,
+    ApplyObject,
+    Change,
+    ChangeNode,
+    DeleteJob,
+    DeleteObject,
+    describe,
+    name_of,
+)
 from katapod.operator.cluster.client import ClusterClient
 from katapod.operator.cluster.decide import Observed, Plan, by_age, decide, needs_pods
 from katapod.operator.cluster.election import Elector
 from katapod.operator.cluster.errors import ClusterFailed, EvictionRefused
 from katapod.operator.cluster.events import changes_of, event_object, known_phases, node_changes, phases_of
+from katapod.operator.cluster.machine_config.views import MACHINE_RESOURCES, MachineObjects, machine_objects
 from katapod.operator.cluster.objects import Settings
 from katapod.operator.cluster.views import (
     ConfigView,
@@ -33,7 +43,7 @@ from katapod.operator.cluster.views import (
     parse_pod,
 )
 from katapod.operator.cluster.webhook import Webhook
-from katapod.operator.names import GROUP, READY_LABEL
+from katapod.operator.names import GROUP, READY, READY_LABEL
 from katapod.tasks import Background
 
 __all__ = ["Controller"]
@@ -63,14 +73,19 @@ class Asked(NamedTuple):
 
 
 class Controller:
-    def __init__(self, client: ClusterClient, settings: Settings, identity: str, webhook_port: int | None) -> None:
+    def __init__(
+        self, client: ClusterClient, settings: Settings, identity: str, webhook_port: int | None, *, machine: bool
+    ) -> None:
+        """`machine`: whether the cluster has a machine-config operator."""
+        self._machine = machine
+        self._resources = RESOURCES | (MACHINE_RESOURCES if machine else {})
         self._client = client
         self._webhook = None if webhook_port is None else self._make_webhook(webhook_port)
         self._elector = Elector(client, identity, self._begin)
         self._settings = settings
         self._background = Background()
         self._changed = asyncio.Event()
-        self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in RESOURCES}  # views, by uid
+        self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in self._resources}  # views, by uid
         self._indices: Mapping[str, Any] = {}
         self._written: dict[str, Status] = {}  # by the KataConfig's uid: what it has, or will be seen to have
         self._gone: set[tuple[str, str]] = set()  # uids and kinds
@@ -86,7 +101,7 @@ class Controller:
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
         kopf.on.probe(registry=registry, id="passes")(lambda **_: self.passes)
-        for kind, (resource, parse) in RESOURCES.items():
+        for kind, (resource, parse) in self._resources.items():
             kopf.index(*resource, registry=registry, id=kind)(_indexer(parse))
             kopf.on.event(*resource, registry=registry, id=f"{kind}-changed")(self._watcher(kind))
 
@@ -130,7 +145,7 @@ class Controller:
         seen = self._seen[kind]
 
         async def changed(uid: str, type: str | None, **kwargs: Any) -> None:
-            self._indices = {one: kwargs[one] for one in RESOURCES}
+            self._indices = {one: kwargs[one] for one in self._resources}
             view = None if type == "DELETED" else next(iter(self._indices[kind].get(uid, ())), None)
             if view == seen.get(uid):
                 return
@@ -147,7 +162,14 @@ class Controller:
             kind: tuple(view for uid in index if (uid, kind) not in self._gone for view in index[uid])
             for kind, index in self._indices.items()
         }
-        return Observed(**views, users=None, now=datetime.now(UTC), refused=self._refused)
+        machine = {kind: views.pop(kind) for kind in MACHINE_RESOURCES if kind in views}
+        return Observed(
+            **views,
+            users=None,
+            now=datetime.now(UTC),
+            refused=self._refused,
+            machine=machine_objects(machine) if self._machine else None,
+        )
 
     def _drop_old(self) -> None:
         """What is kept beside the indices is of objects that they have."""
@@ -201,12 +223,15 @@ class Controller:
     async def _carry_out(self, observed: Observed, plan: Plan) -> list[float]:
         """Returns when to look again at what has been asked for already: the watch may be behind us."""
         now = asyncio.get_running_loop().time()
+        machine = observed.machine or MachineObjects()
         views: dict[tuple[type, str], Any] = {
             (kind, view.name): view
             for kind, found in (
                 (ChangeNode, observed.nodes),
                 (DeleteJob, observed.jobs),
                 (ApplyClass, observed.classes),
+                (ApplyObject, machine.views()),
+                (DeleteObject, machine.views()),
             )
             for view in found
         }
@@ -260,19 +285,27 @@ class Controller:
 
     def _forget(self, observed: Observed, change: Change) -> None:
         """A deletion that no watch has told us of: one that was cut off, and came back too late."""
-        kinds: dict[type, tuple[str, tuple[Any, ...]]] = {
-            ChangeNode: ("nodes", observed.nodes),
-            DeleteJob: ("jobs", observed.jobs),
+        machine = observed.machine or MachineObjects()
+        kinds: dict[str, tuple[str, tuple[Any, ...]]] = {
+            "ChangeNode": ("nodes", observed.nodes),
+            "DeleteJob": ("jobs", observed.jobs),
+            "MachineConfig": ("machine_configs", machine.configs),
+            "MachineConfigPool": ("machine_pools", machine.pools),
+            "ContainerRuntimeConfig": ("machine_runtimes", machine.runtime_configs),
+            "DaemonSet": ("machine_monitors", machine.monitors),
         }
-        kind, views = kinds.get(type(change), ("", ()))
-        self._gone |= {(view.uid, kind) for view in views if view.name == getattr(change, "name", "")}
+        about = change.kind if isinstance(change, ApplyObject | DeleteObject) else type(change).__name__
+        kind, views = kinds.get(about, ("", ()))
+        self._gone |= {(view.uid, kind) for view in views if view.name == name_of(change)}
 
 
 def closes(change: Change, view: Any) -> bool:
     """Whether no new pod comes somewhere after it, so that those that are there are all that there will be."""
     if isinstance(change, ChangeNode):
         cordons = bool(change.patch.get("spec", {}).get("unschedulable"))
-        return cordons or (READY_LABEL in view.labels and change.patch["metadata"]["labels"][READY_LABEL] is None)
+        return cordons or (
+            READY_LABEL in view.labels and change.patch["metadata"]["labels"].get(READY_LABEL, READY) is None
+        )
     return isinstance(change, ApplyClass)
 
 

@@ -18,6 +18,9 @@ from katapod.operator.cluster.changes import (
     DeleteJob,
     EvictPod,
 )
+from katapod.operator.cluster.machine_config.backend import Chosen, backend_of, problem_of_backend
+from katapod.operator.cluster.machine_config.plan import Scene, give_up, needs_users, plan_pools
+from katapod.operator.cluster.machine_config.views import MachineObjects
 from katapod.operator.cluster.node_plan import Draining, NodePlan, Phase, Wanted, is_chosen, is_labelled, plan_node
 from katapod.operator.cluster.objects import (
     Settings,
@@ -50,6 +53,7 @@ class Observed:
     users: tuple[UserPod, ...] | None
     now: datetime
     refused: Mapping[str, str] = field(default_factory=dict)  # pods that may not be evicted now, by name: why
+    machine: MachineObjects | None = None  # None: the cluster has no machine-config operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ def needs_pods(observed: Observed, settings: Settings) -> bool:
     """Whether something is to be taken away that pods may use."""
     for config in by_age(observed)[:1]:
         spec = config.spec or Spec()
+        if observed.machine is not None and _backend(config, spec, observed) == "MachineConfig":
+            return needs_users(config, spec, _scene(observed, observed.machine))
         return (
             config.leaving
             or any(node.record is not None and not is_chosen(spec, node) for node in observed.nodes)
@@ -101,6 +107,18 @@ def by_age(observed: Observed) -> list[ConfigView]:
     return sorted(observed.configs, key=lambda one: (one.created, one.name))
 
 
+def _backend(config: ConfigView, spec: Spec, observed: Observed) -> Chosen:
+    return backend_of(config, spec, observed.nodes, observed.machine)
+
+
+def _scene(observed: Observed, machine: MachineObjects) -> Scene:
+    ours = {one.name for one in observed.classes if one.ours}
+    users = observed.users
+    if users is not None:
+        users = tuple(one for one in users if one.runtime_class in ours)
+    return Scene(observed.nodes, observed.classes, users, machine)
+
+
 def _hold(config: ConfigView, hold: bool) -> list[Change]:
     """Whether deletion waits for us."""
     kept = tuple(one for one in config.finalizers if one != FINALIZER)
@@ -110,16 +128,25 @@ def _hold(config: ConfigView, hold: bool) -> list[Change]:
 
 def _decide(config: ConfigView, observed: Observed, settings: Settings) -> Plan:
     spec = config.spec or Spec()
-    problem = config.problem or "; ".join(problems_of(spec))
+    backend = _backend(config, spec, observed)
+    refused = problem_of_backend(spec, backend, observed.nodes, observed.machine, leaving=config.leaving)
+    problem = config.problem or "; ".join(filter(None, (*problems_of(spec), refused)))
     if config.leaving:
         if FINALIZER not in config.finalizers:
             return Plan()
         if config.annotations.get(FORCE) == "true":
             return Plan((*_give_up(observed), *_hold(config, False)))
+        if refused:
+            return Plan((), {config.name: describe(config, Situation(invalid=refused), observed.now)})
     elif problem:
         return Plan((), {config.name: describe(config, Situation(invalid=problem), observed.now)})
     elif FINALIZER not in config.finalizers:  # first, so that nothing can be left behind
         return Plan(tuple(_hold(config, True)))
+    if backend == "MachineConfig" and observed.machine is not None:
+        outcome = plan_pools(config, spec, _scene(observed, observed.machine), settings)
+        free = _hold(config, False) if config.leaving and outcome.gone else []
+        status = describe(config, outcome.situation, observed.now)
+        return Plan((*outcome.changes, *free), {config.name: status}, nodes=outcome.situation.nodes)
     ours = {one.name for one in observed.classes if one.ours}
     wanted = {one.name for one in spec.runtime_classes}
     users = tuple(one for one in observed.users or () if one.runtime_class in ours)
@@ -139,6 +166,7 @@ def _decide(config: ConfigView, observed: Observed, settings: Settings) -> Plan:
         classes=tuple(sorted(ours & wanted)),
         foreign=tuple(sorted(wanted & {one.name for one in observed.classes} - ours)),
         users=tuple(one.name for one in users) if config.leaving else (),
+        backend=backend,
     )
     wake = min((one.retry for one in nodes if one.retry and one.retry > observed.now), default=None)
     statuses = {config.name: describe(config, situation, observed.now)}
@@ -271,3 +299,5 @@ def _give_up(observed: Observed) -> Iterator[Change]:
     for found in observed.classes:
         if found.ours:
             yield DeleteClass(found.name)
+    if observed.machine is not None:
+        yield from give_up(observed.machine, observed.nodes)

@@ -24,7 +24,14 @@ def main() -> int:
         print("  hint: pip install 'katapod[operator]'", file=sys.stderr)
         return 1
     try:
-        settings = Settings(options.namespace, options.node_image, __version__)
+        settings = Settings(
+            namespace=options.namespace,
+            image=options.node_image,
+            target=__version__,
+            monitor_image=options.monitor_image,
+            extension=options.extension,
+            os_image=options.os_image,
+        )
         operate(
             settings, identity=options.identity or own_identity(), liveness=options.liveness, webhook=options.webhook
         )
@@ -45,6 +52,23 @@ def parse_arguments() -> argparse.Namespace:
         "--node-image",
         default=os.environ.get("KATAPOD_NODE_IMAGE", f"katapod.io/node:{__version__}"),
         help="image of node jobs; $KATAPOD_NODE_IMAGE, or katapod.io/node:VERSION",
+    )
+    parser.add_argument(
+        "--monitor-image",
+        default=os.environ.get("KATAPOD_MONITOR_IMAGE", f"katapod.io/operator:{__version__}"),
+        help="image with kata-monitor, which runs on nodes of OpenShift; $KATAPOD_MONITOR_IMAGE, or "
+        "katapod.io/operator:VERSION; empty: none runs",
+    )
+    parser.add_argument(
+        "--extension",
+        default=os.environ.get("SANDBOXED_CONTAINERS_EXTENSION", ""),
+        help="extension of CoreOS that brings the runtime; $SANDBOXED_CONTAINERS_EXTENSION, or sandboxed-containers on "
+        "RHEL CoreOS and kata-containers on Fedora's and CentOS's",
+    )
+    parser.add_argument(
+        "--os-image",
+        default=os.environ.get("KATAPOD_OS_IMAGE", ""),
+        help="OS image for nodes of OpenShift that has the runtime in it, in place of an extension; $KATAPOD_OS_IMAGE",
     )
     parser.add_argument(
         "--identity",

@@ -36,6 +36,9 @@ class Settings(msgspec.Struct, frozen=True):
     namespace: str
     image: str  # of node jobs
     target: str  # what nodes are to have
+    monitor_image: str = ""  # of kata-monitor, on OpenShift; empty: none
+    extension: str = ""  # of CoreOS, with the runtime; empty: by the nodes' OS
+    os_image: str = ""  # of nodes of OpenShift, with the runtime in it, in place of an extension
 
 
 def job_name(action: str, node_uid: str) -> str:

@@ -9,11 +9,15 @@ from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core.exceptions import ConfigError
 
 from katapod.model.errors import NotFound
-from katapod.operator.cluster.client import ClusterClient
+from katapod.operator.cluster.client import ClusterClient, ClusterFailed
 from katapod.operator.cluster.controller import Controller
 from katapod.operator.cluster.objects import Settings
 
 __all__ = ["operate"]
+
+log = logging.getLogger(__name__)
+
+ASK_S = 5.0
 
 
 def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
@@ -37,7 +41,9 @@ async def _operate(
     ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
     ways.posting.enabled = False  # the events are ours
     ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
-    Controller(ClusterClient(config, settings.namespace), settings, identity, webhook).register(registry)
+    client = ClusterClient(config, settings.namespace)
+    machine = await _has_machine_configs(client)
+    Controller(client, settings, identity, webhook, machine=machine).register(registry)
     kopf.on.login(registry=registry)(_log_in)
     await kopf.operator(
         registry=registry,
@@ -46,6 +52,16 @@ async def _operate(
         standalone=True,
         liveness_endpoint=liveness,
     )
+
+
+async def _has_machine_configs(client: ClusterClient) -> bool:
+    """Asked until there is an answer: a wrong one would choose the wrong back end."""
+    while True:
+        try:
+            return await client.has_machine_configs()
+        except ClusterFailed as exc:
+            log.warning("%s; again in %g s", exc, ASK_S)
+            await asyncio.sleep(ASK_S)
 
 
 def _log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:

@@ -27,6 +27,12 @@ class Situation:
     foreign: tuple[str, ...] = ()  # RuntimeClasses of the spec's names that somebody else has made
     users: tuple[str, ...] = ()  # pods that deletion waits for
     invalid: str = ""  # why nothing is done at all
+    backend: str = ""
+    held: str = ""  # who has paused what nodes wait for
+    trouble: tuple[str, str] | None = None  # reason and message of what fails, and no node says
+    detail: str = ""  # how far what changes nodes has come
+    waiting_for_mco: bool = False  # the machine-config operator has not answered our last change yet
+    updating: bool = False  # all had come to rest before
 
 
 def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
@@ -38,7 +44,9 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
             "Blocked": (False, "NotBlocked", ""),
             "InProgress": (False, "Failed", now.invalid),
         }
-        return Status(config.generation, f"refused: {now.invalid}", _conditions(config, told, at))
+        return Status(
+            config.generation, f"refused: {now.invalid}", _conditions(config, told, at), backend=config.status.backend
+        )
     nodes = _lists(now.nodes)
     told = {
         "Ready": _ready(config, now, nodes),
@@ -55,6 +63,8 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
         nodes=tuple(one.status() for one in _shown(now.nodes)),
         nodes_omitted=max(len(now.nodes) - LINES, 0),
         runtime_classes=now.classes,
+        backend=now.backend,
+        waiting_for_mco_to_start=now.waiting_for_mco,
     )
 
 
@@ -131,21 +141,30 @@ def _ready(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
 
 def _progressing(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
     leaving = sum(one.phase in (Phase.UNINSTALLING, Phase.LEAVING, Phase.STUCK) for one in now.nodes)
+    waiting = tuple(one.node.name for one in now.nodes if one.phase == Phase.WAITING)
+    installing = "Updating" if now.updating else "Installing"
+    detail = f"; {now.detail}" if now.detail else ""
     if now.users:
         return False, "Blocked", "deletion waits for pods"
+    if now.held and not now.busy:
+        return (
+            False,
+            "Paused",
+            f"{now.held}; waiting: {_names((*nodes.waiting_to_install, *nodes.waiting_to_uninstall))}",
+        )
     if config.leaving:
-        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {_names(tuple(sorted(now.busy)))}"
+        at_work = _names(tuple(sorted(now.busy)))
+        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {at_work}{detail}"
     if nodes.installing or now.busy:
-        return True, "Installing", f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}"
+        return True, installing, f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}{detail}"
     if leaving:
         return True, "Uninstalling", f"nodes that are no longer chosen: {leaving}"
-    waiting = tuple(one.node.name for one in now.nodes if one.phase == Phase.WAITING)
     if waiting and now.spec.rollout.paused:
         return False, "Paused", f"spec.rollout.paused; waiting: {_names(waiting)}"
     if waiting and nodes.failed_to_install:
         return False, "Stopped", f"nodes have failed; waiting: {_names(waiting)}"
     if waiting:
-        return True, "Installing", f"waiting: {_names(waiting)}"
+        return True, installing, f"waiting: {_names(waiting)}{detail}"
     return False, "Idle", ""
 
 
@@ -155,6 +174,8 @@ def _degraded(now: Situation) -> Told:
         return True, "RuntimeClassTaken", f"somebody else has made the RuntimeClass {', '.join(now.foreign)}"
     if failed:
         return True, "NodesFailed", "; ".join(f"{one.node.name}: {one.message[:200]}" for one in failed[:NAMED])
+    if now.trouble is not None:
+        return True, *now.trouble
     away = tuple(one.node.name for one in now.nodes if one.phase == Phase.NOT_READY)
     if away:
         return True, "NodesNotReady", f"installed, and not Ready: {_names(away)}"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from katapod.model.kataconfig import Spec, Status
+from katapod.operator.cluster.machine_config.names import CURRENT, DESIRED, REASON, STATE
 from katapod.operator.names import ACTION, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
 from katapod.operator.report import Report
 
@@ -14,6 +15,7 @@ __all__ = [
     "ClassView",
     "ConfigView",
     "JobView",
+    "MachineState",
     "NodeView",
     "PodView",
     "Record",
@@ -45,6 +47,15 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     drain: Literal["", "cordoned", "found"] = ""  # being emptied: we have cordoned it, or it was found so
 
 
+class MachineState(msgspec.Struct, frozen=True):
+    """What OpenShift's machine-config daemon says of a node; empty where there is none."""
+
+    state: str = ""  # Done, Working, Degraded
+    current: str = ""  # the rendered MachineConfig that it has
+    desired: str = ""  # the one that it changes to
+    reason: str = ""  # of Degraded
+
+
 class NodeView(msgspec.Struct, frozen=True):
     name: str
     uid: str
@@ -53,6 +64,8 @@ class NodeView(msgspec.Struct, frozen=True):
     handlers: frozenset[str] | None  # that the engine has told the kubelet of; None: the kubelet does not say
     cordoned: bool
     record: Record | None
+    system: str = ""  # its OS, as the kubelet tells
+    machine: MachineState = MachineState()
 
 
 class JobView(msgspec.Struct, frozen=True):
@@ -143,6 +156,7 @@ def _known(value: Any) -> Any:
 def parse_node(body: Body) -> NodeView:
     meta, status = body["metadata"], body.get("status", {})
     handlers = status.get("runtimeHandlers")
+    notes = meta.get("annotations", {})
     return NodeView(
         name=meta["name"],
         uid=meta["uid"],
@@ -150,7 +164,14 @@ def parse_node(body: Body) -> NodeView:
         ready=_is_true(status, "Ready"),
         handlers=frozenset(one.get("name", "") for one in handlers) if handlers else None,
         cordoned=bool(body.get("spec", {}).get("unschedulable")),
-        record=_parse_record(meta.get("annotations", {}).get(RECORD)),
+        record=_parse_record(notes.get(RECORD)),
+        system=str((status.get("nodeInfo") or {}).get("osImage", "")),
+        machine=MachineState(
+            state=notes.get(STATE, ""),
+            current=notes.get(CURRENT, ""),
+            desired=notes.get(DESIRED, ""),
+            reason=str(notes.get(REASON, ""))[:TEXT],
+        ),
     )
 
 
