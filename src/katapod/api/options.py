@@ -13,7 +13,6 @@ from msgspec import Struct
 from katapod.api.image import Image
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
-    Volume,
     parse_accelerator,
     parse_cap,
     parse_cpus,
@@ -22,13 +21,11 @@ from katapod.model.flags import (
     parse_memory,
     parse_pids_limit,
     parse_signal,
-    parse_tmpfs,
     parse_user,
-    parse_volume,
     parse_workdir,
-    tidy_volume,
 )
 from katapod.model.ids import name_or_new
+from katapod.model.mount_flags import Volume, parse_tmpfs, parse_volume, tidy_volume
 from katapod.model.net_flags import NetworkRequest, parse_add_host, parse_dns, parse_network, parse_publish
 from katapod.model.text import need_text
 from katapod.plan.container_spec import ContainerOptions as Planned

@@ -28,13 +28,12 @@ from katapod.model.flags import (
     parse_signal,
     parse_size,
     parse_sysctl,
-    parse_tmpfs,
     parse_ulimit,
     parse_user,
-    parse_volume,
     parse_workdir,
 )
 from katapod.model.ids import ContainerId, name_or_new
+from katapod.model.mount_flags import parse_tmpfs, parse_volume
 from katapod.model.net_flags import (
     NetworkRequest,
     parse_add_host,

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from katapod.model import oci
 from katapod.model.errors import UsageError
-from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume, is_number, parse_user
+from katapod.model.flags import ALL_CAPABILITIES, UserName, is_number, parse_user
+from katapod.model.mount_flags import TmpfsMount, Volume
 from katapod.model.seccomp_profile import SeccompProfile
 from katapod.plan.seccomp import GuestKernel, plan_seccomp
 from katapod.version import OCI_VERSION

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from katapod.model.errors import UsageError
-from katapod.model.flags import need_text, parse_env, parse_volume
+from katapod.model.flags import need_text, parse_env
 from katapod.model.json_text import decode_json, encode_json
+from katapod.model.mount_flags import parse_volume
 
 
 class Row(msgspec.Struct, frozen=True):
