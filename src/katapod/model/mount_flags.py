@@ -6,10 +6,21 @@ import re
 from msgspec import Struct
 
 from katapod.model import oci
-from katapod.model.flags import refuse
+from katapod.model.flags import parse_size, refuse
 from katapod.model.text import need_text
 
-__all__ = ["TmpfsMount", "Volume", "parse_tmpfs", "parse_volume", "tidy_volume"]
+__all__ = [
+    "DeviceRequest",
+    "NamedVolume",
+    "TmpfsMount",
+    "Volume",
+    "parse_device",
+    "parse_mount",
+    "parse_tmpfs",
+    "parse_volume",
+    "parse_volume_name",
+    "tidy_volume",
+]
 
 
 class Volume(Struct, frozen=True, kw_only=True):
@@ -18,6 +29,24 @@ class Volume(Struct, frozen=True, kw_only=True):
     source: str
     destination: str
     read_only: bool = False
+
+
+class NamedVolume(Struct, frozen=True, kw_only=True):
+    """A volume of Katapod's store (host/volumes.py), which makes it if it is not there. Without a `name` it is a new
+    one. `copy`: an empty one is filled with what the image has at `destination`."""
+
+    name: str
+    destination: str
+    read_only: bool = False
+    copy: bool = True
+
+
+class DeviceRequest(Struct, frozen=True, kw_only=True):
+    """A device of the host, and where the container has it. `access`: of r, w and m."""
+
+    source: str
+    destination: str
+    access: str = "rwm"
 
 
 class TmpfsMount(Struct, frozen=True, kw_only=True):
@@ -30,30 +59,31 @@ class TmpfsMount(Struct, frozen=True, kw_only=True):
 _VOLUME_EXAMPLE = "/srv/data:/data:ro"
 _NO_EFFECT = frozenset({"rw", "ro", "z", "Z", "nocopy", "bind", "rbind", "private", "rprivate", "cached", "delegated"})
 """Options that are honoured, or that ask for what happens anyway: z and Z relabel for SELinux, which does
-not see through a VM; copying is for named volumes only; consistency modes are for Docker Desktop."""
+not see through a VM; consistency modes are for Docker Desktop."""
 _PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave"})
 
 
-def parse_volume(text: str, cwd: str, flag: str = "-v") -> Volume:
-    """SRC:DST[:OPTION,...]. SRC is absolute, or begins with "." and is relative to `cwd`. Colons cannot
-    be part of a path, as in Docker."""
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+def parse_volume_name(text: str, flag: str = "--volume") -> str:
+    """The name of a volume: safe as one component of a path. The rule is Docker's."""
+    if not _VOLUME_NAME.fullmatch(text):
+        refuse(flag, text, "it is not a name: a letter or digit, then letters, digits, '_', '.', '-'", "data")
+    return text
+
+
+def parse_volume(text: str, cwd: str, flag: str = "-v") -> Volume | NamedVolume:
+    """[SRC:]DST[:OPTION,...]. SRC is absolute, or begins with "." and is relative to `cwd`, or is the name of a volume.
+    Colons cannot be part of a path, as in Docker."""
     parts = text.split(":")
-    if len(parts) == 1:
-        refuse(flag, text, "volumes without a source are not supported, give SRC:DST", _VOLUME_EXAMPLE)
     if len(parts) > 3:
         refuse(flag, text, "it has more than three parts between colons", _VOLUME_EXAMPLE)
+    if len(parts) == 1:
+        return NamedVolume(name="", destination=_destination(flag, text, text, _VOLUME_EXAMPLE))
     source, destination, options = parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else []
     if not source:
         refuse(flag, text, "the source is empty", _VOLUME_EXAMPLE)
-    if source.startswith("."):
-        source = f"{cwd}/{source}"
-    elif not source.startswith("/"):
-        refuse(
-            flag,
-            text,
-            f"named volumes are not supported; for a directory write /.../{source} or ./{source}",
-            _VOLUME_EXAMPLE,
-        )
     for option in options:
         if option in _PROPAGATION:
             refuse(flag, text, f"{option}: mounts made later cannot propagate into a VM", _VOLUME_EXAMPLE)
@@ -61,11 +91,108 @@ def parse_volume(text: str, cwd: str, flag: str = "-v") -> Volume:
             refuse(flag, text, f"unknown option {option!r}", _VOLUME_EXAMPLE)
     if "ro" in options and "rw" in options:
         refuse(flag, text, "it cannot be both ro and rw", _VOLUME_EXAMPLE)
+    place, read_only = _destination(flag, text, destination, _VOLUME_EXAMPLE), "ro" in options
+    if source.startswith("."):
+        source = f"{cwd}/{source}"
+    elif not source.startswith("/"):
+        if not _VOLUME_NAME.fullmatch(source):
+            refuse(
+                flag,
+                text,
+                f"{source!r} is neither the name of a volume nor a path; for a directory write ./{source}",
+                _VOLUME_EXAMPLE,
+            )
+        return NamedVolume(name=source, destination=place, read_only=read_only, copy="nocopy" not in options)
+    return Volume(source=_tidy(source), destination=place, read_only=read_only)
+
+
+_MOUNT_EXAMPLE = "type=bind,source=/srv/data,target=/data,readonly"
+_MOUNT_TYPES = ("bind", "volume", "tmpfs")
+_MOUNT_KEYS = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+
+
+def parse_mount(text: str, cwd: str, flag: str = "--mount") -> Volume | NamedVolume | TmpfsMount:
+    """type=bind|volume|tmpfs,KEY[=VALUE],... as docker-run(1) has it; volume goes without saying."""
+    words = dict[str, str]()
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        key = _MOUNT_KEYS.get(key.strip(), key.strip())
+        words[key] = value if equals else "true"
+    kind = words.pop("type", "volume")
+    if kind not in _MOUNT_TYPES:
+        refuse(flag, text, f"the type {kind!r} is none of {', '.join(_MOUNT_TYPES)}", _MOUNT_EXAMPLE)
+    target = words.pop("target", "")
+    if not target:
+        refuse(flag, text, "it has no target", _MOUNT_EXAMPLE)
+    place = _destination(flag, text, target, _MOUNT_EXAMPLE)
+    read_only = _truth(flag, text, "readonly", words.pop("readonly", "false"))
+    source = words.pop("source", "")
+    if kind == "tmpfs":
+        return _tmpfs_mount(flag, text, place, source, read_only, words)
+    if kind == "bind":
+        found: Volume | NamedVolume = _bind_mount(flag, text, cwd, source, place, read_only, words)
+    else:
+        copy = not _truth(flag, text, "volume-nocopy", words.pop("volume-nocopy", "false"))
+        if words.pop("volume-driver", "local") != "local":
+            refuse(flag, text, "volumes have the driver local only", "type=volume,source=data,target=/data")
+        if source and not _VOLUME_NAME.fullmatch(source):
+            refuse(flag, text, f"{source!r} is not the name of a volume", _MOUNT_EXAMPLE)
+        found = NamedVolume(name=source, destination=place, read_only=read_only, copy=copy)
+    if words:
+        refuse(flag, text, f"unknown key {next(iter(words))!r} for the type {kind}", _MOUNT_EXAMPLE)
+    return found
+
+
+def _bind_mount(
+    flag: str, text: str, cwd: str, source: str, place: str, read_only: bool, words: dict[str, str]
+) -> Volume:
+    if not source:
+        refuse(flag, text, "a bind mount needs a source", _MOUNT_EXAMPLE)
+    propagation = words.pop("bind-propagation", "rprivate")
+    if propagation not in ("private", "rprivate"):
+        refuse(flag, text, f"{propagation}: mounts made later cannot propagate into a VM", _MOUNT_EXAMPLE)
+    if words.pop("consistency", "default") not in ("default", "consistent", "cached", "delegated"):
+        refuse(flag, text, "it has no consistency that Docker knows", _MOUNT_EXAMPLE)
+    if words.pop("bind-recursive", "enabled") != "enabled":
+        refuse(flag, text, "what is mounted below a source is always mounted with it", _MOUNT_EXAMPLE)
     return Volume(
-        source=_tidy(source),
-        destination=_destination(flag, text, destination, _VOLUME_EXAMPLE),
-        read_only="ro" in options,
+        source=_tidy(source if source.startswith("/") else f"{cwd}/{source}"), destination=place, read_only=read_only
     )
+
+
+def _tmpfs_mount(flag: str, text: str, place: str, source: str, read_only: bool, words: dict[str, str]) -> TmpfsMount:
+    if source:
+        refuse(flag, text, "a tmpfs has no source", "type=tmpfs,target=/tmp,tmpfs-size=64m")
+    options = ["ro"] if read_only else []
+    if "tmpfs-size" in words:
+        options.append(f"size={parse_size(words.pop('tmpfs-size'), flag)}")
+    if "tmpfs-mode" in words:
+        mode = words.pop("tmpfs-mode")
+        if not _TMPFS_VALUES["mode"].fullmatch(mode):
+            refuse(flag, text, f"{mode!r} is not a mode", "type=tmpfs,target=/tmp,tmpfs-mode=1777")
+        options.append(f"mode={mode}")
+    if words:
+        refuse(flag, text, f"unknown key {next(iter(words))!r} for the type tmpfs", "type=tmpfs,target=/tmp")
+    return parse_tmpfs(f"{place}:{','.join(options)}" if options else place, flag)
+
+
+def _truth(flag: str, text: str, key: str, value: str) -> bool:
+    if value not in ("true", "false", "1", "0"):
+        refuse(flag, text, f"{key} is neither true nor false", _MOUNT_EXAMPLE)
+    return value in ("true", "1")
+
+
+def parse_device(text: str, flag: str = "--device") -> DeviceRequest:
+    """HOST[:CONTAINER][:rwm]."""
+    parts = text.split(":")
+    source, *rest = parts
+    access = "rwm"
+    if rest and re.fullmatch(r"[rwm]{1,3}", rest[-1]):
+        access = rest.pop()
+    if not source.startswith("/") or len(rest) > 1:
+        refuse(flag, text, "it is not HOST[:CONTAINER][:rwm] with absolute paths", "/dev/fuse")
+    destination = _destination(flag, text, rest[0] if rest else source, "/dev/fuse")
+    return DeviceRequest(source=_tidy(source), destination=destination, access=access)
 
 
 def tidy_volume(volume: Volume, flag: str = "-v") -> Volume:

@@ -20,7 +20,7 @@ def refuses(parse: Callable[[str], object], text: str, cause: str) -> None:
     parse(example)
 
 
-def volume(text: str) -> flags.Volume:
+def volume(text: str) -> flags.Volume | flags.NamedVolume:
     return flags.parse_volume(text, "/home/me")
 
 
@@ -46,9 +46,9 @@ def test_volumes(text: str, source: str, destination: str, read_only: bool) -> N
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("/a", "volumes without a source are not supported"),
-        ("data:/b", "named volumes are not supported"),
-        ("a/b:/b", "named volumes are not supported"),
+        ("a", "the path in the container, 'a', is not absolute"),
+        ("a/b:/b", "for a directory write ./a/b"),
+        ("_a:/b", "neither the name of a volume nor a path"),
         (":/b", "the source is empty"),
         ("/a:", "is not absolute"),
         ("/a:b", "the path in the container, 'b', is not absolute"),
@@ -112,3 +112,79 @@ def test_tmpfs(text: str, destination: str, options: str) -> None:
 )
 def test_bad_tmpfs(text: str, cause: str) -> None:
     refuses(flags.parse_tmpfs, text, cause)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("/data", flags.NamedVolume(name="", destination="/data")),
+        ("db:/data", flags.NamedVolume(name="db", destination="/data")),
+        ("db:/data:ro,nocopy", flags.NamedVolume(name="db", destination="/data", read_only=True, copy=False)),
+    ],
+)
+def test_named_volumes(text: str, found: flags.NamedVolume) -> None:
+    assert volume(text) == found
+
+
+def mount(text: str) -> object:
+    return flags.parse_mount(text, "/home/me")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("type=bind,source=/a,target=/b", flags.Volume(source="/a", destination="/b")),
+        ("type=bind,src=./a,dst=/b,ro", flags.Volume(source="/home/me/a", destination="/b", read_only=True)),
+        ("type=bind,src=a,dst=/b,readonly=false", flags.Volume(source="/home/me/a", destination="/b")),
+        ("type=bind,src=/a,dst=/b,bind-propagation=rprivate", flags.Volume(source="/a", destination="/b")),
+        ("type=bind,src=/a:b,dst=/b", flags.Volume(source="/a:b", destination="/b")),
+        ("source=db,destination=/b", flags.NamedVolume(name="db", destination="/b")),
+        ("type=volume,target=/b,volume-nocopy", flags.NamedVolume(name="", destination="/b", copy=False)),
+        (
+            "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777",
+            flags.TmpfsMount(destination="/t", options=("noexec", "nosuid", "nodev", f"size={1 << 20}", "mode=1777")),
+        ),
+        ("type=tmpfs,target=/t", flags.TmpfsMount(destination="/t", options=("noexec", "nosuid", "nodev"))),
+    ],
+)
+def test_mounts(text: str, found: object) -> None:
+    assert mount(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("type=npipe,target=/b", "the type 'npipe' is none of"),
+        ("type=bind,source=/a", "it has no target"),
+        ("type=bind,target=/b", "a bind mount needs a source"),
+        ("type=bind,source=/a,target=b", "is not absolute"),
+        ("type=bind,source=/a,target=/b,bind-propagation=rshared", "cannot propagate"),
+        ("type=bind,source=/a,target=/b,fast", "unknown key 'fast'"),
+        ("type=bind,source=/a,target=/b,ro=perhaps", "neither true nor false"),
+        ("type=tmpfs,source=/a,target=/b", "a tmpfs has no source"),
+        ("type=tmpfs,target=/b,tmpfs-mode=x", "'x' is not a mode"),
+        ("type=volume,source=a/b,target=/b", "'a/b' is not the name of a volume"),
+        ("type=volume,volume-driver=nfs,target=/b", "the driver local only"),
+        ("/a:/b", "it has no target"),
+    ],
+)
+def test_bad_mounts(text: str, cause: str) -> None:
+    refuses(mount, text, cause)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("/dev/vdb", ("/dev/vdb", "/dev/vdb", "rwm")),
+        ("/dev/vdb:r", ("/dev/vdb", "/dev/vdb", "r")),
+        ("/dev/vdb:/dev/x:rw", ("/dev/vdb", "/dev/x", "rw")),
+    ],
+)
+def test_devices(text: str, found: tuple[str, str, str]) -> None:
+    device = flags.parse_device(text)
+    assert (device.source, device.destination, device.access) == found
+
+
+@pytest.mark.parametrize("text", ["vdb", "/dev/a:/dev/b:/dev/c", "/dev/a:x"])
+def test_bad_devices(text: str) -> None:
+    refuses(flags.parse_device, text, "absolute")
