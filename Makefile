@@ -68,6 +68,7 @@ check: $(BIN)/.installed ## Format, lint, types, import contracts, generated fil
 	$(BIN)/python tools/generate_messages.py --check
 	$(BIN)/python tools/generate_configuration.py --check
 	$(BIN)/python tools/generate_operator_manifests.py --check
+	$(BIN)/python tools/generate_from_docker.py --check
 
 format: $(BIN)/.installed ## Format the sources
 	$(BIN)/ruff check --fix .
@@ -79,8 +80,9 @@ messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
 manifests: $(BIN)/.installed ## Rebuild the Helm chart and the OLM bundle from the operator's plain manifests
 	$(BIN)/python tools/generate_operator_manifests.py
 
-configuration: $(BIN)/.installed ## Rebuild what is generated from the declarations of the configuration's keys
+configuration: $(BIN)/.installed ## Rebuild what is generated from declarations: configuration keys, options of run
 	$(BIN)/python tools/generate_configuration.py
+	$(BIN)/python tools/generate_from_docker.py
 
 node-image: build/.packages-test ## Build the image by which kata-node puts Katapod on nodes into build/
 	tools/build-node-image

@@ -46,6 +46,7 @@ VERBS = {
     "image": Verb("images:image", "Manage images."),
     "factory": Verb("factory:factory", "Manage virtual machine templates."),
     "network": Verb("network:network", "Manage container networks."),
+    "volume": Verb("volumes:volume", "Manage volumes."),
     "iptables": Verb("management:iptables", "Get or set the iptables rules of a sandbox's guest."),
     "direct-volume": Verb("direct_volumes:direct_volume", "Manage block devices that guests mount as volumes."),
     "cluster": Verb("cluster:cluster", "See Katapod on a Kubernetes cluster."),
