@@ -15,6 +15,9 @@ from katapod.operator.cluster.objects import Settings
 
 __all__ = ["operate"]
 
+BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 120))
+"""An API server that is away when we begin is waited for: kopf ends after 54 s otherwise."""
+
 
 def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
     """Until a signal ends it. Raises NotFound if there is no cluster."""
@@ -36,6 +39,7 @@ async def _operate(
     ways = kopf.OperatorSettings()
     ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
     ways.posting.enabled = False  # the events are ours
+    ways.networking.error_backoffs = BACKOFFS_S
     ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
     Controller(ClusterClient(config, settings.namespace), settings, identity, webhook).register(registry)
     kopf.on.login(registry=registry)(_log_in)
