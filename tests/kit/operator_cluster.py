@@ -166,7 +166,7 @@ def operating(plane: ControlPlane, identity: str = "", *options: str) -> Iterato
         assert process.poll() is None, "the operator has ended by itself"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LIMIT_S)
 
 
 def sandboxed_pod(name: str, **spec: Any) -> dict[str, Any]:
