@@ -137,17 +137,19 @@ def test_only_the_oldest_counts(cluster: Cluster) -> None:
 
 
 def test_killed_again_and_again_it_ends_in_the_right_state(cluster: Cluster) -> None:
-    """At another moment each time; as the kubelet starts a container again."""
+    """After another number of requests each time; as the kubelet starts a container again."""
     plane, before, stop = cluster.plane, cluster.nodes(), threading.Event()
 
     def kill_and_start() -> None:
-        pause_s = 1.0
+        asks = 3
         while not stop.is_set():
+            last = len(plane.operator_requests()) + asks
             process = start_operator(plane, "restarted")
-            stop.wait(pause_s)
+            while not stop.is_set() and len(plane.operator_requests()) < last:
+                stop.wait(0.05)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            pause_s = pause_s + 0.7 if pause_s < 8 else 2.0
+            asks = asks + 4 if asks < 40 else 3
 
     killer = threading.Thread(target=kill_and_start)
     killer.start()

@@ -200,7 +200,11 @@ class ControlPlane:
 
     def operator_requests(self) -> list[tuple[str, str]]:
         """Verb and path of each request of the operator's account until now."""
-        lines = (self.directory / "audit.log").read_text().splitlines()
+        try:
+            text = (self.directory / "audit.log").read_text()
+        except FileNotFoundError:  # it has asked for nothing
+            return []
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half written
         return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
     def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":

@@ -94,14 +94,16 @@ class Cluster:
     def condition(self, kind: str, name: str = "kata") -> dict[str, Any]:
         return next((one for one in self.status(name).get("conditions", ()) if one["type"] == kind), {})
 
-    def wait_condition(self, kind: str, status: str, reason: str = "", name: str = "kata") -> dict[str, Any]:
+    def wait_condition(
+        self, kind: str, status: str, reason: str = "", name: str = "kata", limit_s: float = LIMIT_S
+    ) -> dict[str, Any]:
         def holds() -> dict[str, Any] | None:
             with contextlib.suppress(OSError):
                 found = self.condition(kind, name)
                 return found if found.get("status") == status and found["reason"].startswith(reason) else None
             return None
 
-        found: dict[str, Any] = wait_for(holds, f"{kind} is {status} {reason}", LIMIT_S)
+        found: dict[str, Any] = wait_for(holds, f"{kind} is {status} {reason}", limit_s)
         return found
 
     def is_gone(self, name: str = "kata") -> bool:
@@ -164,7 +166,7 @@ def operating(plane: ControlPlane, identity: str = "", *options: str) -> Iterato
         assert process.poll() is None, "the operator has ended by itself"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LIMIT_S)
 
 
 def sandboxed_pod(name: str, **spec: Any) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def _show(one: KataConfig) -> None:
             ],
             status.nodes,
         )
+        if status.nodes_omitted:
+            print(f"and {status.nodes_omitted} nodes more; kubectl get nodes --label-columns katapod.io/runtime")
 
 
 def _why(row: Condition) -> str:

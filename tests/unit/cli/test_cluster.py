@@ -94,6 +94,14 @@ def test_one_that_nobody_has_seen(
     assert capsys.readouterr().out == "kata: no operator has seen it yet\n"
 
 
+def test_nodes_that_the_status_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": {**STATUS, "nodesOmitted": 950}})
+    assert show() == 0
+    assert "and 950 nodes more; kubectl get nodes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("script", "error", "hint"),
     [

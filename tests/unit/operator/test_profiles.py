@@ -9,7 +9,7 @@ from cluster_helper import REMOVED, FakeCluster, installed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.model.kataconfig import Selector, Spec
+from katapod.model.kataconfig import RuntimeClassSpec, Selector, Spec
 from katapod.operator.cluster.quantities import same
 from katapod.operator.cluster.validation import problems_of
 from katapod.operator.report import Measured, Report
@@ -205,6 +205,14 @@ def test_what_makes_no_sense_is_refused_with_its_path(cluster: FakeCluster, spec
     assert (told["status"], told["reason"]) == ("True", "Invalid")
     assert problem in told["message"]
     assert cluster.made == []
+
+
+def test_what_no_job_could_carry_is_refused() -> None:
+    many = tuple(RuntimeClassSpec(f"k{number}", configuration=BIG) for number in range(17))
+    assert problems_of(Spec(runtime_classes=many[:16])) == ()
+    assert "17 handlers, and a node can have 16" in problems_of(Spec(runtime_classes=many))[0]
+    spec = Spec(runtime_classes=many[:16], configuration="# long\n" * 2000)
+    assert "bytes of configuration, and 100000 is the most" in problems_of(spec)[0]
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

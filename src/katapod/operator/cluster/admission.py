@@ -39,7 +39,7 @@ def answer(text: bytes, there: Sequence[ConfigView]) -> dict[str, Any]:
         raise BadReview(f"cannot read the review: {exc!r}") from exc
     response: dict[str, Any] = {"uid": review.request.uid, "allowed": not refused}
     if refused:
-        response["status"] = {"code": 422, "reason": "Invalid", "message": refused}
+        response["status"] = {"code": 422, "message": refused}  # of a reason kubectl would show that alone
     return {"apiVersion": review.api_version, "kind": "AdmissionReview", "response": response}
 
 

@@ -18,6 +18,8 @@ __all__ = ["operate"]
 log = logging.getLogger(__name__)
 
 ASK_S = 5.0
+BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 120))
+"""An API server that is away when we begin is waited for: kopf ends after 54 s otherwise."""
 
 
 def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
@@ -40,6 +42,7 @@ async def _operate(
     ways = kopf.OperatorSettings()
     ways.scanning.disabled = True  # what is watched is there from the beginning, and stays
     ways.posting.enabled = False  # the events are ours
+    ways.networking.error_backoffs = BACKOFFS_S
     ways.watching.server_timeout = 300  # of a watch that says nothing, which may be of a connection that is no more
     client = ClusterClient(config, settings.namespace)
     machine = await _has_machine_configs(client)

@@ -7,16 +7,20 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+import msgspec
+
 from katapod.model.config import judge_config
 from katapod.model.errors import ConfigError
 from katapod.model.kataconfig import Selector, Spec
-from katapod.operator.cluster.profiles import handler_of
+from katapod.operator.cluster.profiles import handler_of, node_settings
 
 __all__ = ["problems_of"]
 
 NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 PREFIX_MAX = 253
+HANDLERS_MAX = 16  # a node's report of them has 4096 bytes: Kubernetes' limit of a termination message
+SETTINGS_MAX = 100_000  # bytes: one argument of a node job's program, of which Linux takes 128 KiB (execve(2))
 
 
 def problems_of(spec: Spec) -> tuple[str, ...]:
@@ -56,6 +60,13 @@ def _of_configuration(spec: Spec) -> Iterator[str]:
         configuration, there = first.setdefault(handler_of(one), (one.configuration, place))
         if configuration != one.configuration:
             yield f"{place}: it is not that of {there}, and both have the handler {handler_of(one)}: give one another"
+    if len(first) > HANDLERS_MAX:
+        yield f"spec.runtimeClasses: they have {len(first)} handlers, and a node can have {HANDLERS_MAX}"
+    if (size := len(msgspec.json.encode(node_settings(spec)))) > SETTINGS_MAX:
+        yield (
+            f"spec.runtimeClasses: with spec.configuration for each of their handlers they have {size} bytes of "
+            f"configuration, and {SETTINGS_MAX} is the most"
+        )
 
 
 @lru_cache(maxsize=64)
