@@ -200,7 +200,8 @@ class ControlPlane:
 
     def operator_requests(self) -> list[tuple[str, str]]:
         """Verb and path of each request of the operator's account until now."""
-        lines = (self.directory / "audit.log").read_text().splitlines()
+        log = self.directory / "audit.log"  # made with its first line
+        lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
         return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
     def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
