@@ -200,11 +200,8 @@ class ControlPlane:
 
     def operator_requests(self) -> list[tuple[str, str]]:
         """Verb and path of each request of the operator's account until now."""
-        try:
-            text = (self.directory / "audit.log").read_text()
-        except FileNotFoundError:  # it has asked for nothing
-            return []
-        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half written
+        log = self.directory / "audit.log"  # made with its first line
+        lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
         return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
     def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
