@@ -28,8 +28,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "run --pid-file /p c1",
         "exec --process /p --detach c1",
         "exec -d --console-socket /s c1",
-        "list --format json",
-        "ps -f json c1",
+        "update --resources - c1",
+        "--root /r list --format json",
+        "--root /r ps --format json c1",
     ],
 )
 def test_what_engines_write(line: str) -> None:
@@ -50,6 +51,10 @@ def test_what_engines_write(line: str) -> None:
         "exec -e A=1 c1 cp -d a b",
         "list",
         "list --json",
+        "list --format json",
+        "ps --format {{.Names}}",
+        "exec -d c1 sleep 9",
+        "update -m 64m c1",
         "kill c1",
         "kill c1 c2",
         "delete --force c1",
@@ -61,7 +66,13 @@ def test_what_people_write(line: str) -> None:
     assert not speaks_oci(line.split())
 
 
-@pytest.mark.parametrize("line", ["kill c1", "kill c1 15", "delete --force c1", "pause c1", "resume c1", "ps c1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("kill c1", "kill c1 15", "delete --force c1", "pause c1", "resume c1", "ps c1", "ps -f json c1"),
+        *("exec -d c1 sleep 9", "update --memory 64m c1"),
+    ],
+)
 def test_a_container_of_create_is_the_engines(root: Path, line: str) -> None:
     assert not speaks_oci(line.split())
     (root / "c1").mkdir()
