@@ -14,6 +14,11 @@ NOT_HERE = {
     ),
     "search": ("registries are not searched", "skopeo list-tags docker://HOST/NAME"),
     "manifest": ("manifests are made by others", "buildah manifest"),
+    "create": (
+        "containers are made and started at once",
+        "run -d --name NAME IMAGE; of a bundle: create --bundle DIR ID",
+    ),
+    "start": ("the files of a container end with its VM", "delete NAME, and run it again"),
     "compose": ("several containers are started by others", "podman-compose with podman --runtime kata"),
     "stack": ("several containers are started by others", "Kubernetes, with a RuntimeClass"),
     "service": ("there is no daemon", "a systemd unit with ExecStart=kata-runtime run ..."),

@@ -17,6 +17,9 @@ from katapod.model.errors import UsageError
 __all__ = ["VERBS", "Program", "Verb", "kata_runtime"]
 
 
+NEAR_VERB = 0.7  # of difflib's ratio: two letters of four in the wrong order
+
+
 class Verb(NamedTuple):
     place: str  # MODULE:NAME of the click command
     summary: str  # its line in `kata-runtime --help`, and in man pages
@@ -97,7 +100,9 @@ class Program(Group):
             if name in NOT_HERE:
                 why, way = NOT_HERE[name]
                 raise UsageError(f"there is no {name}: {why}", hint=way)
-            known = near(name, [*(verb for verb, each in VERBS.items() if not each.hidden), *dict(_engine_verbs())])
+            known = near(
+                name, [*(verb for verb, each in VERBS.items() if not each.hidden), *dict(_engine_verbs())], NEAR_VERB
+            )
             ctx.fail(f"No such command {name!r}.{f' Did you mean {known[0]}?' if known else ''}")
         return super().resolve_command(ctx, args)
 

@@ -21,6 +21,8 @@ MARKS = {
     "update": ("--resources", "-r", "--cpu-share", "--cpu-period", "--cpu-quota", "--cpu-burst", "--l3-cache-schema"),
 }
 """Options of a verb that only its OCI form has."""
+RUNS = "/run/vc/sbs"
+"""Where containers of `run` are recorded: model.layout.Layout."""
 VALUED = ("--format", "-f", "-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus")
 """Options of such a verb, in either world, whose value is the next word."""
 BY_CONTAINER = ("kill", "delete", "pause", "resume", "ps", "update")
@@ -43,7 +45,7 @@ def speaks_oci(words: list[str]) -> bool:
 
 def _is_oci(verb: str, rest: list[str]) -> bool:
     if verb in ONLY_OCI:
-        return True
+        return not _is_docker(verb, rest)
     before = rest[: rest.index("--")] if "--" in rest else rest
     if verb in ("run", "exec"):  # what comes after the name is a command's
         first = next((place for place, word in enumerate(before) if not word.startswith("-")), len(before))
@@ -55,6 +57,19 @@ def _is_oci(verb: str, rest: list[str]) -> bool:
     if verb not in BY_CONTAINER or any(word.partition("=")[0] in ("-s", "--signal") for word in before):
         return False
     return _is_recorded(_first_operand(before))
+
+
+def _is_docker(verb: str, rest: list[str]) -> bool:
+    """Whether somebody means docker's verb of that name, which is answered in a line: `create IMAGE` where there is no
+    bundle, `start` of a container of `run`."""
+    names = {word.partition("=")[0] for word in rest}
+    if verb == "create":
+        named = bool(rest) and not rest[-1].startswith("-")
+        return named and not names & {*STARTS, "--bundle", "-b"} and not os.path.exists("config.json")
+    if verb == "start":
+        name = _first_operand(rest)
+        return _is_name(name) and not _is_recorded(name) and os.path.isdir(os.path.join(RUNS, name))
+    return False
 
 
 def _first_operand(words: list[str]) -> str:

@@ -75,7 +75,7 @@ def test_config_paths() -> None:
     ("arguments", "status", "words"),
     [
         (["frobnicate"], 1, "No such command 'frobnicate'.\n"),
-        (["lsit"], 1, "No such command 'lsit'."),
+        (["lits"], 1, "No such command 'lits'. Did you mean list?"),
         (["inspct", "x"], 1, "No such command 'inspct'. Did you mean inspect?"),
         (["build", "."], 1, "there is no build: images are built by others\n  hint: buildah build"),
         (["login"], 1, "hint: skopeo login HOST"),

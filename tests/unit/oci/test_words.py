@@ -17,7 +17,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "create c1",
+        "create",
+        "create --bundle /b c1",
+        "create --pid-file /p c1",
+        "start c1",
         "state c1",
         "features",
         "--config /x state c1",
@@ -43,6 +46,8 @@ def test_what_engines_write(line: str) -> None:
         "",
         "--version",
         "--help",
+        "create busybox",
+        "create --name web busybox",
         "run busybox",
         "run -d busybox sh -c --pid-file",
         "run --bundle /b",
@@ -77,6 +82,22 @@ def test_a_container_of_create_is_the_engines(root: Path, line: str) -> None:
     assert not speaks_oci(line.split())
     (root / "c1").mkdir()
     assert speaks_oci(line.split())
+
+
+def test_create_in_a_bundle_is_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not speaks_oci(["create", "c1"])
+    (tmp_path / "config.json").write_text("{}")
+    assert speaks_oci(["create", "c1"])
+
+
+def test_start_of_a_container_of_run_is_ours(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RUNS", str(tmp_path / "sbs"))
+    assert speaks_oci(["start", "c1"])
+    (tmp_path / "sbs" / "c1").mkdir(parents=True)
+    assert not speaks_oci(["start", "c1"])
+    (root / "c1").mkdir()
+    assert speaks_oci(["start", "c1"])
 
 
 def test_no_path_is_taken_for_a_container(root: Path) -> None:
