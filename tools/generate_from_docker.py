@@ -1,7 +1,7 @@
 """Write the tables of docs/how-to/from-docker.md from the declarations of the command line.
 
-Run it after a change of cli/run_options.py: `make configuration`. With --check it writes nothing and fails when the
-page is out of date.
+Run it after a change of cli/run_options.py, cli/program.py or cli/not_here.py: `make configuration`. With --check it
+writes nothing and fails when the page is out of date.
 """
 
 import re
@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from katapod.cli.declared import Declared
+from katapod.cli.not_here import NOT_HERE
+from katapod.cli.program import VERBS
 from katapod.cli.run_options import RUN_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,18 @@ def refused_options(options: Iterable[Declared]) -> str:
     return "\n".join(lines)
 
 
+def absent_verbs() -> str:
+    lines = ["| Verb | Why | What does it |", "|---|---|---|"]
+    lines += [f"| `{name}` | {cell(why)} | {cell(way)} |" for name, (why, way) in sorted(NOT_HERE.items())]
+    return "\n".join(lines)
+
+
+def present_verbs() -> str:
+    lines = ["| Verb | Here |", "|---|---|"]
+    lines += [f"| `{name}` | {cell(each.summary.removesuffix('.'))} |" for name, each in sorted(VERBS.items())]
+    return "\n".join(lines)
+
+
 def _order(each: Declared) -> str:
     return next(name for name in reversed(each.names) if name.startswith("-")).lstrip("-").lower()
 
@@ -46,7 +60,12 @@ def cell(text: str) -> str:
 
 def render(page: str) -> str:
     """The page with its tables as they are now: each stands between <!-- NAME --> and <!-- end -->."""
-    tables = {"options": working_options(RUN_OPTIONS), "refused": refused_options(RUN_OPTIONS)}
+    tables = {
+        "options": working_options(RUN_OPTIONS),
+        "refused": refused_options(RUN_OPTIONS),
+        "verbs": present_verbs(),
+        "absent": absent_verbs(),
+    }
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page, count = pattern.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", page)

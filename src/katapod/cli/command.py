@@ -58,7 +58,9 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, words)
         except click.NoSuchOption as exc:
-            exc.possibilities = near(exc.option_name, (name for each in options for name in each.opts))
+            exc.possibilities = near(
+                exc.option_name, (name for each in options if not each.hidden for name in each.opts)
+            )
             raise
         for each in options:
             if each.expose_value and each.name in off:
@@ -99,11 +101,11 @@ Group.group_class = Group
 NEAR = 0.8  # of difflib's ratio: one letter of five
 
 
-def near(word: str, known: Iterable[str]) -> list[str]:
+def near(word: str, known: Iterable[str], cutoff: float = NEAR) -> list[str]:
     """What somebody who typed `word` has meant, the likeliest first; none where nothing is so near."""
     import difflib
 
-    return difflib.get_close_matches(word, sorted(set(known)), cutoff=NEAR)
+    return difflib.get_close_matches(word, sorted(set(known)), cutoff=cutoff)
 
 
 def without_values(

@@ -2,19 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
+from katapod.cli.env_files import env_files, text_of
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
     parse_accelerator,
     parse_cap,
     parse_cpus,
     parse_env,
-    parse_env_file,
     parse_group,
     parse_hostname,
     parse_label,
@@ -69,7 +68,7 @@ if TYPE_CHECKING:
     from katapod.plan.container_spec import ContainerOptions
     from katapod.supervisor.run_request import ImagePolicy, RunRequest
 
-__all__ = ["RunFlags", "env_files", "run_request"]
+__all__ = ["RunFlags", "run_request"]
 
 Texts = tuple[str, ...]
 
@@ -210,7 +209,7 @@ def _check_meant(flags: RunFlags) -> None:
 
 def _labels(flags: RunFlags) -> dict[str, str]:
     """Those of the command line last: they win."""
-    lines = [line.strip() for path in flags.label_file for line in _text_of("--label-file", path).splitlines()]
+    lines = [line.strip() for path in flags.label_file for line in text_of("--label-file", path).splitlines()]
     given = [line for line in lines if line and not line.startswith("#")]
     return dict(parse_label(item) for item in (*given, *flags.label))
 
@@ -352,24 +351,6 @@ def _image_and_command(flags: RunFlags) -> tuple[str, Texts]:
     if not words:
         raise UsageError("cannot run: no image given", hint="for example: kata-runtime run --rm busybox uname -r")
     return words[0], words[1:]
-
-
-def env_files(paths: Iterable[str]) -> tuple[str, ...]:
-    """The entries of --env-file. Raises UsageError."""
-    found: list[str] = []
-    for path in paths:
-        found.extend(parse_env_file(_text_of("--env-file", path), os.environ, path))
-    return tuple(found)
-
-
-def _text_of(flag: str, path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise UsageError(f"cannot read {flag} {path}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        line = exc.object[: exc.start].count(b"\n") + 1
-        raise UsageError(f"cannot read {flag} {path}: line {line} is not valid UTF-8") from exc
 
 
 class _Security(NamedTuple):

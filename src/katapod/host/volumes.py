@@ -14,9 +14,7 @@ from pathlib import Path
 import msgspec
 
 from katapod.host.hints import hint_for
-from katapod.host.process import run
 from katapod.host.removal import remove_tree
-from katapod.kernel.openat2 import open_in_root
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.json_text import decode_json, encode_json
 from katapod.model.tokens import random_hex
@@ -101,6 +99,9 @@ class VolumeStore:
     async def fill(self, name: str, root: Path, destination: str) -> None:
         """Copy what an image, whose files are below `root`, has at `destination` into a volume that is empty. Its links
         are followed within the image; what is no directory is left alone. Raises KatapodError."""
+        from katapod.host.process import run  # which loads asyncio: `volume ls` does without
+        from katapod.kernel.openat2 import open_in_root
+
         data = self.data(name)
         if os.listdir(data):
             return

@@ -262,7 +262,11 @@ def _operand(tokens: _Tokens) -> tuple[_Expression, _Tokens]:
         inner, rest = _pipeline(rest)
         if not rest or rest[0] != ("mark", ")"):
             raise ValueError("a '(' has no ')'")
-        return inner, rest[1:]
+        rest = rest[1:]
+        if rest and rest[0][0] == "field" and rest[0][1] != ".":
+            steps = [name for name in rest[0][1].split(".") if name]
+            return lambda scope: _follow(inner(scope), steps), rest[1:]
+        return inner, rest
     if kind == "text":
         text = word[1:-1] if word[0] == "`" else json.loads(word)
         return lambda scope: text, rest

@@ -1,5 +1,6 @@
 """The named volumes of a container: made when they are first asked for, and filled from its image."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from katapod.model.layout import Layout
 from katapod.model.mount_flags import Volume
 from katapod.supervisor.run_request import RunRequest
 
-__all__ = ["drop_anonymous", "fill_volumes", "with_named_volumes"]
+__all__ = ["drop_anonymous", "drop_volumes", "fill_volumes", "with_named_volumes"]
 
 
 def with_named_volumes(layout: Layout, request: RunRequest) -> RunRequest:
@@ -41,7 +42,12 @@ async def fill_volumes(layout: Layout, request: RunRequest, root: Path) -> None:
 
 def drop_anonymous(layout: Layout, request: RunRequest) -> None:
     """Remove those that were made for this container alone. Raises KatapodError."""
+    drop_volumes(layout, (each.name for each in request.options.named_volumes))
+
+
+def drop_volumes(layout: Layout, names: Iterable[str]) -> None:
+    """Remove those of the volumes that were made without a name. Raises KatapodError."""
     store = VolumeStore(layout.volume_root)
-    for each in request.options.named_volumes:
-        if (store.root / each.name).exists() and store.read(each.name).anonymous:
-            store.remove(each.name)
+    for name in names:
+        if (store.root / name).exists() and store.read(name).anonymous:
+            store.remove(name)

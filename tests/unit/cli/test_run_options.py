@@ -83,7 +83,14 @@ def test_a_switch_that_is_off_is_not_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"), [("--volme", "--volume"), ("--memroy", "--memory"), ("--detatch", "--detach"), ("--prune", "")]
+    ("typed", "found"),
+    [
+        ("--volme", "--volume"),
+        ("--memroy", "--memory"),
+        ("--detatch", "--detach"),
+        ("--prune", ""),
+        ("--mout", "--mount"),
+    ],
 )
 def test_only_what_is_near_is_suggested(typed: str, found: str) -> None:
     with pytest.raises(click.NoSuchOption) as caught:

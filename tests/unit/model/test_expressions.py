@@ -29,6 +29,7 @@ OURS = {  # text that root of this host wrote, or a program that root installed;
     "model/go_template.py": "the value of --format, of 64 KiB at most",
     "model/ids.py": "names, which have a length limit",
     "model/image.py": "names, of 255 characters at most",
+    "model/log_flags.py": "flags",
     "model/mount_flags.py": "flags",
     "model/net_flags.py": "flags",
     "model/network.py": "names of interfaces",

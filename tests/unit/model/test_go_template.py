@@ -60,6 +60,7 @@ def render(text: str, value: Any = VALUE) -> str:
         ("{{/* a comment */}}x", "x"),
         ("{{.Name}}\\t{{.State.Pid}}\\n", "web\t7\n"),
         ("{{slice .Name 0 2}}", "we"),
+        ("{{(index .Ports 1).Host}}", "81"),
     ],
 )
 def test_rendered(text: str, shown: str) -> None:
