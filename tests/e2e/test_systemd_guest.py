@@ -56,7 +56,7 @@ Environment=SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat COLUMNS=200
 """
 
 TOUR = f"""#!/bin/sh
-until ps | grep -q "[s]leep {CONTAINER_SLEEP}"; do sleep 0.3; done
+until ps | grep -q "[s]leep {CONTAINER_SLEEP}"; do sleep 1; done
 systemctl list-units --plain --no-legend --full
 echo == ps; ps
 echo == modules; lsmod; modprobe xfs && grep xfs /proc/filesystems
@@ -65,7 +65,7 @@ echo == id; cat /etc/machine-id
 echo == strace; strace -f -e trace=execve true 2>&1
 echo == init; readlink /proc/1/exe
 echo tour is over
-until ps | grep -q "[s]leep {KILLER_SLEEP}"; do sleep 0.3; done
+until ps | grep -q "[s]leep {KILLER_SLEEP}"; do sleep 1; done
 systemctl kill --kill-whom=main --signal=KILL kata-agent.service
 """
 
