@@ -1,13 +1,14 @@
 """Nothing of the host is shared with a guest that needs nothing of it: there is no virtiofsd then."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import katapod
-from kit.kata import Kata
+from kit.kata import Kata, wait_for
 
 
 def virtiofsd_of(found: dict[str, Any]) -> list[int]:
@@ -32,6 +33,18 @@ def test_a_container_of_an_image_alone_shares_nothing(kata: Kata) -> None:
     kata.ok("exec", name, "sh", "-c", "echo 192.0.2.1 elsewhere >> /etc/hosts")
     assert "elsewhere" in kata.ok("exec", name, "cat", "/etc/hosts")
     assert "kata_virtiofsd_threads" not in kata.ok("metrics", name)
+
+
+def test_who_is_put_behind_others_serves_on(kata: Kata, tmp_path: Path) -> None:
+    """A thread of the daemon in C that comes later may not want the nice value that the others had."""
+    name = kata.start("-v", f"{tmp_path}:/v", "busybox", "sleep", "1000")
+    daemons = virtiofsd_of(inspected(kata, name))
+    tasks = [Path(f"/proc/{pid}/task") for pid in daemons]
+    wait_for(lambda: "pool\n" not in [path.read_text() for each in tasks for path in each.glob("*/comm")], "none works")
+    for thread in [int(thread.name) for task in tasks for thread in task.iterdir()]:
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    assert kata.ok("exec", name, "sh", "-c", "echo written > /v/file; cat /v/file") == "written\n"
+    assert virtiofsd_of(inspected(kata, name)) == daemons
 
 
 @pytest.mark.core

@@ -1,5 +1,6 @@
 """What is preloaded into a kernel of User-mode Linux, so that it runs on processors with registers that it does not
-know: see regset.c, from which tools/build_native.py makes the library."""
+know, and calls handlers of signals with the flags that they are to find: see regset.c, from which tools/build_native.py
+makes the library."""
 
 from pathlib import Path
 

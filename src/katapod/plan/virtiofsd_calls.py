@@ -10,6 +10,11 @@ clone3 fails, since a filter cannot look at its flags, and the C library calls c
 arguments that an administrator may add (virtio_fs_extra_args) stays: chroot, and handles of files, which take a
 capability that it has by such an argument only.
 
+sched_setattr and sched_getattr are refused for another reason: GLib 2.74, by which the one in C works, gives each new
+thread of a pool the nice value that the pool began with. Without CAP_SYS_NICE that fails where somebody has put the
+process behind others since (renice); GLib warns of it, looks first whether stderr is a socket (getpeername), and the
+daemon's own list kills it for that. Where the value cannot be asked for, threads have that of who makes them.
+
 Sources: QEMU's tools/virtiofsd/passthrough_seccomp.c, virtiofsd's src/seccomp.rs and src/sandbox.rs, linux/sched.h.
 """
 
@@ -37,5 +42,6 @@ VIRTIOFSD_CALLS = CallFilter(
         *(("kexec_file_load", 320), ("reboot", 169), ("swapon", 167), ("swapoff", 168), ("acct", 163)),
         *(("quotactl", 179), ("syslog", 103), ("personality", 135), ("modify_ldt", 154), ("iopl", 172)),
         *(("ioperm", 173), ("fanotify_init", 300), ("move_pages", 279), ("migrate_pages", 256)),
+        *(("sched_setattr", 314), ("sched_getattr", 315)),
     ),
 )
