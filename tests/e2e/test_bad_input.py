@@ -333,8 +333,9 @@ def test_qemu_that_is_a_script(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.qemu("QEMU's settings")
 def test_qemu_that_does_not_speak(name: str, tmp_path: Path) -> None:
-    program = script_for_jail(tmp_path / "odd", "echo not today >&2\nwhile :; do :; done")
-    config = write_config(tmp_path, qemu={"path": str(program)})
+    odd = tmp_path / "odd"
+    program = script_for_jail(odd, f"echo not today >&2\nexec {odd}/lib/busybox sleep 1000")
+    config = write_config(tmp_path, qemu={"path": str(program)}, factory={"enable_template": False})
     expect(run(name, "busybox", "true", config=config), "not today")
 
 

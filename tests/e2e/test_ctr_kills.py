@@ -25,7 +25,7 @@ from kit.oci_archive import BUSYBOX
 REPORT_S = 180.0
 HANG_LIMIT_S = 180.0  # for each call to a guest that stands still
 READY, NOT_READY, EXITED = 0, 1, 2
-BEATS = "while :; do echo beat; sleep 0.1; done"
+BEATS = "while :; do echo beat; sleep 0.5; done"  # each is a process: a guest that is waited for is all but idle
 TASKS = "state/io.containerd.runtime.v2.task"
 CRASH = ("sh", "-c", "echo c > /proc/sysrq-trigger")
 """The guest's kernel stops, and its agent with it: from inside nobody can kill the agent, which is the init process."""

@@ -14,6 +14,7 @@ from faults import Finished, leftovers, record_of, wait_until, write_config
 
 from katapod.plan.loopback_guard import guard_rules
 from kit.kata import RUN_PREFIX, Kata
+from kit.pool import Pool
 from kit.templates import kata_command
 
 HOST = f"{RUN_PREFIX}host"
@@ -325,10 +326,10 @@ def watching() -> Iterator[Callable[[], set[tuple[str, str]]]]:
             watcher.kill()
 
 
-@pytest.fixture
-def routed_loopback(kata: Kata) -> None:
+@pytest.fixture(scope="module")
+def routed_loopback(module_kata: Kata) -> None:
     """A port has been published, so the kernel of the host routes 127.0.0.0/8 that comes in by the bridge."""
-    done = run("--name", kata.name(), "--net", "bridge", "-p", "18095:80", "busybox", "true")
+    done = run("--name", module_kata.name(), "--net", "bridge", "-p", "18095:80", "busybox", "true")
     assert done.code == 0, done
     assert host("sysctl", "-n", "net.ipv4.conf.kata0.route_localnet") == "1\n"
 
@@ -463,19 +464,11 @@ def test_what_is_kept_of_a_stopped_container_has_no_network(name: str) -> None:
 @pytest.mark.core
 def test_a_machine_of_the_pool_gets_the_network(name: str, kata: Kata, tmp_path: Path) -> None:
     """The pool's server is on the host of the tests, as its clients are."""
-    endpoint = tmp_path / "cache.sock"
-    config = write_config(tmp_path, factory={"vm_cache_number": 1, "vm_cache_endpoint": str(endpoint)})
-    command = on_host(*kata_command("--config", str(config)))
-
-    def machines() -> list[dict[str, int]]:
-        said = subprocess.run([*command, "factory", "status", "--json"], capture_output=True, text=True, check=True)
-        cache = json.loads(said.stdout)["cache"]
-        return list(cache["vms"]) if cache else []
-
+    pool = Pool(kata, tmp_path, 1)
+    command = on_host(*pool.command())
     with subprocess.Popen([*command, "factory", "init"], stdin=subprocess.DEVNULL) as server:
         try:
-            wait_until("a machine that is ready", machines, limit_s=240, period_s=0.2)
-            ready = machines()[0]["pid"]
+            (ready,) = pool.wait_full()
             script = "ip -4 addr show eth0; cat /etc/hosts; ping -c 1 -w 20 10.186.0.1"
             words = ("run", "--name", name, "--net", "bridge", "busybox", "sh", "-c", script)
             done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=LIMIT_S)

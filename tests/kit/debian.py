@@ -1,4 +1,5 @@
-"""Real Debian root file systems, each made once and kept as an archive: with Python and a C compiler, or others."""
+"""Real Debian root file systems, each made once on a machine and kept as an archive: with Python and a C compiler, or
+others."""
 
 import fcntl
 import hashlib
@@ -13,7 +14,7 @@ __all__ = ["PACKAGES", "debian_archive", "own_suite", "unpack_debian"]
 
 SUITE = "bookworm"  # of containers: any would do
 PACKAGES = ("gcc", "libc6-dev", "python3-minimal")
-CACHE = Path(__file__).resolve().parents[2] / "build" / "cache"
+CACHE = Path(os.environ.get("KATAPOD_TEST_ROOTS", "/var/cache/katapod-tests"))
 
 
 def own_suite() -> str:
@@ -29,7 +30,7 @@ def debian_archive(packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Pa
     key = hashlib.sha256(" ".join([suite, *packages]).encode()).hexdigest()[:12]
     archive = CACHE / f"debian-{suite}-{key}.tar"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "debian.lock").open("w") as lock:  # workers of one test run make it once
+    with (CACHE / "debian.lock").open("w") as lock:  # all who run tests here make it once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             _make(archive, packages, suite)
@@ -43,17 +44,14 @@ def _make(archive: Path, packages: Sequence[str], suite: str) -> None:
     mirror = os.environ.get("KATAPOD_TEST_MIRROR", "http://deb.debian.org/debian")
     options = ["--variant=minbase", f"--include={','.join(packages)}", "--quiet"]
     options.append("--dpkgopt=force-unsafe-io")  # who loses power begins anew
-    done = subprocess.run(
-        [mmdebstrap, *options, suite, str(half), mirror],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    if done.returncode != 0:
+    try:
+        done = subprocess.run(
+            [mmdebstrap, *options, suite, str(half), mirror], capture_output=True, text=True, timeout=800, check=False
+        )
+        assert done.returncode == 0, f"mmdebstrap failed: {done.stderr[-2000:]}"
+        os.replace(half, archive)
+    finally:
         half.unlink(missing_ok=True)
-        raise AssertionError(f"mmdebstrap failed: {done.stderr[-2000:]}")
-    os.replace(half, archive)
 
 
 def unpack_debian(folder: Path, packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Path:
