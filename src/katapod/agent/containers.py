@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 
-from katapod.agent import crun, devices, log, tree
+from katapod.agent import crowd, crun, devices, log, room, tree
 from katapod.agent.container import Container
 from katapod.agent.cpuinfo import mend_cpuinfo
 from katapod.agent.launch import Launch, resolve_process
@@ -68,7 +68,8 @@ async def create_container(agent: Agent, request: agent_pb2.CreateContainerReque
         raise RpcError(StatusCode.ALREADY_EXISTS, f"container {container_id} already exists")
     if not request.HasField("OCI") or not request.OCI.Process.Args:
         raise RpcError(StatusCode.INVALID_ARGUMENT, "cannot create container: the OCI spec has no process")
-    container = Container(container_id, cgroup_path(container_id, request.OCI.Linux.CgroupsPath))
+    above = room.GROUP if agent.room is not None else ""
+    container = Container(container_id, above + cgroup_path(container_id, request.OCI.Linux.CgroupsPath))
     agent.containers[container_id] = container
     try:
         await _create(agent, container, request)
@@ -81,8 +82,7 @@ async def create_container(agent: Agent, request: agent_pb2.CreateContainerReque
 
 async def _create(agent: Agent, container: Container, request: agent_pb2.CreateContainerRequest) -> None:
     spec = request.OCI
-    if agent.limits is not None:
-        agent.limits.follow()
+    _make_room(agent, container)
     timeout_s = agent.options.hotplug_timeout_s
     await devices.apply_devices(agent.loop, request.devices, spec, timeout_s)
     if agent.limits is not None and "CAP_NET_ADMIN" in spec.Process.Capabilities.Bounding:
@@ -139,6 +139,15 @@ async def _create(agent: Agent, container: Container, request: agent_pb2.CreateC
         share_pid_namespace(agent.shared_namespaces, process.pid)
     agent.oom.watch(container.id, container.cgroup)
     container.undo.append(lambda: agent.oom.forget(container.id))
+
+
+def _make_room(agent: Agent, container: Container) -> None:
+    """Raises RpcError if there is none for one more container."""
+    if agent.limits is not None:
+        agent.limits.follow()
+    if agent.room is not None:
+        agent.room.follow(agent.cpus)
+        agent.room.admit(container)
 
 
 def _write_files(directory: str, files: Iterable[agent_pb2.BundleFile]) -> None:
@@ -286,12 +295,15 @@ async def _launch_exec(
     agent: Agent, container: Container, exec_id: str, request: agent_pb2.ExecProcessRequest
 ) -> Process:
     container.require("running", verb="run a process in")  # it may have ended since the request
+    if agent.room is not None:
+        agent.room.admit(container)
     root = f"/proc/{container.init_pid}/root"
+    nice = crowd.nice_for(container) if agent.room is not None else 0
     try:
         await resolve_process(agent.loop, request.process, request.string_user, root, make_cwd=False)
         described = json.dumps(process_json(request.process))
-        command = Launch(agent.loop, request.process, root, ())
-        if not request.process.Terminal and (spare := _take_spare(container, described)) is not None:
+        command = Launch(agent.loop, request.process, root, (), nice)
+        if not request.process.Terminal and (spare := _take_spare(container, described, nice)) is not None:
             try:
                 return await command.run_spare(exec_id, spare)
             finally:
@@ -310,13 +322,18 @@ async def _launch_exec(
         if not told and await _is_ending(agent, container):
             # crun's error for a pid namespace whose init is dead is misleading, and so is that of /proc/PID/root
             raise RpcError(StatusCode.FAILED_PRECONDITION, f"container {container.id} has ended") from exc
+        if not told and agent.room is not None and (full := agent.room.explain(container)) is not None:
+            raise full from exc
         raise
+    finally:
+        if nice:
+            crowd.calm(container)
 
 
-def _take_spare(container: Container, described: str) -> Spare | None:
+def _take_spare(container: Container, described: str, nice: int) -> Spare | None:
     """The container's spare crun, told to run the process `described`; None if there is none that can."""
     spare, container.spare = container.spare, None
-    return spare if spare is not None and spare.tell(described) else None
+    return spare if spare is not None and spare.tell(described, nice) else None
 
 
 async def _keep_spare(agent: Agent, container: Container, process: Process) -> None:

@@ -87,20 +87,27 @@ class Call:
 
 
 def start(
-    loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None, more_fds: tuple[int, ...] = ()
+    loop: Loop,
+    arguments: list[str],
+    stdio: tuple[int, int, int] | None = None,
+    more_fds: tuple[int, ...] = (),
+    nice: int = 0,
 ) -> Call:
     """Start crun with `arguments`; `stdio` are descriptors 0 to 2 for the container, which the caller still owns, as it
-    does `more_fds`, which crun has by their numbers. Raises ProgramError."""
+    does `more_fds`, which crun has by their numbers. `nice` is its priority. Raises ProgramError."""
     global _count
     _count += 1
     log_path = f"{LOG_DIRECTORY}/crun-{_count}.log"
     command = ["crun", "--root", ROOT, "--cgroup-manager=cgroupfs", "--log", log_path, "--log-format=json"]
-    return Call(arguments[0], program.start(loop, command + arguments, stdio, sealed_binary(), more_fds), log_path)
+    running = program.start(loop, command + arguments, stdio, sealed_binary(), more_fds)
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, running.pid, nice)  # it has started nothing yet; not waited for, it is there
+    return Call(arguments[0], running, log_path)
 
 
-async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None) -> None:
+async def run(loop: Loop, arguments: list[str], stdio: tuple[int, int, int] | None = None, nice: int = 0) -> None:
     """Run crun, as `start`, to its end. Raises ProgramError with crun's last error as `tail`."""
-    await start(loop, arguments, stdio).finish()
+    await start(loop, arguments, stdio, nice=nice).finish()
 
 
 def release(container_id: str) -> bool:

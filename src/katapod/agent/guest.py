@@ -110,6 +110,8 @@ async def _follow_memory(agent: Agent, limits: Limits) -> None:
     """Plugged memory comes online by itself, a moment later."""
     for _ in range(ONLINE_TRIES):
         if limits.follow():
+            if agent.room is not None and agent.containers:
+                agent.room.follow(agent.cpus)
             return
         await agent.loop.sleep(ONLINE_PAUSE_S)
 

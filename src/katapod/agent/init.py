@@ -23,7 +23,6 @@ __all__ = [
 MODULES_EARLY = "/etc/katapod/modules-early"
 MODULES_LATE = "/etc/katapod/modules-late"
 PAGE_REPORTING_ORDER = "/sys/module/page_reporting/parameters/page_reporting_order"
-CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 CGROUP = "/sys/fs/cgroup"
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 UEVENT_HELPER = "/sys/kernel/uevent_helper"
@@ -129,6 +128,8 @@ def early() -> None:
 
 def late() -> None:
     """What the first request needs. Raises OSError."""
+    from katapod.agent.room import enable_controllers
+
     load_list(MODULES_LATE)
     _report_all_free_pages()
     _mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666")
@@ -142,7 +143,7 @@ def late() -> None:
     if not os.path.lexists("/var/run"):
         os.symlink("/run", "/var/run")
     _mount("cgroup2", CGROUP, "cgroup2", _SAFE)
-    _enable_controllers()
+    enable_controllers(CGROUP)
     _loopback_up()
 
 
@@ -169,15 +170,6 @@ def _report_all_free_pages() -> None:
             handle.write("0")
     except OSError as exc:
         log.warning(f"cannot set {PAGE_REPORTING_ORDER}, so less free memory is returned to the host: {exc.strerror}")
-
-
-def _enable_controllers() -> None:
-    with open(f"{CGROUP}/cgroup.controllers") as handle:
-        have = handle.read().split()
-    for name in CONTROLLERS:
-        if name in have:
-            with open(f"{CGROUP}/cgroup.subtree_control", "w") as handle:
-                handle.write(f"+{name}")
 
 
 def _loopback_up() -> None:

@@ -113,12 +113,14 @@ async def _make_directories(loop: Loop, root: str, directory: str) -> None:
 class Launch:
     """One launch of a process."""
 
-    def __init__(self, loop: Loop, process: oci_pb2.Process, root: str, binds: Binds) -> None:
-        """`root` and `binds` (source, destination) show the container's files, to explain a failure."""
+    def __init__(self, loop: Loop, process: oci_pb2.Process, root: str, binds: Binds, nice: int = 0) -> None:
+        """`root` and `binds` (source, destination) show the container's files, to explain a failure. `nice`: the
+        priority of crun, which the process has then."""
         self._loop = loop
         self._process = process
         self._root = root
         self._binds = binds
+        self._nice = nice
 
     async def run(self, exec_id: str, arguments: list[str], directory: str, pipe_size_bytes: int) -> Process:
         """Call crun with `arguments` (verb first, container id last); temporary files go to `directory`.
@@ -160,7 +162,7 @@ class Launch:
     async def _with_pipes(self, arguments: list[str], pipe_size_bytes: int) -> Stdio:
         stdio, theirs = open_streams(self._loop, pipe_size_bytes)
         try:
-            await crun.run(self._loop, arguments, theirs)
+            await crun.run(self._loop, arguments, theirs, self._nice)
         except BaseException:
             stdio.close()
             raise
@@ -194,7 +196,7 @@ class Launch:
                 os.close(fd)
             listener.listen(1)
             verb, *rest = arguments
-            await crun.run(self._loop, [verb, "--console-socket", path, *rest], (null, null, null))
+            await crun.run(self._loop, [verb, "--console-socket", path, *rest], (null, null, null), self._nice)
             accept: Any = listener._accept  # type: ignore[attr-defined]
             connection = _socket.socket(fileno=accept()[0])
             try:

@@ -21,6 +21,7 @@ class Options:
         "fixed_addresses",
         "hotplug_timeout_s",
         "log_level",
+        "processes_max",
         "prove_token",
         "server_addr",
     )
@@ -33,6 +34,7 @@ class Options:
         self.hotplug_timeout_s = 3.0
         self.container_pipe_size_bytes = 0  # 0: the kernel's default
         self.fixed_addresses = False  # of the programs that the agent runs: program.py
+        self.processes_max = 0  # that the host lets the guest have; 0: as many as the guest's kernel
         self.prove_token = ""
 
 
@@ -63,6 +65,8 @@ def parse_cmdline(cmdline: str) -> Options:
             options.container_pipe_size_bytes = _positive(value, 0)
         elif key == "katapod.fixed_addresses":
             options.fixed_addresses = _flag(value)
+        elif key == "katapod.processes":
+            options.processes_max = _positive(value, 0)
         elif key == "katapod.prove":
             options.prove_token = value[:64]
     return options

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from katapod.agent.limits import Limits
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
+    from katapod.agent.room import Room
     from katapod.agent.storage import Storages
     from katapod.rpc.pb import agent_pb2, katapod_pb2
 
@@ -50,6 +51,7 @@ class Agent:
         self.scrapes = 0
         self.cpus = os.cpu_count() or 1  # online at the last check
         self.limits: Limits | None = None  # in a guest: the kernel's, adapted to its memory
+        self.room: Room | None = None  # in a guest: what containers leave of it
         self._storages: Storages | None = None
         self._oom: OomWatch | None = None
         self._connections: Connections | None = None

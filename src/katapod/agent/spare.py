@@ -36,14 +36,14 @@ class Spare:
         self._write_end = write_end
         self._pipe_bytes = fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ)
 
-    def tell(self, process: str) -> bool:
-        """Say what is to run; from then on it is a launch like others. False if it cannot be told, and is dropped: it
-        has ended, or that is too long for the pipe. Raises OSError."""
+    def tell(self, process: str, nice: int) -> bool:
+        """Say what is to run; from then on it is a launch like others, of this priority. False if it cannot be told,
+        and is dropped: it has ended, or that is too long for the pipe. Raises OSError."""
         data = process.encode()
         if self.call.program.exit_status.done or len(data) > self._pipe_bytes:
             self.drop()
             return False
-        os.setpriority(os.PRIO_PROCESS, self.call.program.pid, 0)
+        os.setpriority(os.PRIO_PROCESS, self.call.program.pid, nice)
         try:
             os.write(self._write_end, data)  # into an empty pipe with room for it
         except BrokenPipeError:

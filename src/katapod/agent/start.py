@@ -61,8 +61,10 @@ class Program:
     def keep_limits(self) -> None:
         """In a guest: record the kernel's limits at boot, and set our own."""
         from katapod.agent.limits import Limits, open_files_limit
+        from katapod.agent.room import Room
 
         self.agent.limits = Limits()
+        self.agent.room = Room(self.options.processes_max)
         open_files_limit()
 
     async def finish_start_in_turn(self) -> None:

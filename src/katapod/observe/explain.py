@@ -60,6 +60,7 @@ KERNEL: Mapping[str, str] = {
     "agent.log_vport": "the vsock port of the agent's log",
     "agent.hotplug_timeout": "seconds that the agent waits for a device",
     "katapod.fixed_addresses": "crun has the same addresses each time: it is translated once",
+    "katapod.processes": "how many processes the host lets the guest have",
     "agent.container_pipe_size": "size of the pipes of containers' streams",
     "agent.unified_cgroup_hierarchy": "cgroup v2",
 }

@@ -22,7 +22,7 @@ def test_command_line() -> None:
     options = parse_cmdline(
         "quiet agent.log=debug agent.debug_console agent.debug_console_vport=77 agent.hotplug_timeout=9 "
         "agent.container_pipe_size=4096 agent.unknown=1 katapod.prove=abc agent.server_addr=unix:///s "
-        "katapod.fixed_addresses\n"
+        "katapod.fixed_addresses katapod.processes=4096\n"
     )
     assert options.log_level == "debug"
     assert options.debug_console
@@ -31,6 +31,7 @@ def test_command_line() -> None:
     assert options.container_pipe_size_bytes == 4096
     assert options.prove_token == "abc"
     assert options.fixed_addresses
+    assert options.processes_max == 4096
     assert options.server_addr == "unix:///s"
 
 

@@ -43,7 +43,7 @@ def open_files() -> int:
 
 
 def test_it_runs_what_it_is_told(loop: Loop, spare: Spare) -> None:
-    assert spare.tell("hello")
+    assert spare.tell("hello", 0)
     loop.run(spare.call.finish())
     assert os.read(spare.stdio.stdout.fd, 100) == b"hello\n"
     assert spare.gone.done
@@ -53,7 +53,7 @@ def test_it_runs_what_it_is_told(loop: Loop, spare: Spare) -> None:
 
 
 def test_its_failure_is_a_launchs(loop: Loop, spare: Spare) -> None:
-    assert spare.tell("bad")
+    assert spare.tell("bad", 0)
     with pytest.raises(ProgramError, match="crun exec failed"):
         loop.run(spare.call.finish())
     spare.stdio.close()
@@ -69,7 +69,7 @@ def test_dropped_it_ends_and_leaves_nothing(loop: Loop, tmp_path: Path, spare: S
 
 
 def test_what_is_too_long_for_its_pipe_is_for_another_crun(loop: Loop, spare: Spare) -> None:
-    assert not spare.tell("x" * (1 << 20))
+    assert not spare.tell("x" * (1 << 20), 0)
     assert spare.gone.done
     assert loop.run(loop.wait_any([spare.call.program.exit_status], 60.0))
 
@@ -77,5 +77,5 @@ def test_what_is_too_long_for_its_pipe_is_for_another_crun(loop: Loop, spare: Sp
 def test_one_that_has_been_killed_is_not_told(loop: Loop, spare: Spare) -> None:
     spare.call.program.kill()
     assert loop.run(loop.wait_any([spare.call.program.exit_status], 60.0))
-    assert not spare.tell("hello")
+    assert not spare.tell("hello", 0)
     assert not os.path.exists(spare.directory)

@@ -25,7 +25,7 @@ VM = replace(
     vm_dir=Path("/run/vc/vm/s1"),
     vsock_cid=None,
     kernel_params=("katapod.prove=1",),
-    options=UmlOptions(libraries=(Path("/lib/libc.so.6"),)),
+    options=UmlOptions(libraries=(Path("/lib/libc.so.6"),), processes=4096),
 )
 NIC = Nic(0, "52:54:00:12:34:56", 1, "tap0_kata", 9000)
 
@@ -57,6 +57,7 @@ init_btrfs_fs,init_xfs_fs,init_jfs_fs,init_zswap
   thash_entries=2048
   pty.legacy_count=0
   cgroup_no_v1=all
+  katapod.processes=4096
   agent.hotplug_timeout=30
   quiet
   panic=1
@@ -136,8 +137,9 @@ def test_a_description_has_nothing_of_one_machine_only() -> None:
 
 def test_a_machine_leaves_most_process_ids_of_a_small_host_to_others() -> None:
     assert (processes_on(32768), processes_on(1 << 22)) == (4096, 16384)
-    jail = plan_jail(plan_uml(VM), 7, None, processes_on(32768))
-    assert "limits: 4096 processes" in jail.describe()
+    plan = plan_uml(VM)
+    assert "limits: 4096 processes" in plan_jail(plan, 7, None).describe()
+    assert "katapod.processes=4096" in plan.describe(), "the guest's agent has to know of it"
 
 
 def test_whoever_lacks_disks_is_told_what_serves_them() -> None:

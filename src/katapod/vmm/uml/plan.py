@@ -89,6 +89,7 @@ class UmlOptions(VmmOptions, frozen=True):
 
     libraries: tuple[Path, ...] = ()  # of the host, that the kernel is linked to
     has_disks: bool = False  # the host can serve them
+    processes: int = PROCESSES_MAX  # that its guest may have
 
 
 DEFAULT_OPTIONS = UmlOptions()
@@ -114,6 +115,7 @@ class UmlPlan(Struct, frozen=True):
     vm_dir: Path
     mem_mib: int
     arguments: tuple[UmlArgument, ...]
+    processes: int = PROCESSES_MAX  # of the host
     has_balloon: bool = False
     standby: bool = False  # its network comes later
     cgroups: tuple[Path, ...] = ()  # of the host
@@ -164,6 +166,7 @@ def plan_uml(vm: VmSpec, *, nics: Sequence[Nic] = ()) -> UmlPlan:
         disk=vm.initrd,
         vm_dir=vm.vm_dir,
         mem_mib=vm.mem_mib,
+        processes=options_of(vm).processes,
         arguments=tuple(arguments),
         has_balloon=vm.reports_free_pages,
         standby=vm.standby,
@@ -176,7 +179,7 @@ def processes_on(pid_max: int) -> int:
     return min(PROCESSES_MAX, pid_max // PART_OF_PIDS)
 
 
-def plan_jail(plan: UmlPlan, uid: int, netns: Path | None, processes: int = PROCESSES_MAX) -> JailPlan:
+def plan_jail(plan: UmlPlan, uid: int, netns: Path | None) -> JailPlan:
     """What the kernel, and with it whoever has broken out of the guest, finds of the host."""
     binds = [Bind(plan.program, str(KERNEL), Access.EXECUTE), Bind(REGSET, str(LIBRARY), Access.EXECUTE)]
     binds += [Bind(library, str(library), Access.EXECUTE) for library in plan.libraries]
@@ -187,7 +190,7 @@ def plan_jail(plan: UmlPlan, uid: int, netns: Path | None, processes: int = PROC
         uid=uid,
         binds=tuple(binds),
         tmpfs=(Tmpfs(str(WORK), plan.mem_mib + WORK_BEYOND_MIB << 20, executable=True, huge_pages=True),),
-        limits=JailLimits(processes=processes, file_bytes=(plan.mem_mib << 20) + MEMORY_FILE_BEYOND),
+        limits=JailLimits(processes=plan.processes, file_bytes=(plan.mem_mib << 20) + MEMORY_FILE_BEYOND),
         calls=CallFilter(CALLS),
         netns=netns,
         # Between the kernel and its memory there is the heap's random gap of up to 1 GiB, for which it makes page
@@ -209,6 +212,7 @@ def plan_kernel_params(vm: VmSpec) -> list[str]:
         *_hash_tables(vm.mem_mib),
         "pty.legacy_count=0",  # 512 terminals of the old kind: a third of the CPU time of a boot
         "cgroup_no_v1=all",
+        f"katapod.processes={options_of(vm).processes}",  # what the jail lets it have: the agent keeps some for itself
         "agent.hotplug_timeout=30",  # 40 guests that start at once on two cores are slow to find their devices
         "debug" if vm.debug else "quiet",
         "panic=1",  # a kernel that only stood still would spin for ever

@@ -25,15 +25,12 @@ from katapod.vmm.uml.plan import (
     UmlPlan,
     argv0_of,
     plan_jail,
-    processes_on,
     render_uml,
 )
 from katapod.vmm.uml.share_device import joining_share
 from katapod.vmm.uml.sockets import listening
 
 __all__ = ["running_kernel", "serving_share"]
-
-PID_MAX = Path("/proc/sys/kernel/pid_max")
 
 
 @contextlib.asynccontextmanager
@@ -74,7 +71,7 @@ async def running_kernel(
         with open(CPUINFO) as host:  # of hundreds of processors, of which the first will do
             plan.cpuinfo.write_text(features_for_guest(host))
         plan.cpuinfo.chmod(0o444)
-        jail = plan_jail(plan, uid, netns, processes_on(int(PID_MAX.read_text())))
+        jail = plan_jail(plan, uid, netns)
         with placement.starting():
             kernel = await stack.enter_async_context(
                 running_in_jail(jail, program, output=output, pass_fds=tuple(fds.values()), soft=False)

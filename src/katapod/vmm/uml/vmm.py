@@ -15,7 +15,7 @@ from katapod.vmm.uml.disk_server import STORAGE_DAEMON, has_disk_server
 from katapod.vmm.uml.disks import DISKS_MAX, FIRST_SLOT
 from katapod.vmm.uml.libraries import libraries_of
 from katapod.vmm.uml.nics import NICS_MAX
-from katapod.vmm.uml.plan import HASH_TABLES, UmlOptions, options_of, plan_kernel_params, plan_uml
+from katapod.vmm.uml.plan import HASH_TABLES, UmlOptions, options_of, plan_kernel_params, plan_uml, processes_on
 
 if TYPE_CHECKING:
     from katapod.model.inspection import OptionPart
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Uml"]
 
+PID_MAX = Path("/proc/sys/kernel/pid_max")
 SHARE_SLOT = 0  # there is no bus: slots are only numbers
 NIC_SLOTS = tuple(range(1, 1 + NICS_MAX))
 DISK_SLOTS = tuple(range(FIRST_SLOT, FIRST_SLOT + DISKS_MAX))
@@ -49,7 +50,11 @@ class Uml(Struct, frozen=True):
         return config_kernel_params(config, config.uml.kernel_params)
 
     def options(self, config: Config) -> UmlOptions:
-        return UmlOptions(libraries=libraries_of(Path(config.uml.kernel)), has_disks=has_disk_server())
+        return UmlOptions(
+            libraries=libraries_of(Path(config.uml.kernel)),
+            has_disks=has_disk_server(),
+            processes=processes_on(int(PID_MAX.read_text())),
+        )
 
     def capabilities(self, spec: VmSpec) -> Capabilities:
         return Capabilities(
