@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run setup image bytecode test unit integration e2e check format messages configuration install clean
+.PHONY: help run setup image bytecode test unit integration e2e check format messages configuration manifests install clean
 .PHONY: test-debian node-image operator-image kubernetes e2e-operator e2e-node bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
@@ -67,6 +67,8 @@ check: $(BIN)/.installed ## Format, lint, types, import contracts, generated fil
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_messages.py --check
 	$(BIN)/python tools/generate_configuration.py --check
+	$(BIN)/python tools/generate_operator_manifests.py --check
+	$(BIN)/python tools/generate_from_docker.py --check
 
 format: $(BIN)/.installed ## Format the sources
 	$(BIN)/ruff check --fix .
@@ -75,8 +77,12 @@ format: $(BIN)/.installed ## Format the sources
 messages: $(BIN)/.installed ## Rebuild what is generated from the .proto files
 	$(BIN)/python tools/generate_messages.py
 
-configuration: $(BIN)/.installed ## Rebuild what is generated from the declarations of the configuration's keys
+manifests: $(BIN)/.installed ## Rebuild the Helm chart and the OLM bundle from the operator's plain manifests
+	$(BIN)/python tools/generate_operator_manifests.py
+
+configuration: $(BIN)/.installed ## Rebuild what is generated from declarations: configuration keys, options of run
 	$(BIN)/python tools/generate_configuration.py
+	$(BIN)/python tools/generate_from_docker.py
 
 node-image: build/.packages-test ## Build the image by which kata-node puts Katapod on nodes into build/
 	tools/build-node-image
@@ -88,7 +94,7 @@ kubernetes: ## Build the programs of a Kubernetes, for the operator's tests (min
 	@tools/build-kubernetes
 
 e2e-operator: setup kubernetes ## The tests of the operator on a control plane of their own
-	$(PYTEST) tests/integration/test_operator_cluster.py -v
+	$(PYTEST) tests/integration/test_operator_cluster.py tests/integration/test_operator_machine_config.py -v
 
 e2e-node: setup node-image ## The tests of kata-node on a node of their own
 	$(PYTEST) tests/integration/test_operator_node.py -v

@@ -18,6 +18,7 @@ from kit.debian import unpack_debian
 from kit.evidence import save_evidence
 from kit.kata import KATA, Kata
 from kit.leaks import find_leaks, inventory
+from kit.once import once_a_run
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
@@ -50,9 +51,15 @@ def _is_below(path: Path, *folders: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def guest_images() -> None:
-    """The guest images are built, and guests run under the accelerator of this test run."""
+def guest_images(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The guest images are built, and guests run under the accelerator of this test run. One worker sees to it."""
     assert Path(KATA).exists(), f"{KATA} does not exist: run make setup"
+    with once_a_run(tmp_path_factory, "guest-images") as is_first:
+        if is_first:
+            _make_guest_images()
+
+
+def _make_guest_images() -> None:
     kata = Kata("guest-image")
     built = kata("image", "build", timeout=240)
     assert built.code == 0, f"cannot build the guest image:\n{built.stderr}"
@@ -137,9 +144,9 @@ def templates(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 @pytest.fixture(scope="session")
 def pristine_templates(guest_images: None) -> Iterator[TemplateDir]:
-    """A directory with the template of the built-in configuration, which nobody has used: to be copied."""
+    """A directory with the template of the built-in configuration, as if nobody had used it: to be copied."""
     with template_dir() as found:
-        found.make()
+        found.copy_of_the_usual()
         yield found
 
 

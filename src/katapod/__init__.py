@@ -33,7 +33,7 @@ _PLACES = {
     "SandboxOptions": "api.options",
     "State": "model.record",
     "UsageError": "model.errors",
-    "Volume": "model.flags",
+    "Volume": "model.mount_flags",
     "leave_host_mounts": "host.own_mounts",
     "run": "api.container",
 }

@@ -24,7 +24,7 @@ from katapod.model.errors import KatapodError as KatapodError
 from katapod.model.errors import NoSpace as NoSpace
 from katapod.model.errors import NotFound as NotFound
 from katapod.model.errors import UsageError as UsageError
-from katapod.model.flags import Volume as Volume
+from katapod.model.mount_flags import Volume as Volume
 from katapod.model.record import State as State
 from katapod.sandbox.errors import AgentFailed as AgentFailed
 from katapod.sandbox.errors import CommandNotExecutable as CommandNotExecutable

@@ -1,8 +1,10 @@
 """kill -9 while a template is built or cloned: the next start works, and nothing is left after it."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,35 +53,43 @@ def config(templates_here: TemplateDir, tmp_path: Path) -> Path:
     return write_config(tmp_path, factory={"template_path": str(templates_here.root)})
 
 
-def in_scratch(templates: TemplateDir, name: str) -> bool:
-    return any((folder / name).exists() for folder in templates.scratch())
+@dataclass(frozen=True)
+class Build:
+    """What is seen of a template that a process builds, and of no other that has left something."""
+
+    templates: TemplateDir
+    pid: int
+
+    def has(self, name: str = "") -> bool:
+        return any(self.templates.root.glob(f".*.{self.pid}/{name}".removesuffix("/")))
+
+    def console_says(self, words: str) -> bool:
+        consoles = self.templates.root.glob(f".*.{self.pid}/vm/console.log")
+        return any(words in file.read_text(errors="replace") for file in consoles)
+
+    def memory_grows(self) -> bool:
+        return any(file.stat().st_blocks for file in self.templates.root.glob(f".*.{self.pid}/memory"))
 
 
-def console_says(templates: TemplateDir, words: str) -> bool:
-    return any(words in file.read_text(errors="replace") for file in templates.root.glob(".*/vm/console.log"))
-
-
-def memory_grows(templates: TemplateDir) -> bool:
-    return any(file.stat().st_blocks for file in templates.root.glob(".*/memory"))
-
-
-MOMENTS: dict[str, Callable[[TemplateDir], object]] = {
-    "locked": lambda templates: list(templates.root.glob("*.lock")),
-    "scratch": lambda templates: templates.scratch(),
-    "qemu": lambda templates: templates.builders(),
-    "agent": lambda templates: console_says(templates, "kata-agent"),
-    "state": lambda templates: in_scratch(templates, "state"),
-    "memory": memory_grows,
-    "meta": lambda templates: in_scratch(templates, "meta.json"),
-    "in-place": lambda templates: templates.keys(),
+MOMENTS: dict[str, Callable[[Build], object]] = {
+    "locked": lambda build: list(build.templates.root.glob("*.lock")),
+    "scratch": lambda build: build.has(),
+    "qemu": lambda build: build.templates.builders(),
+    "agent": lambda build: build.console_says("kata-agent"),
+    "state": lambda build: build.has("state"),
+    "memory": lambda build: build.memory_grows(),
+    "meta": lambda build: build.has("meta.json"),
+    "in-place": lambda build: build.templates.keys(),
 }
 """The steps of a build, as they are seen from outside."""
 
 
-def wait_for_moment(moment: str, templates: TemplateDir) -> None:
+def wait_for_moment(moment: str, templates: TemplateDir, pid: int) -> None:
+    build = Build(templates, pid)
+
     def seen(moment: str = moment) -> bool:
         try:
-            return bool(MOMENTS[moment](templates) or templates.keys())  # a step may pass between two looks
+            return bool(MOMENTS[moment](build) or templates.keys())  # a step may pass between two looks
         except FileNotFoundError:
             return False
 
@@ -100,22 +110,54 @@ def expect_a_clone(templates: TemplateDir, config: Path) -> None:
     assert templates.builders() == set()
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_builder_that_is_killed(moment: str, name: str, templates_here: TemplateDir, config: Path) -> None:
-    with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
-        wait_for_moment(moment, templates_here)
-        die_hard(running.pid)
-        running.end()
-    wait_until("its QEMU has gone", lambda: not templates_here.builders())
-    assert delete(name).code == 0
+@pytest.mark.timeout(3600)
+def test_builders_that_are_killed(templates_here: TemplateDir, config: Path) -> None:
+    """One after the other, each a step later: that each gets there shows that a start works after the one before. The
+    last one finds what they all have left. `factory init` is one of them."""
+    for moment in MOMENTS:
+        if moment == "state":
+            kill_init(moment, templates_here, config)
+        else:
+            kill_run(moment, templates_here, config)
+        if moment != "in-place":  # it may have got farther than it was to
+            for path in map(templates_here.root.joinpath, templates_here.keys()):
+                shutil.rmtree(path)
     expect_a_clone(templates_here, config)
+
+
+def kill_run(moment: str, templates: TemplateDir, config: Path) -> None:
+    name = fresh_name("tplkill")
+    with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
+        wait_for_moment(moment, templates, running.pid)
+        die_hard(running.pid)
+        assert "template" not in running.end().err, moment
+    expect_its_own(moment, templates, running.pid)
+    assert delete(name).code == 0, moment
+    assert leftovers(name) == [], moment
+
+
+def kill_init(moment: str, templates: TemplateDir, config: Path) -> None:
+    with Kata("init").spawn("--config", str(config), "factory", "init") as running:
+        wait_for_moment(moment, templates, running.pid)
+        die_hard(running.pid)
+        running.wait(180)
+    expect_its_own(moment, templates, running.pid)
+    there = templates.keys()
+    told = json.loads(kata("--config", str(config), "factory", "status", "--json").out)["templates"]
+    assert {row["key"] for row in told} == there
+
+
+def expect_its_own(moment: str, templates: TemplateDir, pid: int) -> None:
+    """Its QEMU goes with it; what those before it have left, it has removed."""
+    wait_until(f"its QEMU has gone: {moment}", lambda: not templates.builders())
+    assert {folder.suffix for folder in templates.scratch()} <= {f".{pid}"}, moment
 
 
 @pytest.mark.parametrize("moment", ["qemu", "memory"])
 def test_builder_that_is_interrupted(moment: str, name: str, templates_here: TemplateDir, config: Path) -> None:
     """By SIGTERM: it cleans up itself."""
     with start("--rm", "busybox", "sleep", "1000", name=name, config=config) as running:
-        wait_for_moment(moment, templates_here)
+        wait_for_moment(moment, templates_here, running.pid)
         running.signal(signal.SIGTERM)
         done = running.end()
     assert (done.code, done.out, done.err) == (143, "", "")
@@ -125,7 +167,7 @@ def test_builder_that_is_interrupted(moment: str, name: str, templates_here: Tem
 
 def test_qemu_of_the_builder_is_killed(name: str, templates_here: TemplateDir, config: Path) -> None:
     with start("--rm", "busybox", "echo", "fine", name=name, config=config) as running:
-        wait_for_moment("qemu", templates_here)
+        wait_for_moment("qemu", templates_here, running.pid)
         die_hard(templates_here.builders().pop())
         done = running.end()
     assert (done.code, done.out) == (0, "fine\n"), done
@@ -134,42 +176,37 @@ def test_qemu_of_the_builder_is_killed(name: str, templates_here: TemplateDir, c
     assert templates_here.entries() == set()
 
 
-def test_who_waits_for_a_builder_that_is_killed_builds(templates_here: TemplateDir, config: Path) -> None:
-    names = [fresh_name("tplkill") for _ in range(2)]
+def test_first_users_build_one_template(templates_here: TemplateDir, config: Path) -> None:
+    """Three of them. The one that builds is killed: of the two that have waited one builds, and both are its clones."""
+    names = [fresh_name("tplkill") for _ in range(3)]
+    seen: set[int] = set()
     with start("--rm", "busybox", "echo", "first", name=names[0], config=config) as builder:
-        wait_for_moment("qemu", templates_here)
-        with start("--rm", "busybox", "echo", "second", name=names[1], config=config) as waiting:
-            wait_until("the second is there", lambda: record_of(names[1]))
+        wait_for_moment("qemu", templates_here, builder.pid)
+        first = templates_here.builders()
+        with (
+            start("busybox", "echo", "second", name=names[1], config=config) as second,
+            start("busybox", "echo", "third", name=names[2], config=config) as third,
+        ):
+            wait_until("the others are there", lambda: record_of(names[1]) and record_of(names[2]))
+            assert templates_here.builders() == first
             die_hard(builder.pid)
             builder.end()
-            done = waiting.end()
-    assert (done.code, done.out) == (0, "second\n"), done
-    assert "template" not in done.err, done
-    assert delete(names[0]).code == 0
-    assert len(templates_here.keys()) == 1
-    assert templates_here.scratch() == []
 
+            def both_ended() -> bool:
+                seen.update(templates_here.builders())
+                return all(each.process.poll() is not None for each in (second, third))
 
-def test_two_first_users_build_one_template(templates_here: TemplateDir, config: Path) -> None:
-    names = [fresh_name("tplkill") for _ in range(2)]
-    seen: set[int] = set()
-    with (
-        start("busybox", "echo", "fine", name=names[0], config=config) as first,
-        start("busybox", "echo", "fine", name=names[1], config=config) as second,
-    ):
-
-        def both_ended() -> bool:
-            seen.update(templates_here.builders())
-            return all(each.process.poll() is not None for each in (first, second))
-
-        wait_until("both ended", both_ended, period_s=0.02)
-        for each in (first, second):
-            done = each.end()
-            assert (done.code, done.out, done.err) == (0, "fine\n", ""), done
-        keys = {record_of(name)["template"] for name in names}
-    assert len(seen) == 1, "both have built"
+            wait_until("both ended", both_ended, period_s=0.02)
+            for each, word in ((second, "second"), (third, "third")):
+                done = each.end()
+                assert (done.code, done.out) == (0, f"{word}\n"), done
+                assert "template" not in done.err, done
+            keys = {record_of(name)["template"] for name in names[1:]}
+    assert len(seen - first) == 1, "both have built"
     assert keys == templates_here.entries()
     assert templates_here.uses() == 2
+    assert delete(names[0]).code == 0
+    assert leftovers(names[0]) == []
 
 
 CLONING: dict[str, Callable[[Started], object]] = {
@@ -181,25 +218,22 @@ CLONING: dict[str, Callable[[Started], object]] = {
 }
 
 
-@pytest.mark.parametrize("moment", CLONING)
-def test_cloner_that_is_killed(moment: str, name: str, good_template: TemplateDir, config: Path) -> None:
-    """Its template is none the worse for it."""
+def test_cloners_that_are_killed(good_template: TemplateDir, config: Path) -> None:
+    """One after the other, each a step later. Their template is none the worse for it."""
     generation = good_template.generation()
-    with start("--rm", *SHARED, "busybox", "sleep", "1000", name=name, config=config) as running:
-        wait_until(moment, lambda: CLONING[moment](running), period_s=QUICK_S)
-        die_hard(running.pid)
-        running.end()
-    wait_until("its VM has gone", lambda: not processes_of(name))
-    assert delete(name).code == 0
-    assert leftovers(name) == []
+    for moment in CLONING:
+        kill_cloner(moment, config)
+        assert good_template.generation() == generation, moment
     expect_a_clone(good_template, config)
     assert good_template.generation() == generation
 
 
-def test_killed_init(templates_here: TemplateDir, config: Path) -> None:
-    with Kata("init").spawn("--config", str(config), "factory", "init") as running:
-        wait_for_moment("state", templates_here)
+def kill_cloner(moment: str, config: Path) -> None:
+    name = fresh_name("tplkill")
+    with start("--rm", *SHARED, "busybox", "sleep", "1000", name=name, config=config) as running:
+        wait_until(moment, lambda: CLONING[moment](running), period_s=QUICK_S)
         die_hard(running.pid)
-        running.wait(180)
-    assert json.loads(kata("--config", str(config), "factory", "status", "--json").out)["templates"] == []
-    expect_a_clone(templates_here, config)
+        running.end()
+    wait_until(f"its VM has gone: {moment}", lambda: not processes_of(name))
+    assert delete(name).code == 0, moment
+    assert leftovers(name) == [], moment

@@ -1,5 +1,5 @@
 """A sandbox on a real VM: what it has, what can be plugged into it, how it dies, and that no start that fails
-or is cancelled leaves anything. Two VMs are booted to their agent in all; the others do not get that far."""
+or is cancelled leaves anything. One VM is booted to its agent, and one is a clone; the others do not get that far."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from vm_helper import Owned, needs_guest_image, needs_vm, resources, sandbox_plan, settled
+from vm_helper import Owned, cloned_plan, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
 from katapod.host.mounts import mounts_below
 from katapod.host.state import StateStore
@@ -181,7 +181,7 @@ async def test_the_end_of_one_that_hangs(vm_booted: Sandbox, store: StateStore) 
 @pytest.mark.parametrize("victim", ["qemu"])
 async def test_a_killed_process_is_the_cause_that_all_calls_name(store: StateStore, victim: str) -> None:
     with Owned(store, f"killed-{victim}") as owned:
-        sandbox = await start_sandbox(sandbox_plan(store.layout, owned.sandbox_id), store)
+        sandbox = await start_sandbox(cloned_plan(store.layout, owned.sandbox_id), store)
         waiting = asyncio.create_task(sandbox.guard(sandbox.agent.wait_process("none", "none")))
         asleep = asyncio.create_task(sandbox.guard(asyncio.sleep(60)))
         os.kill(sandbox.vm.pid, signal.SIGKILL)

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helper import Owned, needs_guest_image, needs_vm, qemu_of, sandbox_plan
+import pytest_asyncio
+from vm_helper import Owned, cloned_plan, needs_guest_image, needs_vm, qemu_of
 
 from katapod.host.mounts import bind
 from katapod.host.state import StateStore
@@ -20,7 +21,12 @@ from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.recovery import remove_sandbox
 from kit.library import layout_below
 
-pytestmark = [*needs_vm, needs_guest_image, pytest.mark.qemu("QEMU's machines by the library")]
+pytestmark = [
+    *needs_vm,
+    needs_guest_image,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.qemu("QEMU's machines by the library"),
+]
 
 
 @asynccontextmanager
@@ -29,7 +35,7 @@ async def managed() -> AsyncIterator[Sandbox]:
     with tempfile.TemporaryDirectory(prefix="kp") as root:
         store = StateStore(layout_below(Path(root)))
         with Owned(store, sandbox_id):
-            sandbox = await start_sandbox(sandbox_plan(store.layout, sandbox_id), store)
+            sandbox = await start_sandbox(cloned_plan(store.layout, sandbox_id), store)
             try:
                 async with management_server(sandbox):
                     yield sandbox
@@ -37,6 +43,12 @@ async def managed() -> AsyncIterator[Sandbox]:
             finally:
                 await sandbox.close()
         await remove_sandbox(store, sandbox_id)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with managed() as found:
+        yield found
 
 
 async def ask(sandbox: Sandbox, method: str, target: str, body: bytes = b"") -> tuple[int, str]:
@@ -47,41 +59,38 @@ async def ask(sandbox: Sandbox, method: str, target: str, body: bytes = b"") -> 
     return int(head.split()[1]), text.decode()
 
 
-async def test_a_server_that_has_no_client() -> None:
-    async with managed() as sandbox:
-        assert sandbox.paths.management_socket.is_socket()
+async def test_a_server_that_has_no_client(sandbox: Sandbox) -> None:
+    assert sandbox.paths.management_socket.is_socket()
 
 
-async def test_what_a_sandbox_says_about_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_sandbox_says_about_itself(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("PATIENCE_S", "ANSWER_LIMIT_S"):  # a slow guest's part is left out otherwise
         monkeypatch.setattr(f"katapod.observe.guest_figures.{limit}", 30.0)
-    async with managed() as sandbox:
-        answers = await asyncio.gather(*(ask(sandbox, "GET", "/metrics") for _ in range(4)))
-        for status, text in answers:
-            assert status == 200
-            lines = [line for line in text.splitlines() if not line.startswith("#")]
-            values = dict(line.rsplit(" ", 1) for line in lines)
-            assert len(values) == len(lines)
-            assert float(values["kata_hypervisor_threads"]) >= 2
-            assert float(values["kata_virtiofsd_threads"]) >= 1
-            assert float(values['kata_hypervisor_proc_status{item="vmrss"}']) > 32 << 20
-            assert float(values["kata_agent_scrape_count"]) >= 1
-            assert any(name.startswith("kata_guest_meminfo{") for name in values)
-            families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
-            assert len(families) == len(set(families))
-        assert (await ask(sandbox, "GET", "/nowhere"))[0] == 404
-        status, text = await ask(sandbox, "GET", "/agent-url")
-        assert (status, text) == (200, f"vsock://{sandbox.vsock_cid}:1024") if sandbox.vsock_cid else status == 500
+    answers = await asyncio.gather(*(ask(sandbox, "GET", "/metrics") for _ in range(4)))
+    for status, text in answers:
+        assert status == 200
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        values = dict(line.rsplit(" ", 1) for line in lines)
+        assert len(values) == len(lines)
+        assert float(values["kata_hypervisor_threads"]) >= 2
+        assert float(values["kata_virtiofsd_threads"]) >= 1
+        assert float(values['kata_hypervisor_proc_status{item="vmrss"}']) > 32 << 20
+        assert float(values["kata_agent_scrape_count"]) >= 1
+        assert any(name.startswith("kata_guest_meminfo{") for name in values)
+        families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+        assert len(families) == len(set(families))
+    assert (await ask(sandbox, "GET", "/nowhere"))[0] == 404
+    status, text = await ask(sandbox, "GET", "/agent-url")
+    assert (status, text) == (200, f"vsock://{sandbox.vsock_cid}:1024") if sandbox.vsock_cid else status == 500
 
 
-async def test_a_volume_is_found_by_what_is_mounted(tmp_path: Path) -> None:
-    async with managed() as sandbox:
-        bind(tmp_path, sandbox.paths.mounts / "volume")
-        status, text = await ask(sandbox, "GET", f"/direct-volume/stats?path={tmp_path}")
-        assert status == 200, text
-        total = [each["total"] for each in json.loads(text)["usage"] if each["unit"] == 1]
-        assert total[0] > 0
-        assert (await ask(sandbox, "GET", "/direct-volume/stats?path=/dev/null"))[0] == 404
+async def test_a_volume_is_found_by_what_is_mounted(sandbox: Sandbox, tmp_path: Path) -> None:
+    bind(tmp_path, sandbox.paths.mounts / "volume")
+    status, text = await ask(sandbox, "GET", f"/direct-volume/stats?path={tmp_path}")
+    assert status == 200, text
+    total = [each["total"] for each in json.loads(text)["usage"] if each["unit"] == 1]
+    assert total[0] > 0
+    assert (await ask(sandbox, "GET", "/direct-volume/stats?path=/dev/null"))[0] == 404
 
 
 async def test_a_guest_that_has_gone_leaves_the_hosts_part(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,152 +4,44 @@ There is no kubelet: what node jobs come to is said by kit.control_plane.Simulat
 """
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kit.control_plane import (
-    ApiError,
-    ControlPlane,
-    SimulatedKubelet,
-    control_plane_running,
-    needs_control_plane,
-)
+from kit.control_plane import ApiError, ControlPlane, needs_control_plane
 from kit.kata import wait_for
+from kit.operator_cluster import (
+    CLASSES,
+    CONFIGS,
+    JOBS,
+    LEASE,
+    LIMIT_S,
+    NODES,
+    Cluster,
+    cluster_of,
+    operating,
+    operator_plane,
+    sandboxed_pod,
+    start_operator,
+)
 
 pytestmark = [needs_control_plane, pytest.mark.timeout(900)]
-
-TOP = Path(__file__).resolve().parents[2]
-CONFIGS = "/apis/kataconfiguration.openshift.io/v1/kataconfigs"
-CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
-NODES = ("node-a", "node-b", "node-c")
-LIMIT_S = 180.0
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with control_plane_running(tmp_path_factory.mktemp("plane")) as found:
-        found.kubectl("apply", "-k", str(TOP / "packaging/operator"))
-        condition = "--for=condition=Established"
-        found.kubectl("wait", condition, "crd/kataconfigs.kataconfiguration.openshift.io", "--timeout=120s")
+    with operator_plane(tmp_path_factory.mktemp("plane")) as found:
         yield found
-
-
-class Cluster:
-    """The control plane with three nodes, for one test."""
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self.plane = plane
-        self.outcomes: dict[str, bool | None] = {}  # by node: whether installing succeeds; None: it runs on
-        self.kubelet = SimulatedKubelet(plane, self._outcome)
-
-    def _outcome(self, action: str, node: str) -> tuple[str, bool] | None:
-        good = self.outcomes.get(node, True)
-        if good is None:
-            return None
-        if action == "uninstall":
-            return json.dumps({"action": action, "ok": True, "stage": "done"}), True
-        report = {"action": action, "ok": good, "target": "0.1.0", "stage": "done" if good else "proof"}
-        report |= (
-            {"accelerator": "uml", "kernel": "6.1.0", "proofS": 1.25} if good else {"message": "no sandbox starts"}
-        )
-        return json.dumps(report), good
-
-    def apply(self, name: str = "kata", **spec: Any) -> None:
-        body = {"apiVersion": "kataconfiguration.openshift.io/v1", "kind": "KataConfig", "metadata": {"name": name}}
-        self.plane.kubectl("apply", "-f", "-", text=json.dumps({**body, "spec": spec}))
-
-    def status(self, name: str = "kata") -> dict[str, Any]:
-        found: dict[str, Any] = self.plane.ask("GET", f"{CONFIGS}/{name}").get("status", {})
-        return found
-
-    def condition(self, kind: str, name: str = "kata") -> dict[str, Any]:
-        return next((one for one in self.status(name).get("conditions", ()) if one["type"] == kind), {})
-
-    def wait_condition(self, kind: str, status: str, reason: str = "", name: str = "kata") -> dict[str, Any]:
-        def holds() -> dict[str, Any] | None:
-            with contextlib.suppress(OSError):
-                found = self.condition(kind, name)
-                return found if found.get("status") == status and found["reason"].startswith(reason) else None
-            return None
-
-        found: dict[str, Any] = wait_for(holds, f"{kind} is {status} {reason}", LIMIT_S)
-        return found
-
-    def is_gone(self, name: str = "kata") -> bool:
-        with contextlib.suppress(OSError):
-            return all(one["metadata"]["name"] != name for one in self.plane.items(CONFIGS))
-        return False
-
-    def remove(self, name: str = "kata") -> None:
-        self.plane.ask("DELETE", f"{CONFIGS}/{name}")
-
-    def nodes(self) -> dict[str, tuple[Any, Any]]:
-        """Labels and annotations of each."""
-        found = [one["metadata"] for one in self.plane.items("/api/v1/nodes")]
-        return {one["name"]: (one.get("labels"), one.get("annotations")) for one in found}
-
-    def left(self) -> list[str]:
-        """Objects that only the operator makes."""
-        jobs = [one["metadata"]["name"] for one in self.plane.items("/apis/batch/v1/namespaces/katapod/jobs")]
-        return jobs + [one["metadata"]["name"] for one in self.plane.items(CLASSES)]
 
 
 @pytest.fixture
 def cluster(plane: ControlPlane) -> Iterator[Cluster]:
-    for name in NODES:
-        plane.add_node(name)
-    found = Cluster(plane)
-    with found.kubelet:
-        try:
-            yield found
-        finally:
-            found.outcomes = dict.fromkeys(NODES, True)
-            forced = {"metadata": {"annotations": {"katapod.io/force-delete": "true"}, "finalizers": None}}
-            for one in plane.items(CONFIGS):
-                plane.merge(f"{CONFIGS}/{one['metadata']['name']}", forced)
-                with contextlib.suppress(ApiError):
-                    plane.ask("DELETE", f"{CONFIGS}/{one['metadata']['name']}")
-            for path in ("/api/v1/nodes", CLASSES, "/apis/batch/v1/namespaces/katapod/jobs"):
-                plane.ask("DELETE", path, {"propagationPolicy": "Background"})
-            wait_for(lambda: not plane.items("/api/v1/namespaces/katapod/pods"), "pods of jobs have gone", LIMIT_S)
-
-
-def start_operator(plane: ControlPlane) -> "subprocess.Popen[bytes]":
-    with (plane.directory / "operator.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "katapod.operator.cluster.main"],
-            env={**os.environ, "KUBECONFIG": str(plane.operator)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-
-
-@contextlib.contextmanager
-def operating(plane: ControlPlane) -> Iterator["subprocess.Popen[bytes]"]:
-    process = start_operator(plane)
-    try:
-        yield process
-        assert process.poll() is None, "the operator has ended by itself"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def sandboxed_pod(name: str, **spec: Any) -> dict[str, Any]:
-    container = {"name": "c", "image": "busybox", "command": ["sleep", "infinity"]}
-    wanted = {"runtimeClassName": "kata", "containers": [container], "automountServiceAccountToken": False, **spec}
-    return {"metadata": {"name": name}, "spec": wanted}
+    with cluster_of(plane) as found:
+        yield found
 
 
 def test_from_one_kataconfig_to_a_class_and_back(cluster: Cluster) -> None:
@@ -245,17 +137,19 @@ def test_only_the_oldest_counts(cluster: Cluster) -> None:
 
 
 def test_killed_again_and_again_it_ends_in_the_right_state(cluster: Cluster) -> None:
-    """At another moment each time; and at the end two of them at once."""
+    """After another number of requests each time; as the kubelet starts a container again."""
     plane, before, stop = cluster.plane, cluster.nodes(), threading.Event()
 
     def kill_and_start() -> None:
-        pause_s = 1.0
+        asks = 3
         while not stop.is_set():
-            process = start_operator(plane)
-            stop.wait(pause_s)
+            last = len(plane.operator_requests()) + asks
+            process = start_operator(plane, "restarted")
+            while not stop.is_set() and len(plane.operator_requests()) < last:
+                stop.wait(0.05)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            pause_s = pause_s + 0.7 if pause_s < 8 else 2.0
+            asks = asks + 4 if asks < 40 else 3
 
     killer = threading.Thread(target=kill_and_start)
     killer.start()
@@ -282,6 +176,61 @@ def test_two_at_once_do_everything_once(cluster: Cluster) -> None:
     assert cluster.nodes() == before
     assert cluster.left() == []
     assert sorted(cluster.kubelet.ran) == sorted((action, n) for action in ("install", "uninstall") for n in NODES)
+
+
+def test_another_takes_over_from_one_that_was_killed(cluster: Cluster) -> None:
+    """It has watched all the time, and begins when the lease is over; what was half done is finished, once."""
+    plane, before = cluster.plane, cluster.nodes()
+    cluster.outcomes["node-a"] = None
+    killed = start_operator(plane, "first")
+    try:
+        wait_for(lambda: holder(plane) == "first", "it holds the lease", LIMIT_S)
+        with operating(plane, "second"):
+            cluster.apply()
+            wait_for(lambda: cluster.kubelet.ran, "the first job is at work", LIMIT_S)
+            assert holder(plane) == "first"
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            cluster.outcomes["node-a"] = True
+            cluster.wait_condition("Ready", "True")
+            assert holder(plane) == "second"
+            assert plane.ask("GET", LEASE)["spec"]["leaseTransitions"] >= 1
+            cluster.remove()
+            wait_for(cluster.is_gone, "the KataConfig has gone", LIMIT_S)
+    finally:
+        killed.kill()
+        killed.wait()
+    assert holder(plane) == "", "one that ends lets the next begin at once"
+    assert cluster.nodes() == before
+    assert cluster.left() == []
+    assert sorted(cluster.kubelet.ran) == sorted((action, n) for action in ("install", "uninstall") for n in NODES)
+
+
+def test_one_that_is_frozen_does_nothing_when_it_comes_back(cluster: Cluster) -> None:
+    """It held the lease, could not renew it, and is told of changes as soon as it runs again."""
+    plane = cluster.plane
+    with operating(plane, "frozen") as frozen:
+        wait_for(lambda: holder(plane) == "frozen", "it holds the lease", LIMIT_S)
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            with operating(plane, "second"):
+                cluster.apply()
+                cluster.wait_condition("Ready", "True")
+                frozen.send_signal(signal.SIGCONT)
+                plane.merge("/api/v1/nodes/node-c", {"metadata": {"labels": {"pool": "vm"}}})
+                cluster.apply(kataConfigPoolSelector={"matchLabels": {"pool": "vm"}})
+                wait_for(lambda: len(cluster.status()["nodes"]) == 1, "two nodes are clean again", LIMIT_S)
+                assert holder(plane) == "second"
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+    uninstalled = [node for action, node in cluster.kubelet.ran if action == "uninstall"]
+    assert sorted(uninstalled) == ["node-a", "node-b"]
+
+
+def holder(plane: ControlPlane) -> str:
+    with contextlib.suppress(ApiError):
+        return str(plane.ask("GET", LEASE)["spec"]["holderIdentity"])
+    return ""
 
 
 def test_the_api_server_goes_and_comes_again(cluster: Cluster) -> None:
@@ -316,7 +265,7 @@ def test_at_rest_it_asks_for_nothing(cluster: Cluster) -> None:
     with operating(plane):
         cluster.apply(kataConfigPoolSelector={"matchLabels": {"pool": "vm"}})
         cluster.wait_condition("Ready", "True")
-        wait_for(lambda: not plane.items("/apis/batch/v1/namespaces/katapod/jobs"), "jobs have gone", LIMIT_S)
+        wait_for(lambda: not plane.items(JOBS), "jobs have gone", LIMIT_S)
         before = settled()
         for number in range(20):
             beat = {"type": "Ready", "status": "True", "reason": f"beat-{number}"}
@@ -325,15 +274,17 @@ def test_at_rest_it_asks_for_nothing(cluster: Cluster) -> None:
         cluster.apply(kataConfigPoolSelector={"matchLabels": {"pool": "vm"}})
         after = settled()
         plane.ask("DELETE", "/api/v1/namespaces/default/pods/bystander", {"gracePeriodSeconds": 0})
-        asked = [verb for verb, path in plane.operator_requests()[before:after] if "watch=true" not in path]
-        assert asked == ["patch"], "of the label that tells us"
+        asked = plane.operator_requests()[before:after]
+        asked = [(verb, path) for verb, path in asked if "watch=true" not in path and "/leases" not in path]
+        assert [verb for verb, _ in asked] == ["patch"], "of the label that tells us"
 
 
 @pytest.mark.parametrize(
     ("spec", "path"),
     [
         ({"enablePeerPods": True}, "spec.enablePeerPods"),
-        ({"logLevel": "debug"}, "spec.logLevel"),
+        ({"logLevel": "loud"}, "spec.logLevel"),
+        ({"backend": "Helm"}, "spec.backend"),
         ({"accelerators": ["xen"]}, "spec.accelerators"),
         ({"accelerators": []}, "spec.accelerators"),
         ({"rollout": {"maxUnavailable": 0}}, "spec.rollout.maxUnavailable"),

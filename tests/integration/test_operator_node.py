@@ -66,6 +66,33 @@ def test_installed_used_and_removed(cluster_node: ClusterNode) -> None:
     assert cluster_node.kata_node("uninstall").returncode == 0, "it cannot be repeated"
 
 
+def test_handlers_come_and_go_with_their_configurations(cluster_node: ClusterNode) -> None:
+    before = cluster_node.files()
+    text = "[runtime]\nenable_debug = true\n"
+    handlers = [{"name": "kata"}, {"name": "kata-more", "dropIns": [text], "measure": True}]
+    done = cluster_node.kata_node(*INSTALL, "--settings", json.dumps({"handlers": handlers}))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["handlers"] == ["kata", "kata-more"]
+    assert report["measured"]["kata-more"]["memoryMib"] > 0
+    config = "/opt/katapod/handlers/kata-more/configuration.toml"
+    assert f'ConfigPath = "{config}"' in cluster_node.ok("cat", CONFIG)
+    shown = cluster_node.ok("/opt/katapod/one/bin/kata-runtime", "--config", config, "config", "show")
+    assert "enable_debug = true" in shown
+
+    wrong = [{"name": "kata", "dropIns": ["[runtime]\nno_such_key = 1\n"]}]
+    refused = cluster_node.kata_node(*INSTALL, "--settings", json.dumps({"handlers": wrong}))
+    assert refused.returncode == 1
+    assert "[runtime] no_such_key: unknown key" in refused.stderr
+    assert f'ConfigPath = "{config}"' in cluster_node.ok("cat", CONFIG), "what there was has gone"
+
+    assert cluster_node.kata_node(*INSTALL).returncode == 0
+    assert "kata-more" not in cluster_node.ok("cat", CONFIG)
+    assert cluster_node.run("test", "-e", "/opt/katapod/handlers").returncode == 1
+    assert cluster_node.kata_node("uninstall").returncode == 0
+    assert cluster_node.files() == before
+
+
 def test_what_is_not_allowed_is_undone(cluster_node: ClusterNode) -> None:
     before = cluster_node.files()
     done = cluster_node.kata_node(*INSTALL, "--accelerators", "kvm" if ACCELERATOR.value != "kvm" else "tcg")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,16 @@ from vm_helper import (
     needs_vm,
     resources,
     sandbox_plan,
+    settled,
 )
 
 from katapod.host.facts import file_identity
 from katapod.host.guest_memory import copy_memory, new_memory, save_memory
 from katapod.host.state import StateStore
-from katapod.model.errors import NoSpace
+from katapod.model.errors import KatapodError, NoSpace
 from katapod.sandbox.lifecycle import Sandbox, start_sandbox
 from katapod.sandbox.planning import SandboxPlan
-from katapod.sandbox.template_build import build_template, prepare_template
+from katapod.sandbox.template_build import build_template, open_template, prepare_template
 from katapod.sandbox.template_store import find_template, list_templates, put_in_place, template_lock
 from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.protocol import VmmLogs
@@ -83,14 +84,21 @@ def pristine_root() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def template_built(store: StateStore, pristine_root: Path) -> Path:
-    """A directory with a template that sandboxes of plan_for are cloned from."""
+    """A directory with a template that sandboxes of plan_for are cloned from. Its path is long: sockets lie in it while
+    the template is built, whose addresses have room for 107 bytes."""
     before = resources()
-    plan = template_plan(store, pristine_root)
-    with template_lock(plan.root, plan.key) as lock:
-        assert lock.try_take()
-        await build_template(plan)
+    plan = template_plan(store, pristine_root / ("x" * 100))
+    assert await prepare_template(plan)
     assert resources() == before
-    return pristine_root
+    assert find_and_close(plan)
+    return plan.root
+
+
+@pytest.fixture
+def copied(root: Path, template_built: Path) -> Path:
+    """The same in a directory of the test's own."""
+    subprocess.run(["cp", "-a", "--sparse=always", f"{template_built}/.", root], check=True)
+    return root
 
 
 async def test_a_large_guest_survives_the_zeroing_of_its_memory(store: StateStore, root: Path) -> None:
@@ -142,28 +150,113 @@ async def test_prepare_only_makes_what_is_missing(store: StateStore, template_bu
     assert resources() == before
 
 
-async def test_a_guest_that_never_wakes_boots_instead(
-    store: StateStore, root: Path, caplog: pytest.LogCaptureFixture
+async def test_worn_ones_are_to_be_made_again(store: StateStore, template_built: Path) -> None:
+    """They are used as long as another holds the lock."""
+    plan = template_plan(store, template_built)
+    generation = (plan.directory / "memory").stat().st_ino
+    with template_lock(plan.root, plan.key) as lock:
+        assert lock.try_take()
+        for worn in (replace(LIMITS, max_age_s=0.0), replace(LIMITS, max_uses=0)):
+            assert await prepare_template(replace(plan, limits=worn))
+            async with open_template(replace(plan, limits=worn)) as template:
+                assert os.fstat(template.memory_fd).st_ino == generation
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def rename_key(path: Path) -> None:
+    """The files of another machine below this one's name."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "key": "0" * 24}))
+
+
+SEEN_AT_ONCE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "memory-cut": ("memory", halve, "its memory file is cut short"),
+    "state-flipped": ("state", flip, "its device state is damaged"),
+    "meta-cut": ("meta.json", halve, ""),
+    "no-memory": ("memory", Path.unlink, "it has no memory"),
+    "no-meta": ("meta.json", Path.unlink, "it has no meta.json"),
+    "another-key": ("meta.json", rename_key, "it is of another machine"),
+}
+
+
+@pytest.mark.parametrize("damage", SEEN_AT_ONCE)
+async def test_damage_that_is_seen_is_to_be_mended(
+    damage: str, store: StateStore, copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sound template by all that can be checked, but of a guest that has never run: there is no agent in it."""
-    plan = plan_for(store, "asleep", root, agent_timeout_s=30.0)  # enough for the boot that follows
-    assert plan.template is not None
-    await save_unstarted(plan.template)
+    """Never a clone: it is made again, for which the lock is needed, which somebody has here."""
+    plan = template_plan(store, copied)
+    name, harm, words = SEEN_AT_ONCE[damage]
+    harm(plan.directory / name)
     before = resources()
-    with Owned(store, "asleep") as owned:
-        with caplog.at_level(logging.WARNING):
-            sandbox = await start_sandbox(plan, store)
-        try:
-            assert (sandbox.record.template, sandbox.guest_vcpus) == ("", 2)
-            await sandbox.agent.check(timeout_s=60.0)
-        finally:
-            await sandbox.close()
+
+    async def use() -> None:
+        async with open_template(plan):
+            pytest.fail("it was used")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    with template_lock(plan.root, plan.key) as lock:
+        assert lock.try_take()
+        using = asyncio.create_task(use())
+        assert await settled(lambda: using.done() or bool(said()))
+        assert not using.done()
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+    (warning,) = said()
+    assert warning.startswith(f"cannot use template {plan.directory}: {words}")
+    assert warning.endswith("; it is made again")
+    assert resources() == before
+
+
+async def never_run(plan: TemplatePlan) -> None:
+    """Sound by all that can be checked, but of a guest that has never run: there is no agent in it."""
+    await save_unstarted(plan)
+
+
+async def zeroed(plan: TemplatePlan) -> None:
+    """Its memory is not checked, since that would take longer than a clone does."""
+    with (plan.directory / "memory").open("r+b") as memory:
+        for _ in range(plan.vm.mem_mib):
+            memory.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize(
+    ("harm", "cause"),
+    [(never_run, "the guest does not wake: its agent did not answer within 3 s"), (zeroed, "")],
+    ids=["never-run", "zeroed"],
+)
+async def test_one_that_does_not_work_is_removed(
+    harm: Callable[[TemplatePlan], Awaitable[None]],
+    cause: str,
+    store: StateStore,
+    copied: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Then the sandbox boots, or tries to: this one has nothing to boot."""
+    template = template_plan(store, copied)
+    await harm(template)
+    name = f"broken-{harm.__name__.replace('_', '-')}"
+    plan = plan_for(store, name, copied, agent_timeout_s=3.0)
+    plan = replace(plan, vm=replace(plan.vm, initrd=Path("/none/initrd")))
+    before = resources()
+    with Owned(store, name) as owned:
+        with caplog.at_level(logging.WARNING), pytest.raises(KatapodError, match="/none/initrd"):
+            await start_sandbox(plan, store)
         assert owned.left() == []
-    key = plan.template.key
-    told = f"the template {key} does not work and is removed; this sandbox boots instead: "
+    told = f"the template {template.key} does not work and is removed; this sandbox boots instead: "
     (warning,) = [record.getMessage() for record in caplog.records if told in record.getMessage()]
-    assert "the guest does not wake: its agent did not answer within 30 s" in warning
-    assert {path.name for path in root.iterdir()} == set()
+    assert cause in warning
+    assert not template.directory.exists()
     assert resources() == before
 
 
@@ -220,15 +313,6 @@ def find_and_close(plan: TemplatePlan) -> bool:
     if found is not None:
         found.close()
     return found is not None
-
-
-async def test_a_directory_whose_sockets_have_long_paths(store: StateStore, root: Path) -> None:
-    """Sockets lie in it while a template is built, whose addresses have room for 107 bytes."""
-    before = resources()
-    plan = template_plan(store, root / ("x" * 100))
-    assert await prepare_template(plan)
-    assert find_and_close(plan)
-    assert resources() == before
 
 
 async def test_memory_that_does_not_fit(small_root: Path) -> None:

@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from katapod.host.facts import file_identity
 from katapod.host.state import StateStore
 from katapod.model.config import find_virtiofsd
+from katapod.model.config_keys import FactoryConfig
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord
 from katapod.plan.virtiofsd import VirtiofsdImplementation, VirtiofsdPlan
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.recovery import find_leftovers
+from katapod.sandbox.vmms import DEFAULT_VMM
 from katapod.vmm.qemu.command_line import QemuOptions
 from katapod.vmm.qemu.process import QemuProcess
 from katapod.vmm.spec import VmSpec
+from katapod.vmm.template import TemplateLimits, plan_template
 from kit.accel import QEMU_ACCELERATOR, REMEDY
 from kit.uids import VM_UID
 
@@ -83,6 +88,16 @@ def sandbox_plan(
         shm_size_bytes=1 << 20,
         agent_timeout_s=agent_timeout_s,
     )
+
+
+def cloned_plan(layout: Layout, sandbox_id: str) -> SandboxPlan:
+    """The same for a clone, where a boot is not what is tested. Its template is where those of users are: it is made by
+    the first test that needs it, and stays."""
+    plan = sandbox_plan(layout, sandbox_id)
+    limits = TemplateLimits(max_age_s=3600.0, max_uses=1000, unused_s=3600.0)
+    identities = [file_identity(path) for path in (QEMU, KERNEL, INITRD)]
+    root = Path(FactoryConfig().template_path)
+    return replace(plan, template=plan_template(DEFAULT_VMM, plan.vm, identities, root, limits, mem_mib=256))
 
 
 def qemu_of(sandbox: Sandbox) -> QemuProcess:

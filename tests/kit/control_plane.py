@@ -87,6 +87,8 @@ class ControlPlane:
             str(BIN / "kube-controller-manager"),
             *common,
             f"--controllers={CONTROLLERS}",
+            "--kube-api-qps=500",  # of nodes by the hundred; 20 by default
+            "--kube-api-burst=1000",
             f"--service-account-private-key-file={key}",
         )
         self._spawn(str(BIN / "kube-scheduler"), *common)
@@ -198,7 +200,8 @@ class ControlPlane:
 
     def operator_requests(self) -> list[tuple[str, str]]:
         """Verb and path of each request of the operator's account until now."""
-        lines = (self.directory / "audit.log").read_text().splitlines()
+        log = self.directory / "audit.log"  # made with its first line
+        lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
         return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
     def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -230,6 +233,7 @@ class SimulatedKubelet:
         self.plane = plane
         self.outcome = outcome
         self.ran: list[tuple[str, str]] = []  # action and node of every pod that has been started
+        self.commands: dict[str, list[str]] = {}  # of the last one on each node
         self._started: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="simulated kubelet")
@@ -257,7 +261,8 @@ class SimulatedKubelet:
         node = pod["spec"].get("nodeName")
         if not node or pod["status"]["phase"] in ("Succeeded", "Failed"):
             return
-        action = pod["spec"]["containers"][0]["command"][1]
+        command = self.commands[node] = pod["spec"]["containers"][0]["command"]
+        action = command[1]
         if pod["metadata"]["uid"] not in self._started:
             self._started.add(pod["metadata"]["uid"])
             self.ran.append((action, node))

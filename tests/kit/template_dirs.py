@@ -6,10 +6,18 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from katapod.host.facts import collect_host_facts
+from katapod.model.config import load_config
+from katapod.sandbox.planning import default_template
+from katapod.sandbox.template_store import template_lock
+from katapod.vmm.template import TemplatePlan
+from kit.accel import QEMU_ACCELERATOR, REMEDY
+from kit.kata import wait_for
 from kit.templates import KATA
 
 __all__ = ["TemplateDir", "template_dir"]
@@ -66,14 +74,30 @@ class TemplateDir:
                     found.add(int(entry))
         return found
 
-    def make(self) -> None:
-        """Have a template of the built-in configuration made in here."""
+    def copy_of_the_usual(self) -> None:
+        """Take over the template of the built-in configuration, made if need be, without the uses that it has had."""
+        self.root.mkdir(mode=0o700)
         config = self.root.with_suffix(".toml")
-        config.write_text(f'[factory]\ntemplate_path = "{self.root}"\n')
+        config.touch()
         try:
-            subprocess.run([KATA, "--config", config, "factory", "init"], check=True, capture_output=True, timeout=180)
+            plan = default_template(load_config(config).config, collect_host_facts(), QEMU_ACCELERATOR, REMEDY)
+            assert plan is not None, "there is no guest image"
+            while not self._copy(plan):  # removed in between
+                init = [KATA, "--config", str(config), "factory", "init", "--accel", QEMU_ACCELERATOR.value]
+                subprocess.run(init, check=True, capture_output=True, timeout=180)
         finally:
             config.unlink()
+        (self.folder / "uses").write_bytes(b"")
+        os.utime(self.folder / "uses")
+        self.change_meta(created_at=time.time())
+
+    def _copy(self, plan: TemplatePlan) -> bool:
+        """Whether there was one. Nobody changes it meanwhile."""
+        with template_lock(plan.root, plan.key) as lock:
+            wait_for(lock.try_take, f"the lock of template {plan.key}")
+            if there := plan.directory.exists():
+                subprocess.run(["cp", "-a", "--sparse=always", plan.directory, self.root], check=True)
+        return there
 
     def copy_of(self, other: "TemplateDir") -> None:
         """Take over another one's templates, holes included; what was here goes."""

@@ -13,7 +13,6 @@ from msgspec import Struct
 from katapod.api.image import Image
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
-    Volume,
     parse_accelerator,
     parse_cap,
     parse_cpus,
@@ -22,13 +21,11 @@ from katapod.model.flags import (
     parse_memory,
     parse_pids_limit,
     parse_signal,
-    parse_tmpfs,
     parse_user,
-    parse_volume,
     parse_workdir,
-    tidy_volume,
 )
 from katapod.model.ids import name_or_new
+from katapod.model.mount_flags import NamedVolume, Volume, parse_tmpfs, parse_volume, tidy_volume
 from katapod.model.net_flags import NetworkRequest, parse_add_host, parse_dns, parse_network, parse_publish
 from katapod.model.text import need_text
 from katapod.plan.container_spec import ContainerOptions as Planned
@@ -147,6 +144,7 @@ def _image_name(image: ImageSource) -> str:
 
 
 def _planned(command: tuple[str, ...], hostname: str, options: Options) -> Planned:
+    volumes = [_volume(item) for item in options.get("volumes", ())]
     memory, cpus, pids = options.get("memory"), options.get("cpus"), options.get("pids_limit")
     return Planned(
         args=command,
@@ -162,13 +160,14 @@ def _planned(command: tuple[str, ...], hostname: str, options: Options) -> Plann
         read_only=options.get("read_only", False),
         cap_add=tuple(parse_cap(item, "cap_add") for item in options.get("cap_add", ())),
         cap_drop=tuple(parse_cap(item, "cap_drop") for item in options.get("cap_drop", ())),
-        volumes=tuple(_volume(item) for item in options.get("volumes", ())),
+        volumes=tuple(item for item in volumes if isinstance(item, Volume)),
+        named_volumes=tuple(item for item in volumes if isinstance(item, NamedVolume)),
         tmpfs=tuple(parse_tmpfs(item, "tmpfs") for item in options.get("tmpfs", ())),
         privileged=options.get("privileged", False),
     )
 
 
-def _volume(given: Volume | str) -> Volume:
+def _volume(given: Volume | str) -> Volume | NamedVolume:
     return parse_volume(given, os.getcwd(), "volumes") if isinstance(given, str) else tidy_volume(given, "volumes")
 
 

@@ -28,6 +28,7 @@ from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.runner import joined_container
 from katapod.sandbox.task import watch_oom
 from katapod.supervisor.container_source import prepare_container, with_network_files
+from katapod.supervisor.named_volumes import with_named_volumes
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.start import limits_of
 from katapod.tasks import beside
@@ -86,6 +87,7 @@ class Sandbox:
         """A container in this sandbox, ready to be started; the VM grows for its limits. At the end of the block it is
         ended and removed. Parameters and errors as for Container.create."""
         request = container_request(image, command, name, cast(Options, options), joins=self._joined)
+        request = with_named_volumes(self._context.layout, request)
         plan = await prepare_container(self._context, self._pod.config, request, None)
         plan = with_network_files(self._context, request, plan, self._pod.sandbox.record.attachment)
         async with (

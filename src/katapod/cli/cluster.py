@@ -18,6 +18,7 @@ __all__ = ["cluster"]
 
 RESOURCE = "kataconfigs.kataconfiguration.openshift.io"
 LIMIT_S = 60.0
+BEHIND = "; the machine-config operator has not answered the last change yet"
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -75,6 +76,8 @@ async def _ask() -> KataConfigs:
 def _show(one: KataConfig) -> None:
     status = one.status
     print(f"{plain(one.metadata.name)}: {plain(status.summary) or 'no operator has seen it yet'}")
+    if status.backend:
+        print(f"Back end: {plain(status.backend)}{BEHIND if status.waiting_for_mco_to_start else ''}")
     if status.runtime_classes:
         print(f"RuntimeClasses: {plain(', '.join(status.runtime_classes))}")
     if status.conditions:
@@ -101,6 +104,8 @@ def _show(one: KataConfig) -> None:
             ],
             status.nodes,
         )
+        if status.nodes_omitted:
+            print(f"and {status.nodes_omitted} nodes more; kubectl get nodes --label-columns katapod.io/runtime")
 
 
 def _why(row: Condition) -> str:

@@ -4,7 +4,8 @@ Arguments have a help text, which click shows for options only. Text is UTF-8 un
 option that takes a text and is not given is "", or () where it may be given several times.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -20,9 +21,11 @@ __all__ = [
     "argument",
     "flag",
     "group",
+    "near",
     "option",
     "repeatable",
     "verb",
+    "without_values",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,7 +50,22 @@ class Argument(click.Argument):
 
 
 class Command(click.Command):
-    """A verb: its arguments are explained, and what has to be text is."""
+    """A verb: its arguments are explained, what has to be text is, and switches may have a value, as Docker's have."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        words, off = without_values(args, options, interspersed=ctx.allow_interspersed_args)
+        try:
+            rest = super().parse_args(ctx, words)
+        except click.NoSuchOption as exc:
+            exc.possibilities = near(
+                exc.option_name, (name for each in options if not each.hidden for name in each.opts)
+            )
+            raise
+        for each in options:
+            if each.expose_value and each.name in off:
+                ctx.params[each.name] = False
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         arguments = [parameter for parameter in self.params if isinstance(parameter, Argument)]
@@ -79,6 +97,74 @@ class Group(click.Group):
 
 
 Group.group_class = Group
+
+NEAR = 0.8  # of difflib's ratio: one letter of five
+
+
+def near(word: str, known: Iterable[str], cutoff: float = NEAR) -> list[str]:
+    """What somebody who typed `word` has meant, the likeliest first; none where nothing is so near."""
+    import difflib
+
+    return difflib.get_close_matches(word, sorted(set(known)), cutoff=cutoff)
+
+
+def without_values(
+    words: list[str], options: list[click.Option], *, interspersed: bool
+) -> tuple[list[str], frozenset[str]]:
+    """The words with --SWITCH=true as --SWITCH, and without --SWITCH=false; the parameters whose last value was that.
+
+    Not `interspersed`: what follows the first argument is a command's. Raises UsageError for another value.
+    """
+    switches = {name: each for each in options if each.is_flag or each.count for name in each.opts}
+    valued = {name for each in options if not (each.is_flag or each.count) for name in each.opts}
+    found, off = list[str](), set[str]()
+    rest = iter(words)
+    for word in rest:
+        if word == "--" or (not interspersed and not _is_option(word)):
+            return [*found, word, *rest], frozenset(off)
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            if name in switches:
+                truth = not equals or _truth(name, value)
+                (off.discard if truth else off.add)(str(switches[name].name))
+                found += [name] if truth else []
+                continue
+            found.append(word)
+            if name in valued and not equals:
+                found += itertools.islice(rest, 1)
+            continue
+        found += _short(word, switches, valued, off, rest) if _is_option(word) else [word]
+    return found, frozenset(off)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word != "-"
+
+
+def _short(
+    word: str, switches: dict[str, click.Option], valued: set[str], off: set[str], rest: Iterator[str]
+) -> list[str]:
+    """A cluster such as -it or -it=false, whose last switch has the value; with the next word, if it is for it."""
+    name, equals, value = word.partition("=")
+    for place, letter in enumerate(word[1:], 1):
+        one = f"-{letter}"
+        if one in valued:
+            return [word, *itertools.islice(rest, 0 if place < len(word) - 1 else 1)]
+        if one not in switches:
+            return [word]  # click says what is wrong
+        off.discard(str(switches[one].name))
+        if equals and place == len(name) - 1:
+            if _truth(one, value):
+                return [name]
+            off.add(str(switches[one].name))
+            return [name[:-1]] if len(name) > 2 else []
+    return [word]
+
+
+def _truth(name: str, value: str) -> bool:
+    from katapod.model.run_flags import parse_truth
+
+    return parse_truth(name, value)
 
 
 def _help(one: Argument) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import Struct
 
-from katapod.cli.command import argument, flag, option, repeatable, verb
+from katapod.cli.command import HOST_PATH, argument, flag, option, repeatable, verb
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, UsageError
 from katapod.model.flags import parse_env, parse_user, parse_workdir
@@ -37,6 +37,9 @@ class ExecFlags(Struct, frozen=True):
     privileged: bool
     in_vm: bool
     vport: int
+    detach: bool = False
+    env_file: tuple[str, ...] = ()
+    detach_keys: str = ""
 
 
 @verb("exec", context_settings={"allow_interspersed_args": False})
@@ -44,7 +47,10 @@ class ExecFlags(Struct, frozen=True):
 @argument("command", nargs=-1, metavar="[COMMAND...]", help="The command and its arguments.")
 @flag("-i", "--interactive", help="Keep standard input open.")
 @flag("-t", "--tty", help="Allocate a terminal for the command.")
+@flag("-d", "--detach", help="Run in the background.")
 @repeatable("-e", "--env", metavar="K[=V]", help="Set an environment variable.")
+@repeatable("--env-file", metavar="FILE", type=HOST_PATH, help="Read environment variables from a file.")
+@option("--detach-keys", metavar="KEYS", help="Taken if it is empty: a process in the foreground is not left.")
 @option("-w", "--workdir", metavar="DIR", help="Working directory.")
 @option("-u", "--user", metavar="USER[:GROUP]", help="User name or ID.")
 @flag("--privileged", help="All privileges inside the VM.")
@@ -73,6 +79,14 @@ def execute(settings: Globals, /, **parameters: Any) -> int:
     need_root("exec")
     from katapod.sandbox.lookup import find_sandbox
 
+    if flags.detach_keys:
+        raise UsageError(
+            "cannot use --detach-keys: a process in the foreground is not left",
+            hint="exec -d runs one in the background",
+        )
+    if flags.detach and (flags.interactive or flags.in_vm or flags.vport or not flags.command):
+        raise UsageError("cannot use -d with -i or for a shell: a process in the background has no standard input")
+
     if flags.tty and flags.interactive and not os.isatty(0):
         raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="omit -t")
     found = find_sandbox(settings.states(), flags.name)
@@ -84,6 +98,10 @@ def execute(settings: Globals, /, **parameters: Any) -> int:
 
         return run_in_vm(settings, found.record, _shell(flags))
     request = exec_request(flags, os.environ)
+    if flags.detach:
+        from katapod.supervisor.exec_background import exec_in_background
+
+        return exec_in_background(settings.states(), flags.name, found.record.sandbox_id, container_id, request)
     return asyncio.run(_exec(settings, found.record.sandbox_id, container_id, flags, request))
 
 
@@ -116,11 +134,12 @@ async def _exec(settings: Globals, sandbox_id: str, container_id: str, flags: Ex
 
 def exec_request(flags: ExecFlags, environ: "Mapping[str, str]") -> "ExecRequest":
     """Raises UsageError."""
+    from katapod.cli.env_files import env_files
     from katapod.sandbox.execs import ExecRequest
 
     return ExecRequest(
         flags.command,
-        env=parse_env(flags.env, environ),
+        env=(*env_files(flags.env_file), *parse_env(flags.env, environ)),
         cwd=parse_workdir(flags.workdir) if flags.workdir else "",
         user=parse_user(flags.user) if flags.user else None,
         tty=flags.tty,

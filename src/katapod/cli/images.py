@@ -1,19 +1,26 @@
-"""`kata-runtime image`: container images (ls, import, pull, rm); guest_images.py has the guest's."""
+"""`kata-runtime image`: container images (ls, import, pull, rm).
+
+image_verbs.py has what is done with those of the store, guest_images.py the guest's image.
+"""
 
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from katapod.cli.command import HOST_PATH, argument, flag, group, option
+from katapod.cli import image_verbs
+from katapod.cli.command import HOST_PATH, argument, flag, group, option, repeatable
+from katapod.cli.formats import print_rows, the_format
 from katapod.cli.guest_images import build, guest
+from katapod.cli.image_verbs import chosen_images, image_row
 from katapod.cli.interrupt import interruptible
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import KatapodError, UsageError
 
-__all__ = ["image"]
+__all__ = ["image", "list_images", "pull", "remove"]
 
 
 @group()
@@ -24,21 +31,35 @@ def image() -> None:
 @image.command("ls", short_help="List container images.")
 @flag("--json", "as_json", help="Print JSON.")
 @flag("-q", "--quiet", help="Print only names.")
+@flag("-a", "--all", "everything", help="Taken; there are no images between.")
+@flag("--digests", help="Taken; DIGEST is always shown.")
+@flag("--no-trunc", help="Taken; --format '{{.Digest}}' shows all of it.")
+@repeatable("-f", "--filter", "wanted", metavar="K=V", help="Only those: reference=PATTERN, dangling=true.")
+@the_format
+@argument("name", required=False, metavar="[NAME]", help="Only images of that name, whatever their tag.")
 @click.pass_obj
-def list_images(settings: Globals, as_json: bool, quiet: bool) -> None:
-    """List the container images of the store. `busybox` is made when it is first run."""
+def list_images(settings: Globals, /, as_json: bool, quiet: bool, **flags: Any) -> None:
+    """List the container images of the store. `busybox` is made when it is first run.
+
+    The fields of --format are docker's: .Repository, .Tag, .ID, .Digest, .CreatedAt, .Size; and .Name.
+    """
     need_root("image ls")
     records = asyncio.run(settings.image_store().list_images())
-    if as_json:
+    rows = [(name, record) for record in records for name in (record.names or ("<none>",))]
+    if flags["wanted"] or flags["name"] or flags["form"]:
+        rows = chosen_images(rows, flags["name"] or "", flags["wanted"])
+    if flags["form"]:
+        columns = {"REPOSITORY": "Repository", "TAG": "Tag", "IMAGE ID": "ID", "SIZE": "Size"}
+        print_rows([image_row(record, name) for name, record in rows], flags["form"], columns)
+    elif as_json:
         import msgspec
 
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n")
     elif quiet:
-        for record in records:
-            for name in record.names:
+        for name, record in rows:
+            if record.names:
                 print(name)
     else:
-        rows = [(name, record) for record in records for name in (record.names or ("<none>",))]
         print_table(
             [
                 Column("NAME", lambda row: row[0]),
@@ -109,10 +130,12 @@ def _bring_in(
 
 @image.command("rm", short_help="Remove images.")
 @argument("names", nargs=-1, required=True, metavar="NAME...", help="Names of images.")
+@flag("-f", "--force", help="One that is not there is no error. Containers keep what they use.")
 @click.pass_obj
-def remove(settings: Globals, names: tuple[str, ...]) -> int:
+def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
     """Remove names from the store. Data is removed with its last name, once no container uses it."""
     need_root("image rm")
+    from katapod.images import ImageNotFound
 
     async def go() -> int:
         failed = 0
@@ -120,6 +143,8 @@ def remove(settings: Globals, names: tuple[str, ...]) -> int:
             try:
                 print(await settings.image_store().remove(name))
             except KatapodError as exc:
+                if force and isinstance(exc, ImageNotFound):
+                    continue
                 failed = 1
                 print_error(exc)
         return failed
@@ -127,5 +152,8 @@ def remove(settings: Globals, names: tuple[str, ...]) -> int:
     return interruptible(go())
 
 
+for each in (image_verbs.inspect, image_verbs.history, image_verbs.tag, image_verbs.save, image_verbs.load):
+    image.add_command(each)
+image.add_command(image_verbs.prune)
 image.add_command(build)
 image.add_command(guest)

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,29 +16,39 @@ from katapod.model.plain import plain
 if TYPE_CHECKING:
     from katapod.sandbox.container_log import LogLine
 
-__all__ = ["logs"]
+__all__ = ["logs", "print_line"]
 
 
 @verb("logs")
 @argument("name", metavar="NAME", help="Name of a container, running or stopped.")
 @flag("-f", "--follow", help="Follow the output until the container exits.")
-@option("-n", "--tail", metavar="N", type=click.IntRange(min=0), default=None, help="Print only the last N lines.")
+@option("-n", "--tail", metavar="N", default="all", help="Print only the last N lines; default: all.")
 @flag("-t", "--timestamps", help="Begin each line with its time.")
+@option("--since", metavar="TIME", help="Only from this time on: 2026-11-23T19:50:12Z, 90s, 10m, 1h30m, or seconds.")
+@option("--until", metavar="TIME", help="Only up to this time.")
+@flag("--details", help="Taken; there are none.")
+@flag("--names", help="Taken; there is one container.")
 @click.pass_obj
-def logs(settings: Globals, name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
+def logs(settings: Globals, /, name: str, follow: bool, timestamps: bool, **flags: Any) -> None:
     """Print the output of a container: what it wrote to standard output and error, to our own.
 
     Only the newest 64 MiB are kept. A container that runs in the foreground with --rm has no log.
     """
+    from katapod.model.log_flags import parse_tail, parse_time
+
     need_root("logs")
+    now = time.time()
+    tail = parse_tail(flags["tail"])
+    since = parse_time(flags["since"], now, "--since") if flags["since"] else b""
+    until = parse_time(flags["until"], now, "--until") if flags["until"] else b""
     from katapod.sandbox.container_log import read_log
 
     store = settings.states()
     parse_container_name(name)
     try:
         with contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext():
-            for line in read_log(store, name, follow=follow, tail=tail):
-                _print(line, timestamps)
+            for line in read_log(store, name, follow=follow, tail=tail, since=since, until=until):
+                print_line(line, timestamps=timestamps)
     finally:
         with contextlib.suppress(KatapodError):
             record = store.read(name)
@@ -45,7 +56,8 @@ def logs(settings: Globals, name: str, follow: bool, tail: int | None, timestamp
                 print(f"kata-runtime: {name}: {plain(note.splitlines()[0])}", file=sys.stderr)
 
 
-def _print(line: "LogLine", timestamps: bool) -> None:
+def print_line(line: "LogLine", *, timestamps: bool = False) -> None:
+    """To the stream that the container wrote it to."""
     out = sys.stderr.buffer if line.stream == b"stderr" else sys.stdout.buffer
     out.write((line.time + b" " if timestamps else b"") + line.text + (b"\n" if line.whole else b""))
     out.flush()

@@ -24,12 +24,12 @@ NOBODY_READS = 128 + signal.SIGPIPE
 
 
 def _verb(arguments: list[str]) -> str:
-    """The first word that is no global option, nor the value of one."""
+    """The first word that is no global option, nor the value of one; `container run` is run."""
     words = iter(arguments)
     for word in words:
         if word in ("--config", "--kata-config"):
             next(words, None)
-        elif not word.startswith("-"):
+        elif not word.startswith("-") and word != "container":
             return word
     return ""
 

@@ -102,7 +102,7 @@ async def _find_accelerator(settings: Globals, config: "Config", found: list[str
 
 def _start(settings: Globals, name: str, limit_mib: int, accel: str) -> int:
     """Start a container that fills its memory at SIGUSR1. Returns 0, or the status if a signal came between."""
-    from katapod.model.flags import parse_tmpfs
+    from katapod.model.mount_flags import parse_tmpfs
     from katapod.plan.container_spec import ContainerOptions
     from katapod.supervisor.run import run_detached
     from katapod.supervisor.run_request import RunRequest

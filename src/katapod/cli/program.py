@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 import click
 
-from katapod.cli.command import HOST_PATH, Command, F, Group, flag, option
+from katapod.cli.command import HOST_PATH, Command, F, Group, flag, near, option
 from katapod.cli.settings import Globals
+from katapod.model.errors import UsageError
 
 __all__ = ["VERBS", "Program", "Verb", "kata_runtime"]
+
+
+NEAR_VERB = 0.7  # of difflib's ratio: two letters of four in the wrong order
 
 
 class Verb(NamedTuple):
@@ -28,12 +32,22 @@ VERBS = {
     "exec": Verb("execute:execute", "Run a command in a running container, or open a shell in a VM."),
     "list": Verb("containers:list_containers", "List containers."),
     "ps": Verb("containers:list_containers", "List containers.", hidden=True),
+    "wait": Verb("life:wait", "Wait until containers have ended, and print their exit status."),
+    "stop": Verb("life:stop", "Ask containers to end, and kill those that do not."),
     "kill": Verb("containers:kill", "Send a signal to containers."),
     "pause": Verb("containers:pause", "Freeze all processes of containers."),
     "resume": Verb("containers:resume", "Resume paused containers."),
+    "unpause": Verb("containers:resume", "Resume paused containers.", hidden=True),
+    "update": Verb("updating:update", "Change the limits of running containers."),
+    "attach": Verb("life:attach", "Print what a running container writes, until it ends."),
+    "cp": Verb("copying:copy", "Copy files between a running container and this host."),
+    "export": Verb("copying:export", "Write the files of a running container as a tar."),
+    "port": Verb("ports:port", "Print the published ports of a container."),
+    "top": Verb("top:top", "List the processes of a container."),
     "stats": Verb("containers:stats", "Show the resource usage of containers."),
     "delete": Verb("containers:delete", "Remove containers."),
     "rm": Verb("containers:delete", "Remove containers.", hidden=True),
+    "prune": Verb("pruning:prune_containers", "Remove containers that have stopped."),
     "logs": Verb("logs:logs", "Print the output of a container."),
     "overhead": Verb("overhead:overhead", "Measure the RuntimeClass overhead for this node."),
     "inspect": Verb("inspect:inspect", "Show a sandbox in detail: processes, devices, network, files, guest."),
@@ -42,10 +56,21 @@ VERBS = {
     "collect-data": Verb("collect:collect_data", "Collect the data for a bug report, without secrets."),
     "metrics": Verb("management:metrics", "Print the metrics of a sandbox, for Prometheus."),
     "env": Verb("environment:env", "Print versions, paths and settings."),
+    "info": Verb("environment:env", "Print versions, paths and settings.", hidden=True),
     "kata-env": Verb("environment:env", "Print versions, paths and settings.", hidden=True),
+    "container": Verb("container_group:container", "Manage containers.", hidden=True),
     "image": Verb("images:image", "Manage images."),
+    "images": Verb("images:list_images", "List container images."),
+    "rmi": Verb("images:remove", "Remove images.", hidden=True),
+    "pull": Verb("images:pull", "Pull an image from a registry.", hidden=True),
+    "load": Verb("image_verbs:load", "Bring in the images of an archive.", hidden=True),
+    "save": Verb("image_verbs:save", "Write images to an archive.", hidden=True),
+    "tag": Verb("image_verbs:tag", "Give an image one more name.", hidden=True),
+    "history": Verb("image_verbs:history", "Show how an image was made.", hidden=True),
     "factory": Verb("factory:factory", "Manage virtual machine templates."),
     "network": Verb("network:network", "Manage container networks."),
+    "system": Verb("pruning:system", "See what takes space, and remove what nobody needs."),
+    "volume": Verb("volumes:volume", "Manage volumes."),
     "iptables": Verb("management:iptables", "Get or set the iptables rules of a sandbox's guest."),
     "direct-volume": Verb("direct_volumes:direct_volume", "Manage block devices that guests mount as volumes."),
     "cluster": Verb("cluster:cluster", "See Katapod on a Kubernetes cluster."),
@@ -63,6 +88,23 @@ class Program(Group):
         if cmd_name not in self.commands and cmd_name in VERBS:
             self.load(cmd_name)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises UsageError for a verb that will not come, with what does it; click's error with the nearest verb."""
+        name = args[0]
+        if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
+            from katapod.cli.not_here import NOT_HERE
+
+            if name in NOT_HERE:
+                why, way = NOT_HERE[name]
+                raise UsageError(f"there is no {name}: {why}", hint=way)
+            known = near(
+                name, [*(verb for verb, each in VERBS.items() if not each.hidden), *dict(_engine_verbs())], NEAR_VERB
+            )
+            ctx.fail(f"No such command {name!r}.{f' Did you mean {known[0]}?' if known else ''}")
+        return super().resolve_command(ctx, args)
 
     def load(self, name: str) -> None:
         verb = VERBS[name]

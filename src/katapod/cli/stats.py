@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from katapod.cli.formats import print_rows
 from katapod.cli.plain_output import raw
 from katapod.cli.tables import Column, print_table, shown_size
 from katapod.host.state import StateStore
@@ -17,7 +18,7 @@ from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.client import connect_control
 
-__all__ = ["show_stats"]
+__all__ = ["Showing", "show_stats"]
 
 UNLIMITED = 2**62  # cgroup "max" arrives as a number near 2^63
 
@@ -31,17 +32,34 @@ class Sample(Struct, frozen=True):
     pids: int
 
 
-async def show_stats(store: StateStore, names: Sequence[str], as_json: bool, once: bool, interval_s: float) -> int:
+class Showing(Struct, frozen=True):
+    """`form`: the template of --format."""
+
+    as_json: bool
+    once: bool
+    interval_s: float
+    form: str = ""
+
+
+async def show_stats(store: StateStore, names: Sequence[str], how: Showing) -> int:
     """Print samples until interrupted, or one. A named container that does not run is an error."""
     chosen = names or [record.sandbox_id for record in store.records() if record.state is State.RUNNING]
+    once, interval_s = how.once, how.interval_s
     before = await _sample_all(store, chosen, strict=bool(names))
     while True:
-        await asyncio.sleep(min(interval_s, 1.0) if once or as_json else interval_s)
+        await asyncio.sleep(min(interval_s, 1.0) if once or how.as_json else interval_s)
         now = await _sample_all(store, chosen, strict=bool(names) and once)
         rows = [(sample, _cpu_percent(before.get(sample.name), sample)) for sample in now.values()]
-        if as_json:
+        if how.as_json:
             print(json.dumps([_as_json(sample, cpu) for sample, cpu in rows], indent=2))
             return 0
+        if how.form:
+            print_rows([_docker_row(sample, cpu) for sample, cpu in rows], how.form, DOCKER_COLUMNS)
+            sys.stdout.flush()
+            if once or not now:
+                return 0
+            before = now
+            continue
         if not once and sys.stdout.isatty():
             raw(sys.stdout).write("\033[H\033[2J")
         print_table(
@@ -97,6 +115,32 @@ def _cpu_percent(before: Sample | None, now: Sample) -> float:
 
 def _shown_limit(limit_bytes: int) -> str:
     return shown_size(limit_bytes) if 0 < limit_bytes < UNLIMITED else "none"
+
+
+DOCKER_COLUMNS = {
+    "NAME": "Name",
+    "CPU %": "CPUPerc",
+    "MEM USAGE / LIMIT": "MemUsage",
+    "MEM %": "MemPerc",
+    "PIDS": "PIDs",
+}
+
+
+def _docker_row(sample: Sample, cpu_percent: float) -> dict[str, str]:
+    """What is counted in the guest only, of networks and disks, is "--", as where Docker does not know it."""
+    limited = 0 < sample.memory_limit_bytes < UNLIMITED
+    percent = f"{sample.memory_bytes * 100 / sample.memory_limit_bytes:.2f}%" if limited else "--"
+    return {
+        "Container": sample.name,
+        "Name": sample.name,
+        "ID": sample.name,
+        "CPUPerc": f"{cpu_percent:.2f}%",
+        "MemUsage": f"{shown_size(sample.memory_bytes)} / {_shown_limit(sample.memory_limit_bytes)}",
+        "MemPerc": percent,
+        "NetIO": "--",
+        "BlockIO": "--",
+        "PIDs": str(sample.pids),
+    }
 
 
 def _as_json(sample: Sample, cpu_percent: float) -> dict[str, object]:

@@ -7,22 +7,57 @@ from msgspec import Struct
 
 from katapod.model.plain import plain
 
-__all__ = ["Column", "print_table", "shown_age", "shown_size"]
+__all__ = ["Column", "print_table", "shown_age", "shown_size", "table_width"]
 
 
 class Column(Struct, frozen=True):
+    """`least`: how far it may be cut so that a table has the width of a terminal; 0: it is never cut."""
+
     title: str
     text: Callable[[Any], str]
+    least: int = 0
 
 
-def print_table(columns: list[Column], rows: Iterable[Any]) -> None:
-    """Print left-aligned columns, as wide as their longest entry."""
+def table_width() -> int:
+    """Characters: COLUMNS if that is set, else the terminal's; 0, which is no limit, where there is none."""
+    import os
+
+    text = os.environ.get("COLUMNS", "")
+    if text.isdecimal() and int(text):
+        return int(text)
+    try:
+        return os.get_terminal_size(1).columns
+    except OSError:
+        return 0
+
+
+def print_table(columns: list[Column], rows: Iterable[Any], width: int = 0) -> None:
+    """Print left-aligned columns, as wide as their longest entry; those that may be cut are, until all fit `width`."""
     lines = [[column.title for column in columns]]
     for row in rows:
         lines.append([plain(column.text(row)) for column in columns])
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    _fit(widths, columns, width)
     for line in lines:
+        line = [_cut(text, width) for text, width in zip(line, widths, strict=True)]
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _fit(widths: list[int], columns: list[Column], width: int) -> None:
+    """Take from the widest of those that may be cut, a character at a time."""
+    while width and sum(widths) + 2 * (len(widths) - 1) > width:
+        widest = max(
+            (place for place, column in enumerate(columns) if column.least and widths[place] > column.least),
+            key=widths.__getitem__,
+            default=None,
+        )
+        if widest is None:
+            return
+        widths[widest] -= 1
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def shown_age(seconds: float) -> str:

@@ -345,6 +345,28 @@ class ImageStore:
         await self.hold(record.digest, container_id)
         return record
 
+    async def tag(self, text: str, name: str) -> str:
+        """Give a stored image one more name, which another image may have had; returns the full name.
+
+        Raises ImageNotFound, AmbiguousName, ImageParseError.
+        """
+        wanted, chosen = parse_image_name(text), parse_image_name(name).text
+        if wanted.text == busybox.BUSYBOX_NAME:
+            await self.ensure_busybox()
+        entry = self._files.read_names().get(_one_name(wanted, self._files.read_names()) or "")
+        made = await self._commit(chosen, entry, None, None) if entry is not None else None
+        if made is None:
+            raise ImageNotFound(f"cannot tag image {text}: it is not in the store", hint="see kata-runtime image ls")
+        return chosen
+
+    def users(self, digest: str) -> list[str]:
+        """The containers that have it, by their ids."""
+        return self._files.users(digest)
+
+    def config_bytes(self, digest: str) -> bytes:
+        """Its OCI config, as it came. Raises OSError."""
+        return (self._files.image_dir(digest) / "config.json").read_bytes()
+
     async def remove(self, text: str) -> str:
         """Remove a name, and with its last name the image, once no container uses it. Returns the full name.
 

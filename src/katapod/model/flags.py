@@ -17,9 +17,7 @@ from katapod.model.text import need_text
 
 __all__ = [
     "ALL_CAPABILITIES",
-    "TmpfsMount",
     "UserName",
-    "Volume",
     "is_number",
     "need_text",
     "parse_accelerator",
@@ -36,19 +34,18 @@ __all__ = [
     "parse_size",
     "parse_stop_timeout",
     "parse_sysctl",
-    "parse_tmpfs",
     "parse_ulimit",
     "parse_user",
-    "parse_volume",
     "parse_workdir",
-    "tidy_volume",
+    "refuse",
 ]
 
 MIN_MEMORY_BYTES = 6 << 20
 """Docker's minimum: below it crun and the command do not even start."""
 
 
-def _refuse(flag: str, value: str, cause: str, example: str) -> NoReturn:
+def refuse(flag: str, value: str, cause: str, example: str) -> NoReturn:
+    """Raises UsageError."""
     shown = value if len(value) <= 200 else value[:200] + "..."
     raise UsageError(f"cannot use {flag} {shown!r}: {cause}", hint=f"for example: {flag} {example}")
 
@@ -63,11 +60,11 @@ def parse_size(text: str, flag: str = "--shm-size") -> int:
     """Bytes of "512m", "1g", "1.5GiB", "65536" (bytes). Units are powers of 1024, as in Docker."""
     found = _SIZE.fullmatch(text.strip())
     if not found or len(text) > 40:
-        _refuse(flag, text, "it is not a size (a number and one of b, k, m, g)", "512m")
+        refuse(flag, text, "it is not a size (a number and one of b, k, m, g)", "512m")
     number, unit = found.groups()
     size = int(float(number) * (1 << _UNITS[unit.lower()])) if "." in number else int(number) << _UNITS[unit.lower()]
     if size >= 1 << 63:
-        _refuse(flag, text, "it is more than 64 bits can hold", "512m")
+        refuse(flag, text, "it is more than 64 bits can hold", "512m")
     return size
 
 
@@ -77,19 +74,19 @@ def parse_memory(text: str, flag: str = "-m") -> int | None:
     if size == 0:
         return None
     if size < MIN_MEMORY_BYTES:
-        _refuse(flag, text, "the least that a container can start with is 6m", "64m")
+        refuse(flag, text, "the least that a container can start with is 6m", "64m")
     return size
 
 
 def parse_cpus(text: str, flag: str = "--cpus") -> float | None:
     """A number of CPUs; 0 means no limit, as in Docker. The host's number is checked by sizing.py."""
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?|\.[0-9]{1,9}", text):
-        _refuse(flag, text, "it is not a number of CPUs", "1.5")
+        refuse(flag, text, "it is not a number of CPUs", "1.5")
     cpus = float(text)
     if cpus == 0:
         return None
     if cpus < 0.01:
-        _refuse(flag, text, "the kernel's least share is 0.01 of a CPU", "0.5")
+        refuse(flag, text, "the kernel's least share is 0.01 of a CPU", "0.5")
     return cpus
 
 
@@ -107,9 +104,9 @@ def parse_stop_timeout(text: str, flag: str = "--stop-timeout") -> int | None:
 
 def _integer(flag: str, text: str, example: str, least: int) -> int:
     if not re.fullmatch(r"-?[0-9]{1,10}", text):
-        _refuse(flag, text, "it is not a whole number", example)
+        refuse(flag, text, "it is not a whole number", example)
     if int(text) < least:
-        _refuse(flag, text, f"the least value is {least}", example)
+        refuse(flag, text, f"the least value is {least}", example)
     return int(text)
 
 
@@ -135,140 +132,16 @@ def parse_signal(text: str, flag: str = "--signal") -> int:
             return int(number)
     elif f"SIG{name}" in signal.Signals.__members__:
         return int(signal.Signals[f"SIG{name}"])
-    _refuse(flag, text, "no such signal", "TERM")
+    refuse(flag, text, "no such signal", "TERM")
 
 
-# --- mounts
-
-
-class Volume(Struct, frozen=True, kw_only=True):
-    """A bind mount of a host path. Both paths are absolute and have no ".." component."""
-
-    source: str
-    destination: str
-    read_only: bool = False
-
-
-class TmpfsMount(Struct, frozen=True, kw_only=True):
-    """A tmpfs in the container; `options` as mount(8) takes them."""
-
-    destination: str
-    options: tuple[str, ...]
-
-
-_VOLUME_EXAMPLE = "/srv/data:/data:ro"
-_NO_EFFECT = frozenset({"rw", "ro", "z", "Z", "nocopy", "bind", "rbind", "private", "rprivate", "cached", "delegated"})
-"""Options that are honoured, or that ask for what happens anyway: z and Z relabel for SELinux, which does
-not see through a VM; copying is for named volumes only; consistency modes are for Docker Desktop."""
-_PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave"})
-
-
-def parse_volume(text: str, cwd: str, flag: str = "-v") -> Volume:
-    """SRC:DST[:OPTION,...]. SRC is absolute, or begins with "." and is relative to `cwd`. Colons cannot
-    be part of a path, as in Docker."""
-    parts = text.split(":")
-    if len(parts) == 1:
-        _refuse(flag, text, "volumes without a source are not supported, give SRC:DST", _VOLUME_EXAMPLE)
-    if len(parts) > 3:
-        _refuse(flag, text, "it has more than three parts between colons", _VOLUME_EXAMPLE)
-    source, destination, options = parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else []
-    if not source:
-        _refuse(flag, text, "the source is empty", _VOLUME_EXAMPLE)
-    if source.startswith("."):
-        source = f"{cwd}/{source}"
-    elif not source.startswith("/"):
-        _refuse(
-            flag,
-            text,
-            f"named volumes are not supported; for a directory write /.../{source} or ./{source}",
-            _VOLUME_EXAMPLE,
-        )
-    for option in options:
-        if option in _PROPAGATION:
-            _refuse(flag, text, f"{option}: mounts made later cannot propagate into a VM", _VOLUME_EXAMPLE)
-        if option not in _NO_EFFECT:
-            _refuse(flag, text, f"unknown option {option!r}", _VOLUME_EXAMPLE)
-    if "ro" in options and "rw" in options:
-        _refuse(flag, text, "it cannot be both ro and rw", _VOLUME_EXAMPLE)
-    return Volume(
-        source=_tidy(source),
-        destination=_destination(flag, text, destination, _VOLUME_EXAMPLE),
-        read_only="ro" in options,
-    )
-
-
-def tidy_volume(volume: Volume, flag: str = "-v") -> Volume:
-    """One that was given as a value: its source may have colons. Raises UsageError."""
-    shown = f"{volume.source}:{volume.destination}"
-    if not volume.source.startswith("/") or "\0" in volume.source:
-        _refuse(flag, shown, "the source is not an absolute path", _VOLUME_EXAMPLE)
-    return Volume(
-        source=_tidy(volume.source),
-        destination=_destination(flag, shown, volume.destination, _VOLUME_EXAMPLE),
-        read_only=volume.read_only,
-    )
-
-
-_TMPFS_EXAMPLE = "/tmp:size=64m,mode=1777"  # noqa: S108 - a path inside the container
-_TMPFS_WORDS = frozenset(
-    {"ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "mand", "nomand"}
-    | {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"}
-)
-_TMPFS_VALUES = {
-    "size": re.compile(r"[0-9]+[kmgKMG]?|[0-9]{1,3}%"),
-    "mode": re.compile(r"[0-7]{1,5}"),
-    "uid": re.compile(r"[0-9]{1,10}"),
-    "gid": re.compile(r"[0-9]{1,10}"),
-    "nr_inodes": re.compile(r"[0-9]+[kmgKMG]?"),
-    "nr_blocks": re.compile(r"[0-9]+[kmgKMG]?"),
-}
-
-
-def parse_tmpfs(text: str, flag: str = "--tmpfs") -> TmpfsMount:
-    """/PATH[:OPTION,...]. nosuid, nodev and noexec hold unless the options say otherwise."""
-    path, _, given = text.partition(":")
-    options = ["noexec", "nosuid", "nodev"]
-    for option in given.split(",") if given else []:
-        name, equals, value = option.partition("=")
-        if equals and name in _TMPFS_VALUES:
-            if not _TMPFS_VALUES[name].fullmatch(value):
-                _refuse(flag, text, f"{option!r} has no value that tmpfs understands", _TMPFS_EXAMPLE)
-            options = [one for one in options if not one.startswith(f"{name}=")]
-        elif equals or name not in _TMPFS_WORDS:
-            _refuse(flag, text, f"unknown option {option!r}", _TMPFS_EXAMPLE)
-        else:
-            opposite = {"ro": "rw", "rw": "ro"}.get(name) or (name[2:] if name.startswith("no") else f"no{name}")
-            options = [one for one in options if one not in (opposite, name)]
-        options.append(option)
-    return TmpfsMount(destination=_destination(flag, text, path, _TMPFS_EXAMPLE), options=tuple(options))
-
-
-def _tidy(path: str) -> str:
-    """Remove "." and ".." and doubled slashes, by text alone."""
-    return "/" + posixpath.normpath(path).lstrip("/")
-
-
-def _destination(flag: str, text: str, path: str, example: str) -> str:
-    if not path.startswith("/"):
-        _refuse(flag, text, f"the path in the container, {path!r}, is not absolute", example)
-    if oci.has_parent_component(path):
-        _refuse(flag, text, "the path in the container has a '..' component", example)
-    need_text(flag, path)
-    tidy = _tidy(path)
-    if tidy == "/":
-        _refuse(flag, text, "the container's root cannot be mounted over", example)
-    if "\0" in text:
-        _refuse(flag, text, "it has a NUL character", example)
-    return tidy
+# --- environment and labels
 
 
 def parse_workdir(text: str, flag: str = "-w") -> str:
     if not text.startswith("/") or "\0" in text:
-        _refuse(flag, text, "the working directory must be an absolute path", "/srv")
-    return _tidy(text)
-
-
-# --- environment and labels
+        refuse(flag, text, "the working directory must be an absolute path", "/srv")
+    return "/" + posixpath.normpath(text).lstrip("/")
 
 
 def parse_env(entries: Iterable[str], environ: Mapping[str, str], flag: str = "-e") -> tuple[str, ...]:
@@ -277,7 +150,7 @@ def parse_env(entries: Iterable[str], environ: Mapping[str, str], flag: str = "-
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:
-            _refuse(flag, entry, "it has no name before '='" if not name else "it has a NUL character", "K=V")
+            refuse(flag, entry, "it has no name before '='" if not name else "it has a NUL character", "K=V")
         if equals:
             found[name] = value
         elif name in environ:
@@ -296,7 +169,7 @@ def parse_env_file(text: str, environ: Mapping[str, str], where: str) -> tuple[s
             continue
         name = entry.partition("=")[0]
         if not name or any(character.isspace() for character in name):
-            _refuse("--env-file", where, f"line {number}: {name!r} is not a name", "settings.env (lines K=V)")
+            refuse("--env-file", where, f"line {number}: {name!r} is not a name", "settings.env (lines K=V)")
         entries.append(entry)
     return parse_env(entries, environ, "--env-file")
 
@@ -305,7 +178,7 @@ def parse_label(text: str, flag: str = "--label") -> tuple[str, str]:
     """K=V or K, which has an empty value."""
     name, _, value = text.partition("=")
     if not name:
-        _refuse(flag, text, "it has no name before '='", "team=storage")
+        refuse(flag, text, "it has no name before '='", "team=storage")
     return name, value
 
 
@@ -344,9 +217,9 @@ def parse_group(text: str) -> str:
 
 def _check_name_or_number(word: str, flag: str, value: str, example: str) -> None:
     if not _USER_WORD.fullmatch(word):
-        _refuse(flag, value, f"{word!r} is neither a name nor a number", example)
+        refuse(flag, value, f"{word!r} is neither a name nor a number", example)
     if is_number(word) and int(word) >= 2**32 - 1:
-        _refuse(flag, value, f"{word} is not a user or group number", example)
+        refuse(flag, value, f"{word} is not a user or group number", example)
 
 
 ALL_CAPABILITIES = (
@@ -402,7 +275,7 @@ def parse_cap(text: str, flag: str = "--cap-add") -> str:
         return "ALL"
     name = name if name.startswith("CAP_") else f"CAP_{name}"
     if name not in ALL_CAPABILITIES:
-        _refuse(flag, text, "no such capability", "NET_ADMIN")
+        refuse(flag, text, "no such capability", "NET_ADMIN")
     return name
 
 
@@ -417,14 +290,14 @@ def parse_ulimit(text: str, flag: str = "--ulimit") -> oci.Rlimit:
     """NAME=SOFT[:HARD]; -1 or "unlimited" means no limit; HARD defaults to SOFT."""
     name, equals, values = text.partition("=")
     if name.lower() not in _RLIMITS:
-        _refuse(flag, text, f"there is no limit {name!r}", "nofile=1024:2048")
+        refuse(flag, text, f"there is no limit {name!r}", "nofile=1024:2048")
     soft_text, colon, hard_text = values.partition(":")
     soft = _limit(soft_text)
     hard = _limit(hard_text) if colon else soft
     if not equals or soft is None or hard is None:
-        _refuse(flag, text, "it is not NAME=SOFT[:HARD] with numbers", "nofile=1024:2048")
+        refuse(flag, text, "it is not NAME=SOFT[:HARD] with numbers", "nofile=1024:2048")
     if soft > hard:
-        _refuse(flag, text, "the soft limit exceeds the hard limit", "nofile=1024:2048")
+        refuse(flag, text, "the soft limit exceeds the hard limit", "nofile=1024:2048")
     return oci.Rlimit(type=f"RLIMIT_{name.upper()}", soft=soft, hard=hard)
 
 
@@ -446,9 +319,9 @@ def parse_sysctl(text: str, flag: str = "--sysctl") -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name = name.strip().replace("/", ".")
     if not equals or not re.fullmatch(r"[a-zA-Z0-9_.-]{1,128}", name) or "\0" in value:
-        _refuse(flag, text, "it is not NAME=VALUE", "net.core.somaxconn=1024")
+        refuse(flag, text, "it is not NAME=VALUE", "net.core.somaxconn=1024")
     if ".." in name or not (name in _SYSCTL_NAMES or name.startswith(_SYSCTL_PREFIXES)):
-        _refuse(flag, text, "it does not belong to a namespace of the container", "net.core.somaxconn=1024")
+        refuse(flag, text, "it does not belong to a namespace of the container", "net.core.somaxconn=1024")
     return name, value.strip()
 
 
@@ -460,7 +333,7 @@ MAX_HOSTNAME = 64
 def parse_hostname(text: str, flag: str = "--hostname") -> str:
     """Labels of at most 63 letters, digits, '-' and '_', joined by dots; at most 64 characters in all."""
     if len(text) > MAX_HOSTNAME:
-        _refuse(flag, text, f"it has {len(text)} characters, Linux takes at most {MAX_HOSTNAME}", "web-1")
+        refuse(flag, text, f"it has {len(text)} characters, Linux takes at most {MAX_HOSTNAME}", "web-1")
     if not all(_HOST_LABEL.fullmatch(label) for label in text.split(".")):
-        _refuse(flag, text, "it is not a host name", "web-1")
+        refuse(flag, text, "it is not a host name", "web-1")
     return text

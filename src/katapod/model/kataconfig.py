@@ -10,8 +10,10 @@ from msgspec import Struct
 
 __all__ = [
     "Accelerator",
+    "Backend",
     "Condition",
     "KataNodes",
+    "LogLevel",
     "NodeStatus",
     "Overhead",
     "Requirement",
@@ -23,6 +25,9 @@ __all__ = [
 ]
 
 Accelerator = Literal["kvm", "uml", "tcg"]
+Backend = Literal["Auto", "MachineConfig", "NodeJobs"]
+LogLevel = Literal["fatal", "panic", "error", "warn", "info", "debug", "trace"]
+"""CRI-O's. Source: crio(8), --log-level."""
 
 
 class _Value(Struct, frozen=True, rename="camel"):
@@ -45,31 +50,38 @@ class Selector(_Value, frozen=True):
 class Overhead(_Value, frozen=True):
     """What a pod costs beside its containers. Quantities of Kubernetes."""
 
+    mode: Literal["fixed", "measured"] = "fixed"  # measured: the most that a node has, once one has measured it
     cpu: str = "250m"
     memory: str = "350Mi"
 
 
 class RuntimeClassSpec(_Value, frozen=True):
     name: str
+    handler: str = ""  # of the engine; empty: kata or, with a configuration, one of the class's name
     accelerator: Accelerator | None = None  # only nodes whose VMs run by it; None: all
     overhead: Overhead = Overhead()
+    configuration: str = ""  # drop-in of configuration.toml for its handler
 
 
 class Rollout(_Value, frozen=True):
     canary: bool = True  # the first node alone
     max_unavailable: int = 1  # nodes that are changed at once, those that failed included
     paused: bool = False
+    drain: bool = False  # pods of ours are evicted before a node is installed anew
 
 
 class Spec(_Value, frozen=True):
     kata_config_pool_selector: Selector | None = None  # None: all nodes that can be scheduled on
     check_node_eligibility: bool = False
+    backend: Backend = "Auto"  # who puts the runtime on nodes
+    log_level: LogLevel = "info"
     accelerators: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
     runtime_classes: tuple[RuntimeClassSpec, ...] = (
         RuntimeClassSpec("kata"),
-        RuntimeClassSpec("kata-uml", "uml"),
-        RuntimeClassSpec("kata-tcg", "tcg"),
+        RuntimeClassSpec("kata-uml", accelerator="uml"),
+        RuntimeClassSpec("kata-tcg", accelerator="tcg"),
     )
+    configuration: str = ""  # drop-in of configuration.toml for all handlers
     rollout: Rollout = Rollout()
 
 
@@ -98,7 +110,7 @@ class NodeStatus(_Value, frozen=True):
 
 
 class KataNodes(_Value, frozen=True):
-    """Upstream's lists."""
+    """Upstream's lists. Counts are exact; of more than status.NAMES names a list has the first."""
 
     node_count: int = 0
     ready_node_count: int = 0
@@ -118,5 +130,8 @@ class Status(_Value, frozen=True):
     summary: str = ""
     conditions: tuple[Condition, ...] = ()
     kata_nodes: KataNodes = KataNodes()
-    nodes: tuple[NodeStatus, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()  # at most status.LINES: first those that are not ready
+    nodes_omitted: int = 0
     runtime_classes: tuple[str, ...] = ()
+    backend: str = ""  # the one that was chosen
+    waiting_for_mco_to_start: bool = False  # the machine-config operator has not answered our last change yet

@@ -118,6 +118,7 @@ class Layout(Struct, frozen=True):
     share_root: Path = Path("/run/kata-containers/shared/sandboxes")
     data_root: Path = Path("/var/lib/katapod/sandboxes")
     image_root: Path = Path("/var/lib/katapod/images")
+    volume_root: Path = Path("/var/lib/katapod/volumes")
     guest_image_root: Path = Path("/var/cache/kata-containers")
     proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
 

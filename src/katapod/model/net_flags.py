@@ -15,6 +15,9 @@ __all__ = [
     "PortRequest",
     "parse_add_host",
     "parse_dns",
+    "parse_dns_option",
+    "parse_dns_search",
+    "parse_expose",
     "parse_ip",
     "parse_mac",
     "parse_network",
@@ -50,6 +53,9 @@ class NetworkRequest(Struct, frozen=True, kw_only=True):
     hosts: tuple[tuple[str, str], ...] = ()  # name, address or HOST_GATEWAY
     ip: str = ""
     mac: str = ""
+    search: tuple[str, ...] = ()  # domains; ("",) is none, whatever the host has
+    options: tuple[str, ...] = ()  # of resolv.conf(5)
+    no_hosts: bool = False  # the image's /etc/hosts stays as it is
 
 
 def _refuse(flag: str, value: str, cause: str, example: str) -> NoReturn:
@@ -130,6 +136,28 @@ def parse_dns(text: str, flag: str = "--dns") -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         _refuse(flag, text, "it is not an IP address", "192.0.2.53")
+
+
+def parse_dns_search(text: str, flag: str = "--dns-search") -> str:
+    """A domain; "." is none at all, as in Docker."""
+    if text == ".":
+        return ""
+    if not _HOST.fullmatch(text.removesuffix(".")):
+        _refuse(flag, text, "it is not a domain", "example.org")
+    return text
+
+
+def parse_dns_option(text: str, flag: str = "--dns-option") -> str:
+    if not re.fullmatch(r"[a-z0-9-]{1,40}(:[0-9]{1,5})?", text):
+        _refuse(flag, text, "it is no option of resolv.conf(5)", "ndots:2")
+    return text
+
+
+def parse_expose(text: str, flag: str = "--expose") -> tuple[PortRequest, ...]:
+    """PORT[-PORT][/tcp|udp] of the container, each to be published on any free port of the host."""
+    if ":" in text:
+        _refuse(flag, text, "it is neither a port nor a range of ports", "8080")
+    return parse_publish(text, flag)
 
 
 def parse_ip(text: str, flag: str = "--ip") -> str:

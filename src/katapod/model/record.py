@@ -9,10 +9,20 @@ from katapod.model.attachment import AttachmentRecord
 from katapod.model.devices import DeviceTable
 from katapod.model.network import NetworkRecord
 
-__all__ = ["KILLED_STATUS", "ContainerRecord", "SandboxRecord", "State", "killed_containers"]
+__all__ = [
+    "DEFAULT_STOP_TIMEOUT_S",
+    "KILLED_STATUS",
+    "ContainerRecord",
+    "SandboxRecord",
+    "State",
+    "killed_containers",
+]
 
 KILLED_STATUS = 128 + signal.SIGKILL
 """The exit status of what SIGKILL has ended, and of what ended unseen with its VM. Source: bash(1), EXIT STATUS."""
+
+DEFAULT_STOP_TIMEOUT_S = 10
+"""Docker's and Podman's."""
 
 
 class State(Enum):
@@ -35,6 +45,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: tuple[str, ...] = ()  # further ones of that user
     image_digest: str = ""  # held in the image store while the container exists
     stop_signal: int = 15
+    stop_timeout_s: int | None = DEFAULT_STOP_TIMEOUT_S  # from that signal to SIGKILL; None: SIGKILL never comes
+    volumes: tuple[str, ...] = ()  # names of those of the store that it has
     started_at: float = 0.0  # seconds since the epoch
     finished_at: float = 0.0
     exit_code: int | None = None

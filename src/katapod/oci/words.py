@@ -13,16 +13,19 @@ ENGINES = ("--root", "--log", "--log-format", "--log-level", "--cgroup-manager",
 GLOBAL_VALUES = (*OURS, *ENGINES)
 GLOBAL_SWITCHES = ("--systemd-cgroup", "--debug", "--version", "-v", "--help", "-h")
 
-ONLY_OCI = ("create", "start", "state", "events", "update", "spec", "features", "checkpoint", "restore")
+ONLY_OCI = ("create", "start", "state", "events", "spec", "features", "checkpoint", "restore")
 STARTS = ("--pid-file", "--console-socket", "--preserve-fds", "--keep", "--no-subreaper", "--no-pivot")
 MARKS = {
     "run": STARTS,
-    "exec": ("--process", "-p", "--pid-file", "--console-socket", "--preserve-fds", "--detach", "-d", "--cap"),
-    "list": ("--format", "-f"),
-    "ps": ("--format", "-f"),
+    "exec": ("--process", "-p", "--pid-file", "--console-socket", "--preserve-fds", "--cap"),
+    "update": ("--resources", "-r", "--cpu-share", "--cpu-period", "--cpu-quota", "--cpu-burst", "--l3-cache-schema"),
 }
 """Options of a verb that only its OCI form has."""
-BY_CONTAINER = ("kill", "delete", "pause", "resume", "ps")
+RUNS = "/run/vc/sbs"
+"""Where containers of `run` are recorded: model.layout.Layout."""
+VALUED = ("--format", "-f", "-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus")
+"""Options of such a verb, in either world, whose value is the next word."""
+BY_CONTAINER = ("kill", "delete", "pause", "resume", "ps", "update")
 """Verbs that mean the same to both, and are carried out by who has made the container."""
 
 
@@ -42,16 +45,45 @@ def speaks_oci(words: list[str]) -> bool:
 
 def _is_oci(verb: str, rest: list[str]) -> bool:
     if verb in ONLY_OCI:
-        return True
+        return not _is_docker(verb, rest)
     before = rest[: rest.index("--")] if "--" in rest else rest
     if verb in ("run", "exec"):  # what comes after the name is a command's
         first = next((place for place, word in enumerate(before) if not word.startswith("-")), len(before))
         before = before[: first + 1] if verb == "run" else _options(before)
     if any(word.partition("=")[0] in MARKS.get(verb, ()) for word in before):
         return True
+    if verb == "exec" and {"-d", "--detach"} & set(before):
+        return _is_recorded(next(iter(rest[len(before) :]), ""))
     if verb not in BY_CONTAINER or any(word.partition("=")[0] in ("-s", "--signal") for word in before):
         return False
-    container_id = next((word for word in before if not word.startswith("-")), "")
+    return _is_recorded(_first_operand(before))
+
+
+def _is_docker(verb: str, rest: list[str]) -> bool:
+    """Whether somebody means docker's verb of that name, which is answered in a line: `create IMAGE` where there is no
+    bundle, `start` of a container of `run`."""
+    names = {word.partition("=")[0] for word in rest}
+    if verb == "create":
+        named = bool(rest) and not rest[-1].startswith("-")
+        return named and not names & {*STARTS, "--bundle", "-b"} and not os.path.exists("config.json")
+    if verb == "start":
+        name = _first_operand(rest)
+        return _is_name(name) and not _is_recorded(name) and os.path.isdir(os.path.join(RUNS, name))
+    return False
+
+
+def _first_operand(words: list[str]) -> str:
+    rest = iter(words)
+    for word in rest:
+        if word in VALUED:
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
+def _is_recorded(container_id: str) -> bool:
+    """Whether `create` has made it, below the default root."""
     return _is_name(container_id) and os.path.isdir(os.path.join(default_root(), container_id))
 
 

@@ -6,9 +6,16 @@ import msgspec
 
 from katapod.model.kataconfig import Accelerator
 
-__all__ = ["ACCELERATORS", "Report"]
+__all__ = ["ACCELERATORS", "Measured", "Report"]
 
 ACCELERATORS: tuple[Accelerator, ...] = ("kvm", "uml", "tcg")
+
+
+class Measured(msgspec.Struct, frozen=True, rename="camel"):
+    """What a sandbox has taken beyond its containers' limits, rounded up, as `kata-runtime overhead` says it."""
+
+    memory_mib: int
+    cpu_millis: int
 
 
 class Report(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -23,3 +30,5 @@ class Report(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     kernel: str = ""  # of the proof's VM
     proof_s: float = 0.0
     engine: str = ""  # name and version
+    handlers: tuple[str, ...] = ()  # that the engine has now; none: HANDLER
+    measured: dict[str, Measured] = {}  # by handler, of those that were to be measured

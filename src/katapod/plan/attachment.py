@@ -79,10 +79,18 @@ def hosts_file(hostname: str, addresses: Iterable[str], extra: Iterable[tuple[st
     return "".join(f"{line}\n" for line in lines)
 
 
-def resolv_conf(host: str, asked: tuple[str, ...], network: CniDns = NO_DNS) -> str:
+def resolv_conf(
+    host: str,
+    asked: tuple[str, ...],
+    network: CniDns = NO_DNS,
+    *,
+    search: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+) -> str:
     """/etc/resolv.conf: the caller's servers, else the network's, else the host's but those on its loopback.
 
-    `host` is the text of the host's file; its search domains and options are kept unless the network has some.
+    `host` is the text of the host's file; its search domains and options are kept unless the network, or the caller by
+    `search` and `options`, has some.
     """
     servers, rest = list[str](), list[str]()
     for line in host.splitlines():
@@ -95,6 +103,12 @@ def resolv_conf(host: str, asked: tuple[str, ...], network: CniDns = NO_DNS) -> 
     if network.domain or network.search or network.options:
         rest = [f"search {' '.join(network.search or (network.domain,))}"] if network.search or network.domain else []
         rest += [f"options {' '.join(network.options)}"] if network.options else []
+    if search:
+        rest = [line for line in rest if not line.startswith(("search ", "domain "))]
+        rest += [f"search {' '.join(filter(None, search))}"] if any(search) else []
+    if options:
+        rest = [line for line in rest if not line.startswith("options ")]
+        rest.append(f"options {' '.join(options)}")
     chosen = asked or network.nameservers or tuple(servers)
     return "".join(f"{line}\n" for line in [*rest, *(f"nameserver {server}" for server in chosen)])
 

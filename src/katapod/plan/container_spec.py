@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from katapod.model import oci
 from katapod.model.errors import UsageError
-from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume, is_number, parse_user
+from katapod.model.flags import ALL_CAPABILITIES, UserName, is_number, parse_user
+from katapod.model.mount_flags import DeviceRequest, NamedVolume, TmpfsMount, Volume
 from katapod.model.seccomp_profile import SeccompProfile
 from katapod.plan.seccomp import GuestKernel, plan_seccomp
 from katapod.version import OCI_VERSION
@@ -36,6 +37,9 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHM_BYTES = 64 << 20
 CPU_PERIOD_US = 100_000
 """The kernel's own default period of the CPU controller."""
+
+INIT_PATH = "/dev/init"
+"""Where a container with an init program has it: its /dev is a tmpfs, so that no image needs a file to mount it on."""
 
 DEFAULT_CAPABILITIES = tuple(
     f"CAP_{name}"
@@ -80,6 +84,8 @@ class ContainerOptions(Struct, frozen=True, kw_only=True):
 
     `entrypoint`: None keeps the image's, "" removes it. `user`: None takes the image's. `groups`: further ones of
     the user, by name or number.
+    `named_volumes` have become volumes by the time that a spec is planned. `init_program`: a static one of the host,
+    the container's first process, which runs the command; empty: the command is that.
     `seccomp`: None means no filter. `system_paths`: nothing of /proc and /sys is masked or made read-only.
     """
 
@@ -94,11 +100,19 @@ class ContainerOptions(Struct, frozen=True, kw_only=True):
     console_size: oci.Box | None = None
     memory_bytes: int | None = None
     cpus: float | None = None
+    cpu_period_us: int = CPU_PERIOD_US
+    memory_reservation_bytes: int | None = None
+    oom_score_adj: int | None = None
+    umask: int | None = None
+    domainname: str = ""
     pids_limit: int | None = None
     read_only: bool = False
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    named_volumes: tuple[NamedVolume, ...] = ()
+    devices: tuple[DeviceRequest, ...] = ()
+    init_program: str = ""
     tmpfs: tuple[TmpfsMount, ...] = ()
     shm_bytes: int = DEFAULT_SHM_BYTES
     ulimits: tuple[oci.Rlimit, ...] = ()
@@ -130,6 +144,7 @@ def plan_container_spec(
         process=_process(image, options),
         root=oci.Root(path=root_path, readonly=options.read_only),
         hostname=options.hostname,
+        domainname=options.domainname,
         mounts=_mounts(options),
         annotations=dict(options.annotations),
         linux=oci.Linux(
@@ -217,16 +232,20 @@ def _process(image: ProcessDefaults, options: ContainerOptions) -> oci.Process:
     if not cwd.startswith("/"):
         raise UsageError(f"cannot use {cwd!r} as the working directory: it is not an absolute path")
     user = numeric_user(effective_user(image, options))
+    if options.umask is not None:
+        user = replace(user, umask=options.umask)
+    command = _command(image, options)
     return oci.Process(
         terminal=options.tty,
         console_size=options.console_size if options.tty else None,
         user=user,
-        args=_command(image, options),
+        args=(INIT_PATH, "--", *command) if options.init_program else command,
         env=_environment(image, options),
         cwd=cwd,
         capabilities=_capability_sets(_capabilities(options), user),
         rlimits=options.ulimits,
         no_new_privileges=options.no_new_privileges,
+        oom_score_adj=options.oom_score_adj,
     )
 
 
@@ -288,11 +307,12 @@ def _capability_sets(names: tuple[str, ...], user: oci.User) -> oci.Capabilities
 
 def _resources(options: ContainerOptions) -> oci.Resources:
     """Swap is limited to the memory limit, that is: none. A guest has no swap of its own."""
-    limit = options.memory_bytes
+    limit, reservation = options.memory_bytes, options.memory_reservation_bytes
+    limited = limit is not None or reservation is not None
     return oci.Resources(
         devices=(oci.DeviceCgroup(allow=True, access="rwm"),) if options.privileged else _default_devices(),
-        memory=oci.Memory(limit=limit, swap=limit) if limit is not None else None,
-        cpu=oci.Cpu(quota=round(options.cpus * CPU_PERIOD_US), period=CPU_PERIOD_US)
+        memory=oci.Memory(limit=limit, swap=limit, reservation=reservation) if limited else None,
+        cpu=oci.Cpu(quota=round(options.cpus * options.cpu_period_us), period=options.cpu_period_us)
         if options.cpus is not None
         else None,
         pids=oci.Pids(limit=options.pids_limit) if options.pids_limit is not None else None,
@@ -314,6 +334,8 @@ def _default_devices() -> tuple[oci.DeviceCgroup, ...]:
 def _mounts(options: ContainerOptions) -> tuple[oci.Mount, ...]:
     """The usual ones, except where the caller mounts something else, then the caller's, parents first."""
     asked = [_volume(volume) for volume in options.volumes]
+    if options.init_program:
+        asked.append(_volume(Volume(source=options.init_program, destination=INIT_PATH, read_only=True)))
     asked += [
         oci.Mount(destination=one.destination, type="tmpfs", source="tmpfs", options=one.options)
         for one in options.tmpfs
@@ -323,7 +345,7 @@ def _mounts(options: ContainerOptions) -> tuple[oci.Mount, ...]:
         if mount.destination in taken:
             raise UsageError(
                 f"cannot mount on {mount.destination}: two mounts have this destination",
-                hint="give each -v and --tmpfs a destination of its own",
+                hint="give each -v, --mount and --tmpfs a destination of its own",
             )
         taken.add(mount.destination)
     asked.sort(key=lambda mount: mount.destination.count("/"))

@@ -146,10 +146,14 @@ def container_files(hostname: str, request: NetworkRequest, record: AttachmentRe
             record.gateway if record is not None else "",
         ),
     }
-    if record is not None or request.dns:
+    if request.no_hosts:
+        del found["hosts"]
+    if record is not None or request.dns or request.search or request.options:
         result = result_of(record) if record is not None else None
         dns = (result.dns,) if result is not None else ()
-        found["resolv.conf"] = resolv_conf(resolv_conf_text(), request.dns, *dns)
+        found["resolv.conf"] = resolv_conf(
+            resolv_conf_text(), request.dns, *dns, search=request.search, options=request.options
+        )
     return found
 
 

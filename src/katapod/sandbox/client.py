@@ -12,6 +12,7 @@ import msgspec
 
 from katapod.host.locks import is_stopped
 from katapod.host.state import StateStore, supervisor_alive
+from katapod.model import oci
 from katapod.model.errors import InvalidState, KatapodError, NotFound, SpecError
 from katapod.model.record import SandboxRecord, State
 from katapod.model.tokens import random_hex
@@ -33,6 +34,8 @@ __all__ = [
     "ControlClient",
     "HoldRequest",
     "KillRequest",
+    "UpdateRequest",
+    "WaitAnswer",
     "connect_control",
     "require_features",
     "start_exec",
@@ -58,6 +61,15 @@ class ContainerRequest(msgspec.Struct, forbid_unknown_fields=True):
     container_id: str
 
 
+class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True):
+    container_id: str
+    resources: oci.Resources
+
+
+class WaitAnswer(msgspec.Struct, forbid_unknown_fields=True):
+    exit_code: int
+
+
 class HoldRequest(msgspec.Struct, forbid_unknown_fields=True):
     exec_id: str
 
@@ -78,10 +90,10 @@ class ControlClient:
             return self._store.read(self.record.sandbox_id)
         return None
 
-    async def _call(self, method: str, request: msgspec.Struct | None = None, timeout_s: float = 60.0) -> None:
+    async def _call(self, method: str, request: msgspec.Struct | None = None, timeout_s: float | None = 60.0) -> bytes:
         payload = msgspec.json.encode(request) if request is not None else b""
         try:
-            await self.connection.call_raw(CONTROL_SERVICE, method, payload, timeout_s)
+            return await self.connection.call_raw(CONTROL_SERVICE, method, payload, timeout_s)
         except RpcError as exc:
             if self.connection.closed.done():
                 what = f"cannot {method.lower()} container {self.record.sandbox_id}: it ended meanwhile"
@@ -97,6 +109,14 @@ class ControlClient:
 
     async def resume(self, container_id: str) -> None:
         await self._call("Resume", ContainerRequest(container_id))
+
+    async def update(self, container_id: str, resources: oci.Resources) -> None:
+        await self._call("Update", UpdateRequest(container_id, resources))
+
+    async def wait(self, container_id: str) -> int:
+        """Its exit status, once it has ended. Raises KatapodError if its supervisor was killed."""
+        answer = await self._call("Wait", ContainerRequest(container_id), timeout_s=None)
+        return msgspec.json.decode(answer, type=WaitAnswer).exit_code
 
     async def shut_down(self) -> None:
         await self._call("ShutDown")

@@ -17,7 +17,7 @@ from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace
 from katapod.model.layout import GUEST_BUNDLES, GUEST_SANDBOX_DIR, GUEST_SHARE
-from katapod.model.record import ContainerRecord, State
+from katapod.model.record import DEFAULT_STOP_TIMEOUT_S, ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
 from katapod.rpc.features import BUNDLE_FILES
@@ -47,6 +47,8 @@ class ContainerPlan(Struct, frozen=True):
     groups: tuple[str, ...] = ()  # that the user is in besides its own, by name or number
     image_digest: str = ""
     stop_signal: int = 15
+    stop_timeout_s: int | None = DEFAULT_STOP_TIMEOUT_S
+    volumes: tuple[str, ...] = ()  # names of those of the store, whose mounts the spec has
     guest_seccomp: bool = True
     create_timeout_s: float = 60.0
     etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
@@ -66,6 +68,8 @@ class ContainerPlan(Struct, frozen=True):
             groups=self.groups,
             image_digest=self.image_digest,
             stop_signal=self.stop_signal,
+            stop_timeout_s=self.stop_timeout_s,
+            volumes=self.volumes,
         )
 
 
@@ -78,6 +82,7 @@ class Container:
         self.process = GuestProcess(
             sandbox.agent, plan.container_id, plan.container_id, terminal=plan.spec.process.terminal
         )
+        self.ended = asyncio.Event()  # it has stopped, which is on record
         self.out_of_memory = asyncio.Event()  # its limit made the guest kill a process of it
         self.hooks = HookedContainer(plan.container_id, plan.bundle, plan.spec)
 
@@ -98,6 +103,8 @@ class Container:
         self.sandbox.save(
             containers=tuple(changed if item.container_id == self.container_id else item for item in others)
         )
+        if changed.state is State.STOPPED:
+            self.ended.set()
 
     async def start(self) -> None:
         require("start", self.container_id, self.record.state, State.CREATED)

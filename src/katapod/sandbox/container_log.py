@@ -32,9 +32,20 @@ class LogLine(Struct, frozen=True):
     text: bytes
 
 
-def read_log(store: StateStore, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[LogLine]:
+def read_log(
+    store: StateStore,
+    name: str,
+    *,
+    follow: bool = False,
+    tail: int | None = None,
+    since: bytes = b"",
+    until: bytes = b"",
+) -> Iterator[LogLine]:
     """The entries of a container's log: the last `tail` of them, or all; with `follow` those to come, too, until it
-    ends. Blocks. Raises NotFound, also if the container keeps no log."""
+    ends. `since` and `until`: of that time only, as entries have it. Blocks.
+
+    Raises NotFound, also if the container keeps no log.
+    """
     record = store.read(name)
     path = store.layout.sandbox(name).container_log
     if not path.exists():
@@ -43,11 +54,17 @@ def read_log(store: StateStore, name: str, *, follow: bool = False, tail: int | 
         return
     with contextlib.ExitStack() as stack:
         current = stack.enter_context(path.open("rb"))
+        # texts of one form and one zone: their order is that of time
         lines = itertools.chain(_lines(Path(f"{path}.1")), _whole_lines(current))
+        if since or until:
+            lines = (line for line in lines if since <= line and (not until or line < until))  # type: ignore[assignment]
         yield from map(_parse, lines if tail is None else deque(lines, maxlen=tail))
         while follow:
             ended = _has_ended(store, name)
-            yield from map(_parse, _whole_lines(current))
+            for line in _whole_lines(current):
+                if until and line >= until:
+                    return
+                yield _parse(line)
             if ended:
                 break
             with contextlib.suppress(FileNotFoundError):

@@ -17,12 +17,20 @@ import msgspec
 
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.layout import SandboxPaths
+from katapod.model.record import KILLED_STATUS
 from katapod.rpc.agent import AGENT_SERVICE
 from katapod.rpc.console import VM_ID
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.server import serve_ttrpc
 from katapod.rpc.status import RpcError, StatusCode
-from katapod.sandbox.client import CONTROL_SERVICE, ContainerRequest, HoldRequest, KillRequest
+from katapod.sandbox.client import (
+    CONTROL_SERVICE,
+    ContainerRequest,
+    HoldRequest,
+    KillRequest,
+    UpdateRequest,
+    WaitAnswer,
+)
 from katapod.sandbox.container import Container
 from katapod.sandbox.guard import CAUSE_LIMIT_S
 from katapod.sandbox.lifecycle import Sandbox
@@ -50,10 +58,12 @@ class _Control:
     def __init__(self, containers: Callable[[], list[Container]], shut_down: Callable[[], None]) -> None:
         self._containers = containers
         self._shut_down = shut_down
-        self._methods: dict[str, Callable[[bytes], Awaitable[None]]] = {
+        self._methods: dict[str, Callable[[bytes], Awaitable[bytes | None]]] = {
             "Kill": self._kill,
             "Pause": self._pause,
             "Resume": self._resume,
+            "Wait": self._wait,
+            "Update": self._update,
             "Hold": self._hold,
             "ShutDown": self._stop,
         }
@@ -72,14 +82,13 @@ class _Control:
         if method not in self._methods:
             raise RpcError(StatusCode.UNIMPLEMENTED, f"method {method}")
         try:
-            await self._methods[method](payload)
+            return await self._methods[method](payload) or b""
         except NotFound as exc:
             raise RpcError(StatusCode.NOT_FOUND, str(exc)) from exc
         except InvalidState as exc:
             raise RpcError(StatusCode.FAILED_PRECONDITION, str(exc)) from exc
         except (KatapodError, msgspec.DecodeError) as exc:
             raise RpcError(StatusCode.INTERNAL, str(exc)) from exc
-        return b""
 
     def _sandbox(self) -> Sandbox:
         containers = self._containers()
@@ -132,6 +141,26 @@ class _Control:
 
     async def _resume(self, payload: bytes) -> None:
         await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).resume()
+
+    async def _wait(self, payload: bytes) -> bytes:
+        """Answered when the container has ended, by its exit status; by the sandbox's death if that comes first."""
+        container = self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id)
+        async with beside(container.ended.wait(), name="wait-ended") as ended:
+            waiting: set[asyncio.Future[Any]] = {ended, container.sandbox.death}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        code = container.record.exit_code
+        return msgspec.json.encode(WaitAnswer(KILLED_STATUS if code is None else code))
+
+    async def _update(self, payload: bytes) -> None:
+        request = msgspec.json.decode(payload, type=UpdateRequest)
+        container = self._find(request.container_id)
+        limit = request.resources.memory.limit if request.resources.memory else None
+        room = container.sandbox.record.mem_mib << 20
+        if limit is not None and limit > room:
+            raise KatapodError(
+                f"cannot update container {request.container_id}: its VM has {room >> 20} MiB, and stays as large"
+            )
+        await container.update(request.resources)
 
     async def _hold(self, payload: bytes) -> None:
         """Answered when the sandbox dies. When the caller goes first, so does its process of the debug console."""

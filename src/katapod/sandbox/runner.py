@@ -20,6 +20,7 @@ from katapod.model.config import Config
 from katapod.model.errors import KatapodError
 from katapod.model.mount_options import Access, parse_access
 from katapod.model.record import State, killed_containers
+from katapod.model.run_flags import LOG_BYTES
 from katapod.model.sizing import ContainerLimits
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.lifecycle import Sandbox
@@ -45,9 +46,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-CONTAINER_LOG_BYTES = 64 * 1024 * 1024
 SIGPIPE_STATUS = 128 + signal.SIGPIPE
-STOP_GRACE_S = 10.0
 
 
 class Streams(Struct, frozen=True):
@@ -57,6 +56,7 @@ class Streams(Struct, frozen=True):
     stdout: Sink = field(default_factory=NullSink)
     stderr: Sink = field(default_factory=NullSink)
     keep_log: bool = True
+    log_bytes: int = LOG_BYTES
 
 
 class Outcome(Struct, frozen=True):
@@ -222,7 +222,7 @@ async def carry_container(container: Container, streams: Streams, on_started: Ca
 def _with_log(sandbox: Sandbox, streams: Streams, files: contextlib.ExitStack) -> tuple[Sink, Sink]:
     if not streams.keep_log:
         return streams.stdout, streams.stderr
-    sink = BoundedLog(sandbox.paths.container_log, CONTAINER_LOG_BYTES)
+    sink = BoundedLog(sandbox.paths.container_log, streams.log_bytes)
     files.callback(sink.close)
 
     def tell(problem: str) -> None:
@@ -239,7 +239,10 @@ def _with_log(sandbox: Sandbox, streams: Streams, files: contextlib.ExitStack) -
 async def _stop_when_asked(stop: asyncio.Event, container: Container) -> None:
     """The stop signal, a wait, SIGKILL."""
     await stop.wait()
-    for number in (container.plan.stop_signal, signal.SIGKILL):
-        with contextlib.suppress(KatapodError):
-            await container.kill(number)
-        await asyncio.sleep(STOP_GRACE_S)
+    with contextlib.suppress(KatapodError):
+        await container.kill(container.plan.stop_signal)
+    if container.plan.stop_timeout_s is None:
+        return
+    await asyncio.sleep(container.plan.stop_timeout_s)
+    with contextlib.suppress(KatapodError):
+        await container.kill(signal.SIGKILL)

@@ -16,7 +16,7 @@ from katapod.model.attachment import AttachmentRecord
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.flags import parse_signal
-from katapod.model.image import ImageRecord
+from katapod.model.image import ImageConfig, ImageRecord
 from katapod.plan.container_spec import (
     ContainerOptions,
     ProcessDefaults,
@@ -27,6 +27,9 @@ from katapod.plan.container_spec import (
 from katapod.plan.seccomp import GuestKernel, wants_kernel_version
 from katapod.sandbox.attachment import container_files
 from katapod.sandbox.container import ContainerPlan, Rootfs
+from katapod.supervisor.host_devices import with_host_devices
+from katapod.supervisor.image_policy import bring_in
+from katapod.supervisor.named_volumes import fill_volumes
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
 
@@ -54,6 +57,7 @@ async def prepare_container(
             spec=bundle_spec,
             rootfs=Rootfs(root, direct=True),
             stop_signal=request.stop_signal or signal.SIGTERM,
+            stop_timeout_s=request.stop_timeout_s,
             guest_seccomp=seccomp,
             create_timeout_s=timeout_s,
             bundle=request.bundle,
@@ -63,35 +67,44 @@ async def prepare_container(
         defaults, digest, rootfs = ProcessDefaults(), "", Rootfs(request.rootfs)
     else:
         store = context.image_store()
-        with context.image_progress() as progress:
-            found = await store.acquire(request.image, request.sandbox_id, progress=progress)
-        image = found.config
-        defaults = ProcessDefaults(
-            entrypoint=image.entrypoint,
-            cmd=image.cmd,
-            env=image.env,
-            cwd=image.working_dir,
-            user=image.user,
-            stop_signal=image.stop_signal,
-            labels=image.labels,
-        )
+        progressing = contextlib.nullcontext() if request.image_policy.quiet else context.image_progress()
+        with progressing as progress:
+            found = await bring_in(store, request, progress)
+        defaults = _defaults_of(found.config)
         disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None
         digest, rootfs = found.digest, Rootfs(store.rootfs_path(found.digest), disk=disk)
     user = effective_user(defaults, request.options)
     spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
+    spec = with_host_devices(spec, request.options)
     _check_sources(spec)
+    await fill_volumes(context.layout, request, rootfs.lower)
+    names = ("hostname",) if request.network.no_hosts else ("hostname", "hosts")
     directory = str(context.layout.sandbox(request.sandbox_id).etc(request.container_id))
     return ContainerPlan(
         container_id=request.container_id,
         image=request.image or str(request.rootfs),
         image_digest=digest,
-        spec=with_etc_files(spec, directory, _files_of_etc(rootfs.lower, ("hostname", "hosts"))),
+        spec=with_etc_files(spec, directory, _files_of_etc(rootfs.lower, names)),
         rootfs=rootfs,
         user=f"{user.user}:{user.group}" if user.group else user.user,
         groups=request.options.groups,
         stop_signal=request.stop_signal or _image_signal(defaults.stop_signal),
+        stop_timeout_s=request.stop_timeout_s,
+        volumes=tuple(each.name for each in request.options.named_volumes),
         guest_seccomp=seccomp,
         create_timeout_s=timeout_s,
+    )
+
+
+def _defaults_of(image: ImageConfig) -> ProcessDefaults:
+    return ProcessDefaults(
+        entrypoint=image.entrypoint,
+        cmd=image.cmd,
+        env=image.env,
+        cwd=image.working_dir,
+        user=image.user,
+        stop_signal=image.stop_signal,
+        labels=image.labels,
     )
 
 

@@ -33,14 +33,13 @@ from katapod.sandbox.ladder import needs_of_config
 from katapod.sandbox.planning import SandboxPlan, plan_ready_machine
 from katapod.sandbox.pool import ReadyMachine, new_machine_id, ready_machine, warm_up
 from katapod.sandbox.proof import choose_accelerator, wanted_accelerator
-from katapod.sandbox.runner import Streams
 from katapod.sandbox.start_record import new_record
 from katapod.sandbox.template_build import prepare_template
 from katapod.sandbox.template_store import TemplateBroken
 from katapod.supervisor import pool_wire as wire
 from katapod.supervisor.container_source import prepare_container
 from katapod.supervisor.pool_peer import Client, read_request
-from katapod.supervisor.run import ENDING, cancel_once, own_container, run_attached
+from katapod.supervisor.run import ENDING, background_streams, cancel_once, own_container, run_attached
 from katapod.supervisor.run_context import KeepRun, RunContext
 from katapod.supervisor.run_request import RunRequest
 from katapod.tasks import beside, end_tasks
@@ -296,7 +295,7 @@ async def _run_detached(context: RunContext, request: RunRequest, ready: ReadyMa
     assert task is not None
     for number in ENDING:
         asyncio.get_running_loop().add_signal_handler(number, cancel_once, task)
-    await own_container(context, request, Streams(), started, ready)
+    await own_container(context, request, background_streams(request), started, ready)
     return 0
 
 

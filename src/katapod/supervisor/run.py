@@ -14,14 +14,14 @@ from katapod.sandbox.container import Container
 from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.runner import Outcome, Streams, run_container
-from katapod.sandbox.stdio import InputFd, OutputFd
+from katapod.sandbox.stdio import InputFd, NullSink, OutputFd
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
 from katapod.supervisor.start import created
 from katapod.supervisor.terminal import follow_size, raw_terminal
 from katapod.tasks import Background, beside
 
-__all__ = ["ENDING", "FORWARDED", "cancel_once", "own_container", "run_attached", "run_detached"]
+__all__ = ["ENDING", "FORWARDED", "background_streams", "cancel_once", "own_container", "run_attached", "run_detached"]
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -30,10 +30,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMachine | None = None) -> int:
     """Run in the foreground, in the machine `ready` if that fits; returns the exit status."""
     streams = Streams(
-        stdin=InputFd(0) if request.interactive else None,
-        stdout=OutputFd(1),
-        stderr=OutputFd(2),
-        keep_log=not request.remove,
+        stdin=InputFd(0) if request.interactive and "stdin" in request.attach else None,
+        stdout=OutputFd(1) if "stdout" in request.attach else NullSink(),
+        stderr=OutputFd(2) if "stderr" in request.attach else NullSink(),
+        keep_log=request.log.keep and not request.remove,
+        log_bytes=request.log.size_bytes,
     )
     container: list[Container] = []
     caught: list[signal.Signals] = []
@@ -124,6 +125,11 @@ def _take_terminal(
     return started
 
 
+def background_streams(request: RunRequest) -> Streams:
+    """Of a container that nobody is attached to."""
+    return Streams(keep_log=request.log.keep, log_bytes=request.log.size_bytes)
+
+
 def run_detached(context: RunContext, request: RunRequest) -> int:
     """Run in a child that goes on when we have ended; returns once the container runs, or raises its error.
 
@@ -179,7 +185,7 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
         os.dup2(null, 2)
 
     async def own() -> None:
-        async with beside(own_container(context, request, Streams(), started), name="run") as task:
+        async with beside(own_container(context, request, background_streams(request), started), name="run") as task:
             loop = asyncio.get_running_loop()
             for number in ENDING:
                 loop.add_signal_handler(number, cancel_once, task)

@@ -5,10 +5,21 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from katapod.model.ids import ContainerId
-from katapod.model.net_flags import NetworkRequest
+from katapod.model.net_flags import NetworkRequest, PortRequest
+from katapod.model.record import DEFAULT_STOP_TIMEOUT_S
+from katapod.model.run_flags import STREAMS, LogChoice
 from katapod.plan.container_spec import ContainerOptions
 
-__all__ = ["RunRequest"]
+__all__ = ["ImagePolicy", "RunRequest"]
+
+
+class ImagePolicy(Struct, frozen=True):
+    """How an image is brought in. `pull`: missing, always or never; the others as images.Access has them."""
+
+    pull: str = "missing"
+    quiet: bool = False
+    tls_verify: bool | None = None
+    authfile: Path | None = None
 
 
 class RunRequest(Struct, frozen=True):
@@ -27,6 +38,16 @@ class RunRequest(Struct, frozen=True):
     stop_signal: int | None
     network: NetworkRequest = field(default_factory=NetworkRequest)
     joins: str = ""
+    image_policy: ImagePolicy = field(default_factory=ImagePolicy)
+    publish_all: bool = False  # the image's exposed ports, and `exposed`, each on any free port of the host
+    exposed: tuple[PortRequest, ...] = ()
+    cpus_allowed: frozenset[int] = frozenset()  # CPUs of the host for all of the VM; empty: those of who starts it
+    cid_file: Path | None = None  # gets the container's id once it is created
+    replace: bool = False  # a container of that name is removed first, whatever it does
+    remove_image: bool = False  # with the container, unless somebody else uses it
+    attach: tuple[str, ...] = STREAMS  # those that lead to the caller
+    stop_timeout_s: int | None = DEFAULT_STOP_TIMEOUT_S
+    log: LogChoice = field(default_factory=LogChoice)
 
     @property
     def sandbox_id(self) -> ContainerId:

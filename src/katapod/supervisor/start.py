@@ -6,6 +6,7 @@ from functools import partial
 
 import msgspec
 
+from katapod.host.cpu_list import use_cpus
 from katapod.host.direct_volumes import read_volume
 from katapod.host.trace import span
 from katapod.model import oci
@@ -16,11 +17,15 @@ from katapod.plan.container_spec import ContainerOptions
 from katapod.sandbox.block_devices import has_block_devices
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import Container, ContainerPlan
+from katapod.sandbox.deletion import delete_sandbox
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.request import SandboxRequest, wants_32bit
 from katapod.sandbox.runner import created_container
 from katapod.supervisor.container_source import prepare_container, with_network_files
+from katapod.supervisor.host_devices import disks_among
+from katapod.supervisor.named_volumes import drop_anonymous, with_named_volumes
 from katapod.supervisor.run_context import RunContext
+from katapod.supervisor.run_extras import remove_image, with_exposed_ports, write_cid_file
 from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["created", "limits_of"]
@@ -34,8 +39,14 @@ async def created(
     block. Raises ConfigError, SpecError, and as prepare_container and created_container."""
     bundle_spec = _load_bundle(request) if request.bundle else None
     with span("load configuration"):
-        config = context.load_config(bundle_spec.annotations if bundle_spec else None)
-    volumes = oci.bind_sources(bundle_spec) if bundle_spec else tuple(each.source for each in request.options.volumes)
+        config = context.load_config((bundle_spec or request.options).annotations or None)
+    if request.cpus_allowed:
+        use_cpus(request.cpus_allowed)
+        ready = None  # its machine runs already, on others
+    request = with_named_volumes(context.layout, await with_exposed_ports(context, request))
+    if request.replace:
+        await delete_sandbox(context.states(), request.container_id, force=True)
+    volumes = oci.bind_sources(bundle_spec) if bundle_spec else _sources(request.options)
     wanted = SandboxRequest(
         sandbox_id=request.container_id,
         hostname=(bundle_spec or request.options).hostname or request.container_id,
@@ -45,7 +56,8 @@ async def created(
         cgroups_path=_cgroups_path(config, request.container_id, bundle_spec),
         shm_size_bytes=request.options.shm_bytes,
         accelerator=request.accel,
-        block_devices=bundle_spec is not None and has_block_devices(bundle_spec),
+        block_devices=(bundle_spec is not None and has_block_devices(bundle_spec))
+        or bool(disks_among(request.options)),
         programs_32bit=bundle_spec is not None and wants_32bit(bundle_spec),
         volumes=volumes,
         shares=any(read_volume(context.layout, path) is None for path in volumes),
@@ -57,17 +69,31 @@ async def created(
         with span("acquire image"):
             return await prepare_container(context, config, request, bundle_spec)
 
-    async with created_container(
-        wanted,
-        config,
-        context.states(),
-        prepare,
-        ready=ready,
-        with_network=partial(with_network_files, context, request),
-        servers=context.servers,
-        tell=context.tell,
-    ) as container:
-        yield container
+    try:
+        async with created_container(
+            wanted,
+            config,
+            context.states(),
+            prepare,
+            ready=ready,
+            with_network=partial(with_network_files, context, request),
+            servers=context.servers,
+            tell=context.tell,
+        ) as container:
+            if request.cid_file is not None:
+                write_cid_file(request.cid_file, request.container_id)
+            yield container
+    finally:
+        if request.remove:
+            drop_anonymous(context.layout, request)
+    if request.remove_image:
+        await remove_image(context, request)
+
+
+def _sources(options: ContainerOptions) -> tuple[str, ...]:
+    """What of the host is mounted."""
+    program = (options.init_program,) if options.init_program else ()
+    return (*(each.source for each in options.volumes), *program)
 
 
 def limits_of(options: ContainerOptions, bundle_spec: oci.Spec | None = None) -> ContainerLimits:

@@ -70,6 +70,16 @@ def test_conditions_and_nodes(
     )
 
 
+def test_the_back_end_and_whether_it_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {**STATUS, "backend": "MachineConfig", "waitingForMcoToStart": True}
+    says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": status})
+    assert show() == 0
+    told = "Back end: MachineConfig; the machine-config operator has not answered the last change yet"
+    assert capsys.readouterr().out.splitlines()[1] == told
+
+
 def test_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": STATUS})
     assert show("--json") == 0
@@ -82,6 +92,14 @@ def test_one_that_nobody_has_seen(
     says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}})
     assert show() == 0
     assert capsys.readouterr().out == "kata: no operator has seen it yet\n"
+
+
+def test_nodes_that_the_status_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(monkeypatch, tmp_path, {"metadata": {"name": "kata"}, "status": {**STATUS, "nodesOmitted": 950}})
+    assert show() == 0
+    assert "and 950 nodes more; kubectl get nodes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from katapod.cli.completion import SCRIPTS
 MAIN = "from katapod.cli.main import main; main()"
 
 
+LIST = ["--json", "--quiet", "--all", "--latest", "--last", "--no-trunc", "--filter", "--size", "--format", "--help"]
+
+
 def ask(instruction: str, line: str = "kata-runtime ") -> tuple[int, list[str]]:
     words = line.split(" ")
     environment = {
@@ -29,17 +32,17 @@ def ask(instruction: str, line: str = "kata-runtime ") -> tuple[int, list[str]]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("kata-runtime im", ["image"]),
+        ("kata-runtime im", ["image", "images"]),
         ("kata-runtime kata", []),  # kata-check and kata-env are hidden
         ("kata-runtime --k", ["--kata-config", "--kata-show-default-config-paths"]),
         ("kata-runtime --config x li", ["list"]),
         ("kata-runtime image guest ", ["ls", "show", "prune"]),
-        ("kata-runtime list --", ["--json", "--quiet", "--help"]),
-        ("kata-runtime ps --", ["--json", "--quiet", "--help"]),
+        ("kata-runtime list --", LIST),
+        ("kata-runtime ps --", LIST),
         ("kata-runtime run --name=x --ne", ["--net", "--network"]),
         ("kata-runtime check --on", []),
         ("kata-runtime --config /et", []),  # files: the shell's own
-        ("kata-runtime st", ["stats", "start", "state"]),
+        ("kata-runtime st", ["stop", "stats", "start", "state"]),
         ("kata-runtime --root /no st", ["start", "state"]),
         ("kata-runtime --root /et", []),
         ("kata-runtime --root /no --log", ["--log", "--log-format", "--log-level"]),
@@ -55,8 +58,8 @@ def test_words(line: str, found: list[str]) -> None:
 
 
 def test_other_shells_show_what_a_word_does() -> None:
-    assert ask("zsh_complete", "kata-runtime im") == (0, ["image:Manage images."])
-    assert ask("fish_complete", "kata-runtime im") == (0, ["image\tManage images."])
+    assert ask("zsh_complete", "kata-runtime vol") == (0, ["volume:Manage volumes."])
+    assert ask("fish_complete", "kata-runtime vol") == (0, ["volume\tManage volumes."])
 
 
 def test_containers_of_an_oci_engine(tmp_path: Path) -> None:

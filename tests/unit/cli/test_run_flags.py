@@ -88,6 +88,38 @@ def test_many_flags(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (options.hostname, options.cwd, options.no_new_privileges) == ("host", "/w", True)
 
 
+def test_flags_around_a_container(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROM_HOST", "h")
+    (tmp_path / "labels").write_text("# comment\na=file\n\nb=file\n")
+    request = door(
+        *("--name", "web", "--replace", "--cidfile", "cid", "-a", "stdout", "--env-host", "-e", "A=1", "--rm", "--rmi"),
+        *("-v", "db:/db", "-v", "/anonymous", "--mount", "type=bind,src=.,dst=/src", "--mount", "type=tmpfs,dst=/t"),
+        *("--label-file", "labels", "-l", "b=line", "--annotation", "x=y", "--stop-timeout", "3", "--pull", "always"),
+        *("-q", "--authfile", "auth", "--tls-verify=false", "--cpuset-cpus", "0", "--cpu-quota", "50000", "-m", "64m"),
+        *("--memory-swap", "64m", "--memory-reservation", "32m", "--oom-score-adj", "5", "--umask", "077", "-P"),
+        *("--expose", "53/udp", "--dns-search", "a.example", "--dns-opt", "ndots:2", "--no-hosts", "--domainname", "n"),
+        *("--log-driver", "json-file", "--log-opt", "max-size=1m", "--restart", "no", "--userns=host", "busybox"),
+    )
+    options, policy = request.options, request.image_policy
+    assert (request.replace, request.remove_image, request.cid_file) == (True, True, tmp_path / "cid")
+    assert request.attach == ("stdout",)
+    assert {"FROM_HOST=h", "A=1"} <= set(options.env)
+    assert [(each.name, each.destination) for each in options.named_volumes] == [("db", "/db"), ("", "/anonymous")]
+    assert [each.source for each in options.volumes] == [str(tmp_path)]
+    assert [each.destination for each in options.tmpfs] == ["/t"]
+    assert (request.labels, options.annotations) == ({"a": "file", "b": "line"}, {"x": "y"})
+    assert (policy.pull, policy.quiet, policy.tls_verify, policy.authfile) == ("always", True, False, tmp_path / "auth")
+    assert (request.stop_timeout_s, request.cpus_allowed, options.cpus) == (3, frozenset({0}), 0.5)
+    assert (options.memory_bytes, options.memory_reservation_bytes) == (64 << 20, 32 << 20)
+    assert (options.oom_score_adj, options.umask, options.domainname) == (5, 0o77, "n")
+    assert request.publish_all
+    assert [(port.container_port, port.protocol) for port in request.exposed] == [(53, "udp")]
+    network = request.network
+    assert (network.search, network.options, network.no_hosts) == (("a.example",), ("ndots:2",), True)
+    assert (request.log.keep, request.log.size_bytes) == (True, 1 << 20)
+
+
 def test_security_options(door: Door, tmp_path: Path) -> None:
     profile = tmp_path / "seccomp: mine.json"
     profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "archMap": []}')
@@ -138,6 +170,17 @@ def _refuse(door: Door, words: tuple[str, ...], cause: str) -> None:
         (("-m", "lots", "busybox"), "lots"),
         (("--cpus", "-1", "busybox"), "-1"),
         (("-v", "nonsense", "busybox"), "nonsense"),
+        (("--mount", "type=bind", "busybox"), "it has no target"),
+        (("--sig-proxy=false", "busybox"), "the process in the foreground holds the container"),
+        (("--replace", "busybox"), "it needs --name"),
+        (("--rmi", "busybox"), "the container that stays uses the image"),
+        (("--cpus", "1", "--cpu-quota", "50000", "busybox"), "they say the same"),
+        (("--memory-swap", "1g", "busybox"), "it needs a memory limit"),
+        (("-m", "64m", "--memory-swap", "1g", "busybox"), "a guest has no swap"),
+        (("-m", "64m", "--memory-reservation", "1g", "busybox"), "it is more than the limit"),
+        (("--cidfile", "/dev/null", "busybox"), "it is there already"),
+        (("--label-file", "/none/such", "busybox"), "cannot read --label-file /none/such"),
+        (("--platform", "plan9/mips", "busybox"), "has this machine's processor"),
         (("--cap-add", "FLY", "busybox"), "FLY"),
         (("--env-file", "/none/such", "busybox"), "cannot read --env-file /none/such"),
         (("--security-opt", "seccomp=/none/such", "busybox"), "cannot read the seccomp profile /none/such"),

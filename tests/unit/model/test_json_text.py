@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from katapod.model.errors import UsageError
-from katapod.model.flags import need_text, parse_env, parse_volume
+from katapod.model.flags import need_text, parse_env
 from katapod.model.json_text import decode_json, encode_json
+from katapod.model.mount_flags import Volume, parse_volume
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -38,6 +39,6 @@ def test_what_a_container_is_told_is_text() -> None:
         need_text("-e", "a\udcff")
     with pytest.raises(UsageError, match="cannot use -e X="):
         parse_env(["X"], {"X": "\udcff"})
-    assert parse_volume("/a\udcff:/x", "/").source == "/a\udcff"
+    assert parse_volume("/a\udcff:/x", "/") == Volume(source="/a\udcff", destination="/x")
     with pytest.raises(UsageError, match="cannot use -v"):
         parse_volume("/a:/x\udcff", "/")

@@ -17,7 +17,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "create c1",
+        "create",
+        "create --bundle /b c1",
+        "create --pid-file /p c1",
+        "start c1",
         "state c1",
         "features",
         "--config /x state c1",
@@ -28,8 +31,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "run --pid-file /p c1",
         "exec --process /p --detach c1",
         "exec -d --console-socket /s c1",
-        "list --format json",
-        "ps -f json c1",
+        "update --resources - c1",
+        "--root /r list --format json",
+        "--root /r ps --format json c1",
     ],
 )
 def test_what_engines_write(line: str) -> None:
@@ -42,6 +46,8 @@ def test_what_engines_write(line: str) -> None:
         "",
         "--version",
         "--help",
+        "create busybox",
+        "create --name web busybox",
         "run busybox",
         "run -d busybox sh -c --pid-file",
         "run --bundle /b",
@@ -50,6 +56,10 @@ def test_what_engines_write(line: str) -> None:
         "exec -e A=1 c1 cp -d a b",
         "list",
         "list --json",
+        "list --format json",
+        "ps --format {{.Names}}",
+        "exec -d c1 sleep 9",
+        "update -m 64m c1",
         "kill c1",
         "kill c1 c2",
         "delete --force c1",
@@ -61,11 +71,33 @@ def test_what_people_write(line: str) -> None:
     assert not speaks_oci(line.split())
 
 
-@pytest.mark.parametrize("line", ["kill c1", "kill c1 15", "delete --force c1", "pause c1", "resume c1", "ps c1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("kill c1", "kill c1 15", "delete --force c1", "pause c1", "resume c1", "ps c1", "ps -f json c1"),
+        *("exec -d c1 sleep 9", "update --memory 64m c1"),
+    ],
+)
 def test_a_container_of_create_is_the_engines(root: Path, line: str) -> None:
     assert not speaks_oci(line.split())
     (root / "c1").mkdir()
     assert speaks_oci(line.split())
+
+
+def test_create_in_a_bundle_is_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not speaks_oci(["create", "c1"])
+    (tmp_path / "config.json").write_text("{}")
+    assert speaks_oci(["create", "c1"])
+
+
+def test_start_of_a_container_of_run_is_ours(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RUNS", str(tmp_path / "sbs"))
+    assert speaks_oci(["start", "c1"])
+    (tmp_path / "sbs" / "c1").mkdir(parents=True)
+    assert not speaks_oci(["start", "c1"])
+    (root / "c1").mkdir()
+    assert speaks_oci(["start", "c1"])
 
 
 def test_no_path_is_taken_for_a_container(root: Path) -> None:

@@ -16,6 +16,7 @@ from katapod.operator.cluster.changes import (
     CreateJob,
     DeleteClass,
     DeleteJob,
+    EvictPod,
 )
 from katapod.operator.cluster.decide import Observed, Plan, decide, needs_pods
 from katapod.operator.cluster.objects import Settings
@@ -53,6 +54,8 @@ class FakeCluster:
     classes: dict[str, Body] = field(default_factory=dict)
     config: Body | None = None
     users: list[Body] = field(default_factory=list)
+    settings: Settings = SETTINGS
+    refused: dict[str, str] = field(default_factory=dict)  # pods that may not be evicted
     now: datetime = BEGIN
     made: list[str] = field(default_factory=list)  # "ACTION NODE" of each job
 
@@ -88,18 +91,22 @@ class FakeCluster:
             classes=tuple(map(parse_class, self.classes.values())),
             users=None,
             now=self.now,
+            refused=self.refused,
         )
         users = tuple(user for body in self.users if (user := parse_user_pod(body)))
-        return dataclasses.replace(found, users=users if needs_pods(found) else None)
+        return dataclasses.replace(found, users=users if needs_pods(found, self.settings) else None)
 
     def step(self) -> Plan:
         """One pass of the operator."""
-        plan = decide(self.observed(), SETTINGS)
+        plan = decide(self.observed(), self.settings)
+        self.take(plan)
+        return plan
+
+    def take(self, plan: Plan) -> None:
         for change in plan.changes:
             self._take(change)
         if self.config and (status := plan.statuses.get("kata")) is not None:
             self.config["status"] = msgspec.to_builtins(status)
-        return plan
 
     def settle(self) -> Plan:
         """Passes until nothing is to be done. Each may be repeated without effect."""
@@ -128,7 +135,7 @@ class FakeCluster:
 
     def run(self, outcome: Callable[[str, str], Report | str]) -> Plan:
         """Until nothing is to be done and no job is at work; outcome(action, node) is what jobs come to."""
-        for _ in range(200):
+        for _ in range(2 * len(self.nodes) + 200):
             plan = self.settle()
             working = [job for job in self.jobs.values() if "status" not in job]
             if not working:
@@ -154,18 +161,23 @@ class FakeCluster:
             case ChangeNode(name, patch):
                 for part in ("labels", "annotations"):
                     _merge(self.nodes[name]["metadata"][part], patch["metadata"][part])
+                if "spec" in patch:
+                    _merge(self.nodes[name].setdefault("spec", {}), patch["spec"])
             case CreateJob(body):
                 name = body["metadata"]["name"]
                 if name not in self.jobs:
                     notes = body["metadata"]["annotations"]
                     self.made.append(f"{notes['katapod.io/action']} {notes['katapod.io/node']}")
                     metadata = {**body["metadata"], "uid": f"job-{len(self.made)}"}
-                    self.jobs[name] = {"metadata": metadata}
+                    self.jobs[name] = {"metadata": metadata, "spec": body["spec"]}
             case DeleteJob(name):
                 del self.jobs[name]
                 self.pods.pop(name, None)
             case ApplyClass(body):
                 self.classes[body["metadata"]["name"]] = body
+            case EvictPod(name):
+                if name not in self.refused:
+                    self.users = [one for one in self.users if f"default/{one['metadata']['name']}" != name]
             case DeleteClass(name):
                 del self.classes[name]
             case ChangeConfig(_, finalizers):
@@ -175,7 +187,7 @@ class FakeCluster:
                     self.config = None
 
 
-def _merge(values: dict[str, str], patch: dict[str, str | None]) -> None:
+def _merge(values: dict[str, Any], patch: dict[str, Any]) -> None:
     for key, value in patch.items():
         if value is None:
             values.pop(key, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katapod.operator.node.containerd_config import configured_handler, with_handler, without_handler
+from katapod.operator.node.containerd_config import configured_handler, with_handlers, without_handler
 from katapod.operator.node.errors import NodeError
 
 SHIM = "/opt/katapod/1/bin/containerd-shim-kata-v2"
@@ -25,7 +25,7 @@ DEBIAN = """version = 2
 
 @pytest.mark.parametrize("before", [None, "version = 2\n", "version = 2", "version = 3", DEBIAN, DEBIAN.strip()])
 def test_it_is_added_and_removed_without_a_trace(before: str | None) -> None:
-    after = with_handler(before, "kata", SHIM)
+    after = with_handlers(before, {"kata": ""}, SHIM)
     parsed = tomllib.loads(after)
     plugin = "io.containerd.cri.v1.runtime" if parsed["version"] == 3 else "io.containerd.grpc.v1.cri"
     assert parsed["plugins"][plugin]["containerd"]["runtimes"]["kata"]["runtime_path"] == SHIM
@@ -34,16 +34,16 @@ def test_it_is_added_and_removed_without_a_trace(before: str | None) -> None:
 
 
 def test_another_payload_replaces_the_block() -> None:
-    first = with_handler(DEBIAN, "kata", SHIM)
-    second = with_handler(first, "kata", "/opt/katapod/2/shim")
+    first = with_handlers(DEBIAN, {"kata": ""}, SHIM)
+    second = with_handlers(first, {"kata": ""}, "/opt/katapod/2/shim")
     assert second == first.replace(SHIM, "/opt/katapod/2/shim")
-    assert with_handler(second, "kata", "/opt/katapod/2/shim") == second
+    assert with_handlers(second, {"kata": ""}, "/opt/katapod/2/shim") == second
 
 
 @given(st.text(st.characters(exclude_categories=["C"]), max_size=30))
 def test_what_is_written_below_stays(comment: str) -> None:
     below = f"# {comment}\n"
-    assert without_handler(with_handler(DEBIAN, "kata", SHIM) + below) == DEBIAN + below
+    assert without_handler(with_handlers(DEBIAN, {"kata": ""}, SHIM) + below) == DEBIAN + below
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,26 @@ def test_what_is_written_below_stays(comment: str) -> None:
 )
 def test_a_file_that_cannot_have_it_is_refused(text: str, why: str) -> None:
     with pytest.raises(NodeError, match=why):
-        with_handler(text, "kata", SHIM)
+        with_handlers(text, {"kata": ""}, SHIM)
 
 
 def test_half_a_block_is_refused() -> None:
     with pytest.raises(NodeError, match="by hand"):
-        without_handler(with_handler(DEBIAN, "kata", SHIM).removesuffix("# END katapod\n"))
+        without_handler(with_handlers(DEBIAN, {"kata": ""}, SHIM).removesuffix("# END katapod\n"))
+
+
+def test_handlers_with_configurations_of_their_own() -> None:
+    config = "/opt/katapod/handlers/kata-big/configuration.toml"
+    after = with_handlers(DEBIAN, {"kata": "", "kata-big": config}, SHIM)
+    found = tomllib.loads(after)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    assert "options" not in found["kata"]
+    assert found["kata-big"]["options"] == {"ConfigPath": config}
+    assert found["kata-big"]["runtime_path"] == SHIM
+    assert with_handlers(after, {"kata": ""}, SHIM) == with_handlers(DEBIAN, {"kata": ""}, SHIM)
+    assert without_handler(after) == DEBIAN
+
+
+def test_any_handler_of_somebody_else_is_refused() -> None:
+    taken = with_handlers(DEBIAN, {"kata-big": ""}, SHIM).replace("# BEGIN", "#").replace("# END", "#")
+    with pytest.raises(NodeError, match="handler kata-big is configured already"):
+        with_handlers(taken, {"kata": "", "kata-big": ""}, SHIM)

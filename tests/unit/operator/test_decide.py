@@ -260,14 +260,20 @@ def test_a_condition_keeps_its_time_until_it_changes(cluster: FakeCluster) -> No
 
 @given(st.integers(min_value=0, max_value=10**9))
 def test_whatever_happens_it_ends_with_nothing_left(seed: int) -> None:
-    """Outcomes, relabelling, nodes that come and go, passes of a second operator: then deletion cleans up."""
+    """Outcomes, relabelling, nodes that come and go, edits, upgrades with drains and pods: then deletion cleans up."""
     chance = random.Random(seed)
     cluster = FakeCluster()
     cluster.add_nodes("a", "b", "c", "d")
-    cluster.apply(
-        kataConfigPoolSelector={"matchExpressions": [{"key": "out", "operator": "DoesNotExist"}]},
-        rollout={"maxUnavailable": chance.choice([1, 2, 3])},
-    )
+
+    def edit() -> None:
+        cluster.apply(
+            kataConfigPoolSelector={"matchExpressions": [{"key": "out", "operator": "DoesNotExist"}]},
+            rollout={"maxUnavailable": chance.choice([1, 2, 3]), "drain": chance.random() < 0.5},
+            configuration=chance.choice(["", "[runtime]\nenable_debug = true\n"]),
+            runtimeClasses=[{"name": "kata"}, {"name": "more", "handler": chance.choice(["kata", "other"])}],
+        )
+
+    edit()
 
     def outcome(action: str, node: str) -> Report | str:
         failed = "Killed" if chance.random() < 0.5 else structs.replace(works(action, node), ok=False)
@@ -278,7 +284,9 @@ def test_whatever_happens_it_ends_with_nothing_left(seed: int) -> None:
             cluster.step()
         working = [job for job in cluster.jobs.values() if "status" not in job]
         assert len(working) <= 3
-        match chance.randrange(6):
+        cordoned = [name for name, node in cluster.nodes.items() if node.get("spec", {}).get("unschedulable")]
+        assert len(cordoned) <= 3
+        match chance.randrange(10):
             case 0 | 1 | 2 if working:
                 notes = working[0]["metadata"]["annotations"]
                 if notes["katapod.io/node"] in cluster.nodes:
@@ -292,6 +300,16 @@ def test_whatever_happens_it_ends_with_nothing_left(seed: int) -> None:
                 cluster.later(minutes=30)
             case 5 if len(cluster.nodes) > 1 and chance.random() < 0.2:
                 del cluster.nodes[chance.choice(list(cluster.nodes))]
+            case 6:
+                edit()
+            case 7:
+                cluster.settings = structs.replace(cluster.settings, target=chance.choice("12"))
+            case 8:
+                cluster.use(chance.choice(list(cluster.nodes)), chance.choice(["kata", "more"]))
+            case 9:
+                cluster.refused = {f"default/pod{chance.randrange(4)}": "not now"}
+    cluster.refused = {}
+    cluster.users.clear()
     cluster.delete()
     for _ in range(20):
         cluster.run(works)
@@ -301,3 +319,4 @@ def test_whatever_happens_it_ends_with_nothing_left(seed: int) -> None:
     for node in cluster.nodes.values():
         assert node["metadata"]["annotations"] == {}
         assert set(node["metadata"]["labels"]) <= {"out"}
+        assert not node.get("spec")

@@ -9,6 +9,15 @@ import yaml
 
 from katapod import __version__
 from katapod.model.kataconfig import Spec, Status
+from katapod.operator.cluster.machine_config.names import (
+    EXTENSION_CONFIG,
+    IMAGE_CONFIG,
+    LOG_CONFIG,
+    MONITOR,
+    POOL,
+)
+from katapod.operator.cluster.machine_config.objects import monitor
+from katapod.operator.cluster.objects import Settings
 from katapod.operator.names import GROUP
 
 DIRECTORY = Path(__file__).parents[3] / "packaging/operator"
@@ -44,7 +53,7 @@ def test_defaults_are_those_of_the_code() -> None:
     assert msgspec.convert(defaults(schema()["spec"]), Spec) == Spec()
 
 
-REFUSED = {"logLevel", "enablePeerPods"}
+REFUSED = {"enablePeerPods"}
 """Fields of upstream's that can have their default only."""
 
 
@@ -83,6 +92,31 @@ def test_the_image_is_of_this_version() -> None:
 def test_all_manifests_are_installed() -> None:
     named = set(load("kustomization.yaml")[0]["resources"])
     assert named == {path.name for path in DIRECTORY.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_the_rights_of_machine_configs_are_for_objects_of_ours() -> None:
+    documents = load("machine-config.yaml")
+    roles = [one for one in documents if one["kind"] in ("ClusterRole", "Role")]
+    names = {(one["metadata"]["name"]) for one in documents if one["kind"] == "ServiceAccount"}
+    assert names == {monitor(Settings("katapod", "", ""))["spec"]["template"]["spec"]["serviceAccountName"]}
+    changed = set()
+    for rule in (rule for role in roles for rule in role["rules"]):
+        if "resourceNames" in rule:
+            changed |= set(rule["resourceNames"])
+        else:
+            assert rule["verbs"] == ["list", "watch", "create"]
+    assert changed == {EXTENSION_CONFIG, IMAGE_CONFIG, POOL, LOG_CONFIG, MONITOR}
+
+
+def test_the_constraints_of_openshift_allow_what_the_monitor_asks_for() -> None:
+    path = DIRECTORY.parent / "operator-openshift/security.yaml"
+    allowed = next(iter(yaml.safe_load_all(path.read_text())))
+    pod = monitor(Settings("katapod", "", "", monitor_image="m"))["spec"]["template"]["spec"]
+    asked = pod["containers"][0]["securityContext"]
+    assert set(asked["capabilities"]["add"]) == set(allowed["allowedCapabilities"])
+    assert (pod["hostPID"], asked["readOnlyRootFilesystem"]) == (allowed["allowHostPID"], True)
+    assert {kind for one in pod["volumes"] for kind in one if kind != "name"} == set(allowed["volumes"])
+    assert allowed["users"] == [f"system:serviceaccount:katapod:{pod['serviceAccountName']}"]
 
 
 def test_node_jobs_have_no_token() -> None:

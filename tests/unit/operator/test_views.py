@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from katapod.model.kataconfig import Requirement, Selector, Status
-from katapod.operator.cluster.events import changes_of
-from katapod.operator.cluster.node_plan import Phase
+from katapod.operator.cluster.events import changes_of, known_phases, node_changes, phases_of
+from katapod.operator.cluster.node_plan import NodePlan, Phase
 from katapod.operator.cluster.selectors import selects
 from katapod.operator.cluster.views import Record, parse_config, parse_job, parse_node, parse_pod, parse_user_pod
 from katapod.operator.report import Report
@@ -46,10 +46,10 @@ def test_a_record_survives_its_annotation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handlers", "serves"), [(None, None), ([], None), ([{"name": ""}], False), ([{"name": "kata"}], True)]
+    ("handlers", "listed"), [(None, None), ([], None), ([{"name": ""}], {""}), ([{"name": "kata"}], {"kata"})]
 )
-def test_whether_the_kubelet_lists_the_handler(handlers: Any, serves: bool | None) -> None:
-    assert parse_node({"metadata": META, "status": {"runtimeHandlers": handlers}}).serves is serves
+def test_whether_the_kubelet_lists_the_handler(handlers: Any, listed: set[str] | None) -> None:
+    assert parse_node({"metadata": META, "status": {"runtimeHandlers": handlers}}).handlers == listed
 
 
 def test_a_job_of_somebody_else() -> None:
@@ -105,15 +105,29 @@ def test_a_label_that_is_not_there() -> None:
     assert selects(Selector(match_expressions=(Requirement("a", "NotIn", ("1",)),)), {})
 
 
-def test_events_tell_of_changes_once() -> None:
-    def status(phase: str, degraded: str) -> Status:
+def test_events_tell_of_conditions_once() -> None:
+    def status(degraded: str) -> Status:
         condition = {"type": "Degraded", "status": degraded, "reason": "NodesFailed", "message": "m"}
         condition |= {"lastTransitionTime": "t"}
-        nodes = [{"name": "a", "phase": phase, "message": "why"}]
-        return msgspec.convert({"conditions": [{**condition, "observedGeneration": 1}], "nodes": nodes}, Status)
+        return msgspec.convert({"conditions": [{**condition, "observedGeneration": 1}]}, Status)
 
-    fresh, failed = status(Phase.INSTALLING, "False"), status(Phase.FAILED, "True")
-    told = list(changes_of(fresh, failed))
-    assert [(one.warning, one.reason) for one in told] == [(True, "NodesFailed"), (True, "NodeFailedToInstall")]
-    assert list(changes_of(failed, failed)) == []
-    assert [one.reason for one in changes_of(failed, status(Phase.READY, "False"))] == ["NodeReady"]
+    told = list(changes_of(status("False"), status("True")))
+    assert [(one.warning, one.reason) for one in told] == [(True, "NodesFailed")]
+    assert list(changes_of(status("True"), status("True"))) == []
+
+
+def test_events_tell_of_nodes_once() -> None:
+    def nodes(**phases: Phase) -> list[NodePlan]:
+        return [NodePlan(parse_node({"metadata": {**META, "name": name}}), phase) for name, phase in phases.items()]
+
+    installing, failed = nodes(a=Phase.INSTALLING), nodes(a=Phase.FAILED)
+    assert [(one.warning, one.reason) for one in node_changes(phases_of(installing), failed)] == [
+        (True, "NodeFailedToInstall")
+    ]
+    assert list(node_changes(phases_of(failed), failed)) == []
+    assert [one.reason for one in node_changes(phases_of(failed), nodes(a=Phase.READY))] == ["NodeReady"]
+    # of an operator that has just begun: what the status has no room for was told
+    many = nodes(a=Phase.READY, b=Phase.READY, c=Phase.FAILED)
+    status = Status(nodes=(many[0].status(),), nodes_omitted=2)
+    assert [one.message for one in node_changes(known_phases(status, many), many)] == ["c: "]
+    assert len(list(node_changes(known_phases(Status(), many), many))) == 3

@@ -6,7 +6,8 @@ import pytest
 
 from katapod.model import oci
 from katapod.model.errors import UsageError
-from katapod.model.flags import ALL_CAPABILITIES, TmpfsMount, UserName, Volume
+from katapod.model.flags import ALL_CAPABILITIES, UserName
+from katapod.model.mount_flags import TmpfsMount, Volume
 from katapod.model.seccomp_profile import SeccompProfile
 from katapod.plan.container_spec import (
     DEFAULT_CAPABILITIES,

@@ -7,7 +7,7 @@ import pytest
 
 from katapod.model import oci
 from katapod.model.errors import SpecError
-from katapod.model.flags import Volume
+from katapod.model.mount_flags import Volume
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.guest_spec import (
     is_privileged,

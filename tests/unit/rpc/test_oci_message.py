@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from katapod.agent import spec as agent_spec
 from katapod.model import oci
-from katapod.model.flags import Volume
+from katapod.model.mount_flags import Volume
 from katapod.model.seccomp_profile import ProfileArg, Rule, SeccompProfile
 from katapod.plan.container_spec import ContainerOptions, ProcessDefaults, plan_container_spec
 from katapod.plan.guest_spec import strip_for_guest

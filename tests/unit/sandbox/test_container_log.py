@@ -33,6 +33,16 @@ def texts(store: StateStore, tail: int | None = None) -> list[bytes]:
     return [line.text for line in read_log(store, "c1", tail=tail)]
 
 
+def test_a_part_of_the_time(store: StateStore) -> None:
+    path = log_of(store)
+    stamps = [f"2026-01-01T00:00:0{second}.000000000Z" for second in range(4)]
+    path.write_text("".join(f"{stamp} stdout F {number}\n" for number, stamp in enumerate(stamps)))
+    found = read_log(store, "c1", since=stamps[1].encode(), until=stamps[3].encode())
+    assert [line.text for line in found] == [b"1", b"2"]
+    found = read_log(store, "c1", since=stamps[1].encode(), tail=1)
+    assert [line.text for line in found] == [b"3"]
+
+
 def test_the_older_file_comes_first(store: StateStore) -> None:
     path = log_of(store)
     path.with_name("container.log.1").write_bytes(b"t stdout F one\n")

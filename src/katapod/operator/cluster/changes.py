@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ApplyClass", "Change", "ChangeConfig", "ChangeNode", "CreateJob", "DeleteClass", "DeleteJob", "describe"]
+__all__ = [
+    "ApplyClass",
+    "ApplyObject",
+    "Change",
+    "ChangeConfig",
+    "ChangeNode",
+    "CreateJob",
+    "DeleteClass",
+    "DeleteJob",
+    "DeleteObject",
+    "EvictPod",
+    "describe",
+    "name_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,13 @@ class DeleteClass:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictPod:
+    """By the API that heeds PodDisruptionBudgets. Source: Kubernetes API, policy Eviction."""
+
+    name: str  # NAMESPACE/NAME
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeConfig:
     """The finalizers of a KataConfig."""
 
@@ -41,7 +61,31 @@ class ChangeConfig:
     finalizers: tuple[str, ...]
 
 
-Change = ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | ChangeConfig
+@dataclass(frozen=True, slots=True)
+class ApplyObject:
+    """An object of the back end MachineConfig; what `body` does not name stays as it is."""
+
+    kind: str
+    name: str
+    body: dict[str, Any]
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    kind: str
+    name: str
+
+
+Change = (
+    ChangeNode | CreateJob | DeleteJob | ApplyClass | DeleteClass | EvictPod | ChangeConfig | ApplyObject | DeleteObject
+)
+
+
+def name_of(change: Change) -> str:
+    """The object's."""
+    name: str = change.body["metadata"]["name"] if isinstance(change, CreateJob | ApplyClass) else change.name
+    return name
 
 
 def describe(change: Change) -> str:

@@ -1,15 +1,15 @@
-"""Events of a KataConfig, from what has changed between two of its statuses. Pure."""
+"""Events of a KataConfig, from what has changed of its conditions and of the phases of nodes. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from katapod.model.kataconfig import Condition, Status
-from katapod.operator.cluster.node_plan import Phase
+from katapod.operator.cluster.node_plan import NodePlan, Phase
 from katapod.operator.cluster.views import ConfigView
 from katapod.operator.names import GROUP, MANAGER
 
-__all__ = ["changes_of", "event_object"]
+__all__ = ["changes_of", "event_object", "known_phases", "node_changes", "phases_of"]
 
 LENGTH = 1000  # characters; the API takes 1024
 BAD = (Phase.FAILED, Phase.STUCK)
@@ -28,10 +28,25 @@ def changes_of(before: Status, after: Status) -> Iterator[Told]:
     for one in after.conditions:
         if one.type in WARNINGS and _is_new(conditions.get(one.type), one):
             yield Told(True, one.reason, one.message)
-    phases = {one.name: one.phase for one in before.nodes}
-    for node in after.nodes:
-        if node.phase in TOLD_OF and phases.get(node.name) != node.phase:
-            yield Told(node.phase in BAD, f"Node{node.phase}", f"{node.name}: {node.message}")
+
+
+def phases_of(nodes: Iterable[NodePlan]) -> dict[str, str]:
+    return {one.node.name: str(one.phase) for one in nodes if one.phase}
+
+
+def known_phases(status: Status, nodes: Iterable[NodePlan]) -> dict[str, str]:
+    """What was told of before this operator began: by the status and, of nodes that it has no room for, that they are
+    ready."""
+    told: dict[str, str] = {one.name: one.phase for one in status.nodes}
+    if status.nodes_omitted:
+        told = {one.node.name: str(Phase.READY) for one in nodes if one.phase == Phase.READY} | told
+    return told
+
+
+def node_changes(before: Mapping[str, str], nodes: Iterable[NodePlan]) -> Iterator[Told]:
+    for one in nodes:
+        if one.phase in TOLD_OF and before.get(one.node.name) != one.phase:
+            yield Told(one.phase in BAD, f"Node{one.phase}", f"{one.node.name}: {one.message}")
 
 
 def _is_new(old: Condition | None, new: Condition) -> bool:

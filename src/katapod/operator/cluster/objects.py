@@ -6,12 +6,15 @@ from typing import Any
 import msgspec
 
 from katapod.model.kataconfig import RuntimeClassSpec
-from katapod.operator.cluster.views import Record
+from katapod.operator.cluster.profiles import handler_of, wanted_target
+from katapod.operator.cluster.views import ClassView, NodeView, Record
+from katapod.operator.handlers import NodeSettings, default_settings
 from katapod.operator.names import (
     ACCELERATOR_LABEL,
     ACTION,
     CLOSED,
     HANDLER,
+    HANDLER_LABEL,
     MANAGED_BY,
     MANAGER,
     NODE_NAME,
@@ -21,7 +24,7 @@ from katapod.operator.names import (
     TARGET,
 )
 
-__all__ = ["JOB_LIMIT_S", "Settings", "class_selector", "node_change", "node_job", "runtime_class"]
+__all__ = ["JOB_LIMIT_S", "Settings", "class_selector", "closed_class", "node_change", "node_job", "runtime_class"]
 
 JOB_LIMIT_S = 3600  # a payload of 600 MB, a guest's boot and a proof under emulation, on a slow disk
 Body = dict[str, Any]
@@ -33,6 +36,9 @@ class Settings(msgspec.Struct, frozen=True):
     namespace: str
     image: str  # of node jobs
     target: str  # what nodes are to have
+    monitor_image: str = ""  # of kata-monitor, on OpenShift; empty: none
+    extension: str = ""  # of CoreOS, with the runtime; empty: by the nodes' OS
+    os_image: str = ""  # of nodes of OpenShift, with the runtime in it, in place of an extension
 
 
 def job_name(action: str, node_uid: str) -> str:
@@ -40,7 +46,9 @@ def job_name(action: str, node_uid: str) -> str:
     return f"katapod-{action}-{hashlib.sha256(node_uid.encode()).hexdigest()[:12]}"
 
 
-def node_job(settings: Settings, action: str, node: str, node_uid: str, accelerators: tuple[str, ...]) -> Body:
+def node_job(
+    settings: Settings, action: str, node: NodeView, accelerators: tuple[str, ...], wanted: NodeSettings
+) -> Body:
     """A job that runs kata-node on a node, with no access to the cluster.
 
     It is bound by the node's name (matchFields), as a DaemonSet's pods are, and stays where others are driven away.
@@ -48,7 +56,9 @@ def node_job(settings: Settings, action: str, node: str, node_uid: str, accelera
     command = ["kata-node", action, "--root", "/host", "--report", "/dev/termination-log"]
     if action == "install":
         command += ["--target", settings.target, "--accelerators", ",".join(accelerators)]
-    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+        if wanted != default_settings():
+            command += ["--settings", msgspec.json.encode(wanted).decode()]
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.name]}]}
     labels = {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "kata-node"}
     container = {
         "name": "kata-node",
@@ -77,10 +87,14 @@ def node_job(settings: Settings, action: str, node: str, node_uid: str, accelera
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(action, node_uid),
+            "name": job_name(action, node.uid),
             "namespace": settings.namespace,
             "labels": labels,
-            "annotations": {NODE_NAME: node, ACTION: action, TARGET: settings.target if action == "install" else ""},
+            "annotations": {
+                NODE_NAME: node.name,
+                ACTION: action,
+                TARGET: wanted_target(settings.target, wanted) if action == "install" else "",
+            },
         },
         "spec": {
             "backoffLimit": 0,
@@ -91,23 +105,42 @@ def node_job(settings: Settings, action: str, node: str, node_uid: str, accelera
 
 
 def class_selector(spec: RuntimeClassSpec, *, closed: bool) -> dict[str, str]:
+    """Nodes on which it has been proven, and that have its handler already."""
     chosen = {READY_LABEL: CLOSED if closed else READY}
+    if (handler := handler_of(spec)) != HANDLER:
+        chosen[f"{HANDLER_LABEL}{handler}"] = READY
     return chosen | ({ACCELERATOR_LABEL: spec.accelerator} if spec.accelerator else {})
 
 
-def runtime_class(spec: RuntimeClassSpec, *, closed: bool = False) -> Body:
+def closed_class(found: ClassView) -> Body:
+    """One that is to go, as it is, for no new pod."""
+    return _class_body(found.name, found.handler, found.overhead, {**found.selector, READY_LABEL: CLOSED})
+
+
+def runtime_class(spec: RuntimeClassSpec, overhead: dict[str, str], *, closed: bool = False) -> Body:
+    return _class_body(spec.name, handler_of(spec), overhead, class_selector(spec, closed=closed))
+
+
+def _class_body(name: str, handler: str, overhead: dict[str, str], selector: dict[str, str]) -> Body:
     return {
         "apiVersion": "node.k8s.io/v1",
         "kind": "RuntimeClass",
-        "metadata": {"name": spec.name, "labels": {MANAGED_BY: MANAGER}},
-        "handler": HANDLER,
-        "overhead": {"podFixed": msgspec.to_builtins(spec.overhead)},
-        "scheduling": {"nodeSelector": class_selector(spec, closed=closed)},
+        "metadata": {"name": name, "labels": {MANAGED_BY: MANAGER}},
+        "handler": handler,
+        "overhead": {"podFixed": overhead},
+        "scheduling": {"nodeSelector": selector},
     }
 
 
-def node_change(record: Record | None, *, ready: bool, accelerator: str = "") -> Body:
-    """A merge patch: what it sets to None is removed."""
+def node_change(node: NodeView, record: Record | None, *, ready: bool, cordon: bool | None = None) -> Body:
+    """A merge patch: what it sets to None is removed. `cordon`: None leaves it as it is."""
+    proof = record.proof if record is not None else None
+    labels: dict[str, str | None] = {name: None for name in node.labels if name.startswith(HANDLER_LABEL)}
+    labels |= {READY_LABEL: None, ACCELERATOR_LABEL: None}
+    if ready:
+        labels |= {READY_LABEL: READY, ACCELERATOR_LABEL: (proof.accelerator if proof is not None else "") or None}
+        handlers = proof.handlers if proof is not None else ()
+        labels |= {f"{HANDLER_LABEL}{name}": READY for name in handlers if name != HANDLER}
     text = msgspec.json.encode(record).decode() if record is not None else None
-    labels = {READY_LABEL: READY if ready else None, ACCELERATOR_LABEL: (accelerator or None) if ready else None}
-    return {"metadata": {"annotations": {RECORD: text}, "labels": labels}}
+    spec = {} if cordon is None else {"spec": {"unschedulable": True if cordon else None}}
+    return {"metadata": {"annotations": {RECORD: text}, "labels": labels}, **spec}

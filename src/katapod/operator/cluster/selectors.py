@@ -4,18 +4,7 @@ from collections.abc import Mapping
 
 from katapod.model.kataconfig import Requirement, Selector
 
-__all__ = ["problem_of", "selects"]
-
-
-def problem_of(selector: Selector | None) -> str:
-    """What is wrong with it, with the field's path; empty if nothing is."""
-    for index, one in enumerate(selector.match_expressions if selector is not None else ()):
-        place = f"spec.kataConfigPoolSelector.matchExpressions[{index}].values"
-        if one.operator in ("In", "NotIn") and not one.values:
-            return f"{place}: {one.operator} needs at least one"
-        if one.operator in ("Exists", "DoesNotExist") and one.values:
-            return f"{place}: {one.operator} takes none"
-    return ""
+__all__ = ["selects"]
 
 
 def selects(selector: Selector | None, labels: Mapping[str, str]) -> bool:

@@ -1,5 +1,7 @@
 """The status of a KataConfig: what is so, and why it is not otherwise. Pure."""
 
+import heapq
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -12,6 +14,8 @@ __all__ = ["Situation", "describe"]
 
 _DEFAULTS = Spec()
 NAMED = 10  # nodes or pods in one message
+NAMES = 100  # in one list
+LINES = 50  # of nodes; with the names, the status has some 30 kB at most, however many nodes there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,12 @@ class Situation:
     foreign: tuple[str, ...] = ()  # RuntimeClasses of the spec's names that somebody else has made
     users: tuple[str, ...] = ()  # pods that deletion waits for
     invalid: str = ""  # why nothing is done at all
+    backend: str = ""
+    held: str = ""  # who has paused what nodes wait for
+    trouble: tuple[str, str] | None = None  # reason and message of what fails, and no node says
+    detail: str = ""  # how far what changes nodes has come
+    waiting_for_mco: bool = False  # the machine-config operator has not answered our last change yet
+    updating: bool = False  # all had come to rest before
 
 
 def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
@@ -34,7 +44,9 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
             "Blocked": (False, "NotBlocked", ""),
             "InProgress": (False, "Failed", now.invalid),
         }
-        return Status(config.generation, f"refused: {now.invalid}", _conditions(config, told, at))
+        return Status(
+            config.generation, f"refused: {now.invalid}", _conditions(config, told, at), backend=config.status.backend
+        )
     nodes = _lists(now.nodes)
     told = {
         "Ready": _ready(config, now, nodes),
@@ -48,9 +60,21 @@ def describe(config: ConfigView, now: Situation, at: datetime) -> Status:
         summary=_summary(config, nodes, told),
         conditions=_conditions(config, told, at),
         kata_nodes=nodes,
-        nodes=tuple(one.status() for one in now.nodes),
+        nodes=tuple(one.status() for one in _shown(now.nodes)),
+        nodes_omitted=max(len(now.nodes) - LINES, 0),
         runtime_classes=now.classes,
+        backend=now.backend,
+        waiting_for_mco_to_start=now.waiting_for_mco,
     )
+
+
+def _shown(nodes: tuple[NodePlan, ...]) -> list[NodePlan]:
+    """Of more than LINES those that have failed come first, and those that are ready last."""
+    if len(nodes) <= LINES:
+        return list(nodes)
+    rank = {Phase.FAILED: 0, Phase.STUCK: 0, Phase.NOT_READY: 1, Phase.READY: 4, Phase.WAITING: 3}
+    chosen = sorted(nodes, key=lambda one: rank.get(one.phase or Phase.READY, 2))[:LINES]
+    return sorted(chosen, key=lambda one: one.node.name)
 
 
 Told = tuple[bool, str, str]  # status, reason, message
@@ -72,19 +96,29 @@ def _time(at: datetime) -> str:
 
 
 def _lists(nodes: tuple[NodePlan, ...]) -> KataNodes:
-    def of(*phases: Phase) -> tuple[str, ...]:
-        return tuple(one.node.name for one in nodes if one.phase in phases)
+    by_phase: dict[Phase | None, list[str]] = defaultdict(list)
+    for one in nodes:
+        by_phase[one.phase].append(one.node.name)
 
-    installed = of(Phase.READY, Phase.NOT_READY)
-    installing, waiting = of(Phase.INSTALLING, Phase.SETTLING), of(Phase.WAITING)
-    failed = of(Phase.FAILED)
+    def of(*phases: Phase) -> tuple[str, ...]:
+        return tuple(heapq.nsmallest(NAMES, (name for phase in phases for name in by_phase[phase])))
+
+    there = (
+        Phase.READY,
+        Phase.NOT_READY,
+        Phase.INSTALLING,
+        Phase.DRAINING,
+        Phase.SETTLING,
+        Phase.WAITING,
+        Phase.FAILED,
+    )
     return KataNodes(
-        node_count=len(installed) + len(installing) + len(waiting) + len(failed),
-        ready_node_count=len(of(Phase.READY)),
-        installed=installed,
-        installing=installing,
-        waiting_to_install=waiting,
-        failed_to_install=failed,
+        node_count=sum(len(by_phase[phase]) for phase in there),
+        ready_node_count=len(by_phase[Phase.READY]),
+        installed=of(Phase.READY, Phase.NOT_READY),
+        installing=of(Phase.INSTALLING, Phase.DRAINING, Phase.SETTLING),
+        waiting_to_install=of(Phase.WAITING),
+        failed_to_install=of(Phase.FAILED),
         uninstalling=of(Phase.UNINSTALLING),
         waiting_to_uninstall=of(Phase.LEAVING),
         failed_to_uninstall=of(Phase.STUCK),
@@ -106,21 +140,31 @@ def _ready(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
 
 
 def _progressing(config: ConfigView, now: Situation, nodes: KataNodes) -> Told:
-    leaving = len(nodes.uninstalling) + len(nodes.waiting_to_uninstall) + len(nodes.failed_to_uninstall)
+    leaving = sum(one.phase in (Phase.UNINSTALLING, Phase.LEAVING, Phase.STUCK) for one in now.nodes)
+    waiting = tuple(one.node.name for one in now.nodes if one.phase == Phase.WAITING)
+    installing = "Updating" if now.updating else "Installing"
+    detail = f"; {now.detail}" if now.detail else ""
     if now.users:
         return False, "Blocked", "deletion waits for pods"
+    if now.held and not now.busy:
+        return (
+            False,
+            "Paused",
+            f"{now.held}; waiting: {_names((*nodes.waiting_to_install, *nodes.waiting_to_uninstall))}",
+        )
     if config.leaving:
-        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {_names(tuple(sorted(now.busy)))}"
+        at_work = _names(tuple(sorted(now.busy)))
+        return True, "Uninstalling", f"{leaving} nodes are to be cleaned; at work: {at_work}{detail}"
     if nodes.installing or now.busy:
-        return True, "Installing", f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}"
+        return True, installing, f"at work: {_names(tuple(sorted(now.busy)) or nodes.installing)}{detail}"
     if leaving:
         return True, "Uninstalling", f"nodes that are no longer chosen: {leaving}"
-    if nodes.waiting_to_install and now.spec.rollout.paused:
-        return False, "Paused", f"spec.rollout.paused; waiting: {_names(nodes.waiting_to_install)}"
-    if nodes.waiting_to_install and nodes.failed_to_install:
-        return False, "Stopped", f"nodes have failed; waiting: {_names(nodes.waiting_to_install)}"
-    if nodes.waiting_to_install:
-        return True, "Installing", f"waiting: {_names(nodes.waiting_to_install)}"
+    if waiting and now.spec.rollout.paused:
+        return False, "Paused", f"spec.rollout.paused; waiting: {_names(waiting)}"
+    if waiting and nodes.failed_to_install:
+        return False, "Stopped", f"nodes have failed; waiting: {_names(waiting)}"
+    if waiting:
+        return True, installing, f"waiting: {_names(waiting)}{detail}"
     return False, "Idle", ""
 
 
@@ -130,6 +174,8 @@ def _degraded(now: Situation) -> Told:
         return True, "RuntimeClassTaken", f"somebody else has made the RuntimeClass {', '.join(now.foreign)}"
     if failed:
         return True, "NodesFailed", "; ".join(f"{one.node.name}: {one.message[:200]}" for one in failed[:NAMED])
+    if now.trouble is not None:
+        return True, *now.trouble
     away = tuple(one.node.name for one in now.nodes if one.phase == Phase.NOT_READY)
     if away:
         return True, "NodesNotReady", f"installed, and not Ready: {_names(away)}"
@@ -142,6 +188,9 @@ def _blocked(now: Situation) -> Told:
     waiting = [one for one in now.nodes if one.phase == Phase.LEAVING and one.message]
     if waiting:
         return True, "ExistingKataPods", "; ".join(f"{one.node.name} {one.message[:200]}" for one in waiting[:NAMED])
+    refused = [one for one in now.nodes if one.blocked]
+    if refused:
+        return True, "EvictionRefused", "; ".join(f"{one.node.name} {one.message[:200]}" for one in refused[:NAMED])
     return False, "NotBlocked", ""
 
 

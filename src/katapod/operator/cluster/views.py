@@ -7,13 +7,15 @@ from typing import Any, Literal
 import msgspec
 
 from katapod.model.kataconfig import Spec, Status
-from katapod.operator.names import ACTION, HANDLER, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
+from katapod.operator.cluster.machine_config.names import CURRENT, DESIRED, REASON, STATE
+from katapod.operator.names import ACTION, MANAGED_BY, MANAGER, NODE_NAME, RECORD, TARGET
 from katapod.operator.report import Report
 
 __all__ = [
     "ClassView",
     "ConfigView",
     "JobView",
+    "MachineState",
     "NodeView",
     "PodView",
     "Record",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Body = Mapping[str, Any]
+MIRROR = "kubernetes.io/config.mirror"  # the annotation of a static pod's object
 TEXT = 1000  # characters of a text that somebody else has written
 
 
@@ -41,6 +44,16 @@ class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     failures: int = 0  # in a row, of the attempt at `report.target`
     report: Report | None = None  # of the last job
     proof: Report | None = None  # of the installation of `target`
+    drain: Literal["", "cordoned", "found"] = ""  # being emptied: we have cordoned it, or it was found so
+
+
+class MachineState(msgspec.Struct, frozen=True):
+    """What OpenShift's machine-config daemon says of a node; empty where there is none."""
+
+    state: str = ""  # Done, Working, Degraded
+    current: str = ""  # the rendered MachineConfig that it has
+    desired: str = ""  # the one that it changes to
+    reason: str = ""  # of Degraded
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -48,8 +61,11 @@ class NodeView(msgspec.Struct, frozen=True):
     uid: str
     labels: dict[str, str]
     ready: bool
-    serves: bool | None  # whether the engine has told the kubelet of our handler; None: the kubelet does not say
+    handlers: frozenset[str] | None  # that the engine has told the kubelet of; None: the kubelet does not say
+    cordoned: bool
     record: Record | None
+    system: str = ""  # its OS, as the kubelet tells
+    machine: MachineState = MachineState()
 
 
 class JobView(msgspec.Struct, frozen=True):
@@ -77,6 +93,7 @@ class PodView(msgspec.Struct, frozen=True):
 class ClassView(msgspec.Struct, frozen=True):
     name: str
     ours: bool
+    handler: str
     overhead: dict[str, str]
     selector: dict[str, str]
 
@@ -87,6 +104,8 @@ class UserPod(msgspec.Struct, frozen=True):
     name: str  # NAMESPACE/NAME
     node: str
     runtime_class: str
+    leaving: bool = False
+    bound: bool = False  # of a DaemonSet, or static: it would come again at once, also on a node that is cordoned
 
 
 class ConfigView(msgspec.Struct, frozen=True):
@@ -137,13 +156,22 @@ def _known(value: Any) -> Any:
 def parse_node(body: Body) -> NodeView:
     meta, status = body["metadata"], body.get("status", {})
     handlers = status.get("runtimeHandlers")
+    notes = meta.get("annotations", {})
     return NodeView(
         name=meta["name"],
         uid=meta["uid"],
         labels=dict(meta.get("labels", {})),
         ready=_is_true(status, "Ready"),
-        serves=None if not handlers else any(one.get("name") == HANDLER for one in handlers),
-        record=_parse_record(meta.get("annotations", {}).get(RECORD)),
+        handlers=frozenset(one.get("name", "") for one in handlers) if handlers else None,
+        cordoned=bool(body.get("spec", {}).get("unschedulable")),
+        record=_parse_record(notes.get(RECORD)),
+        system=str((status.get("nodeInfo") or {}).get("osImage", "")),
+        machine=MachineState(
+            state=notes.get(STATE, ""),
+            current=notes.get(CURRENT, ""),
+            desired=notes.get(DESIRED, ""),
+            reason=str(notes.get(REASON, ""))[:TEXT],
+        ),
     )
 
 
@@ -217,6 +245,7 @@ def parse_class(body: Body) -> ClassView:
     return ClassView(
         name=meta["name"],
         ours=meta.get("labels", {}).get(MANAGED_BY) == MANAGER,
+        handler=body.get("handler", ""),
         overhead=dict((body.get("overhead") or {}).get("podFixed") or {}),
         selector=dict((body.get("scheduling") or {}).get("nodeSelector") or {}),
     )
@@ -228,7 +257,11 @@ def parse_user_pod(body: Body) -> UserPod | None:
     if not spec.get("runtimeClassName") or not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
         return None
     meta = body["metadata"]
-    return UserPod(f"{meta['namespace']}/{meta['name']}", spec["nodeName"], spec["runtimeClassName"])
+    bound = MIRROR in meta.get("annotations", {}) or any(
+        one.get("kind") == "DaemonSet" and one.get("controller") for one in meta.get("ownerReferences") or ()
+    )
+    leaving = "deletionTimestamp" in meta
+    return UserPod(f"{meta['namespace']}/{meta['name']}", spec["nodeName"], spec["runtimeClassName"], leaving, bound)
 
 
 def parse_report(text: str) -> Report | None:

@@ -1,16 +1,17 @@
-"""containerd's configuration file with our runtime handler in it, and without: pure, and the one undoes the other.
+"""containerd's configuration file with our runtime handlers in it, and without: pure, and the one undoes the other.
 
-The handler is a block of tables at the end of the main file. containerd 1.x replaces a whole plugin's section by an
+The handlers are a block of tables at the end of the main file. containerd 1.x replaces a whole plugin's section by an
 import's, so that a file of our own in an imported directory would take the administrator's settings of the CRI away.
 Source: containerd 1.6, services/server/config (mergeConfig); docs/cri/config.md for versions 2 and 3.
 """
 
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from katapod.operator.node.errors import NodeError
 
-__all__ = ["configured_handler", "with_handler", "without_handler"]
+__all__ = ["configured_handler", "with_handlers", "without_handler"]
 
 BEGIN = "# BEGIN katapod: written and removed by kata-node"
 END = "# END katapod\n"
@@ -27,10 +28,14 @@ privileged_without_host_devices = true
 pod_annotations = ["io.katacontainers.*"]
 container_annotations = ["io.katacontainers.*"]
 """
+OPTIONS = """[plugins."{plugin}".containerd.runtimes.{handler}.options]
+ConfigPath = "{config}"
+"""
 
 
-def with_handler(text: str | None, handler: str, shim: str) -> str:
-    """The file's text with the handler; `text` is None where there is no file. Replaces a block of before.
+def with_handlers(text: str | None, handlers: Mapping[str, str], shim: str) -> str:
+    """The file's text with the handlers, each with the path of its configuration.toml, or empty for the default one;
+    `text` is None where there is no file. Replaces a block of before.
 
     Raises NodeError for a file that containerd would not read so.
     """
@@ -41,16 +46,21 @@ def with_handler(text: str | None, handler: str, shim: str) -> str:
         mark, head = CREATED, f"version = {version}\n"
     elif before and not before.endswith("\n"):
         mark, head = ENDED, ""
-    if handler in _handlers(before or "", version):
-        raise NodeError(f"the runtime handler {handler} is configured already, and not by us: remove it from the file")
-    block = f"{BEGIN}{mark}\n{head}{TABLE.format(plugin=PLUGINS[version], handler=handler, shim=shim)}{END}"
-    after = (before or "") + ("\n" if mark == ENDED else "") + block
+    if taken := sorted(set(handlers) & set(_handlers(before or "", version))):
+        raise NodeError(f"the runtime handler {taken[0]} is configured already, and not by us: remove it from the file")
+    tables = "".join(_table(PLUGINS[version], name, config, shim) for name, config in handlers.items())
+    after = (before or "") + ("\n" if mark == ENDED else "") + f"{BEGIN}{mark}\n{head}{tables}{END}"
     try:
-        if handler not in _handlers(after, version):
+        if not set(handlers) <= set(_handlers(after, version)):
             raise NodeError("its tables of runtime handlers are written so that none can be added at its end")
     except tomllib.TOMLDecodeError as exc:
         raise NodeError(f"no table can be added at its end: {exc}; its [plugins] may be an inline table") from exc
     return after
+
+
+def _table(plugin: str, handler: str, config: str, shim: str) -> str:
+    options = OPTIONS.format(plugin=plugin, handler=handler, config=config) if config else ""
+    return TABLE.format(plugin=plugin, handler=handler, shim=shim) + options
 
 
 def without_handler(text: str) -> str | None:

@@ -2,19 +2,23 @@
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 
 import msgspec
 
+from katapod.operator.handlers import NodeSettings, default_settings
 from katapod.operator.node.engine import DEFAULT_SOCKET
 from katapod.operator.node.errors import StageFailed
 from katapod.operator.node.host import Host
+from katapod.operator.node.payload import HANDLERS
 from katapod.operator.node.stages import install, uninstall
 from katapod.operator.report import ACCELERATORS, Report
 
 __all__ = ["main"]
 
+NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # of a runtime handler. Source: Kubernetes API, RuntimeClass
 MESSAGE = 1500  # characters: the kubelet takes 4096 bytes of a termination message
 
 
@@ -25,7 +29,12 @@ def main() -> int:
     try:
         if options.action == "install":
             report = install(
-                host, options.source, options.target, accelerators=options.accelerators, socket_path=options.socket
+                host,
+                options.source,
+                options.target,
+                accelerators=options.accelerators,
+                settings=options.settings,
+                socket_path=options.socket,
             )
         else:
             report = uninstall(host, socket_path=options.socket)
@@ -51,10 +60,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--accelerators", type=parse_accelerators, default=ACCELERATORS, help="kvm,uml,tcg, or some of them"
     )
+    parser.add_argument(
+        "--settings",
+        type=parse_settings,
+        default=default_settings(),
+        help="runtime handlers and their drop-ins, the handler kata without any by default: "
+        '{"handlers": [{"name": "kata", "dropIns": ["TOML"], "measure": true}]}',
+    )
     parser.add_argument("--socket", default=DEFAULT_SOCKET, help=f"containerd's; {DEFAULT_SOCKET} by default")
     parser.add_argument("--report", type=Path, help="write the outcome, JSON, to this file; to stdout by default")
     options = parser.parse_args()
-    if not options.target.replace("-", "").replace(".", "").isalnum() or options.target.startswith((".", "-")):
+    if (
+        not options.target.replace("-", "").replace(".", "").isalnum()
+        or options.target.startswith((".", "-"))
+        or (options.target == HANDLERS)
+    ):
         parser.error(f"--target {options.target!r} is no name for a directory")
     return options
 
@@ -63,6 +83,17 @@ def parse_accelerators(text: str) -> tuple[str, ...]:
     found = tuple(text.split(","))
     if unknown := set(found) - set(ACCELERATORS):
         raise argparse.ArgumentTypeError(f"knows no {', '.join(sorted(unknown))}; known are {', '.join(ACCELERATORS)}")
+    return found
+
+
+def parse_settings(text: str) -> NodeSettings:
+    try:
+        found = msgspec.json.decode(text, type=NodeSettings)
+    except msgspec.MsgspecError as exc:
+        raise argparse.ArgumentTypeError(f"cannot read {text[:100]!r}: {exc}") from exc
+    for one in found.handlers:
+        if not re.fullmatch(NAME, one.name):
+            raise argparse.ArgumentTypeError(f"{one.name!r} is no name for a runtime handler")
     return found
 
 

@@ -21,6 +21,7 @@ from katapod.operator.node.errors import NodeError
 from katapod.operator.node.host import Host
 
 __all__ = [
+    "HANDLERS",
     "HOME",
     "IMAGES",
     "SHIM",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 HOME = "/opt/katapod"
+HANDLERS = "handlers"  # in HOME, beside payloads: handler_files.py
 IMAGES = "/var/cache/kata-containers"
 SHIM = "containerd-shim-kata-v2"
 PROGRAMS = ("kata-runtime", SHIM, "kata-monitor", "kata-node")
@@ -71,7 +73,7 @@ def payload_path(target: str) -> str:
 def payloads(host: Host) -> list[str]:
     """Targets of all that are there."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(entry.name for entry in host.path(HOME).iterdir() if entry.is_dir())
+        return sorted(one.name for one in host.path(HOME).iterdir() if one.is_dir() and one.name != HANDLERS)
     return []
 
 

@@ -3,8 +3,8 @@
     host      the node and its engine are what we can work with
     payload   /opt/katapod/TARGET
     image     the guest's kernel and image, below /var/cache/kata-containers: copied, or built; tried by a boot
-    engine    the runtime handler in the engine's configuration, and the engine started again
-    proof     a sandbox by the engine
+    engine    the runtime handlers in the engine's configuration, and the engine started again
+    proof     a sandbox by the engine for each configuration; what it takes, where that is to be measured
 
 What there was before us is noted in /opt/katapod/node.json, so that removal takes away what we have made and no more.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import msgspec
 
-from katapod.operator.names import HANDLER
-from katapod.operator.node.containerd_config import configured_handler, with_handler, without_handler
+from katapod.operator.handlers import NodeSettings
+from katapod.operator.node.containerd_config import configured_handler, with_handlers, without_handler
 from katapod.operator.node.engine import DEFAULT_SOCKET, Engine, find_engine, restart_engine
 from katapod.operator.node.errors import NodeError, StageFailed
+from katapod.operator.node.handler_files import config_of, config_paths, planned_files, read_files, write_files
 from katapod.operator.node.host import Host
 from katapod.operator.node.payload import (
     HOME,
@@ -32,7 +33,7 @@ from katapod.operator.node.payload import (
     remove_payload,
     users_of,
 )
-from katapod.operator.node.proof import accelerator_of, prove
+from katapod.operator.node.proof import accelerator_of, measure, prove
 from katapod.operator.report import Report
 
 __all__ = ["install", "uninstall"]
@@ -59,6 +60,7 @@ def install(
     target: str,
     *,
     accelerators: tuple[str, ...],
+    settings: NodeSettings,
     socket_path: str = DEFAULT_SOCKET,
 ) -> Report:
     """Bring the node to `target`. Raises StageFailed, with the node as it was before."""
@@ -68,7 +70,8 @@ def install(
                 raise NodeError(f"this node is {platform.machine()}; Katapod runs on x86_64")
             engine = find_engine(host, socket_path)
             old = host.read(engine.config)
-            new = with_handler(old, HANDLER, f"{payload_path(target)}/bin/{SHIM}")
+            configs = config_paths(host, settings.handlers)
+            new = with_handlers(old, configs, f"{payload_path(target)}/bin/{SHIM}")
         with _stage("payload"):
             noted = _note(host)
             if noted:
@@ -85,11 +88,16 @@ def install(
                     f"VMs run by {accelerator} here {why}, and spec.accelerators has {', '.join(accelerators)}"
                 )
         with _stage("engine"):
+            files, files_before = planned_files(host, target, settings.handlers), read_files(host)
+            undo.callback(_quietly, lambda: write_files(host, files_before))
+            write_files(host, files_before | files)  # what the engine names now is there until it names other ones
             if new != old:
                 undo.callback(_quietly, lambda: _configure(host, engine, old))
                 engine = _configure(host, engine, new)
         with _stage("proof"):
-            proof = prove(host, engine, target)
+            proofs = [prove(host, engine, target, config) for config in sorted(set(configs.values()))]
+            measured = {one.name: measure(host, target, config_of(one)) for one in settings.handlers if one.measure}
+            write_files(host, files)
             _prune(host, target)
         undo.pop_all()
     return Report(
@@ -99,9 +107,11 @@ def install(
         stage="done",
         message=f"VMs run by {accelerator} {why}"[:500],
         accelerator=accelerator,
-        kernel=proof.kernel,
-        proof_s=proof.seconds,
+        kernel=proofs[0].kernel,
+        proof_s=proofs[0].seconds,
         engine=engine.title,
+        handlers=tuple(configs),
+        measured=measured,
     )
 
 

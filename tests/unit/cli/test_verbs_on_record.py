@@ -1,0 +1,202 @@
+"""Verbs of every day: their words, and what they print of what is on record. No VM is started."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+from katapod.cli.copying import Place, parse_place
+from katapod.cli.execute import execute
+from katapod.cli.main import load_command
+from katapod.cli.not_here import NOT_HERE
+from katapod.cli.program import VERBS, kata_runtime
+from katapod.cli.settings import Globals
+from katapod.cli.tables import Column, print_table
+from katapod.host.state import StateStore
+from katapod.model.attachment import AttachmentRecord, PublishedPort
+from katapod.model.cni import parse_network
+from katapod.model.errors import KatapodError, UsageError
+from katapod.model.layout import Layout
+from katapod.model.log_flags import parse_tail, parse_time
+from katapod.model.record import ContainerRecord, SandboxRecord, State
+
+
+class Here(Globals):
+    root = Path()
+
+    @property
+    def layout(self) -> Layout:
+        roots = {name: self.root / name for name in ("state_root", "data_root", "image_root", "volume_root")}
+        return replace(Layout(), **roots, vm_root=self.root / "vm", share_root=self.root / "share")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(Here, "root", tmp_path)
+    found = Here()
+    config = parse_network(b'{"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "bridge"}]}', "x")
+    attachment = AttachmentRecord(config, "/run/netns/none", (), "", ports=(PublishedPort(8080, 80),))
+    locks = dict[str, int]()
+    for name, state, code in (("web", State.RUNNING, None), ("old", State.STOPPED, 3)):
+        container = ContainerRecord(name, "busybox", ("sleep", "9"), state, exit_code=code, finished_at=5.0)
+        record = SandboxRecord(
+            name,
+            2.0 if code is None else 1.0,
+            1,
+            "boot",
+            state=state,
+            containers=(container,),
+            attachment=attachment if code is None else None,
+            labels={"app": name},
+        )
+        locks[name] = StateStore(found.layout).create(record)
+    os.close(locks["old"])  # nobody holds it any more; of the other one we are the supervisor
+    yield found
+    os.close(locks["web"])
+
+
+def call(here: Globals, *words: str) -> tuple[int, str]:
+    command: Any = kata_runtime.get_command(click.Context(kata_runtime), words[0])
+    done = CliRunner().invoke(command, words[1:], obj=here, standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return done.return_value or 0, done.output
+
+
+def test_list_by_template(here: Here) -> None:
+    assert call(here, "ps", "-a", "--format", "{{.Names}} {{.State}} {{.Ports}}")[1].splitlines() == [
+        "web running 0.0.0.0:8080->80/tcp",
+        "old exited ",
+    ]
+    lines = call(here, "list", "--format", "json")[1].splitlines()
+    assert [json.loads(line)["Names"] for line in lines] == ["web", "old"]
+    table = call(here, "list", "--format", "table {{.Names}}\\t{{.State}}")[1].splitlines()
+    assert [line.split() for line in table] == [["NAMES", "STATE"], ["web", "running"], ["old", "exited"]]
+
+
+def test_list_of_some(here: Here) -> None:
+    assert call(here, "list", "-q", "--filter", "status=exited") == (0, "old\n")
+    assert call(here, "list", "-q", "-f", "label=app=web") == (0, "web\n")
+    assert call(here, "list", "-aq", "-n", "1") == (0, "web\n")
+    assert call(here, "list", "-ql") == (0, "web\n")
+    assert len(json.loads(call(here, "list", "--json")[1])) == 2
+
+
+def test_ports(here: Here) -> None:
+    assert call(here, "port", "web") == (0, "80/tcp -> 0.0.0.0:8080\n")
+    assert call(here, "port", "web", "80") == (0, "0.0.0.0:8080\n")
+    assert call(here, "port", "web", "80/tcp") == (0, "0.0.0.0:8080\n")
+    with pytest.raises(KatapodError, match="it is not published"):
+        call(here, "port", "web", "81")
+    assert call(here, "port", "old") == (0, "")
+
+
+def test_inspect_by_template(here: Here) -> None:
+    assert call(here, "inspect", "-f", "{{.Name}} {{.State.ExitCode}}", "web", "old")[1] == "web 0\nold 3\n"
+    status, said = call(here, "inspect", "--format", "{{.Name}}", "none", "web")
+    assert (status, "web\n" in said, "cannot find none" in said) == (1, True, True)
+    with pytest.raises(UsageError, match="several sandboxes as trees"):
+        call(here, "inspect", "web", "old")
+    with pytest.raises(UsageError, match="this inspects containers"):
+        call(here, "inspect", "--type", "image", "web")
+
+
+def test_what_has_ended_can_be_waited_for_and_stopped(here: Here) -> None:
+    assert call(here, "wait", "old") == (0, "3\n")
+    assert call(here, "stop", "old") == (0, "old\n")
+    assert call(here, "stop", "--ignore", "none") == (0, "none\n")
+    status, said = call(here, "wait", "none")
+    assert (status, "none" in said) == (1, True)
+    with pytest.raises(KatapodError, match="it has stopped"):
+        call(here, "attach", "old")
+
+
+def test_prune_removes_what_has_stopped(here: Here) -> None:
+    with pytest.raises(UsageError, match="standard input is not a terminal"):
+        call(here, "prune")
+    assert call(here, "prune", "-f") == (0, "old\n")
+    assert call(here, "list", "-q") == (0, "web\n")
+
+
+def test_disk_usage(here: Here) -> None:
+    lines = call(here, "system", "df", "--format", "{{.Type}} {{.TotalCount}}")[1].splitlines()
+    assert lines == ["Images 0", "Containers 2", "Local Volumes 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "number"), [("-9 web", "9"), ("-KILL web", "KILL"), ("-s TERM web", "TERM"), ("web", "KILL")]
+)
+def test_signals_as_of_kill(words: str, number: str) -> None:
+    command: Any = kata_runtime.get_command(click.Context(kata_runtime), "kill")
+    context = command.make_context("kill", words.split(), obj=Globals())
+    assert (context.params["number"], context.params["names"]) == (number, ("web",))
+
+
+def test_exec_in_the_background_has_no_input(here: Here) -> None:
+    with pytest.raises(UsageError, match="a process in the background has no standard input"):
+        CliRunner().invoke(execute, ["-di", "web", "cat"], obj=here, standalone_mode=False, catch_exceptions=False)
+    with pytest.raises(UsageError, match="a process in the foreground is not left"):
+        CliRunner().invoke(
+            execute, ["--detach-keys", "ctrl-q", "web", "cat"], obj=here, standalone_mode=False, catch_exceptions=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("web:/etc", Place("web", "/etc")),
+        ("web:etc", Place("web", "etc")),
+        ("/a:b", Place("", "/a:b")),
+        ("./a:b", Place("", "./a:b")),
+        ("-", Place("", "-")),
+        ("file", Place("", "file")),
+    ],
+)
+def test_places(text: str, place: Place) -> None:
+    assert parse_place(text) == place
+
+
+@pytest.mark.parametrize(
+    "words", [("cp", "a", "b"), ("cp", "web:/a", "old:/b"), ("cp", "web:", "b"), ("update", "web")]
+)
+def test_refused(here: Here, words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        call(here, *words)
+
+
+def test_times_of_logs() -> None:
+    now = 1_000_000.0
+    assert parse_time("2026-11-23T19:50:12Z", now) == b"2026-11-23T19:50:12.000000000Z"
+    assert parse_time("2026-11-23T19:50:12+01:00", now) == b"2026-11-23T18:50:12.000000000Z"
+    assert parse_time("1h1m1s", now) == parse_time(f"{now - 3661}", now)
+    assert parse_time("10m", now) == b"1970-01-12T13:36:40.000000000Z"
+    assert (parse_tail("all"), parse_tail("-1"), parse_tail("7")) == (None, None, 7)
+    for text in ("yesterday", "", "m", "-5s"):
+        with pytest.raises(UsageError, match="neither a time nor a duration"):
+            parse_time(text, now)
+    with pytest.raises(UsageError, match="neither a number"):
+        parse_tail("many")
+
+
+def test_a_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column("A", lambda row: row[0]), Column("B", lambda row: row[1], least=8)]
+    print_table(columns, [("a" * 10, "b" * 40)], width=30)
+    head, line = capsys.readouterr().out.splitlines()
+    assert (head, line) == ("A           B", "aaaaaaaaaa  " + "b" * 15 + "...")
+    print_table(columns, [("a" * 40, "b" * 40)], width=30)
+    assert capsys.readouterr().out.splitlines()[1] == "a" * 40 + "  bbbbb..."
+
+
+def test_verbs_that_are_not_here_are_none_that_are() -> None:
+    load_command(*VERBS)
+    assert not set(NOT_HERE) & set(VERBS)
+    for why, way in NOT_HERE.values():
+        assert why
+        assert way
