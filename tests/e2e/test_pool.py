@@ -1,4 +1,7 @@
-"""The pool: `run` in a machine that was kept ready is the `run` of every other day, only sooner."""
+"""The pool: `run` in a machine that was kept ready is the `run` of every other day, only sooner.
+
+What is about machines of User-mode Linux alone is in test_pool_uml.py.
+"""
 
 import json
 import os
@@ -7,14 +10,15 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from kit.accel import vmm_name
 from kit.jail_probe import assert_jailed
-from kit.kata import Kata, wait_for
+from kit.kata import Kata, Result, wait_for
 from kit.pool import (
     KILLED,
     PHASES,
@@ -30,28 +34,32 @@ from kit.pool import (
     supervisor_of,
     used_by,
 )
-from kit.template_dirs import template_dir
+from kit.template_dirs import TemplateDir
 from kit.terminal import open_terminal
 
-pytestmark = [pytest.mark.qemu("the pool"), pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 MEM_TOTAL = re.compile(rb"MemTotal: +(\d+) kB")
 ALL_FLAGS = ("-e", "POOL_TEST", "-e", "OTHER=b c", "-v", "./shared:/v", "--hostname", "other", "--shm-size", "7m")
 SEEN_OF_THEM = (
     'echo "$POOL_TEST,$OTHER"; cat /v/file; echo more >> /v/file; umask; hostname; cat /etc/hostname; uname -n; '
-    "df -k /dev/shm; nproc; head -n 1 /proc/meminfo"
+    "df -k /dev/shm; nproc; head -n 1 /proc/meminfo; echo layer > /layer; cat /layer"
 )
+FLAGS = {"flags": ((*ALL_FLAGS, "busybox", "sh", "-c", SEEN_OF_THEM), None)}
 CASES = {
-    "flags": ((*ALL_FLAGS, "busybox", "sh", "-c", SEEN_OF_THEM), None),
     "status": (("-u", "nobody", "-w", "/tmp", "busybox", "sh", "-c", "id -u; pwd; echo err >&2; exit 3"), None),
     "input": (("-i", "busybox", "cat"), bytes(range(256)) * 400),
     "no-input": (("busybox", "cat"), b"unread"),
-    "size": (("-m", "300m", "--cpus", "2", "busybox", "sh", "-c", "nproc; head -n 1 /proc/meminfo"), None),
     "no-command": (("busybox", "no-such-command"), None),
     "no-image": (("no-such-image", "true"), None),
     "no-flag": (("--no-such-flag", "busybox", "true"), None),
+}
+SIZES = {
+    "size": (("-m", "300m", "--cpus", "2", "busybox", "sh", "-c", "nproc; head -n 1 /proc/meminfo"), None),
     "out-of-memory": (("-m", "64m", "busybox", "sh", "-c", "tail -c 200m /dev/zero"), None),
 }
+Case = tuple[tuple[str, ...], bytes | None]
+"""Words of `run`, and its standard input."""
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +88,43 @@ def one(kata: Kata, server_of_one: Pool) -> Iterator[Pool]:
         yield found
 
 
+@pytest.mark.core
+def test_flags_do_what_they_do_without_the_pool(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOL_TEST", "a value")
+    monkeypatch.chdir(tmp_path)
+    check_results(pool, FLAGS)
+
+
 def test_results_are_those_of_a_start_without_the_pool(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("POOL_TEST", "a value")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shared").mkdir()
-    for what, (args, data) in CASES.items():
+    check_results(pool, CASES)
+
+
+@pytest.mark.qemu("its machines grow when they are taken")
+def test_sizes_are_those_of_a_start_without_the_pool(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_results(pool, SIZES)
+
+
+def check_results(pool: Pool, cases: Mapping[str, Case]) -> None:
+    """In a directory of the test's own: what is said, and written to a volume."""
+    file = Path("shared", "file")
+    file.parent.mkdir()
+    for what, (args, data) in cases.items():
         name = pool.kata.name()
-        (tmp_path / "shared" / "file").write_text("content\n")
+        file.write_text("content\n")
         without = pool.kata.binary("run", "--rm", "--name", name, *args, input=data)
-        (tmp_path / "shared" / "file").write_text("content\n")
+        file.write_text("content\n")
         before = pool.wait_full()
         within = pool.kata.binary("--config", str(pool.config), "run", "--rm", "--name", name, *args, input=data)
         assert _without_memory(within) == _without_memory(without), what
         assert _memory_kib(within) == pytest.approx(_memory_kib(without), rel=0.03), what
         assert before - pool.vms(), f"{what}: no machine was taken"
-        assert (tmp_path / "shared" / "file").read_text() == ("content\nmore\n" if what == "flags" else "content\n")
+        assert file.read_text() == ("content\nmore\n" if what == "flags" else "content\n")
 
 
 def _without_memory(result: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
@@ -110,6 +138,7 @@ def _memory_kib(result: tuple[int, bytes, bytes]) -> int:
     return int(found[1]) if found else 0
 
 
+@pytest.mark.core
 def test_a_detached_container_is_one_like_any_other(pool: Pool) -> None:
     name = pool.kata.name()
     done = pool.taking("run", "-d", "--name", name, "busybox", "sh", "-c", "echo said; exec sleep 1000")
@@ -122,6 +151,7 @@ def test_a_detached_container_is_one_like_any_other(pool: Pool) -> None:
     assert pool.kata.ok("exec", name, "hostname") == f"{name}\n"
     wait_for(lambda: pool.kata.ok("logs", name) == "said\n", "the log of the container")
     assert "kata-agent" in (STATE / name / "console.log").read_text(), "the guest's console is the sandbox's by now"
+    assert f'"{vmm_name()}"' in pool.kata.ok("inspect", "--json", name)
 
     conflict = pool("run", "-d", "--name", name, "busybox", "true")
     assert conflict == pool.kata("run", "-d", "--name", name, "busybox", "true")
@@ -169,31 +199,42 @@ def test_signals_reach_the_container(one: Pool) -> None:
     assert left_of(name) == []
 
 
-def test_ten_in_a_row_and_no_two_are_alike(pool: Pool) -> None:
-    said = [
-        pool.taking("run", "--rm", "--name", pool.kata.name(), "busybox", "sh", "-c", READ_RANDOM) for _ in range(10)
-    ]
-    assert {result.code for result in said} == {0}, said
-    streams = [result.stdout.split()[0] for result in said]
-    assert len(set(streams)) == 10
-    assert all(len(stream) == 64 for stream in streams)
+READ_RANDOM = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; date +' %s'; hostname"
+
+
+def test_ten_in_a_row_and_no_two_are_alike(one: Pool) -> None:
+    names = [one.kata.name() for _ in range(10)]
+    check_no_two_are_alike(
+        names, [one.taking("run", "--rm", "--name", name, "busybox", "sh", "-c", READ_RANDOM) for name in names]
+    )
+
+
+def check_no_two_are_alike(names: list[str], said: list[Result]) -> None:
+    """Of containers that have read random numbers: these and the names are their own, the time is everybody's."""
+    assert [(result.code, result.stderr) for result in said] == [(0, "")] * len(names), said
+    lines = [result.stdout.split() for result in said]
+    streams = {words[0] for words in lines}
+    assert len(streams) == len(names)
+    assert {len(stream) for stream in streams} == {64}
     now = time.time()
-    assert all(now - 600 < float(result.stdout.split()[1]) <= now + 1 for result in said)
+    assert all(now - 600 < float(words[1]) <= now + 1 for words in lines)
+    assert [words[2] for words in lines] == names
 
 
-READ_RANDOM = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; date +' %s'"
-
-
+@pytest.mark.core
 def test_more_at_once_than_there_are_machines(pool: Pool) -> None:
-    names = [pool.kata.name() for _ in range(4)]
+    """The third starts one of its own."""
+    ready = pool.wait_full()
+    users = [os.stat(f"/proc/{vmm}").st_uid for vmm in ready]
+    assert len(set(users)) == len(users), "each machine has a user of its own"
+    names = [pool.kata.name() for _ in range(3)]
 
-    def start(name: str) -> tuple[int, str, str]:
-        return pool("run", "--rm", "--name", name, "busybox", "hostname")
+    def start(name: str) -> Result:
+        return pool("run", "--rm", "--name", name, "busybox", "sh", "-c", READ_RANDOM)
 
-    with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(start, names))
-    assert results == [(0, f"{name}\n", "") for name in names]
-    pool.wait_full()
+    with ThreadPoolExecutor(len(names)) as threads:
+        check_no_two_are_alike(names, list(threads.map(start, names)))
+    assert pool.wait_full().isdisjoint(ready), "both have been taken"
 
 
 def test_killed_client_takes_its_container_along(one: Pool) -> None:
@@ -206,15 +247,16 @@ def test_killed_client_takes_its_container_along(one: Pool) -> None:
     one.wait_full()
 
 
-def test_killed_member_is_said_and_cleaned_up_after(one: Pool) -> None:
-    name = one.kata.name()
-    with attached(one, name) as client:
+@pytest.mark.core
+def test_killed_member_is_said_and_cleaned_up_after(pool: Pool) -> None:
+    name = pool.kata.name()
+    with attached(pool, name) as client:
         machine = machine_of(name)
         os.kill(supervisor_of(name), signal.SIGKILL)
         _, err = client.communicate(timeout=180)
         assert (client.returncode, err) == (125, KILLED)
         wait_for(lambda: left_of(name) + left_of(machine) == [], "the server has cleaned up")
-    one.wait_full()
+    pool.wait_full()
 
 
 @pytest.mark.parametrize("victim", ["client", "member"])
@@ -223,22 +265,28 @@ def test_killed_at_any_moment(one: Pool, victim: str) -> None:
         check_killed(one, victim, phase)
 
 
-def test_killed_qemu_is_named(one: Pool) -> None:
-    name = one.kata.name()
-    (qemu,) = one.wait_full()
-    with attached(one, name) as client:
-        os.kill(qemu, signal.SIGKILL)
+@pytest.mark.qemu("its machines are given devices while they stand still")
+@pytest.mark.parametrize("victim", ["client", "member"])
+def test_killed_while_a_machine_is_taken(pool: Pool, victim: str) -> None:
+    check_killed(pool, victim, "taken")
+
+
+@pytest.mark.core
+def test_killed_vmm_is_named(pool: Pool) -> None:
+    name = pool.kata.name()
+    with attached(pool, name) as client:
+        os.kill(pool.kata.listed(name)["vmm_pid"], signal.SIGKILL)
         _, err = client.communicate(timeout=180)
         assert client.returncode == 125
-        assert "QEMU ended unexpectedly: killed by SIGKILL" in err
+        assert f"{vmm_name()} ended unexpectedly: killed by SIGKILL" in err
     assert left_of(name) == []
-    one.wait_full()
+    pool.wait_full()
 
 
 def test_a_machine_that_dies_in_the_pool_is_replaced(one: Pool) -> None:
     before = one.wait_full()
-    (qemu,) = before
-    os.kill(qemu, signal.SIGKILL)
+    (vmm,) = before
+    os.kill(vmm, signal.SIGKILL)
     wait_for(lambda: before.isdisjoint(one.vms()), "the dead one is not offered")
     assert one.wait_full().isdisjoint(before)
 
@@ -253,7 +301,7 @@ def test_what_is_taken_outlives_the_server(kata: Kata, tmp_path: Path) -> None:
         pool.wait_full()
         server.terminate()
         assert server.wait(180) == 0
-    assert Path(f"/proc/{idle}/cmdline").read_bytes() != b"", "QEMU runs"
+    assert Path(f"/proc/{idle}/cmdline").read_bytes() != b"", "its VMM runs"
     machine = machine_of(name)
     assert [left for other in sorted(pool.machines - {machine}) for left in left_of(other)] == []
     assert kata.ok("exec", name, "echo", "alive") == "alive\n"
@@ -306,13 +354,10 @@ def test_a_file_that_is_no_socket_is_not_touched(kata: Kata, tmp_path: Path) -> 
     assert pool.endpoint.read_text() == "mine"
 
 
-def test_status_and_destroy(kata: Kata, tmp_path: Path) -> None:
-    with template_dir() as templates:  # destroy is not for those that others use
-        pool = Pool(kata, tmp_path, 1, extra=f'template_path = "{templates.root}"\n')
-        check_status_and_destroy(pool)
-
-
-def check_status_and_destroy(pool: Pool) -> None:
+@pytest.mark.qemu("User-mode Linux has no templates")
+def test_status_and_destroy(kata: Kata, tmp_path: Path, good_template: TemplateDir) -> None:
+    """Of a pool with templates of its own: they are gone then."""
+    pool = Pool(kata, tmp_path, 1, extra=f'template_path = "{good_template.root}"\n')
     with running_pool(pool) as server:
         (qemu,) = pool.wait_full()
         lines = pool("factory", "status").stdout.splitlines()
@@ -323,6 +368,7 @@ def check_status_and_destroy(pool: Pool) -> None:
         assert server.stdout is not None
         assert server.stdout.read() == "vm factory initialized\n"
         assert [left for machine in pool.machines for left in left_of(machine)] == []
+    assert good_template.keys() == set()
 
 
 def test_another_configuration_gets_another_machine(kata: Kata, tmp_path: Path) -> None:
@@ -335,7 +381,8 @@ def test_another_configuration_gets_another_machine(kata: Kata, tmp_path: Path) 
 def check_another_configuration(one: Pool, tmp_path: Path) -> None:
     before = one.wait_full()
     other = tmp_path / "other.toml"
-    other.write_text(one.config.read_text() + '[hypervisor.qemu]\nkernel_params = "katapod.other=1"\n')
+    tables = (f'[hypervisor.{vmm}]\nkernel_params = "katapod.other=1"\n' for vmm in ("qemu", "uml"))
+    other.write_text("".join([one.config.read_text(), *tables]))
     name = one.kata.name()
     command = ("run", "--rm", "--name", name, "busybox", "cat", "/proc/cmdline")
     assert "katapod.other=1" in one.kata.ok("--config", str(other), *command)

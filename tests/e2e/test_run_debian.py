@@ -1,14 +1,12 @@
 """A real distribution in a container: package tools, Python, a compiler."""
 
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.debian import PACKAGES
+from kit.debian import PACKAGES, debian_archive
 from kit.kata import RUN_PREFIX, Kata
+from kit.oci_archive import write_layout
 
 PROGRAM = r"""
 #include <stdio.h>
@@ -64,21 +62,13 @@ def test_a_set_group_id_program_cannot_give_up_the_primary_group(kata: Kata, box
 
 
 @pytest.fixture(scope="module")
-def layout(debian_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The same root file system as an OCI image layout, made by umoci."""
-    base = tmp_path_factory.mktemp("oci")
-    image, bundle = f"{base}/image", f"{base}/bundle"
-
-    def umoci(*args: str) -> None:
-        subprocess.run(["umoci", *args], check=True, capture_output=True, timeout=200)
-
-    umoci("init", "--layout", image)
-    umoci("new", "--image", f"{image}:latest")
-    umoci("config", "--image", f"{image}:latest", "--config.cmd", "python3", "--config.cmd", "--version")
-    umoci("config", "--image", f"{image}:latest", "--config.env", "FROM_IMAGE=yes", "--config.workingdir", "/usr/lib")
-    umoci("insert", "--image", f"{image}:latest", str(debian_rootfs), "/")
-    yield f"oci:{image}:latest"
-    shutil.rmtree(bundle, ignore_errors=True)
+def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same root file system as an OCI image layout."""
+    image = tmp_path_factory.mktemp("oci") / "image"
+    environment = ["FROM_IMAGE=yes", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    config = {"Env": environment, "Cmd": ["python3", "--version"], "WorkingDir": "/usr/lib"}
+    write_layout(image, debian_archive(), config)
+    return f"oci:{image}:latest"
 
 
 def test_imported_image(kata: Kata, layout: str) -> None:

@@ -7,13 +7,14 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUSYBOX", "PAUSE", "image_archives"]
+__all__ = ["BUSYBOX", "PAUSE", "image_archives", "write_layout"]
 
 BUSYBOX = "docker.io/katapod-tests/busybox:1"
 PAUSE = "docker.io/katapod-tests/pause:1"
@@ -104,3 +105,33 @@ def _write_archive(target: Path, name: str, layer: bytes, command: Sequence[str]
         _add(archive, "oci-layout", tarfile.REGTYPE, 0o644, b'{"imageLayoutVersion": "1.0.0"}')
         index = {"schemaVersion": 2, "manifests": [entry]}
         _add(archive, "index.json", tarfile.REGTYPE, 0o644, json.dumps(index).encode())
+
+
+def write_layout(target: Path, layer: Path, config: Mapping[str, Any]) -> None:
+    """An image layout as a directory, of one image named latest; its layer is a tar file, as it is: compressing
+    hundreds of MiB takes many times what unpacking them does."""
+    blobs = target / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def entry(media_type: str, blob: Path) -> dict[str, Any]:
+        with blob.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        blob.rename(blobs / digest)
+        kind = f"application/vnd.oci.image.{media_type}"
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": (blobs / digest).stat().st_size}
+
+    def entry_json(media_type: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        half = target / "half"
+        half.write_text(json.dumps(content))
+        return entry(f"{media_type}+json", half)
+
+    half = target / "half"
+    shutil.copyfile(layer, half)
+    layers = [entry("layer.v1.tar", half)]
+    rootfs = {"type": "layers", "diff_ids": [each["digest"] for each in layers]}
+    whole = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}
+    manifest = {"schemaVersion": 2, "config": entry_json("config.v1", whole), "layers": layers}
+    described = entry_json("manifest.v1", manifest)
+    described["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
+    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))

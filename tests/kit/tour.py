@@ -83,6 +83,8 @@ class Tour:
         cri = Cri(self.node, SYSTEMD_HANDLER)
         try:
             self.variables["SYSTEMD"] = self._run_pod(cri)[0].id
+            # waits in the guest, whose processes are dear: it is told when its start is over, also where a unit failed
+            self.run("kata-runtime exec $SYSTEMD systemctl is-system-running --wait || :")
             wait_for(self._systemd_is_up, "all units of the guest have started", 180, 0.5)
             yield
         finally:
