@@ -11,7 +11,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help run setup image bytecode test unit integration e2e check format messages configuration manifests install clean
-.PHONY: test-debian node-image operator-image kubernetes e2e-operator e2e-node bench bench-compare bench-baseline deb rpm
+.PHONY: test-debian node-image operator-image kubernetes e2e-operator e2e-node e2e-kubernetes bench bench-compare bench-baseline deb rpm
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,11 +90,14 @@ node-image: build/.packages-test ## Build the image by which kata-node puts Kata
 operator-image: build/.packages-test ## Build the image of the cluster's operator into build/
 	tools/build-operator-image
 
-kubernetes: ## Build the programs of a Kubernetes, for the operator's tests (minutes)
-	@tools/build-kubernetes
+kubernetes: ## Build the programs of a Kubernetes, for tests (minutes); KUBERNETES_BIN=DIR: take those there
+	@if [ -z "$$KUBERNETES_BIN" ]; then tools/build-kubernetes; fi
 
 e2e-operator: setup kubernetes ## The tests of the operator on a control plane of their own
 	$(PYTEST) tests/integration/test_operator_cluster.py tests/integration/test_operator_machine_config.py -v
+
+e2e-kubernetes: setup build/.packages-test kubernetes ## The tests of pods on a real Kubernetes
+	$(PYTEST) tests/e2e/test_kubernetes*.py -v
 
 e2e-node: setup node-image ## The tests of kata-node on a node of their own
 	$(PYTEST) tests/integration/test_operator_node.py -v

@@ -17,12 +17,19 @@ from kit.containerd import Containerd
 from kit.debian import unpack_debian
 from kit.evidence import save_evidence
 from kit.kata import KATA, Kata
+from kit.kubernetes import Kubernetes
 from kit.leaks import find_leaks, inventory
 from kit.once import once_a_run
 from kit.template_dirs import TemplateDir, template_dir
 from kit.templates import with_templates
 
-pytest_plugins = ["kit.accel_fixtures", "kit.library", "kit.runtime_fixtures", "kit.whole_run"]
+pytest_plugins = [
+    "kit.accel_fixtures",
+    "kit.kubernetes_fixtures",
+    "kit.library",
+    "kit.runtime_fixtures",
+    "kit.whole_run",
+]
 
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "e2e", TESTS / "integration")
@@ -171,6 +178,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     if report.failed and isinstance(item, pytest.Function):
         katas = [value for value in item.funcargs.values() if isinstance(value, Kata)]
         nodes = {id(value): value for value in item.funcargs.values() if isinstance(value, Containerd)}.values()
-        if katas or nodes:
-            report.sections.append(("evidence", f"saved in {save_evidence(item.name, katas, list(nodes))}"))
+        clusters = [value for value in item.funcargs.values() if isinstance(value, Kubernetes)]
+        if katas or nodes or clusters:
+            folder = save_evidence(item.name, katas, list(nodes))
+            for cluster in clusters:
+                cluster.save_evidence(folder)
+            report.sections.append(("evidence", f"saved in {folder}"))
     return report

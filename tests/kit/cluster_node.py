@@ -1,4 +1,4 @@
-"""A node for the operator's tests: containerd as a supervisor keeps it running, with directories of its own.
+"""A node of a cluster: containerd as a supervisor keeps it running, with directories of its own.
 
 It has this machine's programs, and its own /run, /etc (an overlay), /opt, and the directories below /var that engines,
 kubelets and Katapod write to, in mount and network namespaces of its own. At its end all of it goes.
@@ -25,10 +25,11 @@ from kit.pod_network import open_netns, write_cni_config
 __all__ = ["PAYLOAD", "ClusterNode", "cluster_node_running", "needs_payload"]
 
 TOP = Path(__file__).resolve().parents[2]
+IMAGES = "/var/cache/kata-containers"
 PAYLOAD = TOP / "build/node-rootfs"
 OWN = (
     "/opt",
-    "/var/cache/kata-containers",
+    IMAGES,
     "/var/lib/katapod",
     "/var/lib/containerd",
     "/var/lib/kubelet",
@@ -47,6 +48,15 @@ restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 """
+RUNC = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"""
+HANDLER = RUNC + (TOP / "packaging/containerd/kata.toml").read_text().replace("version = 2\n", "")
+"""Katapod of this work tree as the handler kata, as an administrator would set it up; with a first table of handlers
+containerd no longer knows its default one by itself.
+"""
+
 INIT = """
 set -e
 mount --make-rshared / # as on a node with systemd
@@ -68,7 +78,8 @@ while :; do
     sleep 0.2
 done
 """
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
+SHIM_FOLDER = Path(sys.executable).parent
 _numbers = itertools.count(1)
 
 needs_payload = pytest.mark.skipif(
@@ -77,22 +88,29 @@ needs_payload = pytest.mark.skipif(
 
 
 class ClusterNode:
-    def __init__(self, netns: str) -> None:
+    def __init__(self, netns: str, *, installed: bool = False) -> None:
+        self.installed = installed
+        self.own = [path for path in OWN if not (installed and path == IMAGES)]
         self.name = f"{RUN_PREFIX}n{next(_numbers)}"
         self.netns = netns
         self.data = Path("/var/lib") / self.name
-        self._made = [path for path in OWN if not Path(path).exists()]
+        self._made = [path for path in self.own if not Path(path).exists()]
         self._init: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.data.mkdir(parents=True)
-        for path in OWN:
+        for path in self.own:
             Path(path).mkdir(parents=True, exist_ok=True)
-        (self.data / "config.toml").write_text(CONFIG)
+        (self.data / "config.toml").write_text(CONFIG + (HANDLER if self.installed else ""))
         write_cni_config(self.data / "cni", self.data / "leases")
-        script = INIT.format(data=self.data, own=" ".join(OWN))
+        script = INIT.format(data=self.data, own=" ".join(self.own))
         command = ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount", "--propagation", "private"]
-        self._init = subprocess.Popen([*command, "sh", "-c", script], stdin=subprocess.DEVNULL, start_new_session=True)
+        self._init = subprocess.Popen(
+            [*command, "sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "PATH": f"{SHIM_FOLDER}:{os.environ['PATH']}"} if self.installed else None,
+        )
         wait_for(self.engine_serves, "the node's containerd serves", START_LIMIT_S, 0.2)
         for archive in image_archives():
             self.ok("ctr", "--namespace", "k8s.io", "images", "import", str(archive))
@@ -127,6 +145,18 @@ class ClusterNode:
     def kata_node(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return self.run(sys.executable, "-m", "katapod.operator.node.main", *args, limit_s=1200)
 
+    def engine_pid(self) -> int:
+        """Of the containerd that runs now; 0 while there is none."""
+        assert self._init is not None
+        children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
+        names = {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
+        return next((pid for pid, name in names.items() if name == "containerd"), 0)
+
+    def path(self, path: str) -> Path:
+        """A path of the node as it is seen from outside."""
+        assert self._init is not None
+        return Path(f"/proc/{self._init.pid}/root{path}")
+
     def engine_serves(self) -> bool:
         assert self._init is not None
         assert self._init.poll() is None, f"the node has ended: {self._init.returncode}"
@@ -134,8 +164,7 @@ class ClusterNode:
 
     def files(self) -> dict[str, str]:
         """All that an installation may write to: path, and what is there."""
-        assert self._init is not None
-        root = f"/proc/{self._init.pid}/root"
+        root = str(self.path(""))
         found = {}
         for top in WATCHED:
             for folder, names, files in os.walk(root + top):
@@ -180,13 +209,16 @@ def _content(path: str) -> str:
 
 
 @contextlib.contextmanager
-def cluster_node_running(netns: str | None = None) -> Iterator[ClusterNode]:
-    """A node with test images, in the given network namespace, or in one of its own."""
+def cluster_node_running(netns: str | None = None, *, installed: bool = False) -> Iterator[ClusterNode]:
+    """A node with test images, in the given network namespace, or in one of its own.
+
+    `installed`: Katapod of this work tree is a handler of its containerd; else it has nothing of ours.
+    """
     with contextlib.ExitStack() as stack:
         if netns is None:
             netns = f"{RUN_PREFIX}nn"
             stack.enter_context(open_netns(netns))
-        found = ClusterNode(netns)
+        found = ClusterNode(netns, installed=installed)
         stack.callback(found.stop)
         found.start()
         yield found

@@ -1,10 +1,13 @@
-"""A control plane of Kubernetes for tests: real etcd, API server, controllers and scheduler, with RBAC; and no kubelet.
+"""A control plane of Kubernetes for tests: real etcd, API server, controllers and scheduler, with RBAC.
 
-Nodes are objects that a test makes, and SimulatedKubelet says of their pods what a kubelet would say. The programs are
-those of `tools/build-kubernetes`, or of KUBERNETES_BIN, where etcd may be too.
+By itself it has no kubelet: nodes are objects that a test makes, and SimulatedKubelet says of their pods what a kubelet
+would say. kit.kubernetes adds a real one. The programs are those of `tools/build-kubernetes`, or of KUBERNETES_BIN,
+where etcd may be too.
 """
 
 import contextlib
+import functools
+import http.client
 import json
 import os
 import re
@@ -18,14 +21,27 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.cri_stream import connect_inside
 from kit.kata import wait_for
+from kit.pod_network import in_netns
 
-__all__ = ["ControlPlane", "SimulatedKubelet", "control_plane_running", "needs_control_plane"]
+__all__ = [
+    "BIN",
+    "ApiError",
+    "ControlPlane",
+    "Placement",
+    "SimulatedKubelet",
+    "control_plane_running",
+    "missing_programs",
+    "needs_control_plane",
+    "version",
+]
 
 ROOTS = Path(os.environ.get("KATAPOD_TEST_ROOTS", "/var/cache/katapod-tests"))
 BIN = Path(os.environ.get("KUBERNETES_BIN") or ROOTS / "kubernetes/1.20.2")
@@ -33,17 +49,22 @@ NEEDED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubect
 NAMESPACE = "katapod"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:katapod-operator"
 CONTROLLERS = "job,garbagecollector,serviceaccount,namespace"  # none that would miss the heartbeats of kubelets
-START_LIMIT_S = 180.0
+START_LIMIT_S = 600.0
 
 
 def _etcd() -> str | None:
     return str(BIN / "etcd") if (BIN / "etcd").exists() else shutil.which("etcd")
 
 
-_missing = [name for name in NEEDED if not (BIN / name).exists()] + ([] if _etcd() else ["etcd"])
-needs_control_plane = pytest.mark.skipif(
-    bool(_missing), reason=f"no Kubernetes here, {', '.join(_missing)} not in {BIN}: tools/build-kubernetes"
-)
+def missing_programs(*more: str) -> pytest.MarkDecorator:
+    """The mark that skips tests where the control plane's programs, or one of `more`, are not there."""
+    missing = [name for name in (*NEEDED, *more) if not (BIN / name).exists()] + ([] if _etcd() else ["etcd"])
+    return pytest.mark.skipif(
+        bool(missing), reason=f"no Kubernetes here, {', '.join(missing)} not in {BIN}: tools/build-kubernetes"
+    )
+
+
+needs_control_plane = missing_programs()
 
 
 class ApiError(Exception):
@@ -52,19 +73,35 @@ class ApiError(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a control plane runs: beside the kubelet of `node`, in the network namespace of that, at its address."""
+
+    netns: str
+    address: str
+    node: str
+
+
 class ControlPlane:
-    def __init__(self, directory: Path) -> None:
+    """With a placement it expects a real kubelet, and has all controllers and the rules for nodes; without, none."""
+
+    def __init__(self, directory: Path, placement: Placement | None = None) -> None:
         self.directory = directory
+        self.placement = placement
+        self.address = placement.address if placement else "127.0.0.1"
         self.port = _free_port()
         self._etcd_ports = _free_port(), _free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.admin = directory / "admin.conf"
         self.operator = directory / "operator.conf"
+        self.kubelet = directory / "kubelet.conf"
 
     def start(self) -> None:
         key = self.directory / "service-account.key"
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         tokens = f'admin-token,admin,1,"system:masters"\noperator-token,{OPERATOR},2,"system:serviceaccounts"\n'
+        if self.placement:
+            tokens += f'kubelet-token,system:node:{self.placement.node},3,"system:nodes"\n'
         (self.directory / "tokens.csv").write_text(tokens)
         client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
         self._spawn(
@@ -78,18 +115,19 @@ class ControlPlane:
             "--unsafe-no-fsync",
         )
         self.start_api()
-        for name, token in (("admin", "admin-token"), ("operator", "operator-token")):
-            self._write_kubeconfig(getattr(self, name), token)
+        for file in (self.admin, self.operator, *([self.kubelet] if self.placement else [])):
+            self._write_kubeconfig(file, f"{file.stem}-token")
         common = [f"--kubeconfig={self.admin}", "--leader-elect=false", "--secure-port=0"]
-        if _version() < (1, 24):
+        if version("kube-apiserver") < (1, 24):
             common.append("--port=0")  # without TLS; later there was none
         self._spawn(
             str(BIN / "kube-controller-manager"),
             *common,
-            f"--controllers={CONTROLLERS}",
+            f"--controllers={'*' if self.placement else CONTROLLERS}",
             "--kube-api-qps=500",  # of nodes by the hundred; 20 by default
             "--kube-api-burst=1000",
             f"--service-account-private-key-file={key}",
+            f"--root-ca-file={self._certificate()}",
         )
         self._spawn(str(BIN / "kube-scheduler"), *common)
         wait_for(self._has_default_account, "the controllers are at work", START_LIMIT_S)
@@ -107,10 +145,9 @@ class ControlPlane:
             str(BIN / "kube-apiserver"),
             f"--etcd-servers=http://127.0.0.1:{self._etcd_ports[0]}",
             f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1",
+            *self._access(),
             f"--cert-dir={self.directory}/certificates",
             f"--token-auth-file={self.directory}/tokens.csv",
-            "--authorization-mode=RBAC",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
@@ -120,6 +157,18 @@ class ControlPlane:
             f"--audit-log-path={self.directory}/audit.log",
         )
         wait_for(self._answers, f"the API server answers: {self.directory}/kube-apiserver.log", START_LIMIT_S)
+
+    def _access(self) -> list[str]:
+        """Who reaches the API server and who may what: without a kubelet neither pods nor nodes do."""
+        if self.placement is None:
+            return ["--bind-address=127.0.0.1", "--authorization-mode=RBAC"]
+        return [
+            "--bind-address=0.0.0.0",  # its certificate is for the advertised address then
+            f"--advertise-address={self.address}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            "--kubelet-preferred-address-types=InternalIP",
+        ]
 
     def stop_api(self) -> None:
         self._end("kube-apiserver")
@@ -131,7 +180,13 @@ class ControlPlane:
     def _spawn(self, *argv: str) -> None:
         name = Path(argv[0]).name
         with (self.directory / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._processes[name] = subprocess.Popen(
+                self.command(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def command(self, *argv: str) -> list[str]:
+        """`argv` where the API server can be reached."""
+        return in_netns(self.placement.netns, argv) if self.placement else list(argv)
 
     def _end(self, name: str) -> None:
         process = self._processes.pop(name)
@@ -158,7 +213,7 @@ class ControlPlane:
             return False
 
     def _write_kubeconfig(self, path: Path, token: str) -> None:
-        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self._certificate())}
+        cluster = {"server": f"https://{self.address}:{self.port}", "certificate-authority": str(self._certificate())}
         value = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -183,13 +238,15 @@ class ControlPlane:
 
     def _request(self, method: str, path: str, body: Any, *, kind: str = "application/json") -> Any:
         request = urllib.request.Request(
-            f"https://127.0.0.1:{self.port}{path}",
+            f"https://{self.address}:{self.port}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": "Bearer admin-token", "Content-Type": kind},
         )
         context = ssl.create_default_context(cafile=str(self._certificate()))
-        return urllib.request.urlopen(request, timeout=60, context=context)
+        netns = self.placement.netns if self.placement else None
+        connection = functools.partial(_Connection, context=context, netns=netns)
+        return urllib.request.build_opener(_Https(connection)).open(request, timeout=180)
 
     def merge(self, path: str, patch: Any) -> dict[str, Any]:
         return self.ask("PATCH", path, patch, kind="application/merge-patch+json")
@@ -204,11 +261,19 @@ class ControlPlane:
         lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
         return [(one["verb"], one["requestURI"]) for one in map(json.loads, lines)]
 
-    def kubectl(self, *args: str, text: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        argv = [str(BIN / "kubectl"), f"--kubeconfig={self.admin}", f"--cache-dir={self.directory}/cache", *args]
-        done = subprocess.run(argv, input=text, text=True, capture_output=True, timeout=120, check=False)
+    def kubectl(
+        self, *args: str, text: str | None = None, check: bool = True, limit_s: float = 240
+    ) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            self.kubectl_command(*args), input=text, text=True, capture_output=True, timeout=limit_s, check=False
+        )
         assert not check or done.returncode == 0, f"{args}: {done.stderr}"
         return done
+
+    def kubectl_command(self, *args: str) -> list[str]:
+        """`kubectl ARGS` as an administrator."""
+        options = [f"--kubeconfig={self.admin}", f"--cache-dir={self.directory}/cache"]
+        return self.command(str(BIN / "kubectl"), *options, *args)
 
     def add_node(self, name: str, **labels: str) -> None:
         """A node as its kubelet would register it: Ready, with room for pods."""
@@ -221,6 +286,31 @@ class ControlPlane:
             {"status": {"capacity": room, "allocatable": room, "conditions": [condition]}},
         )
         self.merge(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})  # of nodes that have just come
+
+
+class _Connection(http.client.HTTPSConnection):
+    """One that is made in a network namespace, where there is one."""
+
+    def __init__(self, host: str, *, netns: str | None, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(host, context=context, **options)
+        self._netns, self._ssl = netns, context
+
+    def connect(self) -> None:
+        if self._netns is None:
+            super().connect()
+            return
+        plain = connect_inside(self._netns, self.host, self.port)
+        plain.settimeout(self.timeout)
+        self.sock = self._ssl.wrap_socket(plain, server_hostname=self.host)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, connection: Callable[..., _Connection]) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connection, req)
 
 
 class SimulatedKubelet:
@@ -287,8 +377,8 @@ class SimulatedKubelet:
 
 
 @contextlib.contextmanager
-def control_plane_running(directory: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(directory)
+def control_plane_running(directory: Path, placement: Placement | None = None) -> Iterator[ControlPlane]:
+    plane = ControlPlane(directory, placement)
     try:
         plane.start()
         yield plane
@@ -296,8 +386,9 @@ def control_plane_running(directory: Path) -> Iterator[ControlPlane]:
         plane.stop()
 
 
-def _version() -> tuple[int, int]:
-    said = subprocess.run([BIN / "kube-apiserver", "--version"], capture_output=True, text=True, check=True).stdout
+def version(program: str) -> tuple[int, int]:
+    """Of one of the programs in BIN."""
+    said = subprocess.run([BIN / program, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"v(\d+)\.(\d+)", said)
     assert found, said
     return int(found[1]), int(found[2])
