@@ -1,6 +1,7 @@
 """containerd's configuration with our handler in it, and as it was before."""
 
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,30 @@ def test_it_is_added_and_removed_without_a_trace(before: str | None) -> None:
     assert parsed["plugins"][plugin]["containerd"]["runtimes"]["kata"]["runtime_path"] == SHIM
     assert configured_handler(after)
     assert without_handler(after) == before
+
+
+def runtimes(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(text)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    return found
+
+
+@pytest.mark.parametrize("before", [None, "version = 2\n", DEBIAN])
+def test_the_built_in_handler_stays(before: str | None) -> None:
+    """containerd forgets it when it reads a first handler."""
+    assert runtimes(with_handlers(before, {"kata": ""}, SHIM))["runc"] == {"runtime_type": "io.containerd.runc.v2"}
+
+
+@pytest.mark.parametrize("name", ["runc", "crun"])
+def test_handlers_that_are_there_are_all_there_are(name: str) -> None:
+    table = (
+        f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]\nruntime_type = "io.containerd.runc.v2"\n'
+    )
+    assert set(runtimes(with_handlers(DEBIAN + table, {"kata": ""}, SHIM))) == {name, "kata"}
+
+
+def test_the_built_in_handler_is_not_ours() -> None:
+    with pytest.raises(NodeError, match="handler runc is configured already"):
+        with_handlers(DEBIAN, {"runc": ""}, SHIM)
 
 
 def test_another_payload_replaces_the_block() -> None:
@@ -69,7 +94,7 @@ def test_half_a_block_is_refused() -> None:
 def test_handlers_with_configurations_of_their_own() -> None:
     config = "/opt/katapod/handlers/kata-big/configuration.toml"
     after = with_handlers(DEBIAN, {"kata": "", "kata-big": config}, SHIM)
-    found = tomllib.loads(after)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    found = runtimes(after)
     assert "options" not in found["kata"]
     assert found["kata-big"]["options"] == {"ConfigPath": config}
     assert found["kata-big"]["runtime_path"] == SHIM

@@ -2,6 +2,7 @@
 
 The handlers are a block of tables at the end of the main file. containerd 1.x replaces a whole plugin's section by an
 import's, so that a file of our own in an imported directory would take the administrator's settings of the CRI away.
+Nor does it keep its built-in handler, runc, beside the first one that is configured: without it the CRI does not start.
 Source: containerd 1.6, services/server/config (mergeConfig); docs/cri/config.md for versions 2 and 3.
 """
 
@@ -28,6 +29,10 @@ privileged_without_host_devices = true
 pod_annotations = ["io.katacontainers.*"]
 container_annotations = ["io.katacontainers.*"]
 """
+BUILT_IN = "runc"
+DEFAULT = """[plugins."{plugin}".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"""
 OPTIONS = """[plugins."{plugin}".containerd.runtimes.{handler}.options]
 ConfigPath = "{config}"
 """
@@ -46,9 +51,11 @@ def with_handlers(text: str | None, handlers: Mapping[str, str], shim: str) -> s
         mark, head = CREATED, f"version = {version}\n"
     elif before and not before.endswith("\n"):
         mark, head = ENDED, ""
-    if taken := sorted(set(handlers) & set(_handlers(before or "", version))):
+    there = set(_handlers(before or "", version))
+    if taken := sorted(set(handlers) & (there or {BUILT_IN})):
         raise NodeError(f"the runtime handler {taken[0]} is configured already, and not by us: remove it from the file")
-    tables = "".join(_table(PLUGINS[version], name, config, shim) for name, config in handlers.items())
+    tables = "" if there else DEFAULT.format(plugin=PLUGINS[version])
+    tables += "".join(_table(PLUGINS[version], name, config, shim) for name, config in handlers.items())
     after = (before or "") + ("\n" if mark == ENDED else "") + f"{BEGIN}{mark}\n{head}{tables}{END}"
     try:
         if not set(handlers) <= set(_handlers(after, version)):
