@@ -100,9 +100,8 @@ class Program(Group):
             if name in NOT_HERE:
                 why, way = NOT_HERE[name]
                 raise UsageError(f"there is no {name}: {why}", hint=way)
-            known = near(
-                name, [*(verb for verb, each in VERBS.items() if not each.hidden), *dict(_engine_verbs())], NEAR_VERB
-            )
+            shown = [verb for verb, each in VERBS.items() if not each.hidden]
+            known = near(name, [*shown, *dict(_engine_verbs()), *NOT_HERE], NEAR_VERB)
             ctx.fail(f"No such command {name!r}.{f' Did you mean {known[0]}?' if known else ''}")
         return super().resolve_command(ctx, args)
 

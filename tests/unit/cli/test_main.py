@@ -76,6 +76,7 @@ def test_config_paths() -> None:
     [
         (["frobnicate"], 1, "No such command 'frobnicate'.\n"),
         (["lits"], 1, "No such command 'lits'. Did you mean list?"),
+        (["biuld", "."], 1, "No such command 'biuld'. Did you mean build?"),
         (["inspct", "x"], 1, "No such command 'inspct'. Did you mean inspect?"),
         (["build", "."], 1, "there is no build: images are built by others\n  hint: buildah build"),
         (["login"], 1, "hint: skopeo login HOST"),
