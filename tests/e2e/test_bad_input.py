@@ -155,20 +155,28 @@ def test_needs_root(verb: str) -> None:
     assert f"cannot {verb}: this needs root" in done.stderr
 
 
-ANYBODYS = {"check", "cluster", "kata-check", "config", "env", "kata-env", "image guest", "version"}
+ANYBODYS = {"check", "cluster", "kata-check", "config", "env", "info", "kata-env", "image guest", "version"}
 
 
 def test_an_ordinary_user_is_sent_to_root() -> None:
     """By every verb that needs it: no other advice, such as to move a file of root's away, is right for him."""
     calls = [
-        *([verb] for verb in ("list", "ps", "stats", "collect-data", "overhead", "image ls", "image build")),
+        *([verb] for verb in ("list", "ps", "stats", "collect-data", "overhead", "image ls", "image build", "images")),
+        *([verb] for verb in ("prune", "volume ls", "system df", "system prune", "container ls", "image prune")),
         *(
             [verb, "x1"]
-            for verb in ("kill", "pause", "resume", "delete", "rm", "logs", "inspect", "metrics", "image rm")
+            for verb in ("kill", "pause", "resume", "unpause", "delete", "rm", "logs", "inspect", "metrics")
         ),
+        *([verb, "x1"] for verb in ("wait", "stop", "attach", "export", "port", "top", "image rm", "rmi", "history")),
+        *([verb, "x1"] for verb in ("volume create", "volume rm", "volume inspect", "image inspect")),
         *([verb, "x1", "true"] for verb in ("run", "exec")),
         *([verb] for verb in ("factory init", "factory status", "factory destroy", "network ls", "image guest prune")),
-        *([f"image {verb}", "oci:/x"] for verb in ("import", "pull")),
+        *([verb, "oci:/x"] for verb in ("image import", "image pull", "pull")),
+        ["update", "-m", "64m", "x1"],
+        ["cp", "x1:/etc/hostname", "here"],
+        ["tag", "x1", "x2"],
+        ["save", "-o", "x1.tar", "x1"],
+        ["load", "-i", "/etc/hostname"],
         *([f"network {verb}", "bridge"] for verb in ("inspect", "rm")),
         ["iptables get", "--sandbox-id", "x1"],
         ["iptables set", "--sandbox-id", "x1", "/etc/hostname"],
