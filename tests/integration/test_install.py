@@ -121,7 +121,7 @@ def test_bash_completes(installed: Path) -> None:
     """
     call(installed, "--version")  # makes the program that runs here
     found = subprocess.run(["bash", "-ec", program], check=True, stdout=subprocess.PIPE, text=True, timeout=180)
-    assert found.stdout.split() == ["image"]
+    assert found.stdout.split() == ["image", "images"]
 
 
 def test_zsh_and_fish_find_their_completion(installed: Path) -> None:
