@@ -1,10 +1,15 @@
 """The removal of a sandbox that somebody names: what does not run goes, what runs only if that is said."""
 
+import asyncio
+
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState, NotFound
+from katapod.model.record import State
 from katapod.sandbox.recovery import remove_sandbox
 
 __all__ = ["delete_sandbox"]
+
+ENDING_LIMIT_S, LOOK_S = 60.0, 0.05
 
 
 async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
@@ -18,9 +23,21 @@ async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
         if force:
             return
         raise NotFound(f"cannot delete {sandbox_id}: no such container", hint="see: kata-runtime list")
-    if supervisor_alive(paths) and not force:
+    if supervisor_alive(paths) and not force and not await _ends(store, sandbox_id):
         raise InvalidState(
             f"cannot delete {sandbox_id}: it is running",
             hint=f"kata-runtime delete --force {sandbox_id} kills it first",
         )
     await remove_sandbox(store, sandbox_id, force=force)
+
+
+async def _ends(store: StateStore, sandbox_id: str) -> bool:
+    """Whether a supervisor that has said that all is over, as `list` shows it by then, has ended soon after."""
+    if store.read(sandbox_id).state is not State.STOPPED:
+        return False
+    paths = store.layout.sandbox(sandbox_id)
+    for _ in range(int(ENDING_LIMIT_S / LOOK_S)):
+        if not supervisor_alive(paths):
+            return True
+        await asyncio.sleep(LOOK_S)
+    return False
