@@ -37,7 +37,6 @@ IMAGE_LINKS = Path("/var/cache/kata-containers")
 
 # the network of this machine is not the tests' alone: those of tests/e2e/test_run_network.py have one of their own
 os.environ.setdefault("KATAPOD_NETWORK", "none")
-os.environ.pop("COLUMNS", None)  # of whoever starts the tests: tables would be cut to it
 # A shell that runs us in the background has SIGINT ignored, nohup(1) SIGHUP, and so would have all that we start:
 # whoever presses Ctrl-C or closes a terminal in a test would do it in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)

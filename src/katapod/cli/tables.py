@@ -19,9 +19,12 @@ class Column(Struct, frozen=True):
 
 
 def table_width() -> int:
-    """Characters: COLUMNS if that is set, else the terminal's; 0, which is no limit, where there is none."""
+    """Characters of the terminal, or COLUMNS if that is set; 0, which is no limit, where there is no terminal: COLUMNS
+    says nothing there, since readline sets it in every process that loads it, and so for all that are started there."""
     import os
 
+    if not os.isatty(1):
+        return 0
     text = os.environ.get("COLUMNS", "")
     if text.isdecimal() and int(text):
         return int(text)
