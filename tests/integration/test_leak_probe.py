@@ -106,7 +106,7 @@ def test_what_tests_share_is_no_leak_while_it_is_expected(monkeypatch: pytest.Mo
 
 def test_one_worker_runs_a_file_and_what_belongs_to_it_and_long_ones_come_first(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    files = [*[file for pair in TOGETHER.items() for file in pair], "tests/e2e/test_a.py", "tests/e2e/test_b.py"]
+    files = [*sorted({*TOGETHER, *TOGETHER.values()}), "tests/e2e/test_a.py", "tests/e2e/test_b.py"]
     times = read_times(TIMES.read_text())
     longest = sorted(times, key=lambda file: -times[file])[:2]
     files += [file for file in longest if file not in files]

@@ -50,6 +50,7 @@ __all__ = [
 
 NODE = "node-1"
 ADDRESS = "10.88.8.1"
+SERVICES = "10.0.0.0/24"  # of kit.control_plane
 CGROUPS = Path("/sys/fs/cgroup")
 OVERHEAD_MIB = 250
 RUNTIME_CLASS = {
@@ -248,10 +249,18 @@ class Namespace:
         wait_for(lambda: self.exists("serviceaccounts/default"), "the namespace has its account", LIMIT_S)
 
     def close(self) -> None:
-        """Delete all of it; returns when the last pod and the last VM are gone."""
+        """Delete all of it; returns when the last pod and the last VM are gone.
+
+        By force: otherwise a kubelet of 1.20 keeps a pod until it collects the garbage of sandboxes, once a minute.
+        """
         self.kubectl("delete", "namespace", self.name, "--wait=false")
-        self.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
-        wait_for(lambda: not self.pods(), f"the pods of {self.name} go", LIMIT_S, 0.2)
+
+        def emptied() -> bool:
+            if self.pods():
+                self.kubectl("delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false")
+            return not self.pods()
+
+        wait_for(emptied, f"the pods of {self.name} go", LIMIT_S, 0.2)
         wait_for(lambda: not self.cluster.sandboxes(), f"the sandboxes of {self.name} go", LIMIT_S, 0.2)
 
     def exists(self, path: str) -> bool:
@@ -319,6 +328,17 @@ class Namespace:
 
     def sh(self, pod: str, script: str, container: str = "main") -> str:
         return self.exec(pod, "sh", "-c", script, container=container)
+
+    def wait_says(self, pod: str, script: str, words: str, container: str = "main") -> None:
+        """Until the script writes these words; it may fail before, and what it is about may come later."""
+
+        def says() -> bool:
+            done = self.plane.kubectl(
+                *("--namespace", self.name, "exec", pod, "-c", container, "--", "sh", "-c", script), check=False
+            )
+            return done.returncode == 0 and done.stdout.split() == words.split()
+
+        wait_for(says, f"{script!r} in {pod} says {words!r}", LIMIT_S, 0.5)
 
     def logs(self, pod: str, *options: str) -> str:
         return self.kubectl("logs", pod, *options)
@@ -416,6 +436,8 @@ def kubernetes_running(directory: Path, *, installed: bool = True) -> Iterator[K
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_netns(name))
         subprocess.run(in_netns(name, ["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"]), check=True)
+        # as a node's default route would: from there on kube-proxy's rules send what is for Services elsewhere
+        subprocess.run(in_netns(name, ["ip", "route", "add", SERVICES, "dev", "lo"]), check=True)
         plane = stack.enter_context(control_plane_running(directory, Placement(name, ADDRESS, NODE)))
         stack.enter_context(_cgroup(name))
         node = stack.enter_context(cluster_node_running(name, installed=installed))

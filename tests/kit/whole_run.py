@@ -27,9 +27,11 @@ ON_THE_MACHINE = ("tests/integration/", "tests/e2e/")
 TOGETHER = {
     "tests/integration/test_cni_plugins.py": "tests/e2e/test_run_network.py",
     "tests/integration/test_operator_node.py": "tests/e2e/test_kubernetes.py",
+    "tests/e2e/test_kubernetes_life.py": "tests/e2e/test_kubernetes.py",
+    "tests/e2e/test_kubernetes_pods.py": "tests/e2e/test_kubernetes.py",
 }
-"""Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory; or both
-have a kit.cluster_node, which at its end removes the directories that it mounts on.
+"""Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory; or all
+of them have a kit.cluster_node, which at its end removes the directories that it mounts on.
 """
 TIMES = Path(__file__).with_name("file-times.txt")
 """Seconds and file, of a run of `make test` on two cores, which writes build/test-results/file-times.txt."""
