@@ -150,27 +150,25 @@ class ClusterClient:
 
     async def write_status(self, name: str, status: Mapping[str, Any]) -> bool:
         """False if there is no such KataConfig any more. Raises ClusterFailed."""
-        try:
-            await self._api.patch(KataConfig.Status, name, {"status": status}, patch_type=PatchType.MERGE)
-        except ApiError as exc:
-            if exc.status.code == GONE:
-                return False
-            raise ClusterFailed(f"cannot write the status of {name}: {exc}") from exc
-        except httpx2.HTTPError as exc:
-            raise ClusterFailed(f"cannot write the status of {name}: {exc!r}") from exc
+        with _failing(f"write the status of {name}"):
+            try:
+                await self._api.patch(KataConfig.Status, name, {"status": status}, patch_type=PatchType.MERGE)
+            except ApiError as exc:
+                if exc.status.code == GONE:
+                    return False
+                raise
         return True
 
     async def has_machine_configs(self) -> bool:
         """Whether the cluster has a machine-config operator, as OpenShift's have. Raises ClusterFailed."""
-        try:
-            async for _ in self._api.list(MachineConfigPool):
-                break
-        except ApiError as exc:
-            if exc.status.code == GONE:
-                return False
-            raise ClusterFailed(f"cannot list MachineConfigPools: {exc}") from exc
-        except httpx2.HTTPError as exc:
-            raise ClusterFailed(f"cannot list MachineConfigPools: {exc!r}") from exc
+        with _failing("list MachineConfigPools"):
+            try:
+                async for _ in self._api.list(MachineConfigPool):
+                    break
+            except httpx2.HTTPStatusError as exc:  # of an API group that is not served: no object, so no ApiError
+                if exc.response.status_code == GONE:
+                    return False
+                raise
         return True
 
     async def sandboxed_pods(self) -> tuple[UserPod, ...]:
