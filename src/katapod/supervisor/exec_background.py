@@ -1,14 +1,11 @@
 """`exec -d`: a child that goes on when we have ended holds the process in the container."""
 
 import asyncio
-import contextlib
-import json
 import os
 
 from katapod.host.state import StateStore
-from katapod.model.errors import KatapodError
-from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.execs import ExecRequest
+from katapod.supervisor.background_report import expect_started, tell, tell_error
 from katapod.supervisor.exec_run import started_exec
 from katapod.supervisor.foreground import carry_to
 
@@ -25,14 +22,7 @@ def exec_in_background(store: StateStore, name: str, sandbox_id: str, container_
     os.close(writer)
     with os.fdopen(reader, "rb") as handle:
         report = handle.read()
-    if not report:
-        os.waitpid(pid, 0)
-        raise KatapodError(f"cannot exec in container {name}: the process in the background was killed")
-    answer = json.loads(report)
-    if "error" in answer:
-        os.waitpid(pid, 0)
-        kind = {127: CommandNotFound, 126: CommandNotExecutable}.get(answer["code"], KatapodError)
-        raise kind(answer["error"], hint=answer["hint"])
+    expect_started(report, pid, f"exec in container {name}")
     return 0
 
 
@@ -43,20 +33,14 @@ def _hold(store: StateStore, name: str, sandbox_id: str, container_id: str, requ
     for number in (0, 1, 2):
         os.dup2(null, number)
 
-    def tell(message: dict[str, object]) -> None:
-        with contextlib.suppress(OSError):
-            os.write(writer, json.dumps(message).encode())
-
     async def go() -> int:
         async with started_exec(store, name, sandbox_id, container_id, request) as running:
-            tell({})
+            tell(writer, {})
             os.close(writer)
             return await carry_to(running, (0, 1, 2), interactive=False)
 
     try:
         return asyncio.run(go())
-    except KatapodError as exc:
-        tell({"error": str(exc), "hint": exc.hint, "code": exc.exit_code})
     except BaseException as exc:
-        tell({"error": str(exc) or repr(exc), "hint": "", "code": 125})
+        tell_error(writer, exc)
     return 125

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from typing import Any
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.model.errors import KatapodError
 from katapod.sandbox.container import Container
-from katapod.sandbox.errors import CommandNotExecutable, CommandNotFound
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.runner import Outcome, Streams, run_container
 from katapod.sandbox.stdio import InputFd, NullSink, OutputFd
+from katapod.supervisor.background_report import expect_started, tell, tell_error
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
 from katapod.supervisor.start import created
@@ -157,14 +156,7 @@ def run_detached(context: RunContext, request: RunRequest) -> int:
     if caught:
         os.waitpid(pid, 0)
         return 128 + caught[0]
-    if not report:
-        os.waitpid(pid, 0)
-        raise KatapodError("cannot start the container: the process in the background was killed")
-    answer = json.loads(report)
-    if "error" in answer:
-        os.waitpid(pid, 0)
-        kind = {127: CommandNotFound, 126: CommandNotExecutable}.get(answer["code"], KatapodError)
-        raise kind(answer["error"], hint=answer["hint"])
+    expect_started(report, pid, "start the container")
     return 0
 
 
@@ -175,12 +167,8 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
     os.dup2(null, 0)
     os.dup2(null, 1)
 
-    def tell(message: dict[str, object]) -> None:
-        with contextlib.suppress(OSError):
-            os.write(writer, json.dumps(message).encode())
-
     def started(container: Container) -> None:
-        tell({"id": request.container_id})
+        tell(writer, {"id": request.container_id})
         os.close(writer)
         os.dup2(null, 2)
 
@@ -198,8 +186,6 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
     except asyncio.CancelledError:
         return 143
     except BaseException as exc:
-        hint = exc.hint if isinstance(exc, KatapodError) else ""
-        code = exc.exit_code if isinstance(exc, KatapodError) else 125
-        tell({"error": str(exc) or repr(exc), "hint": hint, "code": code})
+        tell_error(writer, exc)
         return 1
     return 0
