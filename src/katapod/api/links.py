@@ -6,12 +6,12 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
-from katapod.host.state import supervisor_alive
 from katapod.model.errors import InvalidState, KatapodError, NotFound
 from katapod.model.record import SandboxRecord, State
 from katapod.rpc.status import RpcError
 from katapod.sandbox.client import ControlClient, why_cut_off
 from katapod.sandbox.container import Container
+from katapod.sandbox.endings import until_supervisor_ended
 from katapod.sandbox.execs import ExecRequest, exec_in, spec_on_disk
 from katapod.sandbox.runner import SIGPIPE_STATUS, Streams, carry_container, start_container
 from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
@@ -19,8 +19,6 @@ from katapod.sandbox.stdio import GuestProcess, Sink, Source, carry
 __all__ = ["Attached", "Held", "Link"]
 
 _Result = TypeVar("_Result")
-
-ASK_EVERY_S = 0.02
 
 
 class Link(Protocol):
@@ -124,8 +122,7 @@ class Attached:
         if found is None or found.exit_code is None:
             raise KatapodError(f"cannot tell how container {self._container_id} ended: its supervisor was killed")
         # it still removes what the sandbox had, which cannot be deleted
-        while supervisor_alive(self._client.paths):  # noqa: ASYNC110 - it is another process
-            await asyncio.sleep(ASK_EVERY_S)
+        await until_supervisor_ended(self._client.paths)
         return found.exit_code
 
     async def kill(self, number: int) -> None:

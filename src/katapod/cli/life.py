@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["attach", "stop", "wait"]
 
-ASK_EVERY_S = 0.05
-
 
 @verb("wait")
 @the_names
@@ -39,16 +37,15 @@ def wait(settings: Globals, names: tuple[str, ...]) -> int:
 
 async def wait_ended(store: "StateStore", name: str) -> int:
     """Its exit status, once it has ended and its supervisor has gone. Raises NotFound, KatapodError."""
-    from katapod.host.state import supervisor_alive
     from katapod.sandbox.client import connect_control
+    from katapod.sandbox.endings import until_supervisor_ended
 
     try:
         async with connect_control(store, name) as client:
             status = await client.wait(name)
     except InvalidState:
         status = _recorded_end(store, name)
-    while supervisor_alive(store.layout.sandbox(name)):  # noqa: ASYNC110 - it is another process
-        await asyncio.sleep(ASK_EVERY_S)
+    await until_supervisor_ended(store.layout.sandbox(name))
     return status
 
 

@@ -5,11 +5,12 @@ import asyncio
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState, NotFound
 from katapod.model.record import State
+from katapod.sandbox.endings import until_supervisor_ended
 from katapod.sandbox.recovery import remove_sandbox
 
 __all__ = ["delete_sandbox"]
 
-ENDING_LIMIT_S, LOOK_S = 60.0, 0.05
+ENDING_LIMIT_S = 60.0
 
 
 async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
@@ -35,9 +36,9 @@ async def _ends(store: StateStore, sandbox_id: str) -> bool:
     """Whether a supervisor that has said that all is over, as `list` shows it by then, has ended soon after."""
     if store.read(sandbox_id).state is not State.STOPPED:
         return False
-    paths = store.layout.sandbox(sandbox_id)
-    for _ in range(int(ENDING_LIMIT_S / LOOK_S)):
-        if not supervisor_alive(paths):
-            return True
-        await asyncio.sleep(LOOK_S)
-    return False
+    try:
+        async with asyncio.timeout(ENDING_LIMIT_S):
+            await until_supervisor_ended(store.layout.sandbox(sandbox_id))
+    except TimeoutError:
+        return False
+    return True
