@@ -1,15 +1,14 @@
 """`cp`, `export`: files of a running container, by a tar that runs in it."""
 
 import asyncio
-import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
 
 from katapod.cli.command import HOST_PATH, argument, flag, option, verb
+from katapod.cli.outputs import opened_output
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import KatapodError, NotFound, UsageError
 from katapod.model.ids import parse_container_name
@@ -77,13 +76,7 @@ def export(settings: Globals, name: str, output: str) -> int:
     parse_container_name(name)
     if not output and os.isatty(1):
         raise UsageError("cannot write a tar to a terminal", hint=f"kata-runtime export {name} -o FILE")
-    with contextlib.ExitStack() as stack:
-        handle: BinaryIO = sys.stdout.buffer
-        if output:
-            try:
-                handle = stack.enter_context(open(output, "wb"))
-            except OSError as exc:
-                raise UsageError(f"cannot write {output}: {exc.strerror}") from exc
+    with opened_output(output) as handle:
         asyncio.run(_export(settings.states(), name, handle))
     return 0
 

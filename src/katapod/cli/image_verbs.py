@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from katapod.cli.asking import agreed
 from katapod.cli.command import HOST_PATH, argument, flag, option, verb
 from katapod.cli.formats import print_each, print_rows, the_format
 from katapod.cli.interrupt import interruptible
+from katapod.cli.outputs import opened_output
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import shown_size
 from katapod.model.errors import KatapodError, UsageError
@@ -228,13 +229,7 @@ def save(settings: Globals, names: tuple[str, ...], output: str) -> int:
         for name in names:
             record = await _stored(store, name)
             chosen.setdefault(record.digest, (record, []))[1].append(parse_image_name(name).text)
-        with contextlib.ExitStack() as stack:
-            handle: BinaryIO = sys.stdout.buffer
-            if output:
-                try:
-                    handle = stack.enter_context(open(output, "wb"))
-                except OSError as exc:
-                    raise UsageError(f"cannot write {output}: {exc.strerror}") from exc
+        with opened_output(output) as handle:
             await save_images(store, [(record, tuple(given)) for record, given in chosen.values()], handle)
         return 0
 

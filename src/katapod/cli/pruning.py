@@ -10,10 +10,10 @@ import click
 
 from katapod.cli.asking import agreed
 from katapod.cli.command import flag, group, option, verb
+from katapod.cli.containers import each
 from katapod.cli.formats import print_rows, the_format
-from katapod.cli.settings import Globals, need_root, print_error
+from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import shown_size
-from katapod.model.errors import KatapodError
 from katapod.model.record import SandboxRecord, State
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def _stopped(settings: Globals) -> list[SandboxRecord]:
     return [each.record for each in found if each.lost or each.record.state is State.STOPPED]
 
 
-def _unused_volumes(settings: Globals, gone: set[str]) -> "list[VolumeRecord]":
+def _unused_volumes(settings: Globals) -> "list[VolumeRecord]":
     from katapod.host.volumes import VolumeStore
 
-    records = settings.states().records()
-    used = {name for each in records if each.sandbox_id not in gone for one in each.containers for name in one.volumes}
+    used = {name for each in settings.states().records() for one in each.containers for name in one.volumes}
     return [each for each in VolumeStore(settings.layout.volume_root).list() if each.name not in used]
 
 
@@ -51,21 +50,17 @@ def prune_containers(settings: Globals, force: bool) -> int:
     chosen = _stopped(settings)
     if chosen and not agreed(f"remove {len(chosen)} containers that have stopped?", force):
         return 1
-    return asyncio.run(_delete(settings, chosen))
+    return _delete(settings, chosen)
 
 
-async def _delete(settings: Globals, records: list[SandboxRecord]) -> int:
+def _delete(settings: Globals, records: list[SandboxRecord]) -> int:
     from katapod.sandbox.deletion import delete_sandbox
 
-    failed = 0
-    for record in records:
-        try:
-            await delete_sandbox(settings.states(), record.sandbox_id)
-            print(record.sandbox_id)
-        except KatapodError as exc:
-            failed = 1
-            print_error(exc)
-    return failed
+    async def one(name: str) -> None:
+        await delete_sandbox(settings.states(), name)
+        print(name)
+
+    return each(tuple(record.sandbox_id for record in records), one)
 
 
 @system.command("prune", short_help="Remove stopped containers, and more with -a and --volumes.")
@@ -84,10 +79,10 @@ def prune_all(settings: Globals, force: bool, images: bool, volumes: bool, wante
         raise UsageError(f"cannot use --filter {wanted!r}: none is known", hint="kata-runtime list --filter ... -q")
     if not agreed("remove containers that have stopped, and what else was named?", force):
         return 1
-    failed = asyncio.run(_delete(settings, _stopped(settings)))
+    failed = _delete(settings, _stopped(settings))
     if volumes:
         store = VolumeStore(settings.layout.volume_root)
-        for each in _unused_volumes(settings, set()):
+        for each in _unused_volumes(settings):
             if each.anonymous:
                 store.remove(each.name)
                 print(each.name)
@@ -112,7 +107,7 @@ def df(settings: Globals, verbose: bool, form: str) -> None:
     records = settings.states().records()
     stopped = {each.sandbox_id for each in _stopped(settings)}
     volumes = VolumeStore(settings.layout.volume_root)
-    unused = {each.name for each in _unused_volumes(settings, set())}
+    unused = {each.name for each in _unused_volumes(settings)}
     sizes = {each.name: disk_bytes(volumes.data(each.name)) for each in volumes.list()}
     data = {each.sandbox_id: disk_bytes(settings.layout.sandbox(each.sandbox_id).data) for each in records}
     used = [each for each in images if store.users(each.digest)]
