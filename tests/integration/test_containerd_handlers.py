@@ -6,21 +6,11 @@ from pathlib import Path
 import pytest
 
 from katapod.operator.node.containerd_config import with_handlers
+from kit.containerd import DEBIAN_CONFIG
 from kit.kata import wait_for
 
 TOP = Path(__file__).resolve().parents[2]
 SHIM = "/opt/katapod/1/bin/containerd-shim-kata-v2"
-DEBIAN = """version = 2
-
-[plugins]
-  [plugins."io.containerd.grpc.v1.cri"]
-    [plugins."io.containerd.grpc.v1.cri".cni]
-      bin_dir = "/usr/lib/cni"
-      conf_dir = "/etc/cni/net.d"
-  [plugins."io.containerd.internal.v1.opt"]
-    path = "/var/lib/containerd"
-"""
-"""/etc/containerd/config.toml of Debian 12, which names no handler."""
 
 
 def plugins(tmp_path: Path, config: str) -> dict[str, str]:
@@ -41,7 +31,7 @@ def plugins(tmp_path: Path, config: str) -> dict[str, str]:
     return {words[1]: words[-1] for words in map(str.split, listed.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("before", [None, "version = 2\n", DEBIAN], ids=["no-file", "empty", "debian"])
+@pytest.mark.parametrize("before", [None, "version = 2\n", DEBIAN_CONFIG], ids=["no-file", "empty", "debian"])
 def test_with_handlers_added(before: str | None, tmp_path: Path) -> None:
     assert plugins(tmp_path, with_handlers(before, {"kata": ""}, SHIM))["cri"] == "ok"
 
@@ -49,7 +39,7 @@ def test_with_handlers_added(before: str | None, tmp_path: Path) -> None:
 def test_with_our_snippet_and_its_table_of_the_built_in_handler(tmp_path: Path) -> None:
     """Below a configuration that names no handler, as docs/how-to/containerd.md has it."""
     snippet = (TOP / "packaging/containerd/kata.toml").read_text().replace("version = 2\n", "")
-    config = DEBIAN + snippet
+    config = DEBIAN_CONFIG + snippet
     for line in ("[plugins", "runtime_type"):
         config = config.replace(f"\n#{line}", f"\n{line}")
     assert config.count("runtimes.runc]") == 1

@@ -24,7 +24,28 @@ from kit.kata import RUN_PREFIX, STREAM_SHOWN, Result, wait_for
 from kit.oci_archive import PAUSE, image_archives
 from kit.pod_network import in_netns, open_netns, write_cni_config
 
-__all__ = ["CGROUPS", "CGROUP_PARENT", "CONSOLE_CONFIG", "HANDLERS", "K8S", "Containerd", "containerd_running"]
+__all__ = [
+    "CGROUPS",
+    "CGROUP_PARENT",
+    "CONSOLE_CONFIG",
+    "DEBIAN_CONFIG",
+    "HANDLERS",
+    "K8S",
+    "Containerd",
+    "containerd_running",
+]
+
+DEBIAN_CONFIG = """version = 2
+
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri"]
+    [plugins."io.containerd.grpc.v1.cri".cni]
+      bin_dir = "/usr/lib/cni"
+      conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.internal.v1.opt"]
+    path = "/var/lib/containerd"
+"""
+"""/etc/containerd/config.toml of Debian 12, which names no handler."""
 
 HANDLERS = {"runc": "io.containerd.runc.v2", "kata": "io.containerd.kata.v2"}
 """Runtime handler of a pod: runtime type, which is also what `ctr run --runtime` takes."""

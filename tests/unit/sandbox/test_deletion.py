@@ -8,23 +8,16 @@ import pytest
 
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState
-from katapod.model.layout import Layout, SandboxPaths
+from katapod.model.layout import SandboxPaths
 from katapod.model.record import SandboxRecord, State
 from katapod.sandbox import deletion
 from katapod.sandbox.deletion import delete_sandbox
+from kit.library import layout_below
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> StateStore:
-    return StateStore(
-        Layout(
-            state_root=tmp_path / "sbs",
-            vm_root=tmp_path / "vm",
-            share_root=tmp_path / "share",
-            data_root=tmp_path / "data",
-            image_root=tmp_path / "images",
-        )
-    )
+    return StateStore(layout_below(tmp_path))
 
 
 def owned(store: StateStore, state: State) -> int:

@@ -14,10 +14,10 @@ import pytest
 from katapod.host.locks import lock_holder
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState
-from katapod.model.layout import Layout
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.sandbox import recovery
 from katapod.sandbox.recovery import _processes_of, find_leftovers, reap_dead, remove_sandbox
+from kit.library import layout_below
 
 OWNER = """
 import sys, time
@@ -33,15 +33,7 @@ time.sleep(60)
 
 @pytest.fixture
 def store(tmp_path: Path) -> StateStore:
-    return StateStore(
-        Layout(
-            state_root=tmp_path / "sbs",
-            vm_root=tmp_path / "vm",
-            share_root=tmp_path / "share",
-            data_root=tmp_path / "data",
-            image_root=tmp_path / "images",
-        )
-    )
+    return StateStore(layout_below(tmp_path))
 
 
 @pytest.fixture
