@@ -135,7 +135,7 @@ def attach(settings: Globals, name: str, no_stdin: bool, sig_proxy: bool, detach
     need_root("attach")
     store = settings.states()
     parse_container_name(name)
-    if store.read(name).state is State.STOPPED:
+    if store.read(name).is_over:
         raise InvalidState(f"cannot attach to container {name}: it has stopped", hint=f"kata-runtime logs {name}")
     return asyncio.run(_attach(store, name, sig_proxy=sig_proxy))
 

@@ -14,7 +14,7 @@ from katapod.cli.containers import each
 from katapod.cli.formats import print_rows, the_format
 from katapod.cli.settings import Globals, need_root
 from katapod.cli.tables import shown_size
-from katapod.model.record import SandboxRecord, State
+from katapod.model.record import SandboxRecord
 
 if TYPE_CHECKING:
     from katapod.host.volumes import VolumeRecord
@@ -31,7 +31,7 @@ def _stopped(settings: Globals) -> list[SandboxRecord]:
     from katapod.sandbox.listing import list_sandboxes
 
     found = list_sandboxes(settings.states())
-    return [each.record for each in found if each.lost or each.record.state is State.STOPPED]
+    return [each.record for each in found if each.lost or each.record.is_over]
 
 
 def _unused_volumes(settings: Globals) -> "list[VolumeRecord]":

@@ -99,9 +99,18 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int = 1
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing runs in it any more, as people see it. What it had on the host may still be on its way out.
+        A pod outlives its containers: it is its engine that ends it."""
+        ended = bool(self.containers) and all(item.state is State.STOPPED for item in self.containers)
+        return self.state is State.STOPPED or (ended and not self.pod)
+
+    @property
     def shown_state(self) -> State:
-        """As people see it: paused, if all its containers that have not ended are. The pause container of a pod, which
-        engines do not pause, does not count beside others."""
+        """As people see it: stopped with its container; paused, if all its containers that have not ended are. The
+        pause container of a pod, which engines do not pause, does not count beside others."""
+        if self.is_over:
+            return State.STOPPED
         alive = [item for item in self.containers if item.state is not State.STOPPED]
         alive = [item for item in alive if item.container_id != self.sandbox_id] or alive
         is_paused = bool(alive) and all(item.state is State.PAUSED for item in alive)

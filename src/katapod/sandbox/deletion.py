@@ -4,7 +4,6 @@ import asyncio
 
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState, NotFound
-from katapod.model.record import State
 from katapod.sandbox.endings import until_supervisor_ended
 from katapod.sandbox.recovery import remove_sandbox
 
@@ -33,8 +32,8 @@ async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
 
 
 async def _ends(store: StateStore, sandbox_id: str) -> bool:
-    """Whether a supervisor that has said that all is over, as `list` shows it by then, has ended soon after."""
-    if store.read(sandbox_id).state is not State.STOPPED:
+    """Whether the supervisor of what `list` shows as stopped has ended soon after."""
+    if not store.read(sandbox_id).is_over:
         return False
     try:
         async with asyncio.timeout(ENDING_LIMIT_S):
