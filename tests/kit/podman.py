@@ -82,7 +82,8 @@ def podman_here() -> Iterator[Podman]:
         podman = Podman(directory, netns)
         make_rootfs(directory / "rootfs")
         subprocess.run(["tar", "-C", directory / "rootfs", "-cf", directory / "image.tar", "."], check=True)
-        (directory / "containers.conf").write_text(f'[engine]\ninfra_image = "{INFRA_IMAGE}"\n')
+        # locks in files below --tmpdir: those of the default are in /dev/shm, for all Podmans of the machine
+        (directory / "containers.conf").write_text(f'[engine]\ninfra_image = "{INFRA_IMAGE}"\nlock_type = "file"\n')
         podman.ok("import", "-q", str(directory / "image.tar"), IMAGE)
         pause = 'ENTRYPOINT ["/bin/sleep", "1000"]'
         podman.ok("import", "-q", "--change", pause, str(directory / "image.tar"), INFRA_IMAGE)
