@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ import pytest
 from vm_helper import Owned, needs_guest_image, needs_vm, sandbox_plan
 
 from katapod.host.state import StateStore
+from katapod.model.attachment import AttachmentRecord, PublishedPort
+from katapod.model.cni import NetworkConfig
 from katapod.model.layout import Layout
 from katapod.monitor.main import running_monitor
 from katapod.monitor.options import Address
@@ -39,6 +42,14 @@ _Result = TypeVar("_Result")
 TOKEN = "the-token_of-this-test"
 HOSTILE = "<img src=x onerror=alert(1)>&\"'</td><script>alert(2)</script>"
 PICTURES = os.environ.get("KATAPOD_PICTURES", "")  # a directory: pictures of the page are kept there
+ATTACHMENT = AttachmentRecord(
+    NetworkConfig("bridge", "1.0.0", ()),
+    netns="/run/netns/none",
+    plugin_dirs=(),
+    host_netns="",
+    addresses=("10.186.0.7", "fd00:186::7"),
+    ports=(PublishedPort(8007, 80),),
+)
 
 
 @contextlib.asynccontextmanager
@@ -151,9 +162,33 @@ def check_overview(browser: Browser, base: str, vm: str, stopped: str) -> None:
     names = "[...document.querySelectorAll('#fleet tbody a')].map(a => a.textContent)"
     assert f"{HOSTILE}/{HOSTILE}" in browser.evaluate(names)
     assert browser.evaluate("document.querySelectorAll('main img:not(#d-picture), main script').length") == 0
-    memory = browser.evaluate(f"document.querySelector('tr[data-id=\"{vm}\"] td:nth-child(5) span').textContent")
+    memory = browser.evaluate(f"document.querySelector('tr[data-id=\"{vm}\"] td:nth-child(6) span').textContent")
     assert memory.endswith("MiB")
-    browser.wait_for(f"document.querySelector('tr[data-id=\"{vm}\"] td:nth-child(6)').textContent.endsWith('%')")
+    browser.wait_for(f"document.querySelector('tr[data-id=\"{vm}\"] td:nth-child(7)').textContent.endsWith('%')")
+
+
+def check_filter(browser: Browser, base: str) -> None:
+    """It is by any word that is shown, kept in the address, and there again where the address is opened."""
+    browser.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}))")
+    assert browser.evaluate("document.activeElement.id") == "filter"
+    field = "document.getElementById('filter')"
+    browser.evaluate(f"{field}.value = '10.186.0.7'; {field}.dispatchEvent(new Event('input'))")
+    assert browser.evaluate("document.querySelectorAll('#fleet tbody tr').length") == 1
+    assert browser.evaluate("document.getElementById('shown').textContent") == "1 of 30 sandboxes match the filter."
+    where = browser.evaluate("document.querySelector('#fleet tbody td.where').innerText")
+    assert where.split() == ["10.186.0.7", "0.0.0.0:8007->80/tcp"]
+    browser.evaluate("document.querySelector('#fleet th[data-key=memory] button').click()")
+    address = browser.evaluate("location.href")
+    assert address == f"{base}/?filter=10.186.0.7&sort=memory&down"
+    browser.open(address)
+    browser.wait_for("document.querySelectorAll('#fleet tbody tr').length == 1")
+    assert browser.evaluate("document.querySelector('th[aria-sort=descending]').dataset.key") == "memory"
+    bar = browser.evaluate("document.querySelector('.parts').getAttribute('aria-label')")
+    assert [part.partition(":")[0] for part in bar.split(", ")] == ["guest", "VMM", "virtiofsd", "supervisor"]
+    escape = "new KeyboardEvent('keydown', {key: 'Escape'})"
+    browser.evaluate(f"{field}.dispatchEvent({escape})")
+    assert browser.evaluate("location.href") == f"{base}/?sort=memory&down"
+    assert browser.evaluate("document.querySelectorAll('#fleet tbody tr').length") == 30
 
 
 def check_detail(browser: Browser, base: str, vm: str) -> None:
@@ -165,6 +200,9 @@ def check_detail(browser: Browser, base: str, vm: str) -> None:
         "!document.getElementById('d-picture').hidden && document.getElementById('d-picture').naturalWidth > 500"
     )
     assert "created" in browser.evaluate("document.getElementById('d-events').textContent")
+    assert browser.evaluate("document.activeElement.id") == "d-id"
+    at = browser.evaluate("document.querySelector('#d-events time').title")
+    assert datetime.fromisoformat(at).tzinfo is not None
     used = "[...document.querySelectorAll('#d-plots b')].map(b => b.textContent)"
     assert any("MiB" in value for value in browser.evaluate(used))
     browser.evaluate("location.hash = 'hostile'")
@@ -203,7 +241,8 @@ async def test_thirty_sandboxes_in_a_browser(monkeypatch: pytest.MonkeyPatch) ->
         vm, stopped = await asyncio.gather(
             ending.enter_async_context(machine(layout)), staying.enter_async_context(machine(layout))
         )
-        pods = [record_of(f"idle-{number:02}") for number in range(25)]
+        pods = [record_of(f"idle-{number:02}") for number in range(24)]
+        pods.append(msgspec.structs.replace(record_of("idle-24"), attachment=ATTACHMENT))
         pods.append(record_of("pod-1", labels=_pod("shop", "web", "u1")))
         hostile = record_of("hostile", HOSTILE, _pod(HOSTILE, HOSTILE, HOSTILE))
         containers = (msgspec.structs.replace(hostile.containers[0], command=(HOSTILE, "\x1b[2J")),)
@@ -220,6 +259,7 @@ async def test_thirty_sandboxes_in_a_browser(monkeypatch: pytest.MonkeyPatch) ->
         assert browser.complaints == []
         await off_the_loop(check_overview, browser, base, vm.sandbox_id, stopped.sandbox_id)
         await off_the_loop(keep, browser, "overview")
+        await off_the_loop(check_filter, browser, base)
         await off_the_loop(check_detail, browser, base, vm.sandbox_id)
         await off_the_loop(browser.evaluate, f"location.hash = '{vm.sandbox_id}'")
         await off_the_loop(browser.wait_for, "document.querySelectorAll('#d-plots polyline').length >= 8")

@@ -65,22 +65,25 @@ class Row(msgspec.Struct, frozen=True):
     accelerator: str = ""
     vcpus: int = 0
     mem_mib: int = 0
+    addresses: tuple[str, ...] = ()  # of the network that it was attached to by us
+    ports: tuple[str, ...] = ()  # published on the host
     use: SandboxSummary | None = None
 
 
 def without_secrets(row: Row) -> Row:
-    """What the metrics show as well: no image, and only problems in our own words."""
+    """What the metrics show as well: no image, no address, and only problems in our own words."""
     known = row.state in ("hangs", "lost")
-    return msgspec.structs.replace(row, image="", problem=row.problem if known else "")
+    return msgspec.structs.replace(row, image="", addresses=(), ports=(), problem=row.problem if known else "")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """`why` may quote the sandbox's error, and so the guest."""
+    """`why` may quote the sandbox's error, and so the guest. `name`: of the pod, with its namespace."""
 
     at: float  # seconds since the epoch
     sandbox_id: str
     text: str
     why: str = ""
+    name: str = ""
 
 
 class Fleet:
@@ -91,7 +94,7 @@ class Fleet:
         self._lock = asyncio.Lock()
         self._taken_at = float("-inf")
         self._rows: list[Row] = []
-        self._seen: dict[str, str] | None = None
+        self._seen: dict[str, Row] | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
 
     def entries(self) -> list[Entry]:
@@ -173,14 +176,17 @@ class Fleet:
         return _row_of(entry, _state_of(record), why)
 
     def _note_changes(self) -> None:
-        now = {row.sandbox_id: row.state for row in self._rows}
+        now = {row.sandbox_id: row for row in self._rows}
         if self._seen is not None:
-            why = {row.sandbox_id: row.problem for row in self._rows}
-            for sandbox_id in now.keys() | self._seen.keys():
+            for sandbox_id in sorted(now.keys() | self._seen.keys()):
                 before, after = self._seen.get(sandbox_id), now.get(sandbox_id)
-                if before != after:
-                    text = "ended and was removed" if after is None else f"is {after}" if after != "hangs" else "hangs"
-                    self.events.append(Event(time.time(), sandbox_id, text, why.get(sandbox_id, "")))
+                known = after or before
+                if known is None or (before and after and before.state == after.state):
+                    continue
+                state = after.state if after else ""
+                text = "ended and was removed" if not state else f"is {state}" if state != "hangs" else state
+                why = after.problem if after else ""
+                self.events.append(Event(time.time(), sandbox_id, text, why, known.name))
         self._seen = now
 
 
@@ -210,5 +216,7 @@ def _row_of(entry: Entry, state: str, problem: str, use: SandboxSummary | None =
         accelerator=record.accelerator,
         vcpus=use.vcpus if use is not None else record.vcpus,
         mem_mib=use.guest_bytes >> 20 if use is not None else record.mem_mib,
+        addresses=record.attachment.addresses if record.attachment else (),
+        ports=tuple(map(str, record.attachment.ports)) if record.attachment else (),
         use=use,
     )

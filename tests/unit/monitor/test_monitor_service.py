@@ -12,6 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from katapod.host.state import StateStore
+from katapod.model.attachment import AttachmentRecord, PublishedPort
+from katapod.model.cni import NetworkConfig
 from katapod.model.layout import Layout
 from katapod.model.record import SandboxRecord, State
 from katapod.monitor import fleet
@@ -161,6 +163,23 @@ async def test_a_paused_sandbox_is_shown_as_paused(layout: Layout) -> None:
         }
 
 
+async def test_events_have_the_names_of_pods(layout: Layout) -> None:
+    monitor = service(layout)
+    pod = {"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "shop"}
+    await get(monitor, "/api/sandboxes")
+    async with vmless(layout, record_of("b", labels=pod)), vmless(layout, record_of("a")):
+        monitor._fleet._taken_at = float("-inf")
+        await get(monitor, "/api/sandboxes")
+    monitor._fleet._taken_at = float("-inf")
+    found = json.loads((await get(monitor, "/api/sandboxes")).body)["events"]
+    assert [(event["sandbox_id"], event["name"], event["text"]) for event in found] == [
+        ("a", "", "is running"),
+        ("b", "shop/web", "is running"),
+        ("a", "", "ended and was removed"),
+        ("b", "shop/web", "ended and was removed"),
+    ]
+
+
 SECRET = "s3cret of the command or the guest"
 
 
@@ -169,6 +188,10 @@ async def test_what_is_for_root_alone(layout: Layout) -> None:
     monitor = service(layout)
     running, ended = record_of("one", SECRET, labels={"x": SECRET}), record_of("two", SECRET)
     container = replace(running.containers[0], command=("sh", SECRET), error=SECRET)
+    network = NetworkConfig("bridge", "1.0.0", ())
+    running = replace(
+        running, attachment=AttachmentRecord(network, "/x", (), "", addresses=(SECRET,), ports=(PublishedPort(1, 2),))
+    )
     ended = replace(ended, state=State.STOPPED, error=SECRET)
     async with vmless(layout, replace(running, containers=(container,))) as managed, vmless(layout, ended):
         assert managed.sandbox_id == "one"
@@ -187,9 +210,11 @@ async def test_what_is_for_root_alone(layout: Layout) -> None:
                 error = await refused(monitor, path, **wrong)
                 assert error.status == 403
                 assert "kata-monitor --link" in error.text
+        assert [row["ports"] for row in listing["sandboxes"]] == [[], []]
         whole = json.loads((await get(monitor, "/api/sandboxes", **ROOT)).body)
         assert whole["whole"]
         assert [row["image"] for row in whole["sandboxes"]] == [SECRET, SECRET]
+        assert [row["addresses"] for row in whole["sandboxes"]] == [[SECRET], []]
         assert [event["why"] for event in whole["events"]] == [SECRET]
         assert SECRET.encode() in (await get(monitor, "/api/console?sandbox=one", **ROOT)).body
     nobody = MonitorService(layout, Fleet(layout, (layout.state_root,)), Address("127.0.0.1", 8090), "")

@@ -16,7 +16,7 @@ function takeToken() {
   const found = /^#token=([\w-]+)$/.exec(location.hash);
   if (!found) return;
   sessionStorage.setItem("token", found[1]);
-  history.replaceState(null, "", location.pathname);
+  history.replaceState(null, "", location.pathname + location.search);
 }
 const hasToken = () => sessionStorage.getItem("token") !== null;
 function ask(path) {
@@ -44,6 +44,8 @@ function age(seconds) {
   return `${Math.floor(seconds / 86400)} d`;
 }
 const clock = (at) => new Date(at * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "medium" });
+const pair = (one, other) => (one === "–" && other === "–" ? "–" : `${one} / ${other}`);
+const iso = (at) => new Date(at * 1000).toISOString();
 const sum = (values) => Object.values(values).reduce((a, b) => a + b, 0);
 
 /* ---- data */
@@ -116,24 +118,30 @@ async function refresh() {
 
 const last = (one) => one.points[one.points.length - 1];
 const alive = (one) => !one.gone && one.row.use;
+const PARTS = { guest: "guest", vmm: "VMM", virtiofsd: "virtiofsd", supervisor: "supervisor" };
 const ORDER = { hangs: 0, lost: 1, creating: 2, running: 3, paused: 4, pool: 5, stopped: 6, ended: 7 };
 const stateOf = (one) => (one.gone ? "ended" : one.row.state);
 const COLUMNS = [
   { key: "name", title: "Sandbox", value: (one) => one.row.name || one.row.sandbox_id },
   { key: "state", title: "State", value: (one) => ORDER[stateOf(one)] ?? 3 },
+  { key: "where", title: "Address", value: (one) => one.row.addresses[0] ?? "" },
   { key: "age", title: "Age", right: true, value: (one) => -one.row.created_at, text: (one) => (one.row.created_at ? age(one.now - one.row.created_at) : "–") },
   { key: "size", title: "VM", right: true, value: (one) => one.row.mem_mib, text: (one) => (one.row.mem_mib ? `${one.row.vcpus} × ${bytes(one.row.mem_mib * 1048576)}` : "–") },
   { key: "memory", title: "Memory on host", value: (one) => (alive(one) ? sum(one.row.use.memory) : -1) },
   { key: "cpu", title: "CPU", right: true, value: (one) => (alive(one) && last(one)?.cpu) || 0, text: (one) => (alive(one) ? percent(last(one)?.cpu) : "–") },
-  { key: "net", title: "Network ↓ ↑", right: true, value: (one) => (alive(one) ? (last(one)?.received ?? 0) + (last(one)?.sent ?? 0) : 0), text: (one) => (alive(one) && one.row.use.net_received !== null ? `${rate(last(one).received)} ${rate(last(one).sent)}` : "–") },
-  { key: "disk", title: "Disk r w", right: true, value: (one) => (alive(one) ? (last(one)?.read ?? 0) + (last(one)?.written ?? 0) : 0), text: (one) => (alive(one) ? `${rate(last(one)?.read)} ${rate(last(one)?.written)}` : "–") },
+  { key: "net", title: "Network in / out", right: true, value: (one) => (alive(one) ? (last(one)?.received ?? 0) + (last(one)?.sent ?? 0) : 0), text: (one) => (alive(one) && one.row.use.net_received !== null ? pair(rate(last(one).received), rate(last(one).sent)) : "–") },
+  { key: "disk", title: "Disk read / written", right: true, value: (one) => (alive(one) ? (last(one)?.read ?? 0) + (last(one)?.written ?? 0) : 0), text: (one) => (alive(one) ? pair(rate(last(one)?.read), rate(last(one)?.written)) : "–") },
 ];
 
 function badge(node, state, problem) {
   node.className = `badge ${Object.hasOwn(ORDER, state) ? state : "other"}`;
   node.textContent = state;
   node.title = problem;
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", problem ? `${state}: ${problem}` : state);
 }
+
+const cellOf = (key) => COLUMNS.findIndex((column) => column.key === key);
 
 function newRow(id) {
   const row = document.createElement("tr");
@@ -152,30 +160,38 @@ function newRow(id) {
   row.cells_[1].append(document.createElement("span"));
   const bar = document.createElement("span");
   bar.className = "parts";
-  for (const part of ["guest", "vmm", "virtiofsd", "supervisor"]) {
+  bar.setAttribute("role", "img");
+  for (const part of Object.keys(PARTS)) {
     const piece = document.createElement("i");
     piece.className = part;
     bar.append(piece);
   }
-  row.cells_[4].append(document.createElement("span"), bar);
+  row.cells_[cellOf("where")].className = "where";
+  row.cells_[cellOf("where")].append(document.createElement("span"), document.createElement("small"));
+  row.cells_[cellOf("memory")].append(document.createElement("span"), bar);
   return row;
 }
 
 function fill(row, one, most) {
   const [link, second] = row.cells_[0].children;
   link.textContent = one.row.name || one.row.sandbox_id;
-  second.textContent = one.row.name ? one.row.sandbox_id : one.row.image;
+  second.textContent = one.row.name ? one.row.sandbox_id.slice(0, 12) : one.row.image;
   row.cells_[0].title = one.row.sandbox_id;
   badge(row.cells_[1].firstChild, stateOf(one), one.row.problem);
-  const [text, bar] = row.cells_[4].children;
+  const [address, ports] = row.cells_[cellOf("where")].children;
+  address.textContent = one.row.addresses[0] ?? "–";
+  ports.textContent = one.row.ports.join(" ") || one.row.addresses.slice(1).join(" ");
+  row.cells_[cellOf("where")].title = [...one.row.addresses, ...one.row.ports].join("\n");
+  const [text, bar] = row.cells_[cellOf("memory")].children;
   text.textContent = alive(one) ? bytes(sum(one.row.use.memory)) : "–";
   bar.hidden = !alive(one);
   if (alive(one)) {
     for (const piece of bar.children) {
       const size = one.row.use.memory[piece.className] ?? 0;
       piece.style.width = `${(100 * size) / most}%`;
-      piece.title = `${piece.className}: ${bytes(size)}`;
+      piece.title = `${PARTS[piece.className]}: ${bytes(size)}`;
     }
+    bar.setAttribute("aria-label", [...bar.children].map((piece) => piece.title).join(", "));
   }
   COLUMNS.forEach((column, index) => { if (column.text) row.cells_[index].textContent = column.text(one); });
   row.classList.toggle("faded", Boolean(one.gone) || one.row.state === "stopped");
@@ -183,7 +199,8 @@ function fill(row, one, most) {
 
 function showTable() {
   const wanted = $("filter").value.trim().toLowerCase();
-  const matches = (one) => [one.row.sandbox_id, one.row.name, one.row.image, stateOf(one)].some((text) => text.toLowerCase().includes(wanted));
+  const words = (one) => [one.row.sandbox_id, one.row.name, one.row.image, stateOf(one), ...one.row.addresses, ...one.row.ports];
+  const matches = (one) => words(one).some((text) => text.toLowerCase().includes(wanted));
   const shown = [...known.values()].filter(matches);
   const column = COLUMNS.find((each) => each.key === sortKey);
   const compare = (a, b) => { const x = column.value(a), y = column.value(b); return x < y ? -1 : x > y ? 1 : 0; };
@@ -198,21 +215,35 @@ function showTable() {
   });
   if (wantedRows.length !== body.rows.length || wantedRows.some((row, at) => row !== body.rows[at])) body.replaceChildren(...wantedRows);
   $("empty").hidden = known.size > 0;
-  $("fleet").hidden = known.size === 0;
+  $("fleet").hidden = $("memory-legend").hidden = known.size === 0;
+  const said = wanted ? `${shown.length} of ${known.size} sandboxes match the filter.` : "";
+  if ($("shown").textContent !== said) $("shown").textContent = said;
+  $("shown").hidden = !wanted;
   for (const head of $("fleet").tHead.rows[0].cells) {
     head.setAttribute("aria-sort", head.dataset.key !== sortKey ? "none" : sortDown ? "descending" : "ascending");
   }
   showEvents($("events"), events.list, true);
 }
 
+/* In the reader's zone; as ISO 8601, in UTC, under the pointer. */
+function timeOf(at) {
+  const node = document.createElement("time");
+  node.textContent = clock(at);
+  node.dateTime = node.title = iso(at);
+  return node;
+}
+
 function showEvents(list, found, withNames) {
   const items = found.slice(-100).reverse().map((event) => {
     const item = document.createElement("li");
-    const when = document.createElement("time");
-    when.textContent = clock(event.at);
-    const text = document.createElement("span");
-    text.textContent = (withNames ? `${event.sandbox_id} ` : "") + event.text + (event.why ? `: ${event.why}` : "");
-    item.append(when, text);
+    item.append(timeOf(event.at));
+    if (withNames) {
+      const who = document.createElement("b");
+      who.textContent = event.name || event.sandbox_id;
+      who.title = event.sandbox_id;
+      item.append(who, " ");
+    }
+    item.append(event.text + (event.why ? `: ${event.why}` : ""));
     return item;
   });
   if (!items.length) {
@@ -245,7 +276,7 @@ function facts(pairs) {
   $("d-facts").replaceChildren(...pairs.filter(([, value]) => value).flatMap(([name, value]) => {
     const term = document.createElement("dt"), text = document.createElement("dd");
     term.textContent = name;
-    text.textContent = value;
+    text.append(...[value].flat());
     return [term, text];
   }));
 }
@@ -276,10 +307,11 @@ async function showDetail(id) {
   $("d-problem").hidden = !problem;
   $("d-problem").textContent = problem;
   facts([
-    ["Pod", row.name], ["Image", row.image], ["Created", row.created_at && `${clock(row.created_at)} (${age(one.now - row.created_at)} ago)`],
+    ["Pod", row.name], ["Image", row.image], ["Created", row.created_at && [timeOf(row.created_at), ` (${age(one.now - row.created_at)} ago)`]],
+    ["Addresses", row.addresses.join(", ")], ["Ports", row.ports.join(", ")],
     ["VM", row.mem_mib && `${row.vcpus} vCPU, ${bytes(row.mem_mib * 1048576)}`], ["Accelerator", row.accelerator],
     ["Kernel", found?.record?.kernel], ["Template", found?.record && (found.record.template || "none: it booted")],
-    ["QEMU's pid", found?.record?.vmm_pid && String(found.record.vmm_pid)], ["Supervisor's pid", found?.record && String(found.record.supervisor_pid)],
+    ["VMM's pid", found?.record?.vmm_pid && String(found.record.vmm_pid)], ["Supervisor's pid", found?.record && String(found.record.supervisor_pid)],
     ["Labels", found?.record?.labels && Object.entries(found.record.labels).map(([key, value]) => `${key}=${value}`).join(", ")],
   ]);
   const points = one.points, took = points.length ? points[points.length - 1].at - points[0].at : 0;
@@ -332,7 +364,8 @@ async function show() {
   const id = shownId();
   const counted = {};
   for (const one of known.values()) counted[stateOf(one)] = (counted[stateOf(one)] ?? 0) + 1;
-  $("counts").textContent = Object.entries(counted).map(([state, count]) => `${count} ${state}`).join(", ");
+  const order = Object.entries(counted).sort(([a], [b]) => (ORDER[a] ?? 3) - (ORDER[b] ?? 3) || (a < b ? -1 : 1));
+  $("counts").textContent = order.map(([state, count]) => `${count} ${state}`).join(", ");
   $("overview").hidden = id !== "";
   $("detail").hidden = id === "";
   if (id) {
@@ -354,6 +387,25 @@ function moved() {
   makePlots();
   scrollTo(0, 0);
   show();
+  $(shownId() ? "d-id" : "o-title").focus({ preventScroll: true }); // so that a screen reader begins there
+}
+
+/* The filter and the order are in the address, so that it can be kept or sent on. */
+function readAddress() {
+  const given = new URLSearchParams(location.search);
+  $("filter").value = given.get("filter") ?? "";
+  const key = given.get("sort") ?? "";
+  if (COLUMNS.some((column) => column.key === key)) sortKey = key;
+  sortDown = given.has("down");
+}
+
+function writeAddress() {
+  const kept = new URLSearchParams();
+  if ($("filter").value.trim()) kept.set("filter", $("filter").value.trim());
+  if (sortKey !== "state") kept.set("sort", sortKey);
+  if (sortDown) kept.set("down", "");
+  const text = kept.toString().replace("down=", "down");
+  history.replaceState(null, "", location.pathname + (text && `?${text}`) + location.hash);
 }
 
 for (const column of COLUMNS) {
@@ -366,14 +418,31 @@ for (const column of COLUMNS) {
   button.addEventListener("click", () => {
     sortDown = sortKey === column.key ? !sortDown : ["memory", "cpu", "net", "disk", "size"].includes(column.key);
     sortKey = column.key;
+    writeAddress();
     showTable();
   });
   head.append(button);
   $("fleet").tHead.rows[0].append(head);
 }
-$("filter").addEventListener("input", showTable);
+$("filter").addEventListener("input", () => { writeAddress(); showTable(); });
+$("filter").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  $("filter").value = "";
+  writeAddress();
+  showTable();
+});
+addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target === $("filter") || shownId()) return;
+  event.preventDefault();
+  $("filter").focus();
+});
+document.querySelector("[data-skip]").addEventListener("click", (event) => {
+  event.preventDefault();
+  $(shownId() ? "d-id" : "o-title").focus();
+});
 addEventListener("hashchange", moved);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 takeToken();
+readAddress();
 makePlots();
 refresh();

@@ -24,7 +24,7 @@ function niceTop(value, binary) {
 class Plot {
   /* series: [{name, key}], format: number to text; stacked: areas upon each other */
   constructor(title, series, format, options = {}) {
-    Object.assign(this, { series, format, options });
+    Object.assign(this, { title, series, format, options });
     this.node = document.createElement("figure");
     const caption = document.createElement("figcaption");
     const name = document.createElement("span");
@@ -103,6 +103,8 @@ class Plot {
       const value = chosen?.[one.key];
       this.values[index].textContent = value === null || value === undefined ? "–" : this.format(value);
     });
+    const now = this.series.map((one, index) => `${one.name} ${this.values[index].textContent}`).join(", ");
+    this.svg.setAttribute("aria-label", `${this.title}: ${now}`);
     this.svg.replaceChildren(...parts);
   }
 }
