@@ -4,13 +4,16 @@ Its kernel does by ptrace(2) what a processor does for others: signals, register
 """
 
 import shutil
+import sqlite3
 import subprocess
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from faults import die_hard, vmm_of
 
 from katapod.model.flavour import initrd_link
-from kit.kata import Kata
+from kit.kata import Kata, wait_for
 
 DISK = Path("/var/cache/kata-containers") / initrd_link("agent", "uml")
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin") or "/usr/bin/python3"
@@ -128,6 +131,18 @@ while at < len(data):
     at += 16 + length
 """
 
+# Says a number once it is committed.
+COMMITS = """
+import itertools, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("pragma journal_mode=" + sys.argv[2])
+database.execute("pragma synchronous=full")
+database.execute("create table t(number, filling)")
+for number in itertools.count():
+    database.execute("insert into t values(?, zeroblob(3000))", (number,))
+    print(number, flush=True)
+"""
+
 PROGRAMS = {
     "floats": FLOATS,
     "threads": THREADS,
@@ -165,6 +180,32 @@ def test_files_are_as_on_the_host(kata: Kata, box: str, name: str, place: str, t
 def test_processes_are_as_on_the_host(kata: Kata, box: str, name: str) -> None:
     made = kata.ok("exec", box, PYTHON, "-c", PROGRAMS[name])
     assert sorted(made.splitlines()) == sorted(on_host(PROGRAMS[name]).splitlines())
+
+
+def test_commits_outlive_their_machine(kata: Kata, root: tuple[str, ...], tmp_path: Path) -> None:
+    """A volume keeps what a database has said to be committed, wherever the guest's kernel is killed."""
+    box = kata.start("-v", f"{tmp_path}:/data", *root, "sleep", "1000")
+    told: dict[str, bytes] = {}
+    with ExitStack() as stack:
+        writers = {
+            mode: stack.enter_context(
+                kata.spawn("exec", box, PYTHON, "-c", COMMITS, f"/data/{mode}", mode, stdout=subprocess.PIPE)
+            )
+            for mode in ("wal", "delete")
+        }
+        for mode, writer in writers.items():
+            assert writer.stdout
+            told[mode] = b"".join(writer.stdout.readline() for _ in range(15))
+        die_hard(vmm_of(box))
+        for mode, writer in writers.items():
+            told[mode] += writer.communicate(timeout=180)[0]
+    wait_for(lambda: kata.listed(box)["state"] == "stopped", "nobody writes any more")
+    for mode, lines in told.items():
+        with closing(sqlite3.connect(tmp_path / mode)) as database:
+            assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
+            kept = [number for (number,) in database.execute("select number from t order by number")]
+        assert kept == list(range(len(kept)))
+        assert 15 <= lines.count(b"\n") <= len(kept)
 
 
 @pytest.mark.parametrize("command", [("vmstat",), ("ps", "-ef")])

@@ -56,4 +56,5 @@ def test_registers_are_kept(kata: Kata, program: Path) -> None:
     assert alone.returncode == 0, alone.stderr
     command = ("-v", f"{program}:/torture:ro", "busybox", "/torture/torture", str(SECONDS))
     inside = kata.run("--accel", "uml", "--net", "none", *command, timeout=LIMIT_S)
+    print(inside.stderr)  # how many rounds there were: pytest -rP shows it
     assert (inside.code, inside.stdout) == (0, alone.stdout), inside.stderr
