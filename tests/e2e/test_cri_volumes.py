@@ -218,6 +218,19 @@ def test_memory_volume_has_its_limit(pod: Pod, memory_volume: Path) -> None:
     assert pod.sh(container, "wc -c < /memory/fits").strip() == "1000000"
 
 
+def test_shared_memory_is_the_guests(pod: Pod, memory_volume: Path) -> None:
+    """One for all containers of the pod, in the guest's memory; a volume in its place is that volume."""
+    writer = pod.start(*SLEEP, name="writer")
+    reader = pod.start(*SLEEP, name="reader")
+    volume = pod.start(*SLEEP, name="volume", mounts=[mount(memory_volume, "/dev/shm")])
+    kinds = [pod.sh(each, "grep ' /dev/shm ' /proc/mounts").split()[2] for each in (writer, reader)]
+    assert kinds == ["tmpfs", "tmpfs"]
+    pod.sh(writer, "echo word > /dev/shm/file")
+    assert pod.sh(reader, "cat /dev/shm/file; df -k /dev/shm | tail -n 1").split()[:3] == ["word", "shm", "65536"]
+    pod.sh(volume, "test ! -e /dev/shm/file && echo there > /dev/shm/file")
+    assert (memory_volume / "file").read_text() == "there\n"
+
+
 @pytest.mark.reference
 def test_single_file(pod: Pod, tmp_path: Path) -> None:
     """As subPath and the termination message are mounted: one file, written in place."""

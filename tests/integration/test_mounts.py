@@ -15,6 +15,7 @@ from katapod.host.mounts import (
     mount_given,
     mount_overlay,
     mounts_below,
+    shared_memory_size,
     unmount_below,
 )
 from katapod.host.removal import remove_tree
@@ -23,9 +24,12 @@ from katapod.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_SHARED, mount, umoun
 from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.mount_options import Access
+from katapod.sandbox.engine_bundle import carried_spec
 from katapod.sandbox.shared_volumes import SharedVolumes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+PROCESS = oci.Process(args=("sh",), cwd="/")
 
 
 @pytest.fixture
@@ -265,3 +269,26 @@ def test_overlay_of_more_layers_than_options_have_room_for(tmp_path: Path) -> No
         assert os.getcwd() == before
     finally:
         unmount_below(target)
+
+
+def test_what_an_engine_mounts_as_shared_memory_is_the_guests(host: Path) -> None:
+    """And a volume there stays what it is, be it in memory or not."""
+    for name, size in (("shm", "2m"), ("tmpfs", "1m")):
+        (host / name).mkdir()
+        mount(name, str(host / name), "tmpfs", 0, f"size={size}")
+    assert shared_memory_size(host / "shm") == 2 << 20
+    assert shared_memory_size(host / "tmpfs") is None
+    assert shared_memory_size(host) is None
+
+    def carried(source: Path, *options: str) -> oci.Mount:
+        one = oci.Mount(destination="/dev/shm/", type="bind", source=str(source), options=("rbind", *options))
+        spec, _ = carried_spec(
+            oci.Spec(oci_version="1.0.2", process=PROCESS, root=oci.Root(path="rootfs"), mounts=(one,))
+        )
+        return spec.mounts[0]
+
+    own = oci.Mount(destination="/dev/shm", type="tmpfs", source="shm", options=(f"size={2 << 20}",))
+    assert carried(host / "shm", "rprivate", "rw") == own
+    assert carried(host / "shm", "ro").options == ("ro", *own.options)
+    for volume in (host / "tmpfs", host):
+        assert carried(volume).source == str(volume)

@@ -147,7 +147,9 @@ def run_job(node: ClusterNode, *args: str) -> dict[str, Any]:
 
     def ended() -> bool:
         listed = node.run("ctr", "--namespace", "k8s.io", "tasks", "list")  # nobody answers while it starts
-        return listed.returncode == 0 and "STOPPED" in listed.stdout
+        return listed.returncode == 0 and any(
+            line.split()[::2] == ["job", "STOPPED"] for line in listed.stdout.splitlines()
+        )
 
     wait_for(ended, "the job ends", 1200, 0.5)
     node.run("ctr", "--namespace", "k8s.io", "tasks", "delete", "job")  # its status is that of the job

@@ -199,6 +199,7 @@ class MountEntry(Struct, frozen=True):
 
     point: str
     fstype: str
+    source: str
     read_only: bool
 
 
@@ -209,7 +210,19 @@ def read_mounts(process: int | str = "thread-self") -> Iterator[MountEntry]:
             fields, _, rest = line.partition(b" - ")
             words = fields.split(b" ")
             point, options = os.fsdecode(_unescape(words[4])), words[5].split(b",")
-            yield MountEntry(point, os.fsdecode(rest.split(b" ", 1)[0]), b"ro" in options)
+            fstype, source = (os.fsdecode(_unescape(word)) for word in rest.split(b" ")[:2])
+            yield MountEntry(point, fstype, source, b"ro" in options)
+
+
+def shared_memory_size(directory: Path) -> int | None:
+    """Bytes that the shared memory mounted there can hold; None if it is none. Engines make one for all containers of a
+    pod: a tmpfs that is called shm, where the kubelet's volumes and the host's own /dev/shm are called otherwise."""
+    place = os.path.realpath(directory)
+    found = [each for each in read_mounts() if each.point == place]
+    if not found or (found[-1].fstype, found[-1].source) != ("tmpfs", "shm"):
+        return None
+    held = os.statvfs(place)
+    return held.f_blocks * held.f_frsize
 
 
 def _unescape(field: bytes) -> bytes:

@@ -10,6 +10,7 @@ __all__ = [
     "GUEST_SANDBOX_DIR",
     "GUEST_BUNDLES",
     "GUEST_SHARE",
+    "SHM",
     "SANDBOX_MOUNTS",
     "SHARE_TAG",
     "Layout",
@@ -21,6 +22,7 @@ GUEST_BUNDLES = "/run/kata-containers"  # where the agent has that of each conta
 GUEST_SHARE = "/run/kata-containers/shared/containers"  # mount point of the share in the guest
 SANDBOX_MOUNTS = "sandbox-mounts"  # below the share: what sandbox_bind_mounts names
 GUEST_SANDBOX_DIR = "/run/kata-containers/sandbox"
+SHM = "/dev/shm"  # noqa: S108 - of a container: shared memory of its sandbox
 
 
 class SandboxPaths(Struct, frozen=True):

@@ -16,7 +16,7 @@ from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.model.layout import GUEST_BUNDLES, GUEST_SANDBOX_DIR, GUEST_SHARE
+from katapod.model.layout import GUEST_BUNDLES, GUEST_SANDBOX_DIR, GUEST_SHARE, SHM
 from katapod.model.record import DEFAULT_STOP_TIMEOUT_S, ContainerRecord, State
 from katapod.plan.container_spec import etc_files
 from katapod.plan.guest_spec import resources_for_guest, shares_pid_namespace, strip_for_guest
@@ -53,7 +53,6 @@ class ContainerPlan(Struct, frozen=True):
     create_timeout_s: float = 60.0
     etc: dict[str, str] | None = None  # files of /etc, by name; None: those that name the container
     holds_pid_namespace: bool = False  # containers that join the sandbox's PID namespace join this one's
-    shared_shm: bool = False  # a bind mount at /dev/shm stands for the sandbox's own
     bundle: Path | None = None  # of the OCI runtime specification, whose hooks are run; None: it has none
     host_pid: int = 0  # the process that stands for it on the host, for its hooks; 0: the VMM
 
@@ -286,8 +285,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
             (etc / name).chmod(0o644)
     sources: dict[str, str] = {}
     for mount in plan.spec.mounts:
-        # one for the whole sandbox, also where the engine has made one on the host for its pod
-        if mount.destination == "/dev/shm" and (mount.type == "tmpfs" or plan.shared_shm):  # noqa: S108
+        if mount.destination == SHM and mount.type == "tmpfs":  # one for the whole sandbox
             sources[mount.destination] = f"{GUEST_SANDBOX_DIR}/shm"
         if not oci.is_of_host(mount) or mount.destination in mounted:
             continue

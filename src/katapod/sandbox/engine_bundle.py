@@ -7,12 +7,17 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from katapod.host.mounts import shared_memory_size
 from katapod.model import oci
 from katapod.model.annotations import ContainerKind, PodAnnotations
 from katapod.model.config import Config
 from katapod.model.errors import UsageError
+from katapod.model.flags import parse_size
 from katapod.model.ids import parse_container_name, short_id
+from katapod.model.layout import SHM
+from katapod.model.mount_options import Access, parse_access
 from katapod.model.sizing import ContainerLimits
+from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.guest_spec import visible_mounts, without_host_devices
 from katapod.sandbox.block_devices import has_block_devices
 from katapod.sandbox.container import ContainerPlan, Rootfs
@@ -24,9 +29,9 @@ RESOLV_CONF_MAX = 64 * 1024  # characters
 
 
 def carried_spec(spec: oci.Spec) -> tuple[oci.Spec, bool]:
-    """The spec without what engines write and mean otherwise: mounts that others hide, and all devices of the host;
-    and whether there were such devices."""
-    spec = replace(spec, mounts=visible_mounts(spec.mounts))
+    """The spec without what engines write and mean otherwise: mounts that others hide, shared memory on the host, all
+    devices of the host; and whether there were such devices."""
+    spec = replace(spec, mounts=tuple(_guest_memory(mount) for mount in visible_mounts(spec.mounts)))
     guarded = without_host_devices(spec)
     return guarded, guarded is not spec
 
@@ -46,6 +51,7 @@ def sandbox_request(
         dns=_dns_of(spec),
         block_devices=has_block_devices(spec),
         programs_32bit=wants_32bit(spec),
+        shm_size_bytes=_shm_size(spec),
         volumes=oci.bind_sources(spec),
         is_pod=about.kind is ContainerKind.SANDBOX,
         labels=labels,
@@ -64,9 +70,29 @@ def container_plan(
         guest_seccomp=not config.runtime.disable_guest_seccomp,
         create_timeout_s=float(config.runtime.create_container_timeout),
         holds_pid_namespace=about.kind is ContainerKind.SANDBOX,
-        shared_shm=True,
         bundle=bundle,
     )
+
+
+def _guest_memory(mount: oci.Mount) -> oci.Mount:
+    """A tmpfs of the guest, as large, for that which an engine has mounted on the host as /dev/shm of a pod:
+    by a share the memory would be the host's, and no limit of a container would count it."""
+    if mount.destination.rstrip("/") != SHM or not oci.is_bind(mount):
+        return mount
+    if (size := shared_memory_size(Path(mount.source))) is None:
+        return mount  # a volume
+    access = () if parse_access(mount.options) is Access.WRITABLE else ("ro",)
+    return oci.Mount(destination=SHM, type="tmpfs", source="shm", options=(*access, f"size={size}"))
+
+
+def _shm_size(spec: oci.Spec) -> int:
+    """Bytes. Source: tmpfs(5), size."""
+    for mount in spec.mounts:
+        if mount.destination == SHM and mount.type == "tmpfs":
+            for option in mount.options:
+                if option.startswith("size=") and not option.endswith("%"):
+                    return parse_size(option.removeprefix("size="), f"{SHM}, size") or DEFAULT_SHM_BYTES
+    return DEFAULT_SHM_BYTES
 
 
 def limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:

@@ -1,7 +1,9 @@
 """The operator as kopf runs it: what is watched, and with which credentials."""
 
 import asyncio
+import dataclasses
 import logging
+import os
 from typing import Any
 
 import kopf
@@ -48,6 +50,8 @@ async def _operate(
     machine = await _has_machine_configs(client)
     Controller(client, settings, identity, webhook, machine=machine).register(registry)
     kopf.on.login(registry=registry)(_log_in)
+    # else kopf asks who its user is, and the one that it has in a pod has no name
+    os.environ.setdefault("POD_ID", identity)
     await kopf.operator(
         registry=registry,
         settings=ways,
@@ -68,4 +72,8 @@ async def _has_machine_configs(client: ClusterClient) -> bool:
 
 
 def _log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    """In a pod, by the address that the kubelet tells: the name kubernetes.default.svc takes a name server."""
+    if (found := kopf.login_with_service_account(**kwargs)) is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return dataclasses.replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
