@@ -114,6 +114,20 @@ def test_build(docker: Docker) -> None:
     assert os.uname().release not in out
 
 
+def test_buildkit(docker: Docker) -> None:
+    """It runs what dockerd finds as `runc`, a whole `run` for each step."""
+    words = ("build", "--no-cache", "--progress", "plain", "-t", "kit:1", "-")
+    done = docker(*words, input=FILE, buildkit=True)
+    assert done.code == 0, done
+    said = [line.split(" ", 2)[-1] for line in done.err.splitlines()]
+    assert {"one", "5"} <= set(said)
+    assert f"inet {BRIDGE_ADDRESS.rpartition('.')[0]}." in done.err
+    assert os.uname().release not in done.err
+    assert docker.ok("run", "--rm", "--network", "none", "kit:1") == "one\n"
+    failing = docker(*words, input=f"FROM {docker.image}\nRUN exit 7\n", buildkit=True)
+    assert (failing.code != 0, "exit code: 7" in failing.err) == (True, True), failing
+
+
 def test_a_restart_policy_and_a_daemon_that_was_killed(docker: Docker) -> None:
     """Containers go on without the daemon, and it finds them again (live-restore)."""
     fails_once = f"test -e /again || {{ : > /again; exit 8; }}; {LOOP}"
