@@ -91,12 +91,41 @@ def test_networks(docker: Docker) -> None:
     assert docker.ok("run", "--rm", docker.image, *GET, f"http://{address}/") == "page\n"
 
 
+def test_names_in_a_network_of_its_own(docker: Docker) -> None:
+    """By UDP and, where a container is told to, by TCP. The port stays free: a container may serve names itself."""
+    docker.ok("network", "create", "own")
+    server = f"nc -u -l -p 53 & nc -l -p 53 & {PAGE}"
+    docker.start("--name", "web", "--network", "own", "--network-alias", "shop", docker.image, "sh", "-c", server)
+    words = ("run", "--rm", "--network", "own")
+    wait_for(lambda: docker(*words, docker.image, *GET, "http://web/").out == "page\n", "an answer by name", period_s=1)
+    assert docker.ok(*words, "--dns-option", "use-vc", docker.image, *GET, "http://shop/") == "page\n"
+    unknown = docker(*words, docker.image, *GET, "http://nobody.invalid/")
+    assert "bad address" in unknown.err
+    assert docker.ok("exec", "web", *GET, "http://web/") == "page\n"
+    docker.ok("rm", "-f", "web")
+    docker.ok("network", "rm", "own")
+
+
 def test_build(docker: Docker) -> None:
     out = docker.ok("build", "--no-cache", "-t", "built:1", "-", input=FILE)
     assert "\none\n" in out
     assert "\n5\n" in out
     assert f"inet {BRIDGE_ADDRESS.rpartition('.')[0]}." in out
     assert os.uname().release not in out
+
+
+def test_buildkit(docker: Docker) -> None:
+    """It runs what dockerd finds as `runc`, a whole `run` for each step."""
+    words = ("build", "--no-cache", "--progress", "plain", "-t", "kit:1", "-")
+    done = docker(*words, input=FILE, buildkit=True)
+    assert done.code == 0, done
+    said = [line.split(" ", 2)[-1] for line in done.err.splitlines()]
+    assert {"one", "5"} <= set(said)
+    assert f"inet {BRIDGE_ADDRESS.rpartition('.')[0]}." in done.err
+    assert os.uname().release not in done.err
+    assert docker.ok("run", "--rm", "--network", "none", "kit:1") == "one\n"
+    failing = docker(*words, input=f"FROM {docker.image}\nRUN exit 7\n", buildkit=True)
+    assert (failing.code != 0, "exit code: 7" in failing.err) == (True, True), failing
 
 
 def test_a_restart_policy_and_a_daemon_that_was_killed(docker: Docker) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from kit.kata import RUN_PREFIX, wait_for
-from kit.oci import ConsoleSocket, OciRuntime, oci_runtime, reap
+from kit.oci import LIMIT_S, ConsoleSocket, OciRuntime, oci_runtime, reap
+from kit.templates import kata_command
 
 LOOP = "trap 'echo got TERM; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
 
@@ -231,3 +233,15 @@ def test_hooks_see_the_proxy(oci: OciRuntime) -> None:
     assert reap(made.pid) == 0
     oci.ok("delete", made.id)
     assert [line.split()[0] for line in seen.read_text().splitlines()] == list(kinds)
+
+
+def test_without_root(oci: OciRuntime) -> None:
+    """As an ordinary user, and as root of a user namespace that has nothing but its files, as rootless Podman is."""
+    bundle = oci.bundle("true")
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for before in (user, [*user, "unshare", "--user", "--map-root-user"]):
+        words = kata_command("--root", f"{oci.directory}/mine", "create", "--bundle", str(bundle), "c1")
+        done = subprocess.run([*before, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("kata-runtime: cannot create c1: a virtual machine needs root on the host")
+    assert not (oci.directory / "mine").exists()

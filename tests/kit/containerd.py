@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.events import Events, listening
-from kit.kata import RUN_PREFIX, STREAM_SHOWN, Result, wait_for
+from kit.kata import KATA, RUN_PREFIX, STREAM_SHOWN, Result, wait_for
 from kit.oci_archive import PAUSE, image_archives
 from kit.pod_network import in_netns, open_netns, write_cni_config
 
@@ -98,6 +98,10 @@ runtime_type = "io.containerd.kata.v2"
 privileged_without_host_devices = true
 pod_annotations = ["io.katacontainers.*"]
 container_annotations = ["io.katacontainers.*"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-runc.options]
+BinaryName = "{runtime}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-console]
 runtime_type = "io.containerd.kata.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-console.options]
@@ -143,7 +147,7 @@ class Containerd:
             folder.mkdir(parents=True, exist_ok=True)
         for parent in self._parents():  # as kubelet and systemd do; they outlive each test that uses this instance
             parent.mkdir(parents=True, exist_ok=True)
-        config = CONFIG.format(run=self.run_dir, data=self.data_dir, pause=PAUSE)
+        config = CONFIG.format(run=self.run_dir, data=self.data_dir, pause=PAUSE, runtime=KATA)
         if self._kata_config is not None:
             config += KATA_OPTIONS.format(handler="kata", config=self._kata_config)
         for handler, file in self._more_handlers.items():

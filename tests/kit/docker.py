@@ -43,17 +43,18 @@ class Docker:
         self.image = IMAGE
         self._daemon: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, *words: str, input: str = "") -> Done:
-        environment = {**os.environ, "DOCKER_BUILDKIT": "0", "DOCKER_CONFIG": str(self.data_dir / "client")}
-        done = subprocess.run(
-            [CLIENT, "--host", f"unix://{self.run_dir}/s", *words],
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-            env=environment,
-        )
+    @property
+    def states(self) -> Path:
+        """The --root that it gives its runtime."""
+        return self.run_dir / "exec/runtime-runc/moby"
+
+    def command(self, *words: str, buildkit: bool = False) -> list[str]:
+        settings = (f"DOCKER_BUILDKIT={int(buildkit)}", f"DOCKER_CONFIG={self.data_dir}/client")
+        return ["env", *settings, CLIENT, "--host", f"unix://{self.run_dir}/s", *words]
+
+    def __call__(self, *words: str, input: str = "", buildkit: bool = False) -> Done:
+        command = self.command(*words, buildkit=buildkit)
+        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
 
     def ok(self, *words: str, input: str = "") -> str:
@@ -74,8 +75,7 @@ class Docker:
 
     def sandbox(self, container: str) -> str:
         """The name of the VM that it is in."""
-        state = self.run_dir / "exec/runtime-runc/moby" / container / "state.json"
-        return str(json.loads(state.read_text())["sandbox"])
+        return str(json.loads((self.states / container / "state.json").read_text())["sandbox"])
 
     def remove_containers(self) -> None:
         """With their network namespaces, which the daemon would keep for another minute."""
@@ -109,6 +109,10 @@ class Docker:
         for directory in (self.run_dir, self.data_dir, *self._cgroups()):
             directory.mkdir(exist_ok=True)
         (self.run_dir / "daemon.json").write_text(json.dumps(config))
+        programs = self.data_dir / "bin"  # BuildKit takes what is `runc` to dockerd, whatever the default runtime is
+        programs.mkdir(exist_ok=True)
+        if not (programs / "runc").is_symlink():
+            (programs / "runc").symlink_to(KATA)
         with (self.data_dir / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 in_netns(self.name, ["dockerd", "--config-file", str(self.run_dir / "daemon.json")]),
@@ -116,6 +120,7 @@ class Docker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
             )
         wait_for(lambda: self("version").code == 0, "dockerd serves")
 

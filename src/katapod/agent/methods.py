@@ -63,6 +63,9 @@ METHODS = {
     "katapod.Guest/Disconnect": "connections.disconnect",
     "katapod.Guest/Clock": "guest.clock",
     "katapod.Guest/LetGo": "letting_go.let_go",
+    "katapod.Guest/TakeNames": "names.take_names",
+    "katapod.Guest/NextQuery": "names.next_query",
+    "katapod.Guest/AnswerQuery": "names.answer_query",
     "katapod.Inspection/Inspect": "inspection.inspect_guest",
 }
 MODULES = ("containers", "storage", "stats", "files", "network")  # loaded when idle

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from katapod.agent.connections import Connections
     from katapod.agent.container import Container
     from katapod.agent.limits import Limits
+    from katapod.agent.names import Names
     from katapod.agent.oom import OomWatch
     from katapod.agent.options import Options
     from katapod.agent.room import Room
@@ -55,6 +56,7 @@ class Agent:
         self._storages: Storages | None = None
         self._oom: OomWatch | None = None
         self._connections: Connections | None = None
+        self._names: Names | None = None
 
     @property
     def storages(self) -> Storages:
@@ -79,6 +81,14 @@ class Agent:
 
             self._connections = Connections(self.loop)
         return self._connections
+
+    @property
+    def names(self) -> Names:
+        if self._names is None:
+            from katapod.agent.names import Names
+
+            self._names = Names(self.loop)
+        return self._names
 
 
 async def create_sandbox(agent: Agent, request: agent_pb2.CreateSandboxRequest) -> None:

@@ -39,7 +39,14 @@ from katapod.oci.records import Record
 from katapod.plan.cgroup import path_of_container
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.bundle import read_bundle
-from katapod.sandbox.engine_bundle import carried_spec, container_plan, limits_of, netns_of, sandbox_request
+from katapod.sandbox.engine_bundle import (
+    carried_spec,
+    container_plan,
+    limits_of,
+    netns_of,
+    sandbox_request,
+    take_network,
+)
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.task import watch_oom
@@ -156,8 +163,7 @@ class Containers:
             raise OciError(f"cannot start a container that is {container.status}")
         container.starting = True
         try:
-            # engines may have configured it since it was created: Docker moves its interface in then
-            await container.made.sandbox.rescan_network()
+            await take_network(container.made)
             stdin, stdout, stderr = container.streams.open()
             with contextlib.suppress(KatapodError):  # before the program looks
                 await container.resize()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["create", "introduce", "refuse_descriptors", "run", "start", "tell_pid"]
 
 CONFIG_MAX = 16 << 20  # bytes
+STATE = "/run"
 _NOTIFY = "NOTIFY_SOCKET="
 
 
@@ -80,6 +81,7 @@ def _delete(record: Record) -> None:
 
 
 def _make(call: Call, *, foreground: bool) -> Proxy:
+    _refuse_rootless(call)
     refuse_descriptors(call)
     bundle = os.path.abspath(call.values.get("bundle") or os.getcwd())
     spec = _read_spec(bundle)
@@ -128,6 +130,18 @@ def refuse_descriptors(call: Call) -> None:
         raise OciError(
             f"cannot pass {call.values['preserve-fds']} descriptors (--preserve-fds) to {call.id}: it runs in a VM, "
             "which has none of this kernel's files"
+        )
+
+
+def _refuse_rootless(call: Call) -> None:
+    """Who is root in a user namespace may be so of the machine that it has (a system container), or of nothing but
+    files of its own (rootless Podman): the former owns what we keep our records in. Not in words by which Podman would
+    take it for the program's own lack of rights."""
+    if os.geteuid() != 0 or os.stat(STATE).st_uid != 0:
+        raise OciError(
+            f"cannot create {call.id}: a virtual machine needs root on the host, for {STATE}, taps, cgroups and the "
+            "users of its jail; rootless engines can run this container with runc or crun "
+            "(docs/adr/0065-rootless-engines.md)"
         )
 
 

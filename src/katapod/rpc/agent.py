@@ -139,6 +139,27 @@ class AgentClient:
             GUEST_SERVICE, "LetGo", request, katapod_pb2.LetGoResponse, timeout_s=REQUEST_TIMEOUT_S
         )
 
+    async def take_names(self, address: bytes) -> None:
+        """Have queries to this loopback address of the guest wait for `next_query`. Raises RpcError: UNIMPLEMENTED with
+        upstream's agent, UNAVAILABLE where the guest's kernel cannot."""
+        request = katapod_pb2.TakeNamesRequest(address=address)
+        await self.connection.call(
+            GUEST_SERVICE, "TakeNames", request, katapod_pb2.TakeNamesResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
+
+    async def next_query(self) -> tuple[int, bytes, bool]:
+        """Wait for one: (number, DNS message, whether it came by TCP). Raises RpcError."""
+        request = katapod_pb2.NextQueryRequest()
+        answer = await self.connection.call(GUEST_SERVICE, "NextQuery", request, katapod_pb2.NextQueryResponse, None)
+        return int(answer.query_id), bytes(answer.message), bool(answer.stream)
+
+    async def answer_query(self, query_id: int, message: bytes) -> None:
+        """Raises RpcError."""
+        request = katapod_pb2.AnswerQueryRequest(query_id=query_id, message=message)
+        await self.connection.call(
+            GUEST_SERVICE, "AnswerQuery", request, katapod_pb2.AnswerQueryResponse, timeout_s=REQUEST_TIMEOUT_S
+        )
+
     async def inspect(self, timeout_s: float) -> "inspection_pb2.InspectResponse":
         """The guest as seen from inside. Raises RpcError: UNIMPLEMENTED with upstream's agent."""
         from katapod.rpc.pb import inspection_pb2  # rarely needed

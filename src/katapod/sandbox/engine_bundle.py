@@ -20,10 +20,10 @@ from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 from katapod.plan.guest_spec import visible_mounts, without_host_devices
 from katapod.sandbox.block_devices import has_block_devices
-from katapod.sandbox.container import ContainerPlan, Rootfs
+from katapod.sandbox.container import Container, ContainerPlan, Rootfs
 from katapod.sandbox.request import SandboxRequest, wants_32bit
 
-__all__ = ["carried_spec", "container_plan", "limits_of", "netns_of", "sandbox_request"]
+__all__ = ["carried_spec", "container_plan", "limits_of", "netns_of", "sandbox_request", "take_network"]
 
 RESOLV_CONF_MAX = 64 * 1024  # characters
 
@@ -95,6 +95,14 @@ def _shm_size(spec: oci.Spec) -> int:
     return DEFAULT_SHM_BYTES
 
 
+async def take_network(container: Container) -> None:
+    """Before it is started: engines may have configured its network since it was created. Raises KatapodError."""
+    sandbox = container.sandbox
+    await sandbox.rescan_network()
+    if sandbox.network is not None:
+        await sandbox.names.serve(sandbox.network.netns, _dns_of(container.plan.spec))
+
+
 def limits_of(spec: oci.Spec, about: PodAnnotations) -> ContainerLimits | None:
     """None for the pause container of a pod."""
     if about.kind is ContainerKind.SANDBOX:
@@ -114,7 +122,7 @@ def netns_of(spec: oci.Spec) -> str | None:
 
 
 def _dns_of(spec: oci.Spec) -> tuple[str, ...]:
-    """The lines of the pod's resolv.conf; none if it cannot be read: the containers get theirs as a mount."""
+    """The lines of its resolv.conf; none if it cannot be read: the containers get theirs as a mount."""
     sources = [mount.source for mount in spec.mounts if mount.destination == "/etc/resolv.conf" and mount.source]
     try:
         with open(sources[-1]) as handle:

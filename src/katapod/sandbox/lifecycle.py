@@ -39,6 +39,7 @@ from katapod.sandbox.failures import doubting, watch_doubts
 from katapod.sandbox.guard import guarded
 from katapod.sandbox.health import declare_dead, watch_health
 from katapod.sandbox.machine import Machine, answer_of, running_machine
+from katapod.sandbox.names import LoopbackNames
 from katapod.sandbox.planning import SandboxPlan
 from katapod.sandbox.release import ReleaseStack
 from katapod.sandbox.share import late_share_storage
@@ -100,6 +101,7 @@ class Sandbox:
             self.sandbox_id, machine.vm, machine.spec.vsock_cid, enabled=machine.spec.debug_console
         )
         self.clock = ClockKeeper(machine.agent, self.sandbox_id)
+        self.names = LoopbackNames(machine.agent, self.sandbox_id)
         self._resizing = machine.resizing
         self._cgroup = machine.cgroup
         self.afterwards = contextlib.AsyncExitStack()  # closed when the VM has ended, by whoever has opened the sandbox

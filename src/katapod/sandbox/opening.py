@@ -138,6 +138,7 @@ async def open_sandbox(
         for server in servers:
             await stack.enter_async_context(server(sandbox))
         await stack.enter_async_context(serving_loopback(sandbox, await listener))
+        stack.push_async_callback(sandbox.names.close)
         pod.adopt(stack.pop_all())
     return pod
 

@@ -29,7 +29,7 @@ from katapod.rpc.call_times import CallTimes
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import Container
-from katapod.sandbox.engine_bundle import carried_spec, container_plan, limits_of, sandbox_request
+from katapod.sandbox.engine_bundle import carried_spec, container_plan, limits_of, sandbox_request, take_network
 from katapod.sandbox.opening import open_sandbox
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.task import follow, watch_oom
@@ -209,7 +209,7 @@ class Tasks:
         try:
             task.open(await stack.enter_async_context(open_streams(task.uris, container_id, self._namespace)))
             if container_id == task.container.sandbox.sandbox_id:
-                await task.container.sandbox.rescan_network()  # engines may configure it between create and start
+                await take_network(task.container)
             await task.container.start()
         except BaseException as exc:
             await finish(stack.aclose(), name="close-streams")

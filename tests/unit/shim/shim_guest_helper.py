@@ -157,6 +157,7 @@ class GuestSandbox:
         self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), supervisor_pid=0, boot_id="")
         self.death: asyncio.Future[KatapodError] = asyncio.get_running_loop().create_future()
         self.rescans = 0
+        self.network = None
 
     def save(self, **changes: Any) -> None:
         self.record = msgspec.structs.replace(self.record, **changes)

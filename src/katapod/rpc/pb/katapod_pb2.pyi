@@ -149,3 +149,39 @@ class LetGoRequest(_message.Message):
 class LetGoResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class TakeNamesRequest(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: bytes
+    def __init__(self, address: _Optional[bytes] = ...) -> None: ...
+
+class TakeNamesResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NextQueryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NextQueryResponse(_message.Message):
+    __slots__ = ("query_id", "message", "stream")
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    message: bytes
+    stream: bool
+    def __init__(self, query_id: _Optional[int] = ..., message: _Optional[bytes] = ..., stream: _Optional[bool] = ...) -> None: ...
+
+class AnswerQueryRequest(_message.Message):
+    __slots__ = ("query_id", "message")
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    message: bytes
+    def __init__(self, query_id: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
+
+class AnswerQueryResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
