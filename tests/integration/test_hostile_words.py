@@ -24,6 +24,7 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\u202e\x9b31m\nkata-runtime: forged"
 NAME = f"{RUN_PREFIX}hostile"
 NOTHING_OF_A_GUEST = {
     "run": "its errors are KatapodErrors, its output is the container's",
+    "create": "as run",
     "config": "the administrator's",
     "env": "this host's",
     "kata-env": "the same",
@@ -138,6 +139,8 @@ async def test_no_verb_lets_a_guest_steer_the_terminal(tmp_path: Path) -> None:
         ("attach", NAME),
         ("wait", NAME),
         ("stop", "-t", "1", NAME),
+        ("start", "-a", NAME),
+        ("restart", "-t", "1", NAME),
         ("cp", f"{NAME}:/etc/hostname", str(tmp_path / "copy")),
         ("export", NAME),
         ("delete", NAME),

@@ -112,9 +112,10 @@ def _print_containers(rows: list[dict[str, Any]], *, whole: bool) -> None:
 def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
     container = record.containers[0] if record.containers else None
     state = "dead" if lost else container.state.value if container else record.state.value
+    state = "restarting" if record.restart_at and not lost else state
     status = state
-    if state == "stopped" and container is not None and container.exit_code is not None:
-        status = f"stopped ({container.exit_code})" + (", out of memory" if container.oom_killed else "")
+    if state in ("stopped", "restarting") and container is not None and container.exit_code is not None:
+        status = f"{state} ({container.exit_code})" + (", out of memory" if container.oom_killed else "")
     return {
         "name": record.sandbox_id,
         "image": container.image if container else "",
@@ -124,6 +125,8 @@ def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
         "exit_code": container.exit_code if container else None,
         "oom_killed": container.oom_killed if container else False,
         "error": record.error,
+        "restart_policy": record.restart,
+        "restarts": record.restarts,
         "created": record.created_at,
         "vcpus": record.vcpus,
         "memory_mib": record.mem_mib,

@@ -287,6 +287,13 @@ class ImageStore:
 
     # -- use and removal
 
+    async def by_digest(self, digest: str) -> ImageRecord:
+        """One that is held, whatever its names are by now. Raises ImageNotFound, StoreDamaged."""
+        record = self._files.read_record(digest, self._files.read_names())
+        if record is None:
+            raise ImageNotFound(f"cannot use image {digest}: it was removed")
+        return record
+
     async def hold(self, digest: str, container_id: ContainerId) -> None:
         """Record that a container uses the image, so that it is kept until release().
 

@@ -132,6 +132,12 @@ class Container:
         )
         await self.sandbox.guard(self.sandbox.agent.call("SignalProcess", request))
 
+    def note_stop_asked(self) -> None:
+        """Its end is wanted: no policy starts it again."""
+        if not self.sandbox.record.stop_asked:
+            with contextlib.suppress(NoSpace):  # whoever wants to free space by this may
+                self.sandbox.save(stop_asked=True)
+
     async def pause(self) -> None:
         require("pause", self.container_id, self.record.state, State.RUNNING)
         request = agent_pb2.PauseContainerRequest(container_id=self.container_id)
@@ -280,7 +286,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
     own = {name: mount for name, mount in _own_mounts(sandbox, plan).items() if mount.destination not in mounted}
     if own:
         etc, content = sandbox.paths.etc(plan.container_id), _files_of_etc(plan)
-        etc.mkdir(mode=0o755)
+        etc.mkdir(mode=0o755, parents=True)  # beside its layer, or in a directory of its own
         for name in own:
             (etc / name).write_text(content[name])
             (etc / name).chmod(0o644)

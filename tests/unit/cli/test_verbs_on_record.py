@@ -118,6 +118,90 @@ def test_what_has_ended_can_be_waited_for_and_stopped(here: Here) -> None:
         call(here, "attach", "old")
 
 
+def test_what_was_created(here: Here) -> None:
+    container = ContainerRecord("made", "busybox", ("sleep", "9"), State.CREATED)
+    record = SandboxRecord("made", 3.0, 0, "b", state=State.CREATED, lasting=True, containers=(container,))
+    os.close(StateStore(here.layout).create(record))
+    assert call(here, "ps", "-a", "--format", "{{.Names}} {{.State}} {{.Status}}")[1].splitlines()[0] == (
+        "made created Created"
+    )
+    assert json.loads(call(here, "list", "--json")[1])[0]["status"] == "created"
+    assert call(here, "inspect", "-f", "{{.State.Status}} {{.HostConfig.RestartPolicy.Name}}", "made")[1] == (
+        "created no\n"
+    )
+    assert call(here, "wait", "made") == (0, "0\n")
+    assert call(here, "stop", "made") == (0, "made\n")
+    status, said = call(here, "start", "made")
+    assert (status, "nothing was kept to start it again by" in said) == (1, True)
+    assert call(here, "prune", "-f") == (0, "made\nold\n")
+
+
+def test_what_its_policy_is_about_to_start(here: Here) -> None:
+    store = StateStore(here.layout)
+    old = replace(store.read("old"), restart="on-failure:3", restarts=2, restart_at=9.0)
+    lock = store.reclaim(old)
+    row = call(here, "ps", "-a", "--filter", "name=old", "--format", "{{.State}} {{.Status}}")[1]
+    assert row.startswith("restarting Restarting (3) ")
+    found = call(
+        here,
+        "inspect",
+        "-f",
+        "{{.RestartCount}} {{.State.Restarting}} {{.State.Running}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}",
+        "old",
+    )
+    assert found == (0, "2 true true 3\n")
+    assert call(here, "start", "old") == (0, "old\n")  # as one that runs
+    status, said = call(here, "delete", "old")
+    assert (status, "it is running" in said) == (1, True)
+    assert call(here, "prune", "-f") == (0, "")
+    os.close(lock)
+
+
+def test_which_are_started_with_the_host(here: Here) -> None:
+    store = StateStore(here.layout)
+    for name, policy, asked, code in (
+        ("a1", "always", True, 0),
+        ("u1", "unless-stopped", False, 0),
+        ("u2", "unless-stopped", True, 0),
+        ("f1", "on-failure:3", False, 1),
+        ("f2", "on-failure", False, 0),
+        ("n1", "no", False, 1),
+    ):
+        ended = ContainerRecord(name, "busybox", ("x",), State.STOPPED, exit_code=code)
+        record = SandboxRecord(name, 3.0, 0, "b", state=State.STOPPED, restart=policy, stop_asked=asked)
+        os.close(store.create(replace(record, containers=(ended,))))
+    words = [word for kind in ("always", "unless-stopped", "on-failure") for word in ("-f", f"restart-policy={kind}")]
+    status, said = call(here, "start", "--all", *words)
+    assert status == 1
+    tried = {name for name in ("a1", "u1", "u2", "f1", "f2", "n1") if f"cannot start container {name}" in said}
+    assert tried == {"a1", "u1", "f1"}
+
+
+def test_start_and_its_words(here: Here) -> None:
+    assert call(here, "start", "web") == (0, "web\n")  # it runs
+    status, said = call(here, "start", "none", "old", "web")
+    assert (status, "cannot find none" in said, "nothing was kept" in said, "web\n" in said) == (
+        1,
+        True,
+        True,
+        True,
+    )
+    for words, told in (
+        ((), "no container given"),
+        (("--all", "web"), "--all with names"),
+        (("--filter", "name=web"), "--filter without --all"),
+        (("-a", "web", "old"), "several containers at once"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            call(here, "start", *words)
+    assert call(here, "start", "--all", "--filter", "restart-policy=always") == (0, "")
+    status, said = call(here, "restart", "none")
+    assert (status, "cannot find none" in said) == (1, True)
+    status, said = call(here, "restart", "web")
+    assert (status, "nothing was kept" in said) == (1, True)
+    assert StateStore(here.layout).read("web").state is State.RUNNING
+
+
 def test_prune_removes_what_has_stopped(here: Here) -> None:
     with pytest.raises(UsageError, match="standard input is not a terminal"):
         call(here, "prune")
