@@ -41,10 +41,17 @@ def test_files_stay_from_start_to_start(kata: Kata, tmp_path: Path) -> None:
     assert kata.ok("wait", name) == "5\n"
     assert kata.ok("logs", name) == "1\nrun 1\n1\nrun 2\n1\nrun 3\n"
     assert kata.ok("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name) == "exited 5\n"
+    told = kata.ok("events", "--since", "1h", "--until", "0s", "-f", f"container={name}", "--format", "{{.Action}}")
+    assert told.split() == ["create", *["start", "die"] * 2, "restart", "start", "die"] or told.split() == [
+        *("create", *["start", "die"] * 2, "start", "restart", "die")
+    ]
     taken = kata("create", "--name", name, "busybox")
     assert (taken.code, "the name is taken" in taken.stderr) == (1, True)
-    kata.ok("delete", name)
+    new = kata.remove_later(kata.name())
+    assert kata.ok("rename", name, new) == ""
     assert kata("start", name).code == 1
+    assert kata("start", "-a", new).stdout == "1\nrun 4\n"
+    kata.ok("delete", new)
 
 
 def test_a_container_of_run_starts_again_as_it_was(kata: Kata) -> None:

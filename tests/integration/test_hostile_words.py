@@ -141,6 +141,8 @@ async def test_no_verb_lets_a_guest_steer_the_terminal(tmp_path: Path) -> None:
         ("stop", "-t", "1", NAME),
         ("start", "-a", NAME),
         ("restart", "-t", "1", NAME),
+        ("rename", NAME, f"{NAME}-new"),
+        ("events", "--since", "1h", "--until", "0s"),
         ("cp", f"{NAME}:/etc/hostname", str(tmp_path / "copy")),
         ("export", NAME),
         ("delete", NAME),

@@ -17,8 +17,11 @@ from katapod.model.record import KILLED_STATUS, State
 
 if TYPE_CHECKING:
     from katapod.host.state import StateStore
+    from katapod.model.record import ContainerRecord
 
 __all__ = ["attach", "attach_to", "stop", "stop_container", "wait"]
+
+ASK_EVERY_S = 0.05
 
 
 @verb("wait")
@@ -114,17 +117,32 @@ def _all_up(store: "StateStore") -> tuple[str, ...]:
 
 async def stop_container(store: "StateStore", name: str, limit_s: int | None, wanted: int) -> None:
     """`limit_s`: None: there is none; -1: the container's own. Raises NotFound, KatapodError."""
-    from katapod.sandbox.client import connect_control
+    from katapod.host.event_log import note_event
     from katapod.sandbox.endings import end_policy, until_supervisor_ended
 
-    if await end_policy(store, name):
-        return
-    record = store.read(name)
-    container = record.containers[0] if record.containers else None
-    if container is None or record.at_rest:
-        return
-    limit_s = container.stop_timeout_s if limit_s == -1 else limit_s
-    with contextlib.suppress(InvalidState):  # it has ended by itself meanwhile
+    told = store.read(name)
+    while not await end_policy(store, name):
+        record = store.read(name)
+        container = record.containers[0] if record.containers else None
+        if container is None or record.at_rest:
+            return
+        await _ask_to_end(store, container, container.stop_timeout_s if limit_s == -1 else limit_s, wanted)
+        if not _is_there(store, name):
+            break
+        if record.restart == "no" or store.read(name).stop_asked:
+            await until_supervisor_ended(store.layout.sandbox(name))
+            break
+        await asyncio.sleep(ASK_EVERY_S)  # it has ended by itself, and its policy is about to start it again
+    note_event(store.layout, "stop", told)
+
+
+async def _ask_to_end(store: "StateStore", container: "ContainerRecord", limit_s: int | None, wanted: int) -> None:
+    """One that has ended by itself meanwhile is no error, nor is one that is not there any more, or not yet again."""
+    from katapod.model.errors import NotFound
+    from katapod.sandbox.client import connect_control
+
+    name = container.container_id
+    with contextlib.suppress(InvalidState, NotFound):
         async with connect_control(store, name) as client:
             await client.kill(name, wanted or container.stop_signal)
             try:
@@ -132,8 +150,6 @@ async def stop_container(store: "StateStore", name: str, limit_s: int | None, wa
                     await client.wait(name)
             except TimeoutError:
                 await client.kill(name, signal.SIGKILL)
-    if _is_there(store, name) and not await end_policy(store, name):
-        await until_supervisor_ended(store.layout.sandbox(name))
 
 
 def _is_there(store: "StateStore", name: str) -> bool:

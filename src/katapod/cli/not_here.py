@@ -29,7 +29,6 @@ NOT_HERE = {
     "kube": ("pods are made by engines", "podman --runtime kata kube play FILE"),
     "generate": ("units are written by hand", "a systemd unit with ExecStart=kata-runtime run ..."),
     "healthcheck": ("nothing here runs health checks", "kata-runtime exec NAME COMMAND"),
-    "rename": ("a container's name is that of its VM", "kata-runtime run --name NAME"),
     "diff": ("a container's files are on a disk of its VM", "kata-runtime export NAME | tar -t"),
     "mount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR, or run -v DIR:DST"),
     "unmount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR"),

@@ -1,4 +1,4 @@
-"""`create`, `start`, `restart`: containers that stay when they have ended, and their files with them."""
+"""`create`, `start`, `restart`, `rename`: containers that stay when they have ended, and their files with them."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from katapod.host.state import StateStore
     from katapod.supervisor.run_request import RunRequest
 
-__all__ = ["create", "restart", "start"]
+__all__ = ["create", "rename", "restart", "start"]
 
 ENDING_LIMIT_S = 60.0
 
@@ -93,13 +93,14 @@ def restart(settings: Globals, names: tuple[str, ...], limit: str, number: str) 
     """
     need_root("restart")
     from katapod.cli.life import stop_container
+    from katapod.host.event_log import note_event
     from katapod.model.flags import parse_signal, parse_stop_timeout
 
     limit_s = parse_stop_timeout(limit, "--time") if limit else -1
     wanted = parse_signal(number) if number else 0
     store = settings.states()
 
-    def one(name: str) -> None:
+    def one(name: str) -> int:
         record = _found(store, name)
         if record.auto_remove and record.state is not State.CREATED:
             raise InvalidState(
@@ -108,9 +109,32 @@ def restart(settings: Globals, names: tuple[str, ...], limit: str, number: str) 
             )
         _request_of(settings, name)  # before anything is stopped
         asyncio.run(stop_container(store, name, limit_s, wanted))
-        _start(settings, name)
+        status = _start(settings, name)
+        if not status:
+            note_event(settings.layout, "restart", store.read(name))
+        return status
 
     return _each(names, one)
+
+
+@verb("rename")
+@argument("name", metavar="NAME", help="Name of a container that does not run.")
+@argument("new_name", metavar="NEW_NAME", help="The name that it gets.")
+@click.pass_obj
+def rename(settings: Globals, name: str, new_name: str) -> None:
+    """Give a container that has stopped, or was not started yet, another name.
+
+    Its host name stays. While it runs its VM has its name: stop it first.
+    """
+    need_root("rename")
+    from katapod.supervisor.renaming import rename_container
+
+    old, new = parse_container_name(name), parse_container_name(new_name)
+    store = settings.states()
+    _found(store, old)
+    if old == new:
+        raise UsageError(f"cannot rename container {old}: that is its name")
+    asyncio.run(rename_container(store, old, new))
 
 
 def _each(names: tuple[str, ...], action: Any) -> int:

@@ -139,6 +139,11 @@ class Layout(Struct, frozen=True):
     proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
 
     @property
+    def event_log(self) -> Path:
+        """What happens to containers: see host/event_log.py. No id begins with a dot."""
+        return self.state_root / ".events.log"
+
+    @property
     def sandbox_roots(self) -> tuple[Path, ...]:
         """Where sandboxes have directories, but for their state. What begins with a dot there is nobody's: see
         host/removal.py."""

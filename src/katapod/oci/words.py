@@ -13,9 +13,9 @@ ENGINES = ("--root", "--log", "--log-format", "--log-level", "--cgroup-manager",
 GLOBAL_VALUES = (*OURS, *ENGINES)
 GLOBAL_SWITCHES = ("--systemd-cgroup", "--debug", "--version", "-v", "--help", "-h")
 
-BOTH = ("create", "start")
+BOTH = ("create", "start", "events")
 """Verbs of both worlds that do different things there."""
-ONLY_OCI = ("state", "events", "spec", "features", "checkpoint", "restore")
+ONLY_OCI = ("state", "spec", "features", "checkpoint", "restore")
 STARTS = ("--pid-file", "--console-socket", "--preserve-fds", "--keep", "--no-subreaper", "--no-pivot")
 MARKS = {
     "run": STARTS,
@@ -25,7 +25,10 @@ MARKS = {
 """Options of a verb that only its OCI form has."""
 RUNS, KEPT = "/run/vc/sbs", "/var/lib/katapod/sandboxes"
 """Where containers of `run` are recorded, and those that a start of the host has left: model.layout.Layout."""
-VALUED = ("--format", "-f", "-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus")
+VALUED = (
+    *("--format", "-f", "--filter", "--since", "--until", "--interval"),
+    *("-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus"),
+)
 """Options of such a verb, in either world, whose value is the next word."""
 BY_CONTAINER = ("kill", "delete", "pause", "resume", "ps", "update")
 """Verbs that mean the same to both, and are carried out by who has made the container."""
@@ -64,8 +67,8 @@ def _is_oci(verb: str, rest: list[str]) -> bool:
 
 
 def _is_docker(verb: str, rest: list[str]) -> bool:
-    """Whether somebody means docker's verb of that name: `create IMAGE` where there is no bundle, and `start` of a
-    container of `run`, of several, or with options."""
+    """Whether somebody means docker's verb of that name: `create IMAGE` where there is no bundle, `start` of a
+    container of `run`, of several, or with options, `events` of all containers."""
     if verb == "create":
         options = set[str]()
         for word in rest:
@@ -75,6 +78,8 @@ def _is_docker(verb: str, rest: list[str]) -> bool:
                 break
             options.add(word)
         return not (len(rest) - len(options) == 1 and os.path.exists("config.json"))
+    if verb == "events":
+        return not _first_operand(rest)
     names = [word for word in rest if not word.startswith("-")]
     if len(names) != 1 or len(rest) > 1:
         return True

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from katapod.host.event_log import note_event
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -106,6 +107,10 @@ class Container:
         if changed.state is State.STOPPED:
             self.ended.set()
 
+    def tell(self, action: str, **more: object) -> None:
+        """Have it among the events of this host."""
+        note_event(self.sandbox.store.layout, action, self.sandbox.record, **more)
+
     async def start(self) -> None:
         require("start", self.container_id, self.record.state, State.CREATED)
         request = agent_pb2.StartContainerRequest(container_id=self.container_id)
@@ -114,6 +119,7 @@ class Container:
         except AgentFailed as exc:
             raise command_error(exc) from exc
         self.save(state=State.RUNNING, started_at=time.time())
+        self.tell("start")
 
     async def carry(self, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
         """Carry the streams of the running container to its end, record that, and return its exit code."""
@@ -143,6 +149,7 @@ class Container:
         request = agent_pb2.PauseContainerRequest(container_id=self.container_id)
         await self.sandbox.guard(self.sandbox.agent.call("PauseContainer", request))
         self.save(state=State.PAUSED)
+        self.tell("pause")
 
     async def resume(self) -> None:
         require("resume", self.container_id, self.record.state, State.PAUSED)
@@ -150,6 +157,7 @@ class Container:
         await self.sandbox.guard(self.sandbox.agent.call("ResumeContainer", request))
         self.sandbox.clock.look_soon()
         self.save(state=State.RUNNING)
+        self.tell("unpause")
 
     async def update(self, resources: oci.Resources) -> None:
         """Change the limits of a container. Raises AgentFailed, KatapodError."""

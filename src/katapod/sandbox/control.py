@@ -139,6 +139,7 @@ class _Control:
         if request.signal in (signal.SIGKILL, container.plan.stop_signal):
             container.note_stop_asked()
         await container.kill(request.signal)
+        container.tell("kill", signal=request.signal)
 
     async def _pause(self, payload: bytes) -> None:
         await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).pause()

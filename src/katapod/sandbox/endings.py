@@ -29,7 +29,7 @@ async def end_policy(store: StateStore, sandbox_id: str) -> bool:
     paths = store.layout.sandbox(sandbox_id)
     with store.removal(sandbox_id):
         record = store.read(sandbox_id)
-        starts = record.state is State.CREATING and bool(record.restarts)
+        starts = bool(record.restarts) and (record.state is State.CREATING or not record.containers)
         if not record.at_rest and not starts:
             return False
     note_stop(store, sandbox_id)  # also for one that is between its wait and its start

@@ -18,6 +18,7 @@ import msgspec
 
 from katapod.host.cgroup import remove_cgroups
 from katapod.host.direct_volumes import forget_volumes
+from katapod.host.event_log import note_event
 from katapod.host.facts import boot_time
 from katapod.host.locks import is_stopped, lock_holder
 from katapod.host.mounts import mounts_below
@@ -29,7 +30,7 @@ from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout
-from katapod.model.record import SandboxRecord, State, killed_containers
+from katapod.model.record import KILLED_STATUS, SandboxRecord, State, killed_containers
 from katapod.sandbox.attachment import release_attachment
 from katapod.tasks import finish
 from katapod.vmm.processes import is_vm
@@ -84,11 +85,20 @@ async def remove_sandbox(
         try:
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
             if not problems:
+                record = _readable(store, sandbox_id)
                 store.discard(sandbox_id)
+                if record is not None and record.containers:
+                    note_event(store.layout, "destroy", record)
         except (OSError, KatapodError) as exc:
             problems.append(str(exc))
         if problems:
             raise KatapodError(f"cannot remove all of {sandbox_id}: {'; '.join(problems)}", hint="try again")
+
+
+def _readable(store: StateStore, sandbox_id: str) -> SandboxRecord | None:
+    with contextlib.suppress(KatapodError):
+        return store.read(sandbox_id)
+    return None
 
 
 def _remove_files(store: StateStore, sandbox_id: str, deadline: float | None) -> list[str]:
@@ -298,6 +308,8 @@ def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float
             network=record.network,
         )
         store.write(settled)
+        if any(item.state is not State.STOPPED and item.started_at for item in record.containers):
+            note_event(store.layout, "die", settled, exitCode=KILLED_STATUS)
         if before is not None:
             store.keep(settled)
 

@@ -126,11 +126,13 @@ async def created_container(
         plan = with_network(plan, sandbox.record.attachment)
         with span("create container"):
             container = await pod.create_container(plan, None)
+        if request.again is None:
+            container.tell("create")
         await sandbox.wait_resized()  # before its first instruction
         if sandbox.paths.kept_request.exists():
             store.keep(sandbox.record)
         async with (
-            beside(watch_oom(sandbox, pod.containers), name="watch-oom"),
+            beside(watch_oom(sandbox, pod.containers, _tell_of_oom), name="watch-oom"),
             beside(_stop_when_asked(stop, container), name="stopper"),
         ):
             yield container
@@ -142,11 +144,17 @@ async def created_container(
         raise
     finally:
         keep = _is_kept(request, sandbox)
+        if container is not None and _has_run(sandbox):
+            container.tell("die", exitCode=container.record.exit_code)
         try:
             await pod.close(keep=keep, expendable=not _writes_to_host(plan, sandbox.paths.data, keep=keep))
         finally:
             if container is not None:
                 await finish(container.hooks.stopped(), name="poststop")
+
+
+def _tell_of_oom(container: Container) -> None:
+    container.tell("oom")
 
 
 @contextlib.asynccontextmanager

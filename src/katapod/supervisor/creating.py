@@ -4,6 +4,7 @@ import time
 
 from msgspec.structs import replace
 
+from katapod.host.event_log import note_event
 from katapod.host.facts import collect_host_facts
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -56,4 +57,5 @@ async def create_container(context: RunContext, request: RunRequest) -> None:
             write_cid_file(request.cid_file, request.container_id)
         write_atomically(store.layout.sandbox(record.sandbox_id).spec(request.container_id), oci.encode_spec(plan.spec))
         store.keep(made)
+        note_event(store.layout, "create", made)
         store.write(made)  # the last step: from now on it is a container

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from katapod.cli.not_here import NOT_HERE
 from katapod.cli.program import VERBS, kata_runtime
 from katapod.cli.settings import Globals
 from katapod.cli.tables import Column, print_table
+from katapod.host.event_log import note_event
 from katapod.host.state import StateStore
 from katapod.model.attachment import AttachmentRecord, PublishedPort
 from katapod.model.cni import parse_network
@@ -200,6 +202,26 @@ def test_start_and_its_words(here: Here) -> None:
     status, said = call(here, "restart", "web")
     assert (status, "nothing was kept" in said) == (1, True)
     assert StateStore(here.layout).read("web").state is State.RUNNING
+
+
+def test_events(here: Here) -> None:
+    web = StateStore(here.layout).read("web")
+    note_event(here.layout, "start", web)
+    note_event(here.layout, "die", web, exitCode=3)
+    past = ("--since", "1h", "--until", "0s")
+    lines = call(here, "events", *past)[1].splitlines()
+    assert [re.sub(r"^[-0-9]+T[0-9:]+\.[0-9]{9}[+-][0-9]{2}:[0-9]{2} ", "", line) for line in lines] == [
+        "container start web (app=web, image=busybox, name=web)",
+        "container die web (app=web, exitCode=3, image=busybox, name=web)",
+    ]
+    some = call(here, "events", *past, "-f", "event=die", "-f", "label=app=web", "--format", "json")[1]
+    found = json.loads(some)
+    assert (found["Action"], found["Actor"]["Attributes"]["exitCode"]) == ("die", "3")
+    assert call(here, "events", *past, "-f", "container=old") == (0, "")
+    assert call(here, "events", *past, "--format", "{{.ID}} {{.Status}}", "-f", "event=start")[1] == "web start\n"
+    for words in (("-f", "x=y"), ("-f", "event"), ("--since", "never")):
+        with pytest.raises(UsageError, match=r"--filter|--since"):
+            call(here, "events", *words)
 
 
 def test_prune_removes_what_has_stopped(here: Here) -> None:

@@ -1,6 +1,7 @@
 """The whole life of a container that stays, on a VMM that runs nothing: create, start, start again, its policy."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from katapod.host.state import supervisor_alive
 from katapod.model.config import Config
-from katapod.model.errors import AlreadyExists, KatapodError
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError
 from katapod.model.ids import ContainerId
 from katapod.model.net_flags import NetworkRequest
 from katapod.model.record import SandboxRecord, State
@@ -32,6 +33,7 @@ from katapod.sandbox.rootfs import GuestRootfs
 from katapod.supervisor import restarting
 from katapod.supervisor.creating import create_container
 from katapod.supervisor.kept import read_kept
+from katapod.supervisor.renaming import rename_container
 from katapod.supervisor.run import background_streams, own_container
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
@@ -249,6 +251,32 @@ async def test_a_policy_that_waits_is_ended_by_a_signal(life: Life, monkeypatch:
         await running
     assert not await end_policy(life.store, "c1"), "nobody is there any more"
     assert (life.record.restart_at, life.record.stop_asked) == (0, True)
+
+
+async def test_another_name(life: Life) -> None:
+    assert await life.run(life.asked("echo", "x")) == 0
+    before = life.record
+    new = ContainerId("c2")
+    os.close(life.store.create(replace(before, sandbox_id="c3")))
+    with pytest.raises(AlreadyExists, match="the name is taken"):
+        await rename_container(life.store, ContainerId("c1"), ContainerId("c3"))
+    assert life.record == before
+    await rename_container(life.store, ContainerId("c1"), new)
+    assert life.store.ids() == ["c2", "c3"]
+    assert not life.store.layout.sandbox("c1").data.exists()
+    assert life.store.layout.sandbox("c2").files.exists()
+    found = life.store.read("c2")
+    assert (found.containers[0].container_id, found.created_at) == ("c2", before.created_at)
+    assert await life.run(read_kept(life.store.layout, "c2").again) == 0
+    assert len(life.store.layout.sandbox("c2").container_log.read_bytes().splitlines()) == 2
+    lock = life.store.reclaim(life.store.read("c2"))
+    with pytest.raises(InvalidState, match="it runs, and its VM has its name"):
+        await rename_container(life.store, new, ContainerId("c1"))
+    os.close(lock)
+    with pytest.raises(InvalidState, match="nothing was kept"):
+        await rename_container(life.store, ContainerId("c3"), ContainerId("c1"))
+    for name in ("c2", "c3"):
+        await delete_sandbox(life.store, name)
 
 
 async def test_what_cannot_be_created_is_not_there(life: Life) -> None:
