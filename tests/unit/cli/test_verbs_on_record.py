@@ -19,10 +19,12 @@ from katapod.cli.not_here import NOT_HERE
 from katapod.cli.program import VERBS, kata_runtime
 from katapod.cli.settings import Globals
 from katapod.cli.tables import Column, print_table
+from katapod.host import bridge
 from katapod.host.event_log import note_event
 from katapod.host.state import StateStore
 from katapod.model.attachment import AttachmentRecord, PublishedPort
 from katapod.model.cni import parse_network
+from katapod.model.config import Config
 from katapod.model.errors import KatapodError, UsageError
 from katapod.model.layout import Layout
 from katapod.model.log_flags import parse_tail, parse_time
@@ -222,6 +224,41 @@ def test_events(here: Here) -> None:
     for words in (("-f", "x=y"), ("-f", "event"), ("--since", "never")):
         with pytest.raises(UsageError, match=r"--filter|--since"):
             call(here, "events", *words)
+
+
+def test_networks_of_ones_own(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "net.d"
+    config = Config()
+    config = replace(config, katapod=replace(config.katapod, cni_conf_dir=str(directory)))
+    monkeypatch.setattr(Here, "load_config", lambda self, **more: config)
+
+    async def routes() -> list[str]:
+        return ["10.186.0.0/16"]
+
+    monkeypatch.setattr(bridge, "networks_in_use", routes)
+    monkeypatch.setattr(bridge, "bridge_subnet", lambda: "")
+    assert call(here, "network", "create", "app", "--label", "a=b", "-o", "mtu=1400") == (0, "app\n")
+    assert call(here, "network", "create", "--subnet", "10.20.0.0/24", "--internal", "db") == (0, "db\n")
+    rows = {row["name"]: row["subnet"] for row in json.loads(call(here, "network", "ls", "--json")[1])}
+    assert rows == {"bridge": "", "app": "10.187.0.0/16", "db": "10.20.0.0/24"}
+    for words, told in (
+        (("app",), "there is one of that name"),
+        (("x1", "--subnet", "10.20.0.128/25"), "network db has addresses"),
+        (("bridge",), "a meaning of its own"),
+        (("-d", "macvlan", "x1"), "files of /etc/cni/net.d"),
+        (("-o", "mtu=x", "x1"), "known is mtu=N"),
+        (("../x",), "it is not a network name"),
+    ):
+        with pytest.raises(KatapodError, match=told):
+            call(here, "network", "create", *words)
+    (directory / "other.conflist").write_bytes(
+        b'{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]}'
+    )
+    status, said = call(here, "network", "rm", "other", "none-such", "db")
+    assert (status, "has not made it" in said, "cannot find network none-such" in said) == (1, True, True)
+    assert call(here, "network", "rm", "-f", "none-such") == (0, "")
+    assert call(here, "network", "prune", "-f") == (0, "app\n")
+    assert [path.name for path in directory.iterdir()] == ["other.conflist"]
 
 
 def test_prune_removes_what_has_stopped(here: Here) -> None:
