@@ -55,7 +55,14 @@ def list_containers(settings: Globals, /, **flags: Any) -> None:
     need_root("list")
     from katapod.sandbox.listing import list_sandboxes
 
-    listed = list_sandboxes(settings.states())
+    store = settings.states()
+    if store.has_kept_strays():
+        import asyncio
+
+        from katapod.sandbox.recovery import adopt_kept
+
+        asyncio.run(adopt_kept(store))
+    listed = list_sandboxes(store)
     if flags["wanted"]:
         listed = _filtered(listed, flags["wanted"])
     count = 1 if flags["latest"] else flags["last"]

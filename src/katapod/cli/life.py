@@ -43,12 +43,13 @@ async def wait_ended(store: "StateStore", name: str) -> int:
     from katapod.sandbox.client import connect_control
     from katapod.sandbox.endings import until_supervisor_ended
 
+    policy = store.read(name).restart
     try:
         async with connect_control(store, name) as client:
             status = await client.wait(name)
     except InvalidState:
         status = _recorded_end(store, name)
-    if not (_is_there(store, name) and store.read(name).restart != "no"):  # that may be about to start again
+    if policy == "no":  # else it may be about to start again
         await until_supervisor_ended(store.layout.sandbox(name))
     return status
 

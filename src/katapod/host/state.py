@@ -217,6 +217,13 @@ class StateStore:
                     found.add(entry.name)
         return sorted(found.difference(self.ids()))
 
+    def has_kept_strays(self) -> bool:
+        """Whether there may be containers that a start of the host has left without their records in /run."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = {entry.name for entry in os.scandir(self.layout.data_root)} - set(self.ids())
+            return any(self.layout.sandbox(name).kept_record.exists() for name in names if not name.startswith("."))
+        return False
+
     def records(self) -> Iterator[SandboxRecord]:
         """All readable records; those that vanish or cannot be read are passed over."""
         for sandbox_id in self.ids():

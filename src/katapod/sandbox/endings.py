@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from katapod.host.locks import lock_holder
 from katapod.host.state import StateStore, supervisor_alive
+from katapod.model.errors import NotFound
 from katapod.model.layout import SandboxPaths
 from katapod.model.record import State
 
@@ -45,9 +46,9 @@ async def end_policy(store: StateStore, sandbox_id: str) -> bool:
 
 
 def note_stop(store: StateStore, sandbox_id: str, *, asked: bool = True) -> None:
-    """Have it on record of a container at rest, one that has a policy, whether somebody has asked for its end. Raises
-    KatapodError."""
-    with store.removal(sandbox_id) as there:
+    """Have it on record of a container at rest, one that has a policy, whether somebody has asked for its end. One
+    that has gone has none. Raises KatapodError."""
+    with store.removal(sandbox_id) as there, contextlib.suppress(NotFound):
         record = store.read(sandbox_id) if there else None
         if record is None or not record.at_rest or record.restart == "no" or record.stop_asked == asked:
             return

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from katapod.model.errors import KatapodError, UsageError
 from katapod.model.layout import Layout
 from katapod.model.log_flags import parse_tail, parse_time
 from katapod.model.record import ContainerRecord, SandboxRecord, State
+from katapod.sandbox import recovery
 
 
 class Here(Globals):
@@ -179,6 +181,16 @@ def test_which_are_started_with_the_host(here: Here) -> None:
     assert status == 1
     tried = {name for name in ("a1", "u1", "u2", "f1", "f2", "n1") if f"cannot start container {name}" in said}
     assert tried == {"a1", "u1", "f1"}
+
+
+def test_list_finds_what_a_start_of_the_host_has_left(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "boot_time", lambda: time.time() + 60)
+    store = StateStore(here.layout)
+    container = ContainerRecord("left", "busybox", ("x",), State.RUNNING, started_at=1.0)
+    store.layout.sandbox("left").data.mkdir(parents=True)
+    store.keep(SandboxRecord("left", 9.0, 1, "b", state=State.RUNNING, containers=(container,)))
+    assert call(here, "list", "-q") == (0, "left\nweb\nold\n")
+    assert json.loads(call(here, "list", "--json")[1])[0]["status"] == "stopped (137)"
 
 
 def test_start_and_its_words(here: Here) -> None:
