@@ -173,7 +173,7 @@ class Pod:
         try:
             self.sandbox.store.keep(record)
         except KatapodError as exc:
-            log.error("a start of the host will find %s as it was when it ran: %s", record.sandbox_id, exc)
+            log.info("a start of the host will find %s as it was when it ran: %s", record.sandbox_id, exc)
 
     async def _detach(self) -> None:
         """Undo the attachment to a network beside the end of the VM, once nobody is left who could want it. What does
