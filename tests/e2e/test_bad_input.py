@@ -178,6 +178,7 @@ def test_an_ordinary_user_is_sent_to_root() -> None:
         ["cp", "x1:/etc/hostname", "here"],
         ["tag", "x1", "x2"],
         ["rename", "x1", "x2"],
+        ["commit", "x1", "x2"],
         ["save", "-o", "x1.tar", "x1"],
         ["load", "-i", "/etc/hostname"],
         *([f"network {verb}", "bridge"] for verb in ("inspect", "rm", "create")),

@@ -5,7 +5,6 @@ __all__ = ["NOT_HERE"]
 NOT_HERE = {
     "build": ("images are built by others", "buildah build, then kata-runtime image import oci-archive:FILE"),
     "buildx": ("images are built by others", "buildah build"),
-    "commit": ("images are built by others", "buildah commit"),
     "login": ("registries' passwords are skopeo's", "skopeo login HOST"),
     "logout": ("registries' passwords are skopeo's", "skopeo logout HOST"),
     "push": (

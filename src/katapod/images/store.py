@@ -32,6 +32,7 @@ from katapod.model.errors import UsageError
 from katapod.model.ids import ContainerId
 from katapod.model.image import (
     ImageRecord,
+    Platform,
     SkopeoReference,
     StoredName,
     Transport,
@@ -70,6 +71,11 @@ class ImageStore:
         self._busybox_program = busybox_program
 
     # -- lookup
+
+    @property
+    def platform(self) -> Platform:
+        """That of this machine, which all images have."""
+        return self._platform
 
     def rootfs_path(self, digest: str) -> Path:
         """The unpacked files, for read-only use (lowerdir of an overlay); call hold() first."""
