@@ -6,19 +6,22 @@ Beside the request is what the container has of the host: its image, and the dis
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from katapod.host.state import write_atomically
-from katapod.images import ImageStore
 from katapod.model.errors import InvalidState, KatapodError
-from katapod.model.image import ImageRecord
 from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
-from katapod.sandbox.container import ContainerPlan
 from katapod.supervisor.run_request import RunRequest
+
+if TYPE_CHECKING:  # `start` of what runs already, and rename, do without
+    from katapod.images import ImageStore
+    from katapod.model.image import ImageRecord
+    from katapod.sandbox.container import ContainerPlan
 
 __all__ = ["DiskMark", "KeptRequest", "held_image", "keep_planned", "keep_request", "kept_disk", "mark_of", "read_kept"]
 
@@ -65,7 +68,7 @@ def keep_request(layout: Layout, kept: KeptRequest) -> None:
     write_atomically(paths.kept_request, encode_json(replace(kept, request=once)))
 
 
-def keep_planned(layout: Layout, request: RunRequest, plan: ContainerPlan) -> None:
+def keep_planned(layout: Layout, request: RunRequest, plan: "ContainerPlan") -> None:
     """That of a container which is about to be made. Raises NoSpace, KatapodError."""
     disk = mark_of(plan.rootfs.disk) if plan.rootfs.disk is not None else None
     keep_request(layout, KeptRequest(request, plan.image_digest, disk))
@@ -87,7 +90,7 @@ def read_kept(layout: Layout, container_id: str) -> KeptRequest:
         raise KatapodError(f"cannot read {path}: {exc}", hint=f"kata-runtime delete --force {container_id}") from exc
 
 
-async def held_image(store: ImageStore, request: RunRequest) -> ImageRecord:
+async def held_image(store: "ImageStore", request: RunRequest) -> "ImageRecord":
     """The image that the container has had from the start. Raises ImageNotFound, StoreDamaged."""
     await store.hold(request.image_digest, request.sandbox_id)
     return await store.by_digest(request.image_digest)
