@@ -145,3 +145,21 @@ def test_a_reader_that_goes_away(kata: Kata) -> None:
         listing.stdout.close()
         assert listing.stderr is not None
         assert b"Traceback" not in listing.stderr.read()
+
+
+def test_commit(kata: Kata) -> None:
+    """The image has what the container has written, without what is mounted in it, and starts as it was run."""
+    name = kata.start("-e", "A=b", "-v", "/vol", "-w", "/srv", "busybox", "sh", "-c", "echo hello > /made; sleep 3600")
+    wait_for(lambda: kata("exec", name, "test", "-s", "/made").code == 0, "its file")
+    kata.ok("exec", name, "touch", "/vol/x")
+    image = f"{name}-image:1"
+    digest = kata.ok("commit", "-m", "why", "-c", 'CMD ["cat", "/made"]', "-c", "LABEL k=v", name, image).strip()
+    try:
+        assert digest.startswith("sha256:")
+        assert kata.run(image).stdout == "hello\n"
+        found = kata.run(image, "sh", "-c", "echo $A; pwd; test -e /vol/x || echo no volume").stdout
+        assert found == "b\n/srv\nno volume\n"
+    finally:
+        kata.ok("image", "rm", image)
+    stopped = kata("commit", "no-such-thing", image)
+    assert (stopped.code, "no-such-thing: no such container" in stopped.stderr) == (1, True)

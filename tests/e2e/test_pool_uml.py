@@ -116,3 +116,13 @@ def test_factory_says_what_is_true(pool: Pool, kata: Kata, tmp_path: Path) -> No
     refused = kata("--config", str(config), "factory", "init")
     assert (refused.code, refused.stdout) == (1, "")
     assert "User-mode Linux: it has no templates" in refused.stderr
+
+
+def test_files_of_a_container_that_took_a_machine_stay(pool: Pool) -> None:
+    """It is started again in a machine of its own."""
+    pool.wait_full()
+    name = pool.kata.remove_later(pool.kata.name())
+    first = pool.taking("run", "--name", name, "busybox", "sh", "-c", "echo x >> /n; cat /n")
+    assert (first.code, first.stdout) == (0, "x\n")
+    assert pool.kata("start", "-a", name).stdout == "x\nx\n"
+    assert pool.kata("start", "-a", name).stdout == "x\nx\nx\n"

@@ -511,3 +511,33 @@ def test_a_network_that_cannot_be_undone_is_reported_and_tried_again(name: str, 
     good.touch()
     assert run("--name", kata.name(), "--net", "none", "busybox", "true").err == ""
     assert traces(name) == []
+
+
+def test_a_network_of_ones_own(kata: Kata, tmp_path: Path) -> None:
+    """Made, used by two that reach each other, kept while they run, and gone with its bridge."""
+    configured = tmp_path / "net.d"
+    config = write_config(tmp_path, katapod={"cni_conf_dir": str(configured)})
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        words = tuple(on_host(*kata_command("--config", str(config), *words)))
+        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S)
+
+    made = call("network", "create", "--subnet", "10.201.7.0/24", "--ip-range", "10.201.7.128/25", "own")
+    assert (made.returncode, made.stdout, made.stderr) == (0, "own\n", "")
+    name = kata.remove_later(kata.name())
+    server = call("run", "-d", "--name", name, "--net", "own", "busybox", "sh", "-c", SERVER)
+    assert server.returncode == 0, server
+    try:
+        (address,) = (row["addresses"][0] for row in json.loads(call("list", "--json").stdout) if row["name"] == name)
+        assert address.startswith("10.201.7.1")
+        get = f"until wget -q -O - http://{address}/x; do sleep 0.2; done"
+        got = call("run", "--rm", "--name", kata.name(), "--net", "own", "busybox", "sh", "-c", get)
+        assert (got.returncode, got.stdout) == (0, "hello\n"), got
+        refused = call("network", "rm", "own")
+        assert (refused.returncode, f"{name} use it" in refused.stderr) == (1, True)
+        assert call("network", "prune", "-f").stdout == ""
+    finally:
+        call("delete", "--force", name)
+    assert call("network", "rm", "own").stdout == "own\n"
+    assert list(configured.iterdir()) == []
+    assert "kata-" not in host("ip", "-brief", "link")

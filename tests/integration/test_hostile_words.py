@@ -24,6 +24,7 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\u202e\x9b31m\nkata-runtime: forged"
 NAME = f"{RUN_PREFIX}hostile"
 NOTHING_OF_A_GUEST = {
     "run": "its errors are KatapodErrors, its output is the container's",
+    "create": "as run",
     "config": "the administrator's",
     "env": "this host's",
     "kata-env": "the same",
@@ -138,8 +139,13 @@ async def test_no_verb_lets_a_guest_steer_the_terminal(tmp_path: Path) -> None:
         ("attach", NAME),
         ("wait", NAME),
         ("stop", "-t", "1", NAME),
+        ("start", "-a", NAME),
+        ("restart", "-t", "1", NAME),
+        ("rename", NAME, f"{NAME}-new"),
+        ("events", "--since", "1h", "--until", "0s"),
         ("cp", f"{NAME}:/etc/hostname", str(tmp_path / "copy")),
         ("export", NAME),
+        ("commit", NAME, "made:1"),
         ("delete", NAME),
         ("rm", NAME),
         ("direct-volume", "stats", "--volume-path", "/nowhere"),

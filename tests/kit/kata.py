@@ -90,10 +90,14 @@ class Kata:
         """`run --rm --name NEW ARGS`."""
         return self("run", "--rm", "--name", self.name(), *args, input=input, timeout=timeout)
 
+    def remove_later(self, name: str) -> str:
+        """Have a container of that name removed at the end of the test, if there is one; returns the name."""
+        self._started.append(name)
+        return name
+
     def start(self, *args: str) -> str:
         """`run -d --name NEW ARGS`, removed at the end of the test; returns the name."""
-        name = self.name()
-        self._started.append(name)
+        name = self.remove_later(self.name())
         assert self.ok("run", "-d", "--name", name, *args) == f"{name}\n"
         return name
 

@@ -148,7 +148,12 @@ def _entries() -> Iterator[str]:
 
 
 def _may_stay(root: str, name: str) -> bool:
-    return f"{root}/{name}" == TEMPLATES or (root == TEMPLATES and not name.startswith("."))
+    """Templates; and what events have been told, which goes with this start of the host."""
+    return (
+        f"{root}/{name}" == TEMPLATES
+        or name.startswith(".events.log")
+        or (root == TEMPLATES and not name.startswith("."))
+    )
 
 
 def _cgroups() -> Iterator[str]:

@@ -8,10 +8,9 @@ from katapod.cli.program import VERBS, kata_runtime
 __all__ = ["container"]
 
 NAMES = {
-    **{
-        name: name for name in ("run", "exec", "wait", "stop", "kill", "pause", "resume", "unpause", "update", "attach")
-    },
-    **{name: name for name in ("cp", "export", "port", "top", "stats", "prune", "logs", "inspect", "list", "rm")},
+    **{name: name for name in ("run", "create", "start", "restart", "exec", "wait", "stop", "kill", "pause", "resume")},
+    **{name: name for name in ("unpause", "update", "attach", "cp", "export", "port", "top", "stats", "prune", "logs")},
+    **{name: name for name in ("inspect", "list", "commit", "rename", "rm")},
     "ls": "list",
     "ps": "list",
 }

@@ -55,7 +55,14 @@ def list_containers(settings: Globals, /, **flags: Any) -> None:
     need_root("list")
     from katapod.sandbox.listing import list_sandboxes
 
-    listed = list_sandboxes(settings.states())
+    store = settings.states()
+    if store.has_kept_strays():
+        import asyncio
+
+        from katapod.sandbox.recovery import adopt_kept
+
+        asyncio.run(adopt_kept(store))
+    listed = list_sandboxes(store)
     if flags["wanted"]:
         listed = _filtered(listed, flags["wanted"])
     count = 1 if flags["latest"] else flags["last"]
@@ -112,9 +119,10 @@ def _print_containers(rows: list[dict[str, Any]], *, whole: bool) -> None:
 def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
     container = record.containers[0] if record.containers else None
     state = "dead" if lost else container.state.value if container else record.state.value
+    state = "restarting" if record.restart_at and not lost else state
     status = state
-    if state == "stopped" and container is not None and container.exit_code is not None:
-        status = f"stopped ({container.exit_code})" + (", out of memory" if container.oom_killed else "")
+    if state in ("stopped", "restarting") and container is not None and container.exit_code is not None:
+        status = f"{state} ({container.exit_code})" + (", out of memory" if container.oom_killed else "")
     return {
         "name": record.sandbox_id,
         "image": container.image if container else "",
@@ -124,6 +132,8 @@ def _describe(record: "SandboxRecord", *, lost: bool) -> dict[str, Any]:
         "exit_code": container.exit_code if container else None,
         "oom_killed": container.oom_killed if container else False,
         "error": record.error,
+        "restart_policy": record.restart,
+        "restarts": record.restarts,
         "created": record.created_at,
         "vcpus": record.vcpus,
         "memory_mib": record.mem_mib,

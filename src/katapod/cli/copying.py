@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from katapod.host.state import StateStore
 
-__all__ = ["copy", "export"]
+__all__ = ["copy", "export", "export_files"]
 
 NO_PROGRAM = (126, 127)
 READ_SIZE = 1 << 20
@@ -77,11 +77,11 @@ def export(settings: Globals, name: str, output: str) -> int:
     if not output and os.isatty(1):
         raise UsageError("cannot write a tar to a terminal", hint=f"kata-runtime export {name} -o FILE")
     with opened_output(output) as handle:
-        asyncio.run(_export(settings.states(), name, handle))
+        asyncio.run(export_files(settings.states(), name, handle))
     return 0
 
 
-async def _export(store: "StateStore", name: str, out: BinaryIO) -> None:
+async def export_files(store: "StateStore", name: str, out: BinaryIO) -> None:
     """What is mounted at the top, such as /proc, is not even read: some of it has no end. Below, it is left out of what
     comes: the tar of busybox cannot be told. Raises KatapodError."""
     from katapod.host.untar import copy_without

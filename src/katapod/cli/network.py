@@ -1,4 +1,4 @@
-"""`network ls`, `inspect`, `rm`: what `run --net` can name."""
+"""`network ls`, `inspect`, `create`, `rm`, `prune`: what `run --net` can name."""
 
 import asyncio
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from katapod.cli.command import argument, flag, group
+from katapod.cli.asking import agreed
+from katapod.cli.command import argument, flag, group, option, repeatable
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table
-from katapod.model.errors import InvalidState, UsageError
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, UsageError
 from katapod.model.net_flags import parse_network
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ def list_networks(settings: Globals, as_json: bool) -> None:
 
 
 def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, Any]:
+    from katapod.host.network_files import subnet_of
+
     return {
         "name": found.name,
         "plugins": [plugin.type for plugin in found.plugins],
-        "subnet": "",
+        "subnet": subnet_of(found),
         "source": found.source,
         "containers": users.get(found.name, []),
     }
@@ -94,21 +97,152 @@ def inspect(settings: Globals, name: str) -> None:
     print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
 
 
-@network.command("rm", short_help="Remove the built-in network's bridge.")
-@argument("name", metavar="NAME")
+@network.command("create", short_help="Make a network with a bridge of its own.")
+@argument("name", metavar="NAME", help="Of letters, digits, '_', '.', '-'.")
+@option("-d", "--driver", metavar="DRIVER", help="bridge, the only one.")
+@option("--subnet", metavar="CIDR", help="Its IPv4 addresses; default: a private subnet that is free.")
+@option("--gateway", metavar="IP", help="The host's address in it; default: the first one.")
+@option("--ip-range", "ip_range", metavar="CIDR", help="Containers get addresses of this part of it.")
+@flag("--internal", help="Containers reach only each other.")
+@repeatable("-o", "--opt", "options", metavar="K=V", help="mtu=N, also by docker's name com.docker.network.driver.mtu.")
+@repeatable("--label", "labels", metavar="K=V", help="Set a label.")
 @click.pass_obj
-def remove(settings: Globals, name: str) -> None:
-    """Remove the bridge of the built-in network. The next container on it makes it again."""
+def create(settings: Globals, /, name: str, driver: str, **flags: Any) -> None:
+    """Make a network for run --net NAME, and print its name.
+
+    It is a file katapod-NAME.conflist in the directory of CNI's configurations; its bridge is made for the first
+    container on it.
+    """
+    need_root("network create")
+    from katapod.host.network_files import write_network_file
+    from katapod.model.flags import parse_label, refuse
+    from katapod.plan.bridge import BRIDGE
+    from katapod.plan.user_network import NetworkWish, check_wish, plan_user_network
+
+    if driver not in ("", "bridge"):
+        refuse("--driver", driver, "networks of others are files of /etc/cni/net.d", "bridge")
+    if parse_network(name) in (BRIDGE, "none", "host", "default"):
+        raise AlreadyExists(f"cannot create network {name}: the name has a meaning of its own")
+    wish = NetworkWish(
+        name=name,
+        subnet=flags["subnet"],
+        gateway=flags["gateway"],
+        ip_range=flags["ip_range"],
+        internal=flags["internal"],
+        mtu=_mtu(flags["options"]),
+        labels=dict(parse_label(item) for item in flags["labels"]),
+    )
+    check_wish(wish)
+    directory = Path(settings.load_config(need_files=False).katapod.cni_conf_dir)
+    subnet = asyncio.run(_free_subnet(directory, wish.subnet, name))
+    write_network_file(directory, name, plan_user_network(wish, subnet))
+    print(name)
+
+
+def _mtu(options: tuple[str, ...]) -> int:
+    from katapod.model.flags import refuse
+
+    found = 0
+    for text in options:
+        key, _, value = text.partition("=")
+        if key.removeprefix("com.docker.network.driver.") != "mtu" or not value.isascii() or not value.isdigit():
+            refuse("--opt", text, "known is mtu=N", "mtu=1400")
+        found = int(value[:9])
+    return found
+
+
+async def _free_subnet(directory: Path, wanted: str, name: str) -> str:
+    """Raises AlreadyExists if another network has that name, or addresses of `wanted`; HostLacks."""
+    import ipaddress
+
+    from katapod.host.bridge import bridge_subnet, networks_in_use
+    from katapod.host.cni import load_networks
+    from katapod.host.network_files import subnet_of
+    from katapod.plan.bridge import choose_subnet
+
+    configured, _ = load_networks(directory)
+    if any(each.name == name for each in configured):
+        raise AlreadyExists(f"cannot create network {name}: there is one of that name")
+    taken = {each.name: subnet_of(each) for each in configured if subnet_of(each)}
+    if built_in := bridge_subnet():
+        taken["bridge"] = built_in
+    if not wanted:
+        return choose_subnet([*taken.values(), *await networks_in_use()])
+    network = ipaddress.ip_network(wanted)
+    for other, subnet in taken.items():
+        if ipaddress.ip_network(subnet).version == 4 and network.overlaps(ipaddress.ip_network(subnet)):
+            raise AlreadyExists(f"cannot create network {name}: network {other} has addresses of {wanted}: {subnet}")
+    return wanted
+
+
+@network.command("rm", short_help="Remove networks that create has made, or the built-in one's bridge.")
+@argument("names", nargs=-1, required=True, metavar="NAME...")
+@flag("-f", "--force", help="One that is not there is no error.")
+@click.pass_obj
+def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
+    """Remove networks of network create, with their bridges, and print their names.
+
+    Of the built-in network only the bridge is removed; the next container on it makes it again.
+    """
     need_root("network rm")
+    from katapod.model.errors import NotFound
+
+    failed = 0
+    for name in names:
+        try:
+            _remove(settings, name)
+        except NotFound as exc:
+            if not force:
+                failed = 1
+                print_error(exc)
+        except KatapodError as exc:
+            failed = 1
+            print_error(exc)
+    return failed
+
+
+def _remove(settings: Globals, name: str) -> None:
+    """Raises NotFound, InvalidState if containers are on it, UsageError if it is somebody else's, KatapodError."""
     from katapod.host.bridge import remove_bridge
     from katapod.host.cni import find_network
+    from katapod.host.network_files import is_ours, remove_network_file
     from katapod.plan.bridge import BRIDGE
+    from katapod.plan.user_network import bridge_device
 
     if name != BRIDGE:
         found = find_network(Path(settings.load_config(need_files=False).katapod.cni_conf_dir), name, (BRIDGE,))
-        raise UsageError(
-            f"cannot remove network {name}: only {BRIDGE} is Katapod's own", hint=f"remove its file: {found.source}"
-        )
-    if users := _users(settings).get(BRIDGE):
-        raise InvalidState(f"cannot remove network {BRIDGE}: {', '.join(users)} use it", hint="delete them first")
+        if not is_ours(found):
+            raise UsageError(
+                f"cannot remove network {name}: network create has not made it", hint=f"remove its file: {found.source}"
+            )
+    if users := _users(settings).get(name):
+        raise InvalidState(f"cannot remove network {name}: {', '.join(users)} use it", hint="delete them first")
+    if name != BRIDGE:
+        asyncio.run(remove_network_file(Path(found.source), bridge_device(name)))
+        print(name)
+        return
     print("removed" if asyncio.run(remove_bridge()) else f"network {BRIDGE} has no bridge")
+
+
+@network.command("prune", short_help="Remove networks of create that no container is on.")
+@flag("-f", "--force", help="Do not ask.")
+@click.pass_obj
+def prune(settings: Globals, force: bool) -> int:
+    """Remove all networks of network create that no container is on, and print their names."""
+    need_root("network prune")
+    from katapod.host.cni import load_networks
+    from katapod.host.network_files import is_ours
+
+    configured, _ = load_networks(Path(settings.load_config(need_files=False).katapod.cni_conf_dir))
+    users = _users(settings)
+    chosen = [each.name for each in configured if is_ours(each) and each.name not in users]
+    if chosen and not agreed(f"remove {len(chosen)} networks that no container is on?", force):
+        return 1
+    failed = 0
+    for name in chosen:
+        try:
+            _remove(settings, name)
+        except KatapodError as exc:
+            failed = 1
+            print_error(exc)
+    return failed

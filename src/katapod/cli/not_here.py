@@ -5,7 +5,6 @@ __all__ = ["NOT_HERE"]
 NOT_HERE = {
     "build": ("images are built by others", "buildah build, then kata-runtime image import oci-archive:FILE"),
     "buildx": ("images are built by others", "buildah build"),
-    "commit": ("images are built by others", "buildah commit"),
     "login": ("registries' passwords are skopeo's", "skopeo login HOST"),
     "logout": ("registries' passwords are skopeo's", "skopeo logout HOST"),
     "push": (
@@ -14,11 +13,6 @@ NOT_HERE = {
     ),
     "search": ("registries are not searched", "skopeo list-tags docker://HOST/NAME"),
     "manifest": ("manifests are made by others", "buildah manifest"),
-    "create": (
-        "containers are made and started at once",
-        "run -d --name NAME IMAGE; of a bundle: create --bundle DIR ID",
-    ),
-    "start": ("the files of a container end with its VM", "delete NAME, and run it again"),
     "compose": ("several containers are started by others", "podman-compose with podman --runtime kata"),
     "stack": ("several containers are started by others", "Kubernetes, with a RuntimeClass"),
     "service": ("there is no daemon", "a systemd unit with ExecStart=kata-runtime run ..."),
@@ -34,8 +28,6 @@ NOT_HERE = {
     "kube": ("pods are made by engines", "podman --runtime kata kube play FILE"),
     "generate": ("units are written by hand", "a systemd unit with ExecStart=kata-runtime run ..."),
     "healthcheck": ("nothing here runs health checks", "kata-runtime exec NAME COMMAND"),
-    "rename": ("a container's name is that of its VM", "kata-runtime run --name NAME"),
-    "restart": ("the files of a container end with its VM", "kata-runtime delete --force NAME, and run it again"),
     "diff": ("a container's files are on a disk of its VM", "kata-runtime export NAME | tar -t"),
     "mount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR, or run -v DIR:DST"),
     "unmount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR"),

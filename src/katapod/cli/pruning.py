@@ -31,7 +31,11 @@ def _stopped(settings: Globals) -> list[SandboxRecord]:
     from katapod.sandbox.listing import list_sandboxes
 
     found = list_sandboxes(settings.states())
-    return [each.record for each in found if each.lost or each.record.is_over]
+    return [each.record for each in found if each.lost or _rests(each.record)]
+
+
+def _rests(record: SandboxRecord) -> bool:
+    return (record.is_over or record.at_rest) and not record.restart_at
 
 
 def _unused_volumes(settings: Globals) -> "list[VolumeRecord]":

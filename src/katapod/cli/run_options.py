@@ -5,7 +5,7 @@ cli/run_request.py makes a request of what they say; docs/how-to/from-docker.md 
 
 from katapod.cli.declared import Declared, refused, takes
 
-__all__ = ["RUN_OPTIONS"]
+__all__ = ["CREATE_OPTIONS", "RUN_OPTIONS"]
 
 RUN_OPTIONS: tuple[Declared, ...] = (
     takes("--rm", "remove", help="Remove the container when it exits."),
@@ -136,6 +136,12 @@ RUN_OPTIONS: tuple[Declared, ...] = (
     ),
     takes("--stop-signal", metavar="SIGNAL", help="Signal that asks the container to stop."),
     takes("--stop-timeout", metavar="SECONDS", help="Time from that signal to SIGKILL; default: 10, -1: for ever."),
+    takes(
+        "--restart",
+        metavar="POLICY",
+        help="When to start it again: no, on-failure[:N], always, unless-stopped; default: no.",
+        note="by the process that holds the container; after a start of the host by a unit of systemd",
+    ),
     takes("--pull", metavar="missing|always|never", help="When to ask a registry for the image; default: missing."),
     takes("-q", "--quiet", help="Show no progress of a pull."),
     takes(
@@ -256,12 +262,6 @@ RUN_OPTIONS: tuple[Declared, ...] = (
     ),
     refused("--isolation", cause="a VM is the isolation", way="leave it out", meant=("", "default", "hyperv")),
     refused(
-        "--restart",
-        cause="nothing here outlives a container that could start it again",
-        way="a systemd unit with Restart= and ExecStart=kata-runtime run --rm --replace --name NAME ...",
-        meant=("", "no"),
-    ),
-    refused(
         "--detach-keys",
         cause="the process in the foreground holds the container",
         way="run -d, and kata-runtime exec -it NAME sh for a terminal that can be left",
@@ -350,3 +350,6 @@ RUN_OPTIONS: tuple[Declared, ...] = (
     refused("--creds", cause="passwords do not belong on a command line", way="skopeo login HOST, or --authfile FILE"),
     refused("--arch", cause="a VM has this machine's processor", way="leave it out"),
 )
+
+CREATE_OPTIONS = tuple(each for each in RUN_OPTIONS if not {"-d", "--sig-proxy", "--bundle"} & set(each.names))
+"""Those of `create`: a bundle is created by the OCI command of that name."""

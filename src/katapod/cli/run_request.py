@@ -51,6 +51,7 @@ from katapod.model.net_flags import (
 )
 from katapod.model.record import DEFAULT_STOP_TIMEOUT_S
 from katapod.model.run_flags import (
+    RestartPolicy,
     check_platform,
     parse_attach,
     parse_cpu_list,
@@ -58,6 +59,7 @@ from katapod.model.run_flags import (
     parse_log,
     parse_oom_score_adj,
     parse_pull,
+    parse_restart,
     parse_umask,
 )
 from katapod.model.text import need_text
@@ -133,6 +135,7 @@ class RunFlags(Struct, frozen=True):
     annotation: Texts
     stop_signal: str
     stop_timeout: str
+    restart: str
     pull: str
     quiet: bool
     platform: str
@@ -149,20 +152,20 @@ class RunFlags(Struct, frozen=True):
     bundle: str
 
 
-def run_request(flags: RunFlags) -> "RunRequest":
-    """Raises UsageError for what makes no sense."""
+def run_request(flags: RunFlags, *, later: bool = False) -> "RunRequest":
+    """`later`: it is created now, and started at some other time. Raises UsageError for what makes no sense."""
     from katapod.supervisor.run_request import RunRequest
 
     image, command = _image_and_command(flags)
     for word in command:
         need_text("COMMAND", word)
-    if flags.tty and not flags.detach and flags.interactive and not os.isatty(0):
+    if flags.tty and not (flags.detach or later) and flags.interactive and not os.isatty(0):
         raise UsageError("cannot use -t with -i: standard input is not a terminal", hint="omit -t")
     if flags.detach and flags.interactive:
         raise UsageError("cannot use -i with -d: a container in the background has no standard input")
     _check_meant(flags)
     container_id = name_or_new(flags.name)
-    options = _container_options(flags, command, container_id)
+    options = _container_options(flags, command, container_id, later=later)
     if flags.bundle:
         _refuse_with_bundle(options, container_id)
     return RunRequest(
@@ -187,6 +190,7 @@ def run_request(flags: RunFlags) -> "RunRequest":
         attach=parse_attach(flags.attach),
         stop_timeout_s=parse_stop_timeout(flags.stop_timeout) if flags.stop_timeout else DEFAULT_STOP_TIMEOUT_S,
         log=parse_log(flags.log_driver, flags.log_opt),
+        restart=_restart(flags),
     )
 
 
@@ -205,6 +209,13 @@ def _check_meant(flags: RunFlags) -> None:
         raise UsageError("cannot use --rmi: the container that stays uses the image", hint="add --rm")
     if flags.rmi and (flags.rootfs or flags.bundle):
         raise UsageError("cannot use --rmi: there is no image to remove")
+
+
+def _restart(flags: RunFlags) -> RestartPolicy:
+    policy = parse_restart(flags.restart) if flags.restart else RestartPolicy()
+    if policy.name != "no" and flags.remove:
+        raise UsageError(f"cannot use --restart {policy} with --rm: what is removed at its end is not started again")
+    return policy
 
 
 def _labels(flags: RunFlags) -> dict[str, str]:
@@ -232,7 +243,9 @@ def _cid_file(text: str) -> Path:
     return path
 
 
-def _container_options(flags: RunFlags, command: Texts, container_id: ContainerId) -> "ContainerOptions":
+def _container_options(
+    flags: RunFlags, command: Texts, container_id: ContainerId, *, later: bool
+) -> "ContainerOptions":
     from katapod.host.init_program import find_init_program
     from katapod.plan.container_spec import DEFAULT_SHM_BYTES, ContainerOptions
 
@@ -254,7 +267,7 @@ def _container_options(flags: RunFlags, command: Texts, container_id: ContainerI
         groups=tuple(parse_group(item) for item in flags.group_add),
         hostname=parse_hostname(flags.hostname) if flags.hostname else container_id[:63],
         tty=flags.tty,
-        console_size=_terminal_size() if flags.tty else None,
+        console_size=_terminal_size() if flags.tty and not later else None,
         memory_bytes=memory,
         memory_reservation_bytes=_reservation(flags.memory_reservation, memory),
         cpus=cpus,

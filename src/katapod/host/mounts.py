@@ -128,15 +128,19 @@ def bind(
 
 
 def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
-    """Mount `lower` with a writable layer at `target`. All paths are our own: none needs escaping."""
+    """Mount `lower` with a writable layer at `target`, which may be there already. All paths are our own: none needs
+    escaping."""
     options = f"lowerdir={lower},upperdir={upper},workdir={work}"
     try:
-        for directory in (upper, work, target):
+        fresh = not work.exists()  # which is made last
+        for directory in (upper, target):
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        # the root directory's owner and mode come from the upper layer
-        shutil.copystat(lower, upper)
-        owner = os.stat(lower)
-        os.chown(upper, owner.st_uid, owner.st_gid)
+        if fresh:
+            # the root directory's owner and mode come from the upper layer
+            shutil.copystat(lower, upper)
+            owner = os.stat(lower)
+            os.chown(upper, owner.st_uid, owner.st_gid)
+        work.mkdir(mode=0o755, exist_ok=True)
         mount("overlay", str(target), "overlay", MS_NODEV, options)
     except OSError as exc:
         raise MountFailed(

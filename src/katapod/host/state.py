@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from katapod.host.hints import hint_for
 from katapod.model.devices import DeviceRecord, DeviceTable
-from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NoSpace, NotFound
 from katapod.model.json_text import decode_json, encode_json
 from katapod.model.layout import Layout, SandboxPaths
 from katapod.model.record import SandboxRecord, State
@@ -64,6 +65,46 @@ class StateStore:
                 ) from exc
             raise _no_space(exc, paths.state) from exc
         return lock
+
+    def reclaim(self, record: SandboxRecord) -> int:
+        """Take the id of a sandbox that is at rest: hold its lock, and have `record` in the place of its own. Returns
+        the descriptor as create() does.
+
+        Raises NotFound if it was removed meanwhile, AlreadyExists if somebody else holds it, InvalidState if its policy
+        was to start it again (`restarts`) and somebody has asked for its end, NoSpace.
+        """
+        paths = self.layout.sandbox(record.sandbox_id)
+        with self.removal(record.sandbox_id) as there:
+            if not there or not paths.persist.exists():
+                raise _not_there(record.sandbox_id)
+            try:
+                lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as exc:
+                raise _no_space(exc, paths.lock) from exc
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (record.restarts or record.restart_at) and self.read(record.sandbox_id).stop_asked:
+                    raise InvalidState(f"cannot start {record.sandbox_id} again: somebody has stopped it")
+                _drop_sockets(paths.state)
+                self.write(record)
+            except BlockingIOError as exc:
+                os.close(lock)
+                raise AlreadyExists(f"cannot start {record.sandbox_id}: another process has it") from exc
+            except BaseException:
+                os.close(lock)
+                raise
+        return lock
+
+    def keep(self, record: SandboxRecord) -> None:
+        """Have the record where a start of the host leaves it. Raises NoSpace, KatapodError."""
+        write_atomically(self.layout.sandbox(record.sandbox_id).kept_record, _encode(record))
+
+    def kept(self, sandbox_id: str) -> SandboxRecord | None:
+        """What keep() has written; None if there is none that can be read."""
+        try:
+            return decode_json(self.layout.sandbox(sandbox_id).kept_record.read_bytes(), SandboxRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
 
     def discard(self, sandbox_id: str) -> None:
         """Remove the state directory, in one step for all who look. Idempotent. Raises OSError."""
@@ -138,7 +179,7 @@ class StateStore:
         try:
             return self._with_devices(decode_json(path.read_bytes(), SandboxRecord))
         except (FileNotFoundError, NotADirectoryError) as exc:
-            raise NotFound(f"cannot find {sandbox_id}: no such container", hint="see: kata-runtime list") from exc
+            raise _not_there(sandbox_id) from exc
         except msgspec.DecodeError as exc:
             raise KatapodError(
                 f"cannot read {path}: {exc}", hint=f"kata-runtime delete --force {sandbox_id} removes it"
@@ -176,6 +217,13 @@ class StateStore:
                     found.add(entry.name)
         return sorted(found.difference(self.ids()))
 
+    def has_kept_strays(self) -> bool:
+        """Whether there may be containers that a start of the host has left without their records in /run."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = {entry.name for entry in os.scandir(self.layout.data_root)} - set(self.ids())
+            return any(self.layout.sandbox(name).kept_record.exists() for name in names if not name.startswith("."))
+        return False
+
     def records(self) -> Iterator[SandboxRecord]:
         """All readable records; those that vanish or cannot be read are passed over."""
         for sandbox_id in self.ids():
@@ -202,6 +250,13 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
+def _drop_sockets(directory: Path) -> None:
+    """Those of a supervisor that was killed; a name that is taken cannot be bound."""
+    for entry in os.scandir(directory):
+        if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+            os.unlink(entry.path)
+
+
 def _encode(record: SandboxRecord) -> bytes:
     return encode_json(replace(record, devices=DeviceTable()), indent=1)
 
@@ -216,6 +271,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise _no_space(exc, path) from exc
+
+
+def _not_there(sandbox_id: str) -> NotFound:
+    return NotFound(f"cannot find {sandbox_id}: no such container", hint="see: kata-runtime list")
 
 
 def _no_space(exc: OSError, path: Path) -> KatapodError:

@@ -11,14 +11,14 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from katapod.host.process import run
 from katapod.images.store import ImageStore
 from katapod.model.errors import KatapodError
 from katapod.model.image import ImageRecord
 
-__all__ = ["save_images"]
+__all__ = ["save_images", "write_archive"]
 
 TAR_LIMIT_S = 3600.0
 BLOCK = 1 << 20
@@ -41,6 +41,20 @@ async def save_images(store: ImageStore, images: Sequence[tuple[ImageRecord, tup
             archive.add(layer, layer_name)
             layer.unlink()
             manifest.append({"Config": config_name, "RepoTags": list(names) or None, "Layers": [layer_name]})
+        _add(archive, "manifest.json", json.dumps(manifest).encode())
+
+
+def write_archive(out: BinaryIO, document: dict[str, Any], layer: Path, name: str, comment: str) -> None:
+    """Write an image with this config and one layer, a tar, under this name. Raises OSError."""
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        digest = _digest(layer)
+        document = {**document, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}}
+        document["history"] = [{"created_by": "kata-runtime commit", "comment": comment}]
+        config = json.dumps(document).encode()
+        config_name, layer_name = f"{hashlib.sha256(config).hexdigest()}.json", f"{digest}.tar"
+        _add(archive, config_name, config)
+        archive.add(layer, layer_name)
+        manifest = [{"Config": config_name, "RepoTags": [name], "Layers": [layer_name]}]
         _add(archive, "manifest.json", json.dumps(manifest).encode())
 
 

@@ -32,6 +32,7 @@ from katapod.model.errors import UsageError
 from katapod.model.ids import ContainerId
 from katapod.model.image import (
     ImageRecord,
+    Platform,
     SkopeoReference,
     StoredName,
     Transport,
@@ -70,6 +71,11 @@ class ImageStore:
         self._busybox_program = busybox_program
 
     # -- lookup
+
+    @property
+    def platform(self) -> Platform:
+        """That of this machine, which all images have."""
+        return self._platform
 
     def rootfs_path(self, digest: str) -> Path:
         """The unpacked files, for read-only use (lowerdir of an overlay); call hold() first."""
@@ -286,6 +292,13 @@ class ImageStore:
         return made
 
     # -- use and removal
+
+    async def by_digest(self, digest: str) -> ImageRecord:
+        """One that is held, whatever its names are by now. Raises ImageNotFound, StoreDamaged."""
+        record = self._files.read_record(digest, self._files.read_names())
+        if record is None:
+            raise ImageNotFound(f"cannot use image {digest}: it was removed")
+        return record
 
     async def hold(self, digest: str, container_id: ContainerId) -> None:
         """Record that a container uses the image, so that it is kept until release().

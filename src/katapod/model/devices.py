@@ -32,6 +32,7 @@ class DiskEntry(Struct, frozen=True, forbid_unknown_fields=True):
     base: str = ""
     read_only: bool = False
     host_device: bool = False
+    kept: bool = False  # the overlay outlives the VM
     guest_path: str = ""
 
 

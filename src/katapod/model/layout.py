@@ -34,7 +34,7 @@ class SandboxPaths(Struct, frozen=True):
     state: Path  # /run/vc/sbs/SID: persist.json, lock, control.sock, console.log
     vm: Path  # /run/vc/vm/MID: qmp.sock, qmp2.sock, vhost-fs.sock, pid
     share: Path  # .../sandboxes/MID: mounts (we write), shared (the guest sees), private
-    data: Path  # /var/lib/katapod/sandboxes/SID: upper layers, container logs
+    data: Path  # /var/lib/katapod/sandboxes/SID: writable layers, container logs, what can be started again
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -94,6 +94,22 @@ class SandboxPaths(Struct, frozen=True):
         """What the container wrote: stays until the container is deleted."""
         return self.data / "container.log"
 
+    @property
+    def files(self) -> Path:
+        """The writable layer of a container that can be started again: stays until the container is deleted."""
+        return self.data / "files"
+
+    @property
+    def kept_record(self) -> Path:
+        """The record of a container that can be started again, as it was at its last start or end: /run is emptied with
+        a start of the host."""
+        return self.data / "record.json"
+
+    @property
+    def kept_request(self) -> Path:
+        """What a container that can be started again was asked for with: see supervisor/kept.py."""
+        return self.data / "request.json"
+
     def spec(self, container_id: str) -> Path:
         """The container's OCI spec as planned: execs take its environment and rights from here."""
         return self.state / f"{container_id}.config.json"
@@ -123,6 +139,11 @@ class Layout(Struct, frozen=True):
     volume_root: Path = Path("/var/lib/katapod/volumes")
     guest_image_root: Path = Path("/var/cache/kata-containers")
     proof_file: Path = Path("/var/cache/kata-containers/accelerator.json")
+
+    @property
+    def event_log(self) -> Path:
+        """What happens to containers: see host/event_log.py. No id begins with a dot."""
+        return self.state_root / ".events.log"
 
     @property
     def sandbox_roots(self) -> tuple[Path, ...]:

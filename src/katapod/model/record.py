@@ -78,6 +78,11 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     supervisor_pid: int
     boot_id: str
     auto_remove: bool = False
+    lasting: bool = False  # it stays though its container has not run: it was made by `create`, or is started again
+    restart: str = "no"  # the restart policy: no, always, unless-stopped, on-failure, on-failure:N
+    restarts: int = 0  # by that policy, since somebody has started it
+    restart_at: float = 0.0  # when its supervisor, which waits, starts it again, in seconds since the epoch
+    stop_asked: bool = False  # somebody has asked for its end, so that no policy starts it again
     state: State = State.CREATING
     accelerator: str = ""
     kernel: str = ""
@@ -97,6 +102,11 @@ class SandboxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     containers: tuple[ContainerRecord, ...] = ()
     labels: dict[str, str] = {}
     version: int = 1
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is on record alone: its container has ended, or was not started yet."""
+        return self.state in (State.STOPPED, State.CREATED)
 
     @property
     def is_over(self) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "LOG_BYTES",
     "STREAMS",
     "LogChoice",
+    "RestartPolicy",
     "check_platform",
     "parse_attach",
     "parse_cpu_list",
@@ -21,6 +22,7 @@ __all__ = [
     "parse_log",
     "parse_oom_score_adj",
     "parse_pull",
+    "parse_restart",
     "parse_truth",
     "parse_umask",
 ]
@@ -34,6 +36,35 @@ class LogChoice(Struct, frozen=True):
 
     keep: bool = True
     size_bytes: int = LOG_BYTES
+
+
+class RestartPolicy(Struct, frozen=True):
+    """`name`: no, always, unless-stopped or on-failure. `tries`: how often on-failure does it at most; 0: no limit."""
+
+    name: str = "no"
+    tries: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.tries}" if self.tries else self.name
+
+    def wants(self, exit_code: int, restarts: int) -> bool:
+        """Whether a container is started again that has ended so, unasked, after so many times. Docker's rule."""
+        if self.name == "on-failure":
+            return exit_code != 0 and (not self.tries or restarts < self.tries)
+        return self.name != "no"
+
+
+_RESTARTS = ("no", "always", "unless-stopped", "on-failure")
+
+
+def parse_restart(text: str, flag: str = "--restart") -> RestartPolicy:
+    """no, always, unless-stopped or on-failure[:N]."""
+    name, colon, tries = text.partition(":")
+    if name not in _RESTARTS or (colon and name != "on-failure"):
+        refuse(flag, text, f"it is none of {', '.join(_RESTARTS)}[:N]", "on-failure:5")
+    if colon and not re.fullmatch(r"[0-9]{1,9}", tries):
+        refuse(flag, text, "the number of tries is not a number", "on-failure:5")
+    return RestartPolicy(name, int(tries or 0))
 
 
 PULLS = ("missing", "always", "never", "newer")

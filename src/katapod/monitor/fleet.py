@@ -151,8 +151,8 @@ class Fleet:
 
     async def _row(self, entry: Entry, target: str, limit_s: float = SUMMARY_LIMIT_S) -> Row:
         record = entry.record
-        if record is not None and record.state is State.STOPPED:
-            return _row_of(entry, "stopped", record.error)
+        if record is not None and record.at_rest:
+            return _row_of(entry, record.shown_state.value, record.error)
         try:
             use = msgspec.json.decode(await ask(entry.socket, target, limit_s), type=SandboxSummary)
         except TimeoutError:

@@ -221,7 +221,8 @@ async def _packages() -> str:
 
 def _sandboxes(layout: Layout) -> list[tuple[str, str]]:
     items = []
-    directories = sorted(layout.state_root.glob("*")) if layout.state_root.is_dir() else []
+    found = layout.state_root.glob("*") if layout.state_root.is_dir() else ()
+    directories = sorted(each for each in found if each.is_dir())
     for directory in directories[:SANDBOXES_MAX]:
         paths = layout.sandbox(directory.name)
         items.append((f"{directory.name}: record", _document(paths.persist)))

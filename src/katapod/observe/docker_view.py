@@ -70,6 +70,8 @@ def state_of(record: SandboxRecord, *, lost: bool) -> str:
     state = container.state if container else record.state
     if lost:
         return "dead"
+    if record.restart_at:
+        return "restarting"
     return {State.STOPPED: "exited", State.CREATING: "created"}.get(state, state.value)
 
 
@@ -79,8 +81,9 @@ def status_of(record: SandboxRecord, *, lost: bool, now: float) -> str:
     state = state_of(record, lost=lost)
     if container is None or state in ("dead", "created"):
         return state.capitalize()
-    if state == "exited":
-        return f"Exited ({container.exit_code}) {_ago(now - (container.finished_at or record.created_at))} ago"
+    if state in ("exited", "restarting"):
+        ended_at = container.finished_at or record.created_at
+        return f"{state.capitalize()} ({container.exit_code}) {_ago(now - ended_at)} ago"
     return f"Up {_ago(now - container.started_at)}{' (Paused)' if state == 'paused' else ''}"
 
 
@@ -129,7 +132,7 @@ def container_document(record: SandboxRecord, spec: oci.Spec | None, *, lost: bo
         "Image": container.image_digest,
         "ImageName": container.image,
         "LogPath": log_path,
-        "RestartCount": 0,
+        "RestartCount": record.restarts,
         "Driver": "katapod",
         "Platform": "linux",
         "Config": _config(record, container, spec),
@@ -157,9 +160,9 @@ def _state(record: SandboxRecord, container: ContainerRecord, *, lost: bool) -> 
     state = state_of(record, lost=lost)
     return {
         "Status": state,
-        "Running": state in ("running", "paused"),
+        "Running": state in ("running", "paused", "restarting"),
         "Paused": state == "paused",
-        "Restarting": False,
+        "Restarting": state == "restarting",
         "OOMKilled": container.oom_killed,
         "Dead": lost,
         "Pid": record.vmm_pid if state in ("running", "paused") else 0,
@@ -190,6 +193,7 @@ def _config(record: SandboxRecord, container: ContainerRecord, spec: oci.Spec | 
 def _host_config(record: SandboxRecord, spec: oci.Spec | None) -> dict[str, Any]:
     resources = (spec.linux.resources if spec else None) or oci.Resources()
     cpus = spec.cpu_limit if spec else None
+    policy, _, tries = record.restart.partition(":")
     return {
         "AutoRemove": record.auto_remove,
         "Memory": (spec.memory_limit if spec else None) or 0,
@@ -197,7 +201,7 @@ def _host_config(record: SandboxRecord, spec: oci.Spec | None) -> dict[str, Any]
         "PidsLimit": resources.pids.limit if resources.pids else None,
         "NetworkMode": record.attachment.network if record.attachment else "none",
         "ReadonlyRootfs": spec.root.readonly if spec else False,
-        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(tries or 0)},
         "Runtime": "kata",
     }
 

@@ -72,8 +72,9 @@ async def collect_facts(store: StateStore, sandbox_id: str) -> SandboxFacts:
         devices=recorded_devices(record.devices),
         files=_files(paths),
     )
-    if record.state is State.STOPPED:
-        return replace(facts, missing=(Missing("all that lives", "it has stopped: this is its record"),))
+    if record.at_rest:
+        why = "it has stopped" if record.state is State.STOPPED else "it was not started yet"
+        return replace(facts, missing=(Missing("all that lives", f"{why}: this is its record"),))
     if not supervisor_alive(paths):
         why = "the process that owned it was killed: this is its record"
         return replace(facts, state=State.STOPPED.value, missing=(Missing("all that lives", why),))

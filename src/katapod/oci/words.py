@@ -13,7 +13,9 @@ ENGINES = ("--root", "--log", "--log-format", "--log-level", "--cgroup-manager",
 GLOBAL_VALUES = (*OURS, *ENGINES)
 GLOBAL_SWITCHES = ("--systemd-cgroup", "--debug", "--version", "-v", "--help", "-h")
 
-ONLY_OCI = ("create", "start", "state", "events", "spec", "features", "checkpoint", "restore")
+BOTH = ("create", "start", "events")
+"""Verbs of both worlds that do different things there."""
+ONLY_OCI = ("state", "spec", "features", "checkpoint", "restore")
 STARTS = ("--pid-file", "--console-socket", "--preserve-fds", "--keep", "--no-subreaper", "--no-pivot")
 MARKS = {
     "run": STARTS,
@@ -21,9 +23,12 @@ MARKS = {
     "update": ("--resources", "-r", "--cpu-share", "--cpu-period", "--cpu-quota", "--cpu-burst", "--l3-cache-schema"),
 }
 """Options of a verb that only its OCI form has."""
-RUNS = "/run/vc/sbs"
-"""Where containers of `run` are recorded: model.layout.Layout."""
-VALUED = ("--format", "-f", "-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus")
+RUNS, KEPT = "/run/vc/sbs", "/var/lib/katapod/sandboxes"
+"""Where containers of `run` are recorded, and those that a start of the host has left: model.layout.Layout."""
+VALUED = (
+    *("--format", "-f", "--filter", "--since", "--until", "--interval"),
+    *("-m", "--memory", "--memory-reservation", "--memory-swap", "--pids-limit", "--cpus"),
+)
 """Options of such a verb, in either world, whose value is the next word."""
 BY_CONTAINER = ("kill", "delete", "pause", "resume", "ps", "update")
 """Verbs that mean the same to both, and are carried out by who has made the container."""
@@ -45,6 +50,8 @@ def speaks_oci(words: list[str]) -> bool:
 
 def _is_oci(verb: str, rest: list[str]) -> bool:
     if verb in ONLY_OCI:
+        return True
+    if verb in BOTH:
         return not _is_docker(verb, rest)
     before = rest[: rest.index("--")] if "--" in rest else rest
     if verb in ("run", "exec"):  # what comes after the name is a command's
@@ -60,16 +67,26 @@ def _is_oci(verb: str, rest: list[str]) -> bool:
 
 
 def _is_docker(verb: str, rest: list[str]) -> bool:
-    """Whether somebody means docker's verb of that name, which is answered in a line: `create IMAGE` where there is no
-    bundle, `start` of a container of `run`."""
-    names = {word.partition("=")[0] for word in rest}
+    """Whether somebody means docker's verb of that name: `create IMAGE` where there is no bundle, `start` of a
+    container of `run`, of several, or with options, `events` of all containers."""
     if verb == "create":
-        named = bool(rest) and not rest[-1].startswith("-")
-        return named and not names & {*STARTS, "--bundle", "-b"} and not os.path.exists("config.json")
-    if verb == "start":
-        name = _first_operand(rest)
-        return _is_name(name) and not _is_recorded(name) and os.path.isdir(os.path.join(RUNS, name))
-    return False
+        options = set[str]()
+        for word in rest:
+            if word.partition("=")[0] in (*STARTS, "--bundle", "-b"):
+                return False
+            if word == "--" or not word.startswith("-"):  # or the value of an option of ours
+                break
+            options.add(word)
+        return not (len(rest) - len(options) == 1 and os.path.exists("config.json"))
+    if verb == "events":
+        return not _first_operand(rest)
+    names = [word for word in rest if not word.startswith("-")]
+    if len(names) != 1 or len(rest) > 1:
+        return True
+    name = names[0]
+    if not _is_name(name) or _is_recorded(name):
+        return False
+    return os.path.isdir(os.path.join(RUNS, name)) or os.path.exists(os.path.join(KEPT, name, "request.json"))
 
 
 def _first_operand(words: list[str]) -> str:

@@ -1,8 +1,9 @@
 """A container image as a disk: how it is made on the host, and how the guest mounts it.
 
 The disk is an ext4 file system with all files of the image, never written to again. Each container writes to
-an empty overlay over it (qcow2.py), which ends with its sandbox: nothing that is written there has to survive
-a crash of guest or host, and so neither waits for the other (docs/adr/0009-root-file-system.md).
+an overlay over it (qcow2.py). One that ends with its sandbox has to survive no crash of guest or host, and so neither
+waits for the other (docs/adr/0009-root-file-system.md); one that is kept has to survive the guest's
+(docs/adr/0062-containers-that-start-again.md).
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 
 __all__ = [
+    "KEPT_MOUNT_OPTIONS",
     "MOUNT_OPTIONS",
     "ROOT_DISK_FORMAT",
     "ROOT_DISK_FSTYPE",
@@ -51,6 +53,9 @@ MOUNT_OPTIONS = (
     "commit=300",  # seconds
 )
 """For an overlay that ends with the guest: the order of writes matters to nobody."""
+
+KEPT_MOUNT_OPTIONS = ("noatime", "noinit_itable")
+"""For one that is kept: by barriers the journal is whole, also when the guest is killed."""
 
 
 class RootDirectory(Struct, frozen=True):

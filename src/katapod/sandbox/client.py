@@ -138,7 +138,7 @@ async def connect_control(store: StateStore, sandbox_id: str) -> AsyncIterator[C
     try:
         connection = await TtrpcClient.on_unix_path(str(path), f"supervisor of {sandbox_id}")
     except OSError as exc:
-        state = State.STOPPED if record.state is not State.CREATING else record.state
+        state = record.state if record.state in (State.CREATING, State.CREATED) else State.STOPPED
         raise InvalidState(
             f"cannot reach container {sandbox_id}: it is {state.value}", hint="see: kata-runtime list"
         ) from exc

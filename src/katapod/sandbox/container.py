@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from katapod.host.event_log import note_event
 from katapod.host.removal import clear_away, remove_tree
 from katapod.host.state import write_atomically
 from katapod.model import oci
@@ -105,6 +106,10 @@ class Container:
         if changed.state is State.STOPPED:
             self.ended.set()
 
+    def tell(self, action: str, **more: object) -> None:
+        """Have it among the events of this host."""
+        note_event(self.sandbox.store.layout, action, self.sandbox.record, **more)
+
     async def start(self) -> None:
         require("start", self.container_id, self.record.state, State.CREATED)
         request = agent_pb2.StartContainerRequest(container_id=self.container_id)
@@ -113,6 +118,7 @@ class Container:
         except AgentFailed as exc:
             raise command_error(exc) from exc
         self.save(state=State.RUNNING, started_at=time.time())
+        self.tell("start")
 
     async def carry(self, stdin: Source | None, stdout: Sink, stderr: Sink) -> int:
         """Carry the streams of the running container to its end, record that, and return its exit code."""
@@ -131,11 +137,18 @@ class Container:
         )
         await self.sandbox.guard(self.sandbox.agent.call("SignalProcess", request))
 
+    def note_stop_asked(self) -> None:
+        """Its end is wanted: no policy starts it again."""
+        if not self.sandbox.record.stop_asked:
+            with contextlib.suppress(NoSpace):  # whoever wants to free space by this may
+                self.sandbox.save(stop_asked=True)
+
     async def pause(self) -> None:
         require("pause", self.container_id, self.record.state, State.RUNNING)
         request = agent_pb2.PauseContainerRequest(container_id=self.container_id)
         await self.sandbox.guard(self.sandbox.agent.call("PauseContainer", request))
         self.save(state=State.PAUSED)
+        self.tell("pause")
 
     async def resume(self) -> None:
         require("resume", self.container_id, self.record.state, State.PAUSED)
@@ -143,6 +156,7 @@ class Container:
         await self.sandbox.guard(self.sandbox.agent.call("ResumeContainer", request))
         self.sandbox.clock.look_soon()
         self.save(state=State.RUNNING)
+        self.tell("unpause")
 
     async def update(self, resources: oci.Resources) -> None:
         """Change the limits of a container. Raises AgentFailed, KatapodError."""
@@ -279,7 +293,7 @@ def prepare_host_files(sandbox: Sandbox, plan: ContainerPlan, mounted: Collectio
     own = {name: mount for name, mount in _own_mounts(sandbox, plan).items() if mount.destination not in mounted}
     if own:
         etc, content = sandbox.paths.etc(plan.container_id), _files_of_etc(plan)
-        etc.mkdir(mode=0o755)
+        etc.mkdir(mode=0o755, parents=True)  # beside its layer, or in a directory of its own
         for name in own:
             (etc / name).write_text(content[name])
             (etc / name).chmod(0o644)

@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import NotFound
-from katapod.model.record import State
 
 __all__ = ["LogLine", "read_log"]
 
@@ -78,7 +77,8 @@ def read_log(
 
 def _has_ended(store: StateStore, name: str) -> bool:
     try:
-        return store.read(name).state is State.STOPPED or not supervisor_alive(store.layout.sandbox(name))
+        record = store.read(name)
+        return (record.at_rest and not record.restart_at) or not supervisor_alive(store.layout.sandbox(name))
     except NotFound:
         return True
 

@@ -9,6 +9,7 @@ can connect.
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -134,7 +135,11 @@ class _Control:
 
     async def _kill(self, payload: bytes) -> None:
         request = msgspec.json.decode(payload, type=KillRequest)
-        await self._find(request.container_id).kill(request.signal)
+        container = self._find(request.container_id)
+        if request.signal in (signal.SIGKILL, container.plan.stop_signal):
+            container.note_stop_asked()
+        await container.kill(request.signal)
+        container.tell("kill", signal=request.signal)
 
     async def _pause(self, payload: bytes) -> None:
         await self._find(msgspec.json.decode(payload, type=ContainerRequest).container_id).pause()

@@ -33,7 +33,8 @@ async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
 
 async def _ends(store: StateStore, sandbox_id: str) -> bool:
     """Whether the supervisor of what `list` shows as stopped has ended soon after."""
-    if not store.read(sandbox_id).is_over:
+    record = store.read(sandbox_id)
+    if not record.is_over or record.restart_at:
         return False
     try:
         async with asyncio.timeout(ENDING_LIMIT_S):

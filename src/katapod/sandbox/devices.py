@@ -149,9 +149,17 @@ class Devices:
         self.table = self.table.with_share(ShareEntry(tag, self._can.share_slot, str(socket)))
 
     def enter_disk(
-        self, disk_id: str, path: Path, *, base: Path | None = None, read_only: bool = False, host_device: bool = False
+        self,
+        disk_id: str,
+        path: Path,
+        *,
+        base: Path | None = None,
+        kept: bool = False,
+        read_only: bool = False,
+        host_device: bool = False,
     ) -> DiskEntry:
-        """A disk (a file, or a block device of the host), or with `base` an overlay at `path` over the disk `base`.
+        """A disk (a file, or a block device of the host), or with `base` an overlay at `path` over the disk `base`,
+        which may be `kept` when the VM ends.
 
         Raises KatapodError if no slot is free.
         """
@@ -162,7 +170,7 @@ class Devices:
                 hint=self._can.more_slots,
             )
         below = str(base) if base is not None else ""
-        entry = DiskEntry(disk_id, slot, str(path), base=below, read_only=read_only, host_device=host_device)
+        entry = DiskEntry(disk_id, slot, str(path), base=below, read_only=read_only, host_device=host_device, kept=kept)
         self.table = self.table.with_disk(entry)
         return entry
 
@@ -247,13 +255,20 @@ class Devices:
     # -- both, and the file: what comes and goes while the sandbox runs. The caller is in changing()
 
     async def add_disk(
-        self, disk_id: str, path: Path, *, base: Path | None = None, read_only: bool = False, host_device: bool = False
+        self,
+        disk_id: str,
+        path: Path,
+        *,
+        base: Path | None = None,
+        kept: bool = False,
+        read_only: bool = False,
+        host_device: bool = False,
     ) -> str:
         """As enter_disk, then attach_disk. Raises as they do."""
         if not self._can.hotplug:
             raise KatapodError(f"cannot plug disk {disk_id}: this VMM takes none while its guest runs")
         before = self.table
-        self.enter_disk(disk_id, path, base=base, read_only=read_only, host_device=host_device)
+        self.enter_disk(disk_id, path, base=base, kept=kept, read_only=read_only, host_device=host_device)
         self._note(before)
         try:
             return await self.attach_disk(disk_id)
@@ -321,5 +336,6 @@ class Devices:
             read_only=entry.read_only,
             host_device=entry.host_device,
             base=Path(entry.base) if entry.base else None,
+            kept=entry.kept,
             settings=self._disks,
         )

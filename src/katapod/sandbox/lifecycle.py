@@ -154,18 +154,20 @@ class Sandbox:
         *,
         read_only: bool,
         base: os.PathLike[str] | None = None,
+        kept: bool = False,
         host_device: bool = False,
     ) -> str:
-        """Plug a disk (a file, or a block device of the host), or with `base` an overlay at `path` over that disk.
-
-        Returns its guest PCI path.
+        """Plug a disk (a file, or a block device of the host), or with `base` an overlay at `path` over that disk,
+        which is `kept` when the VM ends. Returns its guest PCI path.
 
         Raises VmmRefused, KatapodError if the VM has no room for it.
         """
         below = Path(base) if base is not None else None
         async with self.devices.changing():
             return await self.guard(
-                self.devices.add_disk(disk_id, Path(path), base=below, read_only=read_only, host_device=host_device)
+                self.devices.add_disk(
+                    disk_id, Path(path), base=below, kept=kept, read_only=read_only, host_device=host_device
+                )
             )
 
     async def open_share(self) -> None:

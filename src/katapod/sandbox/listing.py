@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from katapod.host.state import StateStore, supervisor_alive
-from katapod.model.record import SandboxRecord, State
+from katapod.model.record import SandboxRecord
 
 __all__ = ["Listed", "is_lost", "list_sandboxes"]
 
@@ -22,4 +22,5 @@ def list_sandboxes(store: StateStore) -> list[Listed]:
 
 
 def is_lost(store: StateStore, record: SandboxRecord) -> bool:
-    return record.state is not State.STOPPED and not supervisor_alive(store.layout.sandbox(record.sandbox_id))
+    lives = not record.at_rest or bool(record.restart_at)  # or its supervisor waits to start it again
+    return lives and not supervisor_alive(store.layout.sandbox(record.sandbox_id))

@@ -285,7 +285,7 @@ def enter_rest(plan: SandboxPlan, network: PodNetwork | None, devices: Devices) 
     """The root disk and NICs: what differs between sandboxes."""
     disk = plan.root_disk
     if disk is not None:
-        devices.enter_disk(disk.disk_id, disk.overlay, base=disk.base)
+        devices.enter_disk(disk.disk_id, disk.overlay, base=disk.base, kept=disk.kept)
     if network is not None:
         network.enter(devices)
 

@@ -28,7 +28,7 @@ from katapod.sandbox.planning import RootDisk, capabilities_of, cgroup_for, plan
 from katapod.sandbox.pod import Pod, needs_of, size_of
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.proof import accelerator_for
-from katapod.sandbox.recovery import reap_dead, remove_sandbox
+from katapod.sandbox.recovery import put_back, reap_dead, remove_sandbox, why_not
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.start_record import new_record
 from katapod.tasks import beside, finish
@@ -84,8 +84,10 @@ async def open_sandbox(
             pod=request.is_pod,
             labels=request.labels,
             attachment=network,
+            restart=request.restart,
+            again=request.again,
         )
-        await stack.enter_async_context(claimed(store, record))
+        await stack.enter_async_context(claimed(store, record, request.again))
         attaching = None
         if network is not None:
             held = ready.netns if ready is not None else None
@@ -170,19 +172,22 @@ async def _netns_of(request: SandboxRequest) -> Path | None:
 
 
 @contextlib.asynccontextmanager
-async def claimed(store: StateStore, record: SandboxRecord) -> AsyncIterator[None]:
+async def claimed(store: StateStore, record: SandboxRecord, again: SandboxRecord | None = None) -> AsyncIterator[None]:
     """Take the sandbox's id, and own it while the block runs; the first thing written, the last removed.
 
-    If the block fails before the sandbox kept a record of its own (Pod.close), all is removed.
-    Raises AlreadyExists.
+    If the block fails before the sandbox kept a record of its own (Pod.close), all is removed; or, if it was there
+    before, as `again` says, it is at rest as it was, and its record says why. Raises AlreadyExists, NotFound.
     """
-    lock = store.create(record)
+    lock = store.reclaim(record) if again is not None else store.create(record)
     try:
         yield
-    except BaseException:
-        if not _has_settled(store, record.sandbox_id):
+    except BaseException as exc:
+        if again is not None or not _has_settled(store, record.sandbox_id):
             try:
-                await finish(remove_sandbox(store, record.sandbox_id), name="unclaim")
+                if again is not None:
+                    await finish(put_back(store, again, why_not(exc)), name="put-back")
+                else:
+                    await finish(remove_sandbox(store, record.sandbox_id), name="unclaim")
             except KatapodError as left:  # beside the first cause, which is what the caller gets
                 log.error("%s", left)
         raise

@@ -44,11 +44,13 @@ __all__ = [
 
 
 class RootDisk(Struct, frozen=True):
-    """The disk of a container's root file system: an `overlay` file, made when it is plugged, over the disk `base`."""
+    """The disk of a container's root file system: an `overlay` file, made when it is plugged, over the disk `base`; one
+    that is `kept` is there already when the container is started again."""
 
     disk_id: str
     overlay: Path
     base: Path
+    kept: bool = False
 
 
 class SandboxPlan(Struct, frozen=True):

@@ -16,7 +16,7 @@ from katapod.host.state import StateStore
 from katapod.host.trace import span
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, KatapodError, NotFound
-from katapod.model.record import State
+from katapod.model.record import SandboxRecord, State
 from katapod.model.sizing import ContainerLimits, HostCapacity, SizeSettings, VmSize, size_pod
 from katapod.sandbox.attachment import detach_attachment
 from katapod.sandbox.container import Container, ContainerPlan, create_container
@@ -52,7 +52,7 @@ class Pod:
         self._sizing = asyncio.Lock()
         self.warned = False  # that the limits ask for more than the VM can have
         self._stack = contextlib.AsyncExitStack()
-        self._keep = self._expendable = False
+        self._keep, self._expendable = request.again is not None, False
         self._failed: HookedContainer | None = None  # its first container, if a hook of its creation failed
 
     def find(self, container_id: str) -> Container:
@@ -162,8 +162,18 @@ class Pod:
                 self.sandbox.save(state=State.STOPPED, vmm_pid=0)
                 store.drop_devices(sandbox_id)
                 await release_kept(store, sandbox_id)
+                self._note_rest(store.read(sandbox_id))
             else:
                 await remove_sandbox(store, sandbox_id)
+
+    def _note_rest(self, record: SandboxRecord) -> None:
+        """Of a container that can be started again, for after a start of the host."""
+        if not self.sandbox.paths.kept_request.exists():
+            return
+        try:
+            self.sandbox.store.keep(record)
+        except KatapodError as exc:
+            log.info("a start of the host will find %s as it was when it ran: %s", record.sandbox_id, exc)
 
     async def _detach(self) -> None:
         """Undo the attachment to a network beside the end of the VM, once nobody is left who could want it. What does

@@ -18,6 +18,7 @@ import msgspec
 
 from katapod.host.cgroup import remove_cgroups
 from katapod.host.direct_volumes import forget_volumes
+from katapod.host.event_log import note_event
 from katapod.host.facts import boot_time
 from katapod.host.locks import is_stopped, lock_holder
 from katapod.host.mounts import mounts_below
@@ -29,12 +30,22 @@ from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout
-from katapod.model.record import SandboxRecord, State, killed_containers
+from katapod.model.record import KILLED_STATUS, SandboxRecord, State, killed_containers
 from katapod.sandbox.attachment import release_attachment
 from katapod.tasks import finish
 from katapod.vmm.processes import is_vm
 
-__all__ = ["find_leftovers", "reap_dead", "release_kept", "remove_sandbox", "settle"]
+__all__ = [
+    "adopt_kept",
+    "find_leftovers",
+    "put_back",
+    "reap_dead",
+    "release_kept",
+    "remove_sandbox",
+    "rested",
+    "settle",
+    "why_not",
+]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +53,7 @@ TERM_GRACE_S = 10.0
 KILL_GRACE_S = 5.0
 REAP_LIMIT_S = 2.0  # for what others have left to be removed in: who starts a sandbox waits for it
 DEAD_SUPERVISOR = "the process that ran it was killed"
+HOST_RESTARTED = "this host was started anew"
 
 
 async def remove_sandbox(
@@ -73,11 +85,20 @@ async def remove_sandbox(
         try:
             await ImageStore(store.layout.image_root).release(ContainerId(sandbox_id))
             if not problems:
+                record = _readable(store, sandbox_id)
                 store.discard(sandbox_id)
+                if record is not None and record.containers:
+                    note_event(store.layout, "destroy", record)
         except (OSError, KatapodError) as exc:
             problems.append(str(exc))
         if problems:
             raise KatapodError(f"cannot remove all of {sandbox_id}: {'; '.join(problems)}", hint="try again")
+
+
+def _readable(store: StateStore, sandbox_id: str) -> SandboxRecord | None:
+    with contextlib.suppress(KatapodError):
+        return store.read(sandbox_id)
+    return None
 
 
 def _remove_files(store: StateStore, sandbox_id: str, deadline: float | None) -> list[str]:
@@ -223,6 +244,8 @@ def _each_id(find: Callable[[], list[str]]) -> list[str]:
 
 async def _reap_stray(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     """Own what is left of the sandbox, so that nobody takes its name meanwhile, and remove it."""
+    if await _adopt(store, sandbox_id):
+        return False
     record = SandboxRecord(parse_container_name(sandbox_id), time.time(), os.getpid(), boot_id="", auto_remove=True)
     try:
         lock = store.create(record)
@@ -246,11 +269,11 @@ async def _reap(store: StateStore, sandbox_id: str, deadline: float) -> bool:
     if _is_elsewhere(record):
         log.info("%s is passed over: its network was made from another network namespace", sandbox_id)
         return False
-    if record.state is State.STOPPED:
+    if record.at_rest and not record.restart_at:
         await release_kept(store, sandbox_id)  # nothing, unless that failed when it stopped
         return False
     log.info("%s was left behind: %s", sandbox_id, DEAD_SUPERVISOR)
-    if record.auto_remove or not any(item.started_at for item in record.containers):
+    if record.auto_remove or not (record.lasting or any(item.started_at for item in record.containers)):
         # a signal must not give the removal's lock away while its thread is at work
         await finish(remove_sandbox(store, sandbox_id, deadline=deadline), name="reap")
     else:
@@ -261,29 +284,118 @@ async def _reap(store: StateStore, sandbox_id: str, deadline: float) -> bool:
 
 
 def settle(store: StateStore, record: SandboxRecord, error: str, deadline: float | None = None) -> None:
-    """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why.
+    """Bring a dead sandbox to rest: nothing of the VM stays, the record says `stopped` and why; or that it was not
+    started yet, as before it was tried.
 
     `deadline` as in remove_sandbox. Raises KatapodError.
     """
+    with store.removal(record.sandbox_id, deadline) as there:
+        if not there or supervisor_alive(store.layout.sandbox(record.sandbox_id)):
+            return
+        _clear_machine(store, record, deadline)
+        containers = killed_containers(record.containers, error, time.time())
+        settled = msgspec.structs.replace(record, state=State.STOPPED, containers=containers)
+        before = store.kept(record.sandbox_id)
+        if before is not None and record.lasting and not containers:  # it was killed before it had the container again
+            settled = _brought_to_rest(before, error)
+        settled = msgspec.structs.replace(
+            settled,
+            error=error,
+            vmm_pid=0,
+            machine_id="",
+            restart_at=0.0,
+            attachment=record.attachment,
+            network=record.network,
+        )
+        store.write(settled)
+        if any(item.state is not State.STOPPED and item.started_at for item in record.containers):
+            note_event(store.layout, "die", settled, exitCode=KILLED_STATUS)
+        if before is not None:
+            store.keep(settled)
+
+
+def _brought_to_rest(kept: SandboxRecord, error: str) -> SandboxRecord:
+    """What was kept of a sandbox, which may have run then, now that it does not."""
+    if kept.state is State.CREATED:
+        return kept
+    return msgspec.structs.replace(
+        kept, state=State.STOPPED, containers=killed_containers(kept.containers, error, time.time())
+    )
+
+
+async def put_back(store: StateStore, before: SandboxRecord, error: str) -> None:
+    """Bring a sandbox of this process, whose start has failed, to rest as it was; its record says why. Raises
+    KatapodError."""
+    sandbox_id = before.sandbox_id
+
+    def clear() -> None:
+        with store.removal(sandbox_id) as there:
+            if there:
+                _clear_machine(store, store.read(sandbox_id), None)
+
+    await asyncio.to_thread(clear)
+    await _detach_network(store, sandbox_id)
+    await release_kept(store, sandbox_id)
+    with store.removal(sandbox_id) as there:
+        if there:
+            left = store.read(sandbox_id).attachment
+            store.write(msgspec.structs.replace(before, attachment=left, error=error))
+
+
+def why_not(exc: BaseException) -> str:
+    return str(exc) if isinstance(exc, KatapodError) else "its start was broken off"
+
+
+async def rested(store: StateStore, sandbox_id: str) -> SandboxRecord:
+    """The record of a sandbox that is at rest, to which it is brought if its supervisor was killed. Raises NotFound,
+    InvalidState if it runs."""
+    record = store.read(sandbox_id)
+    if not supervisor_alive(store.layout.sandbox(sandbox_id)) and (not record.at_rest or record.restart_at):
+        await _reap(store, sandbox_id, time.monotonic() + REAP_LIMIT_S)
+        record = store.read(sandbox_id)
+    if not record.at_rest:
+        raise InvalidState(f"cannot start container {sandbox_id}: it is {record.shown_state.value}")
+    return record
+
+
+async def adopt_kept(store: StateStore) -> None:
+    """Have the containers that can be started again on record, after a start of the host, which empties /run."""
+    for sandbox_id in _each_id(lambda: store.stray_ids(boot_time())):
+        with contextlib.suppress(KatapodError, OSError):
+            await _adopt(store, sandbox_id)
+
+
+async def _adopt(store: StateStore, sandbox_id: str) -> bool:
+    """Have one on record; whether it can be started again. What it had of networks is undone. Raises KatapodError."""
+    kept = store.kept(sandbox_id)
+    if kept is None or kept.sandbox_id != sandbox_id or (kept.auto_remove and kept.state is not State.CREATED):
+        return False
+    changed = msgspec.structs.replace(
+        _brought_to_rest(kept, HOST_RESTARTED), vmm_pid=0, machine_id="", network=None, cgroups=(), restart_at=0.0
+    )
+    try:
+        os.close(store.create(changed))
+    except AlreadyExists:
+        return True
+    await release_kept(store, sandbox_id)
+    return True
+
+
+def _clear_machine(store: StateStore, record: SandboxRecord, deadline: float | None) -> None:
+    """Nothing of the VM stays. The caller is the only one who removes. Raises KatapodError."""
     machine_id = record.machine_id or record.sandbox_id
     paths = store.layout.sandbox(record.sandbox_id, machine_id)
-    with store.removal(record.sandbox_id, deadline) as there:
-        if not there or supervisor_alive(paths):
-            return
-        for pid in _processes_of(store.layout, machine_id):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            _wait_gone(pid, KILL_GRACE_S)
-        for problem in remove_cgroups(record.cgroups):
-            log.warning("something of %s stays: %s", record.sandbox_id, problem)
-        for directory in (paths.share, paths.vm, paths.layers):
-            clear_away(store.layout, directory, deadline=deadline)
-        if machine_id != record.sandbox_id:
-            store.discard(machine_id)
-        containers = killed_containers(record.containers, error, time.time())
-        stopped = msgspec.structs.replace(record, state=State.STOPPED, vmm_pid=0)
-        store.drop_devices(record.sandbox_id)
-        store.write(msgspec.structs.replace(stopped, error=error, containers=containers))
+    for pid in _processes_of(store.layout, machine_id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _wait_gone(pid, KILL_GRACE_S)
+    for problem in remove_cgroups(record.cgroups):
+        log.warning("something of %s stays: %s", record.sandbox_id, problem)
+    for directory in (paths.share, paths.vm, paths.layers):
+        clear_away(store.layout, directory, deadline=deadline)
+    if machine_id != record.sandbox_id:
+        store.discard(machine_id)
+    store.drop_devices(record.sandbox_id)
 
 
 def find_leftovers(layout: Layout, sandbox_id: str) -> list[str]:

@@ -5,6 +5,7 @@ from msgspec import Struct, field
 from katapod.model import oci
 from katapod.model.ids import ContainerId
 from katapod.model.net_flags import NetworkRequest
+from katapod.model.record import SandboxRecord
 from katapod.model.sizing import ContainerLimits
 from katapod.plan.container_spec import DEFAULT_SHM_BYTES
 
@@ -19,6 +20,7 @@ class SandboxRequest(Struct, frozen=True):
     `netns`: path of the network namespace that an engine has made; empty: one is made, which the engine fills later.
     `network`: one is made, and attached by CNI plugins.
     `cgroups_path`: linux.cgroupsPath of an OCI spec; None: the sandbox stays in the cgroups of who starts it.
+    `again`: the record of a sandbox of that id which is at rest, and is started again; None: the id is to be free.
     `dns`: lines of a resolv.conf, for the guest itself. `accelerator`: empty for the configuration's.
     `block_devices`: its first container has some of the host. `volumes`: what is mounted into it, of which some may be
     direct volumes. `shares`: there may be files of the host for its containers, other than disks. `programs_32bit`: its
@@ -43,6 +45,8 @@ class SandboxRequest(Struct, frozen=True):
     programs_32bit: bool = False
     auto_remove: bool = True  # with its end; else record and log stay
     is_pod: bool = False  # its first container is only the pod's own
+    again: SandboxRecord | None = None
+    restart: str = "no"  # the policy, for the record
     labels: dict[str, str] = field(default_factory=dict)
 
 

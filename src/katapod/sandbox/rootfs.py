@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from katapod.host.mounts import bind, mount_overlay
 from katapod.host.trace import span
-from katapod.model.errors import NotFound
+from katapod.model.errors import KatapodError, NotFound
 from katapod.model.layout import GUEST_SANDBOX_DIR, GUEST_SHARE, SandboxPaths
-from katapod.plan.root_disk import MOUNT_OPTIONS, ROOT_DISK_FSTYPE, root_disk_id
+from katapod.plan.root_disk import KEPT_MOUNT_OPTIONS, MOUNT_OPTIONS, ROOT_DISK_FSTYPE, root_disk_id
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox.lifecycle import Sandbox
 from katapod.sandbox.planning import RootDisk
@@ -21,12 +21,14 @@ __all__ = ["GuestRootfs", "Rootfs", "close_root_disk", "open_rootfs", "root_disk
 
 
 class Rootfs(Struct, frozen=True):
-    """Where a root file system comes from: `disk` or, if there is none, `lower`, under a throw-away layer; or,
-    `direct`, `lower` as it is. `own`: this process has mounted `lower`, and the host does not see it."""
+    """Where a root file system comes from: `disk` or, if there is none, `lower`, under a layer of the container's own;
+    or, `direct`, `lower` as it is. `own`: this process has mounted `lower`, and the host does not see it. `kept`: the
+    layer stays when the sandbox ends, and is taken again."""
 
     lower: Path
     direct: bool = False
     own: bool = False
+    kept: bool = False
     disk: Path | None = None
 
 
@@ -50,6 +52,11 @@ async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> Gu
     disk = root_disk_of(sandbox.paths, container_id, rootfs)
     if disk is not None and sandbox.has_disk(disk.disk_id):
         return await _open_root_disk(sandbox, container_id, disk)
+    if disk is not None and disk.kept and disk.overlay.exists():
+        raise KatapodError(
+            f"cannot start {container_id}: its files are on a disk, which this VMM cannot give its guest",
+            hint="use the accelerator that it had: kata-runtime inspect shows it",
+        )
     layers = sandbox.paths.layers / container_id
     root = sandbox.paths.mounts / container_id / "rootfs"
     if rootfs.direct:
@@ -57,7 +64,8 @@ async def open_rootfs(sandbox: Sandbox, container_id: str, rootfs: Rootfs) -> Gu
     else:
         lower = layers / "lower"
         bind(rootfs.lower, lower)  # a name of our own: the user's may hold what overlay's options cannot
-        mount_overlay(lower, layers / "upper", layers / "work", root)
+        written = sandbox.paths.files if rootfs.kept else layers
+        mount_overlay(lower, written / "upper", written / "work", root)
     return GuestRootfs(f"{GUEST_SHARE}/{container_id}/rootfs")
 
 
@@ -65,7 +73,8 @@ def root_disk_of(paths: SandboxPaths, container_id: str, rootfs: Rootfs) -> Root
     """The disk that this root file system comes on; None if it comes in the shared directory."""
     if rootfs.disk is None or rootfs.direct:
         return None
-    return RootDisk(root_disk_id(container_id), paths.layers / container_id / "root.qcow2", rootfs.disk)
+    place = paths.files if rootfs.kept else paths.layers / container_id
+    return RootDisk(root_disk_id(container_id), place / "root.qcow2", rootfs.disk, rootfs.kept)
 
 
 async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -> GuestRootfs:
@@ -73,10 +82,16 @@ async def _open_root_disk(sandbox: Sandbox, container_id: str, disk: RootDisk) -
     pci_path = sandbox.disk_path(disk.disk_id)
     if not pci_path:
         with span("plug the root disk"):
-            pci_path = await sandbox.add_disk(disk.disk_id, disk.overlay, read_only=False, base=disk.base)
+            pci_path = await sandbox.add_disk(
+                disk.disk_id, disk.overlay, read_only=False, base=disk.base, kept=disk.kept
+            )
     path = f"{GUEST_SANDBOX_DIR}/layers/{container_id}"
     storage = agent_pb2.Storage(
-        driver="blk", source=pci_path, fstype=ROOT_DISK_FSTYPE, mount_point=path, options=MOUNT_OPTIONS
+        driver="blk",
+        source=pci_path,
+        fstype=ROOT_DISK_FSTYPE,
+        mount_point=path,
+        options=KEPT_MOUNT_OPTIONS if disk.kept else MOUNT_OPTIONS,
     )
     return GuestRootfs(path, (storage,))
 

@@ -28,6 +28,7 @@ from katapod.sandbox.opening import SandboxServer, open_sandbox
 from katapod.sandbox.planning import RootDisk
 from katapod.sandbox.pod import Pod
 from katapod.sandbox.pool import ReadyMachine
+from katapod.sandbox.recovery import why_not
 from katapod.sandbox.request import SandboxRequest
 from katapod.sandbox.rootfs import root_disk_of
 from katapod.sandbox.stdio import LogSink, NullSink, Sink, Source, TeeSink
@@ -105,8 +106,8 @@ async def created_container(
     network have said, once the sandbox is open. `ready`, `servers` and `tell` as for open_sandbox.
 
     Whatever happens nothing of the VM stays; with auto_remove nothing at all does, and without it the
-    record (with exit code or error) and the log do, once the container has run. A cancelled start is as
-    if it had never been.
+    record (with exit code or error), the log and the container's files do, once the container has run, in this sandbox
+    or, if that is started `again`, a former one. A cancelled start is as if it had never been.
     """
     paths = store.layout.sandbox(request.sandbox_id)
     prepared: list[ContainerPlan] = []
@@ -125,23 +126,35 @@ async def created_container(
         plan = with_network(plan, sandbox.record.attachment)
         with span("create container"):
             container = await pod.create_container(plan, None)
+        if request.again is None:
+            container.tell("create")
         await sandbox.wait_resized()  # before its first instruction
+        if sandbox.paths.kept_request.exists():
+            store.keep(sandbox.record)
         async with (
-            beside(watch_oom(sandbox, pod.containers), name="watch-oom"),
+            beside(watch_oom(sandbox, pod.containers, _tell_of_oom), name="watch-oom"),
             beside(_stop_when_asked(stop, container), name="stopper"),
         ):
             yield container
     except BaseException as exc:
-        if _is_kept(request, sandbox):
+        if _has_run(sandbox):
             _record_error(sandbox, exc)
+        elif request.again is not None:
+            sandbox.save(containers=request.again.containers, error=why_not(exc))
         raise
     finally:
         keep = _is_kept(request, sandbox)
+        if container is not None and _has_run(sandbox):
+            container.tell("die", exitCode=container.record.exit_code)
         try:
-            await pod.close(keep=keep, expendable=not _writes_to_host(plan, sandbox.paths.data))
+            await pod.close(keep=keep, expendable=not _writes_to_host(plan, sandbox.paths.data, keep=keep))
         finally:
             if container is not None:
                 await finish(container.hooks.stopped(), name="poststop")
+
+
+def _tell_of_oom(container: Container) -> None:
+    container.tell("oom")
 
 
 @contextlib.asynccontextmanager
@@ -175,12 +188,18 @@ async def _remove(pod: Pod, container: Container) -> None:
 
 
 def _is_kept(request: SandboxRequest, sandbox: Sandbox) -> bool:
-    return not request.auto_remove and any(item.started_at for item in sandbox.record.containers)
+    return not request.auto_remove and (request.again is not None or _has_run(sandbox))
 
 
-def _writes_to_host(plan: ContainerPlan, own: Path) -> bool:
-    """Whether anything that the container can write outlives it; what lies below `own` does not."""
-    return plan.rootfs.direct or any(
+def _has_run(sandbox: Sandbox) -> bool:
+    return any(item.started_at for item in sandbox.record.containers)
+
+
+def _writes_to_host(plan: ContainerPlan, own: Path, *, keep: bool) -> bool:
+    """Whether anything that the container can write outlives it; what lies below `own` does if it is to `keep` that."""
+    if plan.rootfs.direct or (keep and plan.rootfs.kept):
+        return True
+    return any(
         oci.is_of_host(mount)
         and parse_access(mount.options) is not Access.READ_ONLY
         and not Path(mount.source).is_relative_to(own)

@@ -21,11 +21,15 @@ Attaching = asyncio.Task[AttachmentRecord]
 """CNI plugins at work on the sandbox's network namespace; gives the record with their result, or raises."""
 
 
-def new_record(sandbox_id: str, facts: HostFacts, *, auto_remove: bool, **fields: Any) -> SandboxRecord:
-    """The first record of a sandbox that this process is going to own."""
+def new_record(
+    sandbox_id: str, facts: HostFacts, *, auto_remove: bool, again: SandboxRecord | None = None, **fields: Any
+) -> SandboxRecord:
+    """The first record of a sandbox that this process is going to own; `again`: its last one, if it was there."""
+    if again is not None:
+        fields |= {"lasting": True, "restarts": again.restarts}
     return SandboxRecord(
         sandbox_id=sandbox_id,
-        created_at=time.time(),
+        created_at=time.time() if again is None else again.created_at,
         supervisor_pid=os.getpid(),
         boot_id=facts.boot_id,
         auto_remove=auto_remove,

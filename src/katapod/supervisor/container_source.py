@@ -29,6 +29,7 @@ from katapod.sandbox.attachment import container_files
 from katapod.sandbox.container import ContainerPlan, Rootfs
 from katapod.supervisor.host_devices import with_host_devices
 from katapod.supervisor.image_policy import bring_in
+from katapod.supervisor.kept import kept_disk
 from katapod.supervisor.named_volumes import fill_volumes
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
@@ -62,22 +63,25 @@ async def prepare_container(
             create_timeout_s=timeout_s,
             bundle=request.bundle,
         )
+    has_files, disk = kept_disk(context.layout, request.container_id) if request.again else (False, None)
     if request.rootfs is not None:
         _check_rootfs(request.rootfs)
-        defaults, digest, rootfs = ProcessDefaults(), "", Rootfs(request.rootfs)
+        defaults, digest, rootfs = ProcessDefaults(), "", Rootfs(request.rootfs, kept=request.lasts)
     else:
         store = context.image_store()
         progressing = contextlib.nullcontext() if request.image_policy.quiet else context.image_progress()
         with progressing as progress:
             found = await bring_in(store, request, progress)
         defaults = _defaults_of(found.config)
-        disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None
-        digest, rootfs = found.digest, Rootfs(store.rootfs_path(found.digest), disk=disk)
+        if not has_files:
+            disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None
+        digest, rootfs = found.digest, Rootfs(store.rootfs_path(found.digest), kept=request.lasts, disk=disk)
     user = effective_user(defaults, request.options)
     spec = plan_container_spec(defaults, request.options, str(rootfs.lower), _guest_kernel(config, request.options))
     spec = with_host_devices(spec, request.options)
     _check_sources(spec)
-    await fill_volumes(context.layout, request, rootfs.lower)
+    if not has_files:
+        await fill_volumes(context.layout, request, rootfs.lower)
     names = ("hostname",) if request.network.no_hosts else ("hostname", "hosts")
     directory = str(context.layout.sandbox(request.sandbox_id).etc(request.container_id))
     return ContainerPlan(

@@ -4,6 +4,7 @@ from katapod.images import Access, ImageStore, Progress
 from katapod.images.errors import ImageNotFound
 from katapod.model.errors import UsageError
 from katapod.model.image import ImageRecord, StoredName, Transport, parse_image_ref, suggest_name
+from katapod.supervisor.kept import held_image
 from katapod.supervisor.run_request import RunRequest
 
 __all__ = ["bring_in"]
@@ -11,6 +12,8 @@ __all__ = ["bring_in"]
 
 async def bring_in(store: ImageStore, request: RunRequest, progress: Progress | None) -> ImageRecord:
     """The image that is asked for, held for the sandbox from then on. Raises UsageError, and as ImageStore.acquire."""
+    if request.image_digest:
+        return await held_image(store, request)
     policy = request.image_policy
     access = Access(tls_verify=policy.tls_verify, authfile=policy.authfile)
     reference = parse_image_ref(request.image)

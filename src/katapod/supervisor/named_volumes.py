@@ -20,6 +20,10 @@ def with_named_volumes(layout: Layout, request: RunRequest) -> RunRequest:
     if not wanted:
         return request
     store = VolumeStore(layout.volume_root)
+    if request.again:  # they have been, and are mounted already
+        for each in wanted:
+            store.ensure(each.name)
+        return request
     named = tuple(each if each.name else replace(each, name=new_id()) for each in wanted)
     for before, each in zip(wanted, named, strict=True):
         store.ensure(each.name, anonymous=not before.name)

@@ -282,7 +282,12 @@ class _Member:
 async def _run_detached(context: RunContext, request: RunRequest, ready: ReadyMachine, client: Client) -> int:
     """The client ends when the container runs; we go on. Raises what keeps it from running."""
 
+    told: list[bool] = []
+
     def started(_: object) -> None:
+        if told:  # its policy has started it again
+            return
+        told.append(True)
         status = 0
         try:
             os.write(1, f"{request.container_id}\n".encode())
@@ -295,7 +300,7 @@ async def _run_detached(context: RunContext, request: RunRequest, ready: ReadyMa
     assert task is not None
     for number in ENDING:
         asyncio.get_running_loop().add_signal_handler(number, cancel_once, task)
-    await own_container(context, request, background_streams(request), started, ready)
+    await own_container(context, request, background_streams, started, ready)
     return 0
 
 

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.model.errors import KatapodError
+from katapod.model.record import KILLED_STATUS
 from katapod.sandbox.container import Container
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.runner import Outcome, Streams, run_container
 from katapod.sandbox.stdio import InputFd, NullSink, OutputFd
 from katapod.supervisor.background_report import expect_started, tell, tell_error
+from katapod.supervisor.restarting import Backoff, next_run
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_request import RunRequest
 from katapod.supervisor.start import created
@@ -28,14 +31,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMachine | None = None) -> int:
     """Run in the foreground, in the machine `ready` if that fits; returns the exit status."""
-    streams = Streams(
-        stdin=InputFd(0) if request.interactive and "stdin" in request.attach else None,
-        stdout=OutputFd(1) if "stdout" in request.attach else NullSink(),
-        stderr=OutputFd(2) if "stderr" in request.attach else NullSink(),
-        keep_log=request.log.keep and not request.remove,
-        log_bytes=request.log.size_bytes,
-    )
-    container: list[Container] = []
+    container: list[Container] = []  # that which runs now, if any
     caught: list[signal.Signals] = []
 
     def on_signal(number: signal.Signals) -> None:
@@ -49,9 +45,11 @@ async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMac
         if requests > 2:
             cancel_once(task)
             return
+        if requests:
+            container[0].note_stop_asked()
         background.start(_forward(container[0], signal.SIGKILL if requests > 1 else number), name="forward")
 
-    work = own_container(context, request, streams, container.append, ready)
+    work = own_container(context, request, _own_streams, container.append, ready, container.clear)
     async with Background() as background, beside(work, name="run") as task:
         for number in FORWARDED:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
@@ -62,6 +60,16 @@ async def run_attached(context: RunContext, request: RunRequest, ready: ReadyMac
                 return 128 + caught[0]
             raise
     return _report(context, request, outcome)
+
+
+def _own_streams(request: RunRequest) -> Streams:
+    return Streams(
+        stdin=InputFd(0) if request.interactive and "stdin" in request.attach else None,
+        stdout=OutputFd(1) if "stdout" in request.attach else NullSink(),
+        stderr=OutputFd(2) if "stderr" in request.attach else NullSink(),
+        keep_log=request.log.keep and not request.remove,
+        log_bytes=request.log.size_bytes,
+    )
 
 
 def cancel_once(task: "asyncio.Task[Any]") -> None:
@@ -88,11 +96,48 @@ def _report(context: RunContext, request: RunRequest, outcome: Outcome) -> int:
 async def own_container(
     context: RunContext,
     request: RunRequest,
-    streams: Streams,
+    streams: Callable[[RunRequest], Streams],
     on_started: Callable[[Container], None],
     ready: ReadyMachine | None = None,
+    on_ended: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """The whole way from a request to its outcome."""
+    """The whole way from a request to its outcome: the last one, if it has a restart policy. `streams` are opened, and
+    `on_started` and `on_ended` hear, for each run. Raises why the container could not be started, or why its sandbox
+    died."""
+    backoff, store = Backoff(), context.states()
+    while True:
+        began: list[float] = []
+
+        def started(container: Container, began: list[float] = began) -> None:
+            began.append(time.monotonic())
+            on_started(container)
+
+        failure = None
+        try:
+            outcome = await _run_once(context, request, streams(request), started, ready)
+        except KatapodError as exc:
+            if not began:
+                raise
+            failure, outcome = exc, Outcome(KILLED_STATUS)
+        on_ended()
+        again = None
+        if request.restart.name != "no":
+            delay_s = backoff.after(time.monotonic() - began[0] if began else 0.0)
+            again = await next_run(store, request, outcome.exit_code, delay_s)
+        if again is None:
+            if failure is not None:
+                raise failure
+            return outcome
+        request, ready = again, None
+
+
+async def _run_once(
+    context: RunContext,
+    request: RunRequest,
+    streams: Streams,
+    on_started: Callable[[Container], None],
+    ready: ReadyMachine | None,
+) -> Outcome:
     async with Background() as background:
         with contextlib.ExitStack() as terminal:
             return await run_container(
@@ -166,14 +211,18 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
+    told: list[str] = []
 
     def started(container: Container) -> None:
+        if told:  # its policy has started it again
+            return
+        told.append(container.container_id)
         tell(writer, {"id": request.container_id})
         os.close(writer)
         os.dup2(null, 2)
 
     async def own() -> None:
-        async with beside(own_container(context, request, background_streams(request), started), name="run") as task:
+        async with beside(own_container(context, request, background_streams, started), name="run") as task:
             loop = asyncio.get_running_loop()
             for number in ENDING:
                 loop.add_signal_handler(number, cancel_once, task)
@@ -186,6 +235,7 @@ def _background(context: RunContext, request: RunRequest, writer: int) -> int:
     except asyncio.CancelledError:
         return 143
     except BaseException as exc:
-        tell_error(writer, exc)
+        if not told:
+            tell_error(writer, exc)
         return 1
     return 0

@@ -26,7 +26,8 @@ async def with_exposed_ports(context: RunContext, request: RunRequest) -> RunReq
     if request.image:
         store = context.image_store()
         image = await bring_in(store, request, None)
-        await store.release(request.sandbox_id)
+        if not request.image_digest:
+            await store.release(request.sandbox_id)
         for text in image.config.exposed_ports:
             ports += parse_expose(text, "the image's port")
         policy = replace(request.image_policy, pull="missing")

@@ -7,7 +7,7 @@ from msgspec import Struct, field
 from katapod.model.ids import ContainerId
 from katapod.model.net_flags import NetworkRequest, PortRequest
 from katapod.model.record import DEFAULT_STOP_TIMEOUT_S
-from katapod.model.run_flags import STREAMS, LogChoice
+from katapod.model.run_flags import STREAMS, LogChoice, RestartPolicy
 from katapod.plan.container_spec import ContainerOptions
 
 __all__ = ["ImagePolicy", "RunRequest"]
@@ -48,6 +48,15 @@ class RunRequest(Struct, frozen=True):
     attach: tuple[str, ...] = STREAMS  # those that lead to the caller
     stop_timeout_s: int | None = DEFAULT_STOP_TIMEOUT_S
     log: LogChoice = field(default_factory=LogChoice)
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    again: bool = False  # a container that is at rest on this host: it has its image and its files
+    restarts: int = 0  # how often its policy has started it by then
+    image_digest: str = ""  # of an image that is held already, which `image` is the name of
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it stays when it has ended, and can be started again."""
+        return not self.remove and not self.joins
 
     @property
     def sandbox_id(self) -> ContainerId:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
-import msgspec
+from msgspec import structs
 
 from katapod.host.cpu_list import use_cpus
 from katapod.host.direct_volumes import read_volume
@@ -19,10 +19,12 @@ from katapod.sandbox.bundle import read_bundle
 from katapod.sandbox.container import Container, ContainerPlan
 from katapod.sandbox.deletion import delete_sandbox
 from katapod.sandbox.pool import ReadyMachine
+from katapod.sandbox.recovery import rested
 from katapod.sandbox.request import SandboxRequest, wants_32bit
 from katapod.sandbox.runner import created_container
 from katapod.supervisor.container_source import prepare_container, with_network_files
 from katapod.supervisor.host_devices import disks_among
+from katapod.supervisor.kept import keep_planned
 from katapod.supervisor.named_volumes import drop_anonymous, with_named_volumes
 from katapod.supervisor.run_context import RunContext
 from katapod.supervisor.run_extras import remove_image, with_exposed_ports, write_cid_file
@@ -46,28 +48,17 @@ async def created(
     request = with_named_volumes(context.layout, await with_exposed_ports(context, request))
     if request.replace:
         await delete_sandbox(context.states(), request.container_id, force=True)
-    volumes = oci.bind_sources(bundle_spec) if bundle_spec else _sources(request.options)
-    wanted = SandboxRequest(
-        sandbox_id=request.container_id,
-        hostname=(bundle_spec or request.options).hostname or request.container_id,
-        limits=limits_of(request.options, bundle_spec),
-        fixed=True,
-        network=request.network,
-        cgroups_path=_cgroups_path(config, request.container_id, bundle_spec),
-        shm_size_bytes=request.options.shm_bytes,
-        accelerator=request.accel,
-        block_devices=(bundle_spec is not None and has_block_devices(bundle_spec))
-        or bool(disks_among(request.options)),
-        programs_32bit=bundle_spec is not None and wants_32bit(bundle_spec),
-        volumes=volumes,
-        shares=any(read_volume(context.layout, path) is None for path in volumes),
-        auto_remove=request.remove,
-        labels=request.labels,
-    )
+    again = None
+    if request.again:
+        again = structs.replace(await rested(context.states(), request.container_id), restarts=request.restarts)
+    wanted = structs.replace(_wanted(context, config, request, bundle_spec), again=again)
 
     async def prepare() -> ContainerPlan:
         with span("acquire image"):
-            return await prepare_container(context, config, request, bundle_spec)
+            plan = await prepare_container(context, config, request, bundle_spec)
+            if request.lasts:
+                keep_planned(context.layout, request, plan)
+            return plan
 
     try:
         async with created_container(
@@ -88,6 +79,28 @@ async def created(
             drop_anonymous(context.layout, request)
     if request.remove_image:
         await remove_image(context, request)
+
+
+def _wanted(context: RunContext, config: Config, request: RunRequest, bundle_spec: oci.Spec | None) -> SandboxRequest:
+    volumes = oci.bind_sources(bundle_spec) if bundle_spec else _sources(request.options)
+    return SandboxRequest(
+        sandbox_id=request.container_id,
+        hostname=(bundle_spec or request.options).hostname or request.container_id,
+        limits=limits_of(request.options, bundle_spec),
+        fixed=True,
+        network=request.network,
+        cgroups_path=_cgroups_path(config, request.container_id, bundle_spec),
+        shm_size_bytes=request.options.shm_bytes,
+        accelerator=request.accel,
+        block_devices=(bundle_spec is not None and has_block_devices(bundle_spec))
+        or bool(disks_among(request.options)),
+        programs_32bit=bundle_spec is not None and wants_32bit(bundle_spec),
+        volumes=volumes,
+        shares=any(read_volume(context.layout, path) is None for path in volumes),
+        auto_remove=request.remove,
+        labels=request.labels,
+        restart=str(request.restart),
+    )
 
 
 def _sources(options: ContainerOptions) -> tuple[str, ...]:
@@ -113,9 +126,9 @@ def _cgroups_path(config: Config, container_id: str, bundle_spec: oci.Spec | Non
 def _load_bundle(request: RunRequest) -> oci.Spec:
     assert request.bundle is not None
     spec = read_bundle(request.bundle)
-    return msgspec.structs.replace(
+    return structs.replace(
         spec,
-        process=msgspec.structs.replace(
+        process=structs.replace(
             spec.process,
             terminal=spec.process.terminal or request.options.tty,
             console_size=request.options.console_size,

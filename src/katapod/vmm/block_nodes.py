@@ -30,8 +30,8 @@ def _raw(disk: Disk) -> dict[str, Any]:
 
 
 def _overlay(overlay: Path, base: Path) -> dict[str, Any]:
-    """The raw file `base`, never written to, under a qcow2 `overlay` that ends with the VM. What the guest wants to be
-    flushed stays in the host's page cache: nobody reads an overlay after a crash."""
+    """The raw file `base`, never written to, under a qcow2 `overlay`. What the guest wants to be flushed is written to
+    the file, and stays in the host's page cache: it survives the death of the VM, and not a crash of the host."""
     unflushed = {"no-flush": True}
     return {
         "driver": "qcow2",

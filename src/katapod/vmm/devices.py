@@ -32,7 +32,7 @@ class SharedDirectory(Struct, frozen=True):
 
 
 class DiskSettings(Struct, frozen=True):
-    """What the configuration says of disks. An overlay takes only its thread from here: it ends with the VM."""
+    """What the configuration says of disks. An overlay takes only its thread from here."""
 
     aio: str = "threads"
     cache_set: bool = False
@@ -47,8 +47,8 @@ DEFAULT_DISKS = DiskSettings()
 
 
 class Disk(Struct, frozen=True):
-    """The raw file `path`, or block device of the host; or with `base` an overlay at `path`, which is made anew when
-    the disk is attached and ends with the VM, over the raw file `base`, which is never written to."""
+    """The raw file `path`, or block device of the host; or with `base` an overlay at `path` over the raw file `base`,
+    which is never written to. It is made anew when the disk is attached, unless it is `kept` and there already."""
 
     disk_id: str
     path: Path
@@ -56,6 +56,7 @@ class Disk(Struct, frozen=True):
     read_only: bool = False
     host_device: bool = False
     base: Path | None = None
+    kept: bool = False
     settings: DiskSettings = DEFAULT_DISKS
 
 

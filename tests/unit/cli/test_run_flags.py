@@ -189,6 +189,8 @@ def _refuse(door: Door, words: tuple[str, ...], cause: str) -> None:
         (("--security-opt", "label=type:my_t", "busybox"), "it is unknown"),
         (("--security-opt", "no-new-privileges=perhaps", "busybox"), "it is unknown"),
         (("--stop-signal", "NOPE", "busybox"), "NOPE"),
+        (("--restart", "sometimes", "busybox"), "it is none of no, always"),
+        (("--restart", "always", "--rm", "busybox"), "with --rm"),
     ],
 )
 def test_refused(door: Door, words: tuple[str, ...], cause: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,17 @@ from katapod.cli.not_here import NOT_HERE
 from katapod.cli.program import VERBS, kata_runtime
 from katapod.cli.settings import Globals
 from katapod.cli.tables import Column, print_table
+from katapod.host import bridge
+from katapod.host.event_log import note_event
 from katapod.host.state import StateStore
 from katapod.model.attachment import AttachmentRecord, PublishedPort
 from katapod.model.cni import parse_network
+from katapod.model.config import Config
 from katapod.model.errors import KatapodError, UsageError
 from katapod.model.layout import Layout
 from katapod.model.log_flags import parse_tail, parse_time
 from katapod.model.record import ContainerRecord, SandboxRecord, State
+from katapod.sandbox import recovery
 
 
 class Here(Globals):
@@ -116,6 +122,155 @@ def test_what_has_ended_can_be_waited_for_and_stopped(here: Here) -> None:
     assert (status, "none" in said) == (1, True)
     with pytest.raises(KatapodError, match="it has stopped"):
         call(here, "attach", "old")
+
+
+def test_what_was_created(here: Here) -> None:
+    container = ContainerRecord("made", "busybox", ("sleep", "9"), State.CREATED)
+    record = SandboxRecord("made", 3.0, 0, "b", state=State.CREATED, lasting=True, containers=(container,))
+    os.close(StateStore(here.layout).create(record))
+    assert call(here, "ps", "-a", "--format", "{{.Names}} {{.State}} {{.Status}}")[1].splitlines()[0] == (
+        "made created Created"
+    )
+    assert json.loads(call(here, "list", "--json")[1])[0]["status"] == "created"
+    assert call(here, "inspect", "-f", "{{.State.Status}} {{.HostConfig.RestartPolicy.Name}}", "made")[1] == (
+        "created no\n"
+    )
+    assert call(here, "wait", "made") == (0, "0\n")
+    assert call(here, "stop", "made") == (0, "made\n")
+    status, said = call(here, "start", "made")
+    assert (status, "nothing was kept to start it again by" in said) == (1, True)
+    assert call(here, "prune", "-f") == (0, "made\nold\n")
+
+
+def test_what_its_policy_is_about_to_start(here: Here) -> None:
+    store = StateStore(here.layout)
+    old = replace(store.read("old"), restart="on-failure:3", restarts=2, restart_at=9.0)
+    lock = store.reclaim(old)
+    row = call(here, "ps", "-a", "--filter", "name=old", "--format", "{{.State}} {{.Status}}")[1]
+    assert row.startswith("restarting Restarting (3) ")
+    found = call(
+        here,
+        "inspect",
+        "-f",
+        "{{.RestartCount}} {{.State.Restarting}} {{.State.Running}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}",
+        "old",
+    )
+    assert found == (0, "2 true true 3\n")
+    assert call(here, "start", "old") == (0, "old\n")  # as one that runs
+    status, said = call(here, "delete", "old")
+    assert (status, "it is running" in said) == (1, True)
+    assert call(here, "prune", "-f") == (0, "")
+    os.close(lock)
+
+
+def test_which_are_started_with_the_host(here: Here) -> None:
+    store = StateStore(here.layout)
+    for name, policy, asked, code in (
+        ("a1", "always", True, 0),
+        ("u1", "unless-stopped", False, 0),
+        ("u2", "unless-stopped", True, 0),
+        ("f1", "on-failure:3", False, 1),
+        ("f2", "on-failure", False, 0),
+        ("n1", "no", False, 1),
+    ):
+        ended = ContainerRecord(name, "busybox", ("x",), State.STOPPED, exit_code=code)
+        record = SandboxRecord(name, 3.0, 0, "b", state=State.STOPPED, restart=policy, stop_asked=asked)
+        os.close(store.create(replace(record, containers=(ended,))))
+    words = [word for kind in ("always", "unless-stopped", "on-failure") for word in ("-f", f"restart-policy={kind}")]
+    status, said = call(here, "start", "--all", *words)
+    assert status == 1
+    tried = {name for name in ("a1", "u1", "u2", "f1", "f2", "n1") if f"cannot start container {name}" in said}
+    assert tried == {"a1", "u1", "f1"}
+
+
+def test_list_finds_what_a_start_of_the_host_has_left(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "boot_time", lambda: time.time() + 60)
+    store = StateStore(here.layout)
+    container = ContainerRecord("left", "busybox", ("x",), State.RUNNING, started_at=1.0)
+    store.layout.sandbox("left").data.mkdir(parents=True)
+    store.keep(SandboxRecord("left", 9.0, 1, "b", state=State.RUNNING, containers=(container,)))
+    assert call(here, "list", "-q") == (0, "left\nweb\nold\n")
+    assert json.loads(call(here, "list", "--json")[1])[0]["status"] == "stopped (137)"
+
+
+def test_start_and_its_words(here: Here) -> None:
+    assert call(here, "start", "web") == (0, "web\n")  # it runs
+    status, said = call(here, "start", "none", "old", "web")
+    assert (status, "cannot find none" in said, "nothing was kept" in said, "web\n" in said) == (
+        1,
+        True,
+        True,
+        True,
+    )
+    for words, told in (
+        ((), "no container given"),
+        (("--all", "web"), "--all with names"),
+        (("--filter", "name=web"), "--filter without --all"),
+        (("-a", "web", "old"), "several containers at once"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            call(here, "start", *words)
+    assert call(here, "start", "--all", "--filter", "restart-policy=always") == (0, "")
+    status, said = call(here, "restart", "none")
+    assert (status, "cannot find none" in said) == (1, True)
+    status, said = call(here, "restart", "web")
+    assert (status, "nothing was kept" in said) == (1, True)
+    assert StateStore(here.layout).read("web").state is State.RUNNING
+
+
+def test_events(here: Here) -> None:
+    web = StateStore(here.layout).read("web")
+    note_event(here.layout, "start", web)
+    note_event(here.layout, "die", web, exitCode=3)
+    past = ("--since", "1h", "--until", "0s")
+    lines = call(here, "events", *past)[1].splitlines()
+    assert [re.sub(r"^[-0-9]+T[0-9:]+\.[0-9]{9}[+-][0-9]{2}:[0-9]{2} ", "", line) for line in lines] == [
+        "container start web (app=web, image=busybox, name=web)",
+        "container die web (app=web, exitCode=3, image=busybox, name=web)",
+    ]
+    some = call(here, "events", *past, "-f", "event=die", "-f", "label=app=web", "--format", "json")[1]
+    found = json.loads(some)
+    assert (found["Action"], found["Actor"]["Attributes"]["exitCode"]) == ("die", "3")
+    assert call(here, "events", *past, "-f", "container=old") == (0, "")
+    assert call(here, "events", *past, "--format", "{{.ID}} {{.Status}}", "-f", "event=start")[1] == "web start\n"
+    for words in (("-f", "x=y"), ("-f", "event"), ("--since", "never")):
+        with pytest.raises(UsageError, match=r"--filter|--since"):
+            call(here, "events", *words)
+
+
+def test_networks_of_ones_own(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "net.d"
+    config = Config()
+    config = replace(config, katapod=replace(config.katapod, cni_conf_dir=str(directory)))
+    monkeypatch.setattr(Here, "load_config", lambda self, **more: config)
+
+    async def routes() -> list[str]:
+        return ["10.186.0.0/16"]
+
+    monkeypatch.setattr(bridge, "networks_in_use", routes)
+    monkeypatch.setattr(bridge, "bridge_subnet", lambda: "")
+    assert call(here, "network", "create", "app", "--label", "a=b", "-o", "mtu=1400") == (0, "app\n")
+    assert call(here, "network", "create", "--subnet", "10.20.0.0/24", "--internal", "db") == (0, "db\n")
+    rows = {row["name"]: row["subnet"] for row in json.loads(call(here, "network", "ls", "--json")[1])}
+    assert rows == {"bridge": "", "app": "10.187.0.0/16", "db": "10.20.0.0/24"}
+    for words, told in (
+        (("app",), "there is one of that name"),
+        (("x1", "--subnet", "10.20.0.128/25"), "network db has addresses"),
+        (("bridge",), "a meaning of its own"),
+        (("-d", "macvlan", "x1"), "files of /etc/cni/net.d"),
+        (("-o", "mtu=x", "x1"), "known is mtu=N"),
+        (("../x",), "it is not a network name"),
+    ):
+        with pytest.raises(KatapodError, match=told):
+            call(here, "network", "create", *words)
+    (directory / "other.conflist").write_bytes(
+        b'{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]}'
+    )
+    status, said = call(here, "network", "rm", "other", "none-such", "db")
+    assert (status, "has not made it" in said, "cannot find network none-such" in said) == (1, True, True)
+    assert call(here, "network", "rm", "-f", "none-such") == (0, "")
+    assert call(here, "network", "prune", "-f") == (0, "app\n")
+    assert [path.name for path in directory.iterdir()] == ["other.conflist"]
 
 
 def test_prune_removes_what_has_stopped(here: Here) -> None:

@@ -3,12 +3,14 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from katapod.host.state import StateStore, supervisor_alive, write_atomically
 from katapod.model.errors import AlreadyExists, KatapodError, NoSpace, NotFound
@@ -168,3 +170,20 @@ def test_a_name_for_a_file_that_is_a_directory(tmp_path: Path) -> None:
     with pytest.raises(KatapodError, match="Is a directory"):
         write_atomically(tmp_path / "f", b"x")
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_name_that_is_taken_again(store: StateStore) -> None:
+    with pytest.raises(NotFound, match="cannot find s1"):
+        store.reclaim(record())
+    os.close(store.create(record()))
+    left = store.layout.sandbox("s1").control_socket
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(left))
+    lock = store.reclaim(replace(record(), restarts=3))
+    assert not left.exists(), "nobody listens any more, and the name would be taken"
+    assert supervisor_alive(store.layout.sandbox("s1"))
+    assert store.read("s1").restarts == 3
+    with pytest.raises(AlreadyExists, match="another process has it"):
+        store.reclaim(record())
+    assert store.read("s1").restarts == 3
+    os.close(lock)

@@ -78,3 +78,32 @@ def test_truth() -> None:
     assert [flags.parse_truth("--rm", text) for text in ("1", "True", "f", "FALSE")] == [True, True, False, False]
     with pytest.raises(UsageError, match="cannot use --rm=yes"):
         flags.parse_truth("--rm", "yes")
+
+
+def test_restart_policies() -> None:
+    assert str(flags.parse_restart("on-failure:5")) == "on-failure:5"
+    assert [str(flags.parse_restart(text)) for text in ("no", "always", "unless-stopped", "on-failure")] == [
+        "no",
+        "always",
+        "unless-stopped",
+        "on-failure",
+    ]
+    for text in ("", "never", "always:3", "on-failure:", "on-failure:x", "on-failure:-1", "on-failure:9999999999"):
+        with pytest.raises(UsageError, match="cannot use --restart"):
+            flags.parse_restart(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "restarts", "wanted"),
+    [
+        ("no", 1, 0, False),
+        ("always", 0, 99, True),
+        ("unless-stopped", 0, 0, True),
+        ("on-failure", 0, 0, False),
+        ("on-failure", 1, 99, True),
+        ("on-failure:2", 1, 1, True),
+        ("on-failure:2", 1, 2, False),
+    ],
+)
+def test_what_a_policy_wants(policy: str, code: int, restarts: int, wanted: bool) -> None:
+    assert flags.parse_restart(policy).wants(code, restarts) is wanted

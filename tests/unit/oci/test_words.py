@@ -17,11 +17,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "create",
         "create --bundle /b c1",
         "create --pid-file /p c1",
         "start c1",
         "state c1",
+        "events c1",
+        "events --interval 1s --stats c1",
         "features",
         "--config /x state c1",
         "--root /r kill c1 9",
@@ -46,7 +47,10 @@ def test_what_engines_write(line: str) -> None:
         "",
         "--version",
         "--help",
+        "create",
         "create busybox",
+        "create busybox ls -l",
+        "create -it --pull never busybox",
         "create --name web busybox",
         "run busybox",
         "run -d busybox sh -c --pid-file",
@@ -56,6 +60,8 @@ def test_what_engines_write(line: str) -> None:
         "exec -e A=1 c1 cp -d a b",
         "list",
         "list --json",
+        "events",
+        "events --since 1h -f event=die",
         "list --format json",
         "ps --format {{.Names}}",
         "exec -d c1 sleep 9",
@@ -94,6 +100,12 @@ def test_create_in_a_bundle_is_the_engines(tmp_path: Path, monkeypatch: pytest.M
 def test_start_of_a_container_of_run_is_ours(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RUNS", str(tmp_path / "sbs"))
     assert speaks_oci(["start", "c1"])
+    monkeypatch.setattr(module, "KEPT", str(tmp_path / "kept"))
+    for line in ("start c1 c2", "start -a c1", "start --all", "start"):
+        assert not speaks_oci(line.split())
+    (tmp_path / "kept" / "c2").mkdir(parents=True)
+    (tmp_path / "kept" / "c2" / "request.json").touch()
+    assert not speaks_oci(["start", "c2"])  # a start of the host has left it
     (tmp_path / "sbs" / "c1").mkdir(parents=True)
     assert not speaks_oci(["start", "c1"])
     (root / "c1").mkdir()

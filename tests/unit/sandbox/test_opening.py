@@ -14,11 +14,12 @@ import msgspec
 import pytest
 from msgspec import structs
 
+from katapod.host.state import supervisor_alive
 from katapod.model import oci
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, KatapodError
 from katapod.model.ids import ContainerId
-from katapod.model.record import State
+from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.model.sizing import ContainerLimits
 from katapod.observe import management_server
 from katapod.plan.cgroup import CgroupPlan
@@ -149,6 +150,45 @@ async def test_the_record_can_stay(door: Door) -> None:
     assert (door.stage.record.state, door.stage.record.vmm_pid) == (State.STOPPED, 0)
     assert door.stage.vmm.vm.said[-1] == "kill"
     assert not any((door.state / name).exists() for name in SOCKETS)
+    await remove_sandbox(door.stage.store, "s1")
+
+
+async def rested_door(door: Door) -> SandboxRecord:
+    """With a record of an earlier run."""
+    ended = ContainerRecord("s1", "image", ("sh",), State.STOPPED, started_at=1.0, exit_code=3)
+    record = SandboxRecord("s1", 1.0, 1, "b", state=State.STOPPED, containers=(ended,), restarts=2)
+    os.close(door.stage.store.create(record))
+    door.change(auto_remove=False, again=record)
+    return record
+
+
+async def test_a_sandbox_is_opened_again(door: Door) -> None:
+    before = await rested_door(door)
+    pod = await door.open()
+    record = door.stage.record
+    assert (record.state, record.created_at, record.restarts, record.lasting) == (State.RUNNING, 1.0, 2, True)
+    assert record.containers == ()
+    with pytest.raises(AlreadyExists):
+        await door.open()
+    await pod.close(keep=True)
+    assert before.created_at == door.stage.record.created_at
+    await remove_sandbox(door.stage.store, "s1")
+
+
+@pytest.mark.parametrize("step", ["accelerator_for", "plan_sandbox", "start_sandbox", "control_socket"])
+async def test_a_start_again_that_fails_leaves_it_as_it_was(
+    step: str, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await rested_door(door)
+
+    def fails(*args: Any, **more: Any) -> Any:
+        raise KatapodError("it fails")
+
+    monkeypatch.setattr(opening, step, fails)
+    with pytest.raises(KatapodError, match="it fails"):
+        await door.open()
+    assert door.stage.record == structs.replace(before, error="it fails")
+    assert not supervisor_alive(door.stage.store.layout.sandbox("s1"))
     await remove_sandbox(door.stage.store, "s1")
 
 

@@ -16,7 +16,7 @@ from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import InvalidState
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 from katapod.sandbox import recovery
-from katapod.sandbox.recovery import _processes_of, find_leftovers, reap_dead, remove_sandbox
+from katapod.sandbox.recovery import _processes_of, adopt_kept, find_leftovers, reap_dead, remove_sandbox
 from kit.library import layout_below
 
 OWNER = """
@@ -94,6 +94,70 @@ async def test_reaping(store: StateStore) -> None:
     assert not any(directory.exists() for directory in (paths.share, paths.vm, paths.layers))
     assert await reap_dead(store) == []
     os.close(lock)
+
+
+async def test_what_was_created_stays(store: StateStore) -> None:
+    made = ContainerRecord("c", "image", ("sh",), state=State.CREATED)
+    leave(store, "made", state=State.CREATED, lasting=True, auto_remove=True, containers=(made,))
+    assert await reap_dead(store) == []
+    assert store.read("made").state is State.CREATED
+
+
+@pytest.mark.parametrize("before", [State.CREATED, State.RUNNING, State.STOPPED])
+async def test_a_start_again_that_is_killed_leaves_what_was_there(store: StateStore, before: State) -> None:
+    """Before it had the container again: its record says less than the one that was kept."""
+    leave(store, "s1", lasting=True, vmm_pid=1)
+    paths = store.layout.sandbox("s1")
+    paths.files.mkdir(parents=True)
+    container = ContainerRecord("s1", "image", ("sh",), state=before, exit_code=5 if before is State.STOPPED else None)
+    store.keep(record("s1", state=before, lasting=True, containers=(container,)))
+    assert await reap_dead(store) == ["s1"]
+    found = store.read("s1")
+    created = before is State.CREATED
+    assert found.state is (State.CREATED if created else State.STOPPED)
+    assert (found.vmm_pid, found.error) == (0, "the process that ran it was killed")
+    assert [(item.state, item.exit_code) for item in found.containers] == [
+        (State.CREATED, None) if created else (State.STOPPED, 5 if before is State.STOPPED else 137)
+    ]
+    assert paths.files.exists()
+    assert not any(directory.exists() for directory in (paths.share, paths.vm, paths.layers))
+    assert store.kept("s1") == found
+
+
+async def test_a_supervisor_killed_as_it_waits_to_start_again(store: StateStore) -> None:
+    ended = ContainerRecord("s1", "image", ("sh",), state=State.STOPPED, started_at=1.0, exit_code=4)
+    leave(store, "s1", state=State.STOPPED, restart="always", restart_at=9.0, containers=(ended,))
+    assert await reap_dead(store) == ["s1"]
+    found = store.read("s1")
+    assert (found.restart_at, found.state, found.containers[0].exit_code) == (0, State.STOPPED, 4)
+
+
+async def test_a_start_of_the_host_leaves_what_can_be_started_again(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "boot_time", lambda: time.time() + 60)
+    ran = ContainerRecord("c", "image", ("sh",), state=State.RUNNING, started_at=5.0)
+    made = ContainerRecord("c", "image", ("sh",), state=State.CREATED)
+    for sandbox_id, changes in {
+        "ran": {"state": State.RUNNING, "containers": (ran,), "vmm_pid": 7, "restart": "always"},
+        "made": {"state": State.CREATED, "containers": (made,), "auto_remove": True},
+        "rm": {"state": State.RUNNING, "containers": (ran,), "auto_remove": True},
+    }.items():
+        store.layout.sandbox(sandbox_id).files.mkdir(parents=True)
+        store.keep(record(sandbox_id, **changes))
+    store.layout.sandbox("broken").files.mkdir(parents=True)
+    store.layout.sandbox("broken").kept_record.write_text("{")
+    store.layout.sandbox("forged").files.mkdir(parents=True)
+    store.layout.sandbox("forged").kept_record.write_bytes(store.layout.sandbox("ran").kept_record.read_bytes())
+    await adopt_kept(store)
+    assert store.ids() == ["made", "ran"]
+    assert sorted(await reap_dead(store)) == ["broken", "forged", "rm"]
+    found = store.read("ran")
+    assert (found.state, found.vmm_pid, found.restart) == (State.STOPPED, 0, "always")
+    assert [(item.exit_code, item.error) for item in found.containers] == [(137, "this host was started anew")]
+    assert store.read("made").state is State.CREATED
+    assert store.layout.sandbox("ran").files.exists()
+    assert not supervisor_alive(store.layout.sandbox("ran"))
 
 
 async def test_a_hostile_tree_stops_nothing(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:

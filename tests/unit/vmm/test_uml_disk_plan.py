@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from katapod.plan.jail import Access
 from katapod.vmm.devices import Disk, DiskSettings
@@ -71,6 +72,8 @@ def test_what_is_written_to_a_disk_that_stays_has_arrived() -> None:
     (_, first), (_, second) = (words_of(disk) for disk in (DATA, DEVICE))
     assert (first["writable"], first["writethrough"]) == (True, True)
     assert (second["writable"], second["writethrough"]) == (False, True)
+    _, overlay = words_of(structs.replace(ROOT, kept=True))
+    assert overlay["writethrough"] is True
     _, unflushed = words_of(
         Disk("d", Path("/d"), FIRST_SLOT, settings=DiskSettings(no_flush=True, logical_sector_bytes=4096))
     )

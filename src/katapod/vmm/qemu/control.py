@@ -31,8 +31,7 @@ class QemuControl:
     async def attach(self, device: Device) -> str:
         plan = plan_device(device)
         if isinstance(device, Disk) and device.base is not None:
-            device.path.unlink(missing_ok=True)  # of a clone that did not work, before this attempt
-            make_overlay(device.path, base=device.base)
+            make_overlay(device.path, base=device.base, kept=device.kept)
         if isinstance(device, SharedDirectory):
             with _connected(device.socket) as connection:
                 await self.qmp.give_fd(share_fd_name(device.tag), connection.fileno())

@@ -97,8 +97,9 @@ class DiskServerPlan(Struct, frozen=True):
             "node-name": name,
             "addr": {"type": "fd", "str": str(listener)},
             "writable": not disk.read_only,
-            # it tells the guest that there is nothing to flush (no write cache), and then has to keep that promise
-            "writethrough": disk.base is None and not disk.settings.no_flush,
+            # it tells the guest that there is nothing to flush (no write cache), and then has to keep that promise: an
+            # overlay that is kept has all in its file once a write is answered
+            "writethrough": disk.kept if disk.base is not None else not disk.settings.no_flush,
         }
         if disk.settings.logical_sector_bytes:
             export["logical-block-size"] = disk.settings.logical_sector_bytes

@@ -68,7 +68,7 @@ class MachineDisks:
         """Before the kernel runs; returns where the guest finds it. Raises VmmRefused, NoSpace, KatapodError."""
         path = guest_path(disk)
         if disk.base is not None:
-            make_overlay(disk.path, base=disk.base)
+            make_overlay(disk.path, base=disk.base, kept=disk.kept)
         taken = {each.number for each in self._served.values()}
         number = next(number for number in itertools.count() if number not in taken)
         self._served[disk.disk_id] = _Served(disk, number, contextlib.AsyncExitStack())
