@@ -43,18 +43,27 @@ class Podman:
             ),
             *("--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--tmpdir", f"{directory}/tmp"),
             *("--network-config-dir", f"{directory}/networks", "--events-backend", "file"),
-            *("--runtime", KATA),
         )
+
+    @property
+    def states(self) -> Path:
+        """The --root of its runtime, which it does not give it."""
+        return Path("/run/kata-runtime")
+
+    def command(self, *words: str, runtime: str = KATA) -> list[str]:
+        """The whole command line, with the configuration of `podman_here`."""
+        configuration = f"CONTAINERS_CONF={self.directory}/containers.conf"
+        return ["env", configuration, *self._words, "--runtime", runtime, *words]
 
     def __call__(self, *words: str, input: str = "", environment: Mapping[str, str] | None = None) -> Done:
         done = subprocess.run(
-            [*self._words, *words],
+            self.command(*words),
             input=input,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
             check=False,
-            env={**os.environ, "CONTAINERS_CONF": f"{self.directory}/containers.conf", **(environment or {})},
+            env={**os.environ, **(environment or {})},
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
