@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +50,10 @@ class Podman:
         """The --root of its runtime, which it does not give it."""
         return Path("/run/kata-runtime")
 
-    def command(self, *words: str, runtime: str = KATA) -> list[str]:
-        """The whole command line, with the configuration of `podman_here`."""
+    def command(self, *words: str, runtime: str = KATA, before: Sequence[str] = ()) -> list[str]:
+        """The whole command line, with the configuration of `podman_here`; `before`: what starts podman."""
         configuration = f"CONTAINERS_CONF={self.directory}/containers.conf"
-        return ["env", configuration, *self._words, "--runtime", runtime, *words]
+        return ["env", configuration, *self._words[:2], *before, *self._words[2:], "--runtime", runtime, *words]
 
     def __call__(self, *words: str, input: str = "", environment: Mapping[str, str] | None = None) -> Done:
         done = subprocess.run(
