@@ -8,6 +8,7 @@ by_hand.py      virtio-fs by hand, that shares are compared with
 share.py        pure: what is done on a share, and its rows
 containerd.py   a containerd of the benchmark's own, and ctr
 pods.py         pods by the CRI, with the tests' containerd
+oci.py          Podman, and runtimes by the command line of OCI engines
 network.py      a pod's network, by veth alone, by hand and Katapod's
 raw_boot.py     the raw boot that starts are compared with
 measure.py      starts commands, takes the times of their output and end, leaves nothing behind

@@ -20,6 +20,7 @@ from bench.contestants import DEFAULT, TEMPLATE, Contestant, Katapod, Peer, kata
 from bench.crun_view import without_unified_hierarchy
 from bench.measure import BenchError, execute, quietly, run_one
 from bench.network import BY_HAND_NET, by_hand_net_initrd, guest_by_hand
+from bench.oci import OCI_CRUN, OCI_KATAPOD, OCI_RUNC, oci_engine
 from bench.pods import CRI_EMULATED, CRI_KATAPOD, CRI_RUNC, pod_engine
 from bench.pool import served
 from bench.raw_boot import RawBoot
@@ -69,6 +70,8 @@ def prepared(accelerator: str, wanted: set[str], missing: dict[str, str]) -> Ite
             stage.network_by_hand = partial(guest_by_hand, stage.raw, initrd)
         if wanted & {CRI_RUNC, CRI_KATAPOD, CRI_EMULATED}:
             stage.pods = stack.enter_context(pod_engine(default.config, emulated.config))
+        if wanted & {OCI_RUNC, OCI_CRUN, OCI_KATAPOD}:
+            stage.oci = stack.enter_context(oci_engine(Bundles(scratch, rootfs), scratch, crun_prefix))
         for contestant in everyone:
             if contestant.name not in wanted:
                 continue

@@ -16,6 +16,7 @@ from bench.measure import BenchError, Outcome, detached, execute, run_containers
 from bench.memory import KATAPOD_PARTS, pss_mib_by_part
 from bench.monitor import SANDBOXES, monitor_cost
 from bench.network import BY_HAND_NET, SENT_MB, PodNetns, pod_of, readings
+from bench.oci import OCI_CRUN, OCI_KATAPOD, OCI_RUNC, STEPS, VERBS, OciEngine
 from bench.pods import CRI_EMULATED, CRI_KATAPOD, CRI_RUNC, PodEngine
 from bench.pool import wait_ready
 from bench.programs import (
@@ -65,6 +66,7 @@ class Stage:
     by_hand: Callable[[], Outcome] | None = None  # the script of the share, in a VM without Katapod
     network_by_hand: Callable[[], contextlib.AbstractContextManager[PodNetns]] | None = None
     pods: PodEngine | None = None
+    oci: OciEngine | None = None
     scratch: Path = Path(".")  # for what a suite writes
 
     def each(self, names: Sequence[str], turn: int) -> Iterator[Contestant]:
@@ -199,6 +201,34 @@ def _pods(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
             taken = [stage.pods.start_and_end(who) for _ in range(3)]
             yield POD_START, who, median(start for start, _ in taken)
             yield POD_END, who, median(end for _, end in taken)
+
+
+PODMAN_RUN = Metric("podman run until its end", "s", base=("", OCI_RUNC))
+PODMAN_EXEC = Metric("podman exec until its end", "s", base=("", OCI_RUNC))
+PODMAN_BUILD = Metric(f"podman build of {STEPS} steps", "s", base=("", OCI_RUNC))
+QUICK = ("start", "state", "kill", "delete")
+VERB_CPU = {verb: Metric(f"{verb}, CPU", "ms", budgets={OCI_KATAPOD: 60.0} if verb in QUICK else {}) for verb in VERBS}
+PROXY = Metric("proxy of a container, PSS", "MiB", budgets={OCI_KATAPOD: 6.0})
+SUPERVISOR = Metric("supervisor of OCI commands, PSS", "MiB")
+
+
+def _oci(stage: Stage, names: Sequence[str], turn: int) -> Iterator[Reading]:
+    """By Podman, and each verb of the runtime by itself."""
+    for who in names:
+        if (engine := stage.oci) is None:
+            return
+        with stage.tolerating(who):
+            yield PODMAN_RUN, who, median(engine.run_s(who) for _ in range(3))
+            with engine.running(who) as name:
+                yield PODMAN_EXEC, who, engine.exec_s(who, name)
+                if who == OCI_KATAPOD:
+                    proxy, supervisor = engine.memory_mib(name)
+                    yield PROXY, who, proxy
+                    yield SUPERVISOR, who, supervisor
+            for verb, taken_ms in engine.cpu_ms(who).items():
+                yield VERB_CPU[verb], who, taken_ms
+            if turn == 0:
+                yield PODMAN_BUILD, who, engine.build_s(who)
 
 
 INTO, OUT_OF = (
@@ -396,6 +426,14 @@ def all_suites() -> tuple[Suite, ...]:
             (POD_START, POD_END),
             (CRI_RUNC, CRI_KATAPOD, CRI_EMULATED),
             _pods,
+        ),
+        Suite(
+            "oci",
+            "Podman, and runtimes as it calls them",
+            (PODMAN_RUN, PODMAN_EXEC, PODMAN_BUILD, *VERB_CPU.values(), PROXY, SUPERVISOR),
+            (OCI_RUNC, OCI_CRUN, OCI_KATAPOD),
+            _oci,
+            rounds=3,
         ),
         Suite(
             "network",

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,18 +43,27 @@ class Podman:
             ),
             *("--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--tmpdir", f"{directory}/tmp"),
             *("--network-config-dir", f"{directory}/networks", "--events-backend", "file"),
-            *("--runtime", KATA),
         )
+
+    @property
+    def states(self) -> Path:
+        """The --root of its runtime, which it does not give it."""
+        return Path("/run/kata-runtime")
+
+    def command(self, *words: str, runtime: str = KATA, before: Sequence[str] = ()) -> list[str]:
+        """The whole command line, with the configuration of `podman_here`; `before`: what starts podman."""
+        configuration = f"CONTAINERS_CONF={self.directory}/containers.conf"
+        return ["env", configuration, *self._words[:2], *before, *self._words[2:], "--runtime", runtime, *words]
 
     def __call__(self, *words: str, input: str = "", environment: Mapping[str, str] | None = None) -> Done:
         done = subprocess.run(
-            [*self._words, *words],
+            self.command(*words),
             input=input,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
             check=False,
-            env={**os.environ, "CONTAINERS_CONF": f"{self.directory}/containers.conf", **(environment or {})},
+            env={**os.environ, **(environment or {})},
         )
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from katapod.model.errors import KatapodError
 from katapod.model.record import KILLED_STATUS
+from katapod.model.record import State as Made
 from katapod.oci.errors import OciError
 from katapod.oci.processes import ExecProcess, ProcessStreams, ProxyLink
 from katapod.oci.records import Record, State
@@ -42,6 +43,11 @@ class OciContainer:
         self.listening: asyncio.Task[None] | None = None
         self.following: asyncio.Task[None] | None = None
         self.execs: list[ExecProcess] = []  # of execs.py, which adds them and takes them out
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended in the guest, though whoever waits for it may not have heard yet."""
+        return self.made.record.state is Made.STOPPED
 
     def mark(self, status: str) -> None:
         """Take a state, on disk first: who sees it from outside sees it there."""

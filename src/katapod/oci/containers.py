@@ -245,7 +245,7 @@ class Containers:
     async def kill(self, connection: Connection, message: wire.Message) -> None:
         container = self._find(message)
         number = int(message["signal"])
-        if container.status == "stopped":
+        if container.status == "stopped" or container.has_ended:
             if message.get("all"):  # as runc: engines clean up so after a container without a PID namespace
                 return
             raise OciError(NOT_RUNNING)
@@ -257,6 +257,8 @@ class Containers:
         if container.status == "created" and not container.starting:
             if number not in _HARMLESS:
                 await self._end_created(container, number)
+            return
+        if container.has_ended:
             return
         await container.made.kill(number, everyone=everyone or number == signal.SIGKILL)
         if number == signal.SIGKILL and not container.insisting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 from katapod.oci import wire
 from katapod.oci.errors import NOT_RUNNING, OciError
@@ -114,7 +115,11 @@ def _make(call: Call, *, foreground: bool) -> Proxy:
                         link.wait_end()
                     raise
         except wire.Gone as exc:
-            raise OciError(f"cannot create {record.id}: {exc}{_last_words(place)}") from exc
+            said = _last_words(place)
+            if not holder:  # it was killed: nobody but us knows what it has left
+                with suppress(OciError):
+                    _delete(record)
+            raise OciError(f"cannot create {record.id}: {exc}{said}") from exc
         tell_pid(call, proxy.pid)
     except BaseException:
         if proxy is not None:
