@@ -96,7 +96,7 @@ kubernetes: ## Build the programs of a Kubernetes, for tests (minutes); KUBERNET
 e2e-operator: setup kubernetes ## The tests of the operator on a control plane of their own
 	$(PYTEST) tests/integration/test_operator_cluster.py tests/integration/test_operator_machine_config.py -v
 
-e2e-kubernetes: setup build/.packages-test kubernetes ## The tests of pods on a real Kubernetes
+e2e-kubernetes: setup build/.packages-test kubernetes operator-image node-image ## The tests of pods and of the operator on a real Kubernetes
 	$(PYTEST) tests/e2e/test_kubernetes*.py -v
 
 e2e-node: setup node-image ## The tests of kata-node on a node of their own

@@ -1,5 +1,9 @@
-"""The lives of pods in VMs on a real kubelet: jobs, ends, evictions; kubelet and containerd are started again."""
+"""The lives of pods in VMs on a real kubelet: jobs, ends, evictions; a VM dies; kubelet, containerd and API server are
+started again.
+"""
 
+import json
+import os
 import signal
 
 import pytest
@@ -148,3 +152,35 @@ def test_containerd_is_started_again(ns: Namespace, cluster: Kubernetes, by: sig
     wait_for(lambda: cluster.node.engine_pid() != first and cluster.node.engine_serves(), "containerd serves")
     wait_for(lambda: serves(ns), "exec works", period_s=0.5)
     expect_alive(ns, "one", before)
+
+
+def test_the_api_server_is_started_again(ns: Namespace, cluster: Kubernetes) -> None:
+    ns.start("one", *SLEEP)
+    ns.sh("one", "echo here > /tmp/mark")
+    before = identity(ns, "one")
+    cluster.plane.stop_api()
+    (sandbox,) = cluster.host("ls", "/run/vc/sbs").split()
+    cluster.plane.start_api()
+    wait_for(lambda: serves(ns), "exec works", period_s=0.5)
+    expect_alive(ns, "one", before)
+    assert sandbox in cluster.host("ls", "/run/vc/sbs").split()
+
+
+def test_a_vm_that_is_killed_is_started_anew(ns: Namespace, cluster: Kubernetes) -> None:
+    """By the kubelet, for the same pod; what it had in memory and on its own root is gone, and its volume is not."""
+    mounts = [{"name": "kept", "mountPath": "/kept"}]
+    ns.start("one", *SLEEP, main={"volumeMounts": mounts}, volumes=[{"name": "kept", "emptyDir": {}}])
+    ns.sh("one", "echo here > /kept/mark; echo here > /tmp/mark")
+    uid, (container, _, boot) = ns.get("one")["metadata"]["uid"], identity(ns, "one")
+    (sandbox,) = cluster.host("ls", "/run/vc/sbs").split()
+    os.kill(json.loads(cluster.host("cat", f"/run/vc/sbs/{sandbox}/persist.json"))["vmm_pid"], signal.SIGKILL)
+
+    def again() -> bool:
+        (status,) = ns.get("one")["status"]["containerStatuses"]
+        return bool(status["ready"] and status["restartCount"] >= 1 and status["containerID"] != container)
+
+    wait_for(again, "the container runs again", 600, 0.5)
+    assert ns.get("one")["metadata"]["uid"] == uid
+    assert ns.sh("one", "cat /kept/mark; test ! -e /tmp/mark; cat /proc/sys/kernel/random/boot_id").split()[0] == "here"
+    assert identity(ns, "one")[2] != boot
+    wait_for(lambda: sandbox not in cluster.host("ls", "/run/vc/sbs"), "the first VM's record goes", 600, 0.5)

@@ -16,7 +16,7 @@ import pytest
 
 from kit.control_plane import BIN, ApiError, ControlPlane, needs_control_plane
 from kit.kata import wait_for
-from kit.machine_config import CONFIGS, POOLS, RUNTIMES, MachineConfigOperator, install_types, openshift_node
+from kit.machine_config import CONFIGS, POOLS, RUNTIMES, MachineConfigOperator, add_openshift_node, install_types
 from kit.operator_cluster import CLASSES, LIMIT_S, Cluster, operating, operator_plane, start_operator
 from kit.operator_cluster import CONFIGS as KATACONFIGS
 
@@ -46,12 +46,7 @@ class OpenShift(Cluster):
         self.mco = MachineConfigOperator(plane)
 
     def add_node(self, name: str, role: str, **labels: str) -> None:
-        room = {"cpu": "4", "memory": "8Gi", "pods": "110"}
-        body = openshift_node(name, role, **labels)
-        status = {**body.pop("status"), "capacity": room, "allocatable": room}
-        self.plane.ask("POST", "/api/v1/nodes", body)
-        self.plane.merge(f"/api/v1/nodes/{name}/status", {"status": status})
-        self.plane.merge(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})  # of nodes that have just come
+        add_openshift_node(self.plane, name, role, **labels)
 
     def label(self, name: str, **labels: str | None) -> None:
         self.plane.merge(f"/api/v1/nodes/{name}", {"metadata": {"labels": labels}})

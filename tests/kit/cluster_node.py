@@ -109,11 +109,17 @@ class ClusterNode:
             [*command, "sh", "-c", script],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PATH": f"{SHIM_FOLDER}:{os.environ['PATH']}"} if self.installed else None,
+            env=self._environment(),
         )
         wait_for(self.engine_serves, "the node's containerd serves", START_LIMIT_S, 0.2)
         for archive in image_archives():
             self.ok("ctr", "--namespace", "k8s.io", "images", "import", str(archive))
+
+    def _environment(self) -> dict[str, str]:
+        """Of its containerd. Where there is nothing of ours, the tests' settings for VMs are not there either."""
+        if self.installed:
+            return {**os.environ, "PATH": f"{SHIM_FOLDER}:{os.environ['PATH']}"}
+        return {name: value for name, value in os.environ.items() if not name.startswith("KATAPOD_")}
 
     def command(self, *argv: str) -> list[str]:
         """`argv` on the node."""

@@ -38,6 +38,7 @@ from kit.terminal import Terminal, open_terminal
 
 __all__ = [
     "NODE",
+    "OVERHEAD_CPU_MILLIS",
     "OVERHEAD_MIB",
     "Kubernetes",
     "Namespace",
@@ -53,12 +54,13 @@ ADDRESS = "10.88.8.1"
 SERVICES = "10.0.0.0/24"  # of kit.control_plane
 CGROUPS = Path("/sys/fs/cgroup")
 OVERHEAD_MIB = 250
+OVERHEAD_CPU_MILLIS = 20
 RUNTIME_CLASS = {
     "apiVersion": "node.k8s.io/v1",
     "kind": "RuntimeClass",
     "metadata": {"name": "kata"},
     "handler": "kata",
-    "overhead": {"podFixed": {"memory": f"{OVERHEAD_MIB}Mi", "cpu": "20m"}},
+    "overhead": {"podFixed": {"memory": f"{OVERHEAD_MIB}Mi", "cpu": f"{OVERHEAD_CPU_MILLIS}m"}},
 }
 SYSCTLS = (
     *("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"),

@@ -16,7 +16,16 @@ from katapod.operator.cluster.machine_config.views import parse_pool
 from katapod.operator.cluster.selectors import selects
 from kit.control_plane import ApiError, ControlPlane
 
-__all__ = ["CONFIGS", "POOLS", "RUNTIMES", "MachineConfigOperator", "MemoryApi", "install_types", "openshift_node"]
+__all__ = [
+    "CONFIGS",
+    "POOLS",
+    "RUNTIMES",
+    "MachineConfigOperator",
+    "MemoryApi",
+    "add_openshift_node",
+    "install_types",
+    "openshift_node",
+]
 
 Body = dict[str, Any]
 GROUP = "machineconfiguration.openshift.io"
@@ -141,6 +150,16 @@ def openshift_node(name: str, *roles: str, **labels: str) -> Body:
         "metadata": {"name": name, "labels": all_labels, "annotations": {}},
         "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"osImage": RHCOS}},
     }
+
+
+def add_openshift_node(plane: ControlPlane, name: str, *roles: str, **labels: str) -> None:
+    """The same, with room for pods."""
+    room = {"cpu": "4", "memory": "8Gi", "pods": "110"}
+    body = openshift_node(name, *roles, **labels)
+    status = {**body.pop("status"), "capacity": room, "allocatable": room}
+    plane.ask("POST", NODES, body)
+    plane.merge(f"{NODES}/{name}/status", {"status": status})
+    plane.merge(f"{NODES}/{name}", {"spec": {"taints": None}})  # of nodes that have just come
 
 
 class MachineConfigOperator:

@@ -9,13 +9,16 @@ from enum import StrEnum
 
 from kit.containerd import K8S
 
-__all__ = ["ENABLE_CONSOLE", "STEPS", "Place", "Step"]
+__all__ = ["CLUSTER", "ENABLE_CONSOLE", "OPENSHIFT", "REMOVAL", "STEPS", "Place", "Step"]
 
 
 class Place(StrEnum):
     NODE = "node"
     CONTAINER = "container"  # through the CRI's exec, as `crictl exec` and `oc rsh` go
     PAGE = "page"  # on the node too, but only for docs/walkthrough.md: it needs an RPM, or takes long
+    CLUSTER = "cluster"  # where an administrator of a Kubernetes is: kit.cluster_tour
+    CLUSTER_NODE = "cluster node"  # on the node of that one
+    OPENSHIFT = "openshift"  # where an administrator of an OpenShift is, whose machine-config operator is simulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,48 @@ def _inside(command: str) -> str:
     return f"nsenter -t $QEMU -n {command}"
 
 
+def _cluster(row: int, name: str, command: str) -> Step:
+    return Step(row, name, command, Place.CLUSTER)
+
+
 STEPS = (
+    _cluster(1, "operator", "kubectl apply -k packaging/operator"),
+    _cluster(1, "kataconfig", "cat kataconfig.yaml; kubectl apply -f kataconfig.yaml"),
+    _cluster(1, "ready", "kubectl wait --for=condition=Ready kataconfig/example-kataconfig --timeout=60m"),
+    _cluster(1, "get", "kubectl get kataconfig"),
+    _cluster(1, "status", "kata-runtime cluster status"),
+    _cluster(
+        1,
+        "events",
+        "kubectl get events --field-selector involvedObject.kind=KataConfig"
+        " -o custom-columns=REASON:.reason,MESSAGE:.message",
+    ),
+    _cluster(1, "delete", "kubectl delete kataconfig example-kataconfig --wait=false"),
+    _cluster(
+        1, "blocked", "kubectl wait --for=condition=Blocked kataconfig --all --timeout=10m; kubectl get kataconfig"
+    ),
+    _cluster(1, "gone", "kubectl delete deployment mypod; kubectl wait --for=delete kataconfig --all --timeout=60m"),
+    _cluster(2, "class", "kubectl get runtimeclass/kata -o yaml"),
     Step(2, "overhead", "kata-runtime overhead", Place.PAGE),
+    Step(3, "extension", "kubectl get machineconfig/50-enable-sandboxed-containers-extension -o yaml", Place.OPENSHIFT),
+    Step(3, "configs", "kubectl get machineconfigs", Place.OPENSHIFT),
+    _cluster(3, "nodes", "kubectl get nodes -L katapod.io/runtime,katapod.io/accelerator"),
+    Step(3, "engine", "sed -n '/BEGIN katapod/,$p' /etc/containerd/config.toml", Place.CLUSTER_NODE),
+    Step(
+        4,
+        "payload",
+        "ls /opt/katapod /opt/katapod/*/bin; /opt/katapod/*/bin/kata-runtime --version",
+        Place.CLUSTER_NODE,
+    ),
     Step(5, "files", "rpm -qlp $PACKAGE | grep -v ^/usr/lib/katapod/", Place.PAGE),
     Step(6, "image", "ls -Rl /var/cache/kata-containers"),
     Step(7, "crio", "cat /etc/crio/crio.conf.d/50-kata"),
     Step(7, "containerd", "grep -v '^#' /usr/share/katapod/containerd/kata.toml"),
     Step(8, "unit", "cat /usr/lib/systemd/system/kata-osbuilder-generate.service"),
     Step(8, "recipe", "cat /usr/share/kata-containers/image.toml"),
+    _cluster(9, "deployment", "cat deployment.yaml; kubectl create -f deployment.yaml"),
+    _cluster(9, "available", "kubectl wait --for=condition=Available deployment/mypod --timeout=30m"),
+    _cluster(9, "pods", "kubectl get pods -o wide"),
     Step(9, "containers", f"ctr --namespace {K8S} containers list"),
     Step(9, "tasks", f"ctr --namespace {K8S} tasks list"),
     Step(10, "qemu", r"ps ww -o args= -p $QEMU | sed 's/ -/\n  -/g'"),
@@ -76,6 +113,9 @@ STEPS = (
     Step(20, "target", _console("systemctl cat kata-containers.target", "SYSTEMD")),
     Step(20, "service", _console("systemctl cat kata-agent.service", "SYSTEMD")),
     Step(20, "rootfs", _console("ls /run/kata-containers/$CONTAINER/rootfs")),
+    _cluster(21, "uname", "kubectl exec deployment/mypod -- uname -r"),
+    _cluster(21, "address", "kubectl exec deployment/mypod -- ip address show dev eth0"),
+    _cluster(21, "processes", "kubectl exec deployment/mypod -- ps -o pid,tty,args"),
     Step(21, "ls", "ls", Place.CONTAINER),
     Step(21, "ip", "ip address", Place.CONTAINER),
     Step(21, "ps", "ps -o pid,tty,args", Place.CONTAINER),
@@ -99,6 +139,14 @@ STEPS = (
     Step(26, "inspect", "kata-runtime inspect $SANDBOX"),
     Step(26, "json", "kata-runtime inspect --json $SANDBOX | jq --compact-output keys"),
 )
+REMOVAL = ("W1 delete", "W1 blocked", "W1 gone")
+CLUSTER = (
+    *(step for step in STEPS if step.place in (Place.CLUSTER, Place.CLUSTER_NODE) and step.key not in REMOVAL),
+    *(step for step in STEPS if step.key in REMOVAL),
+)
+"""Those on a Kubernetes, in the order in which they are typed."""
+OPENSHIFT = tuple(step for step in STEPS if step.place is Place.OPENSHIFT)
+
 ENABLE_CONSOLE = (
     "mkdir -p /etc/kata-containers/",
     "install -o root -g root -m 0640 /usr/share/kata-containers/defaults/configuration.toml /etc/kata-containers",

@@ -27,7 +27,9 @@ ON_THE_MACHINE = ("tests/integration/", "tests/e2e/")
 TOGETHER = {
     "tests/integration/test_cni_plugins.py": "tests/e2e/test_run_network.py",
     "tests/integration/test_operator_node.py": "tests/e2e/test_kubernetes.py",
+    "tests/e2e/test_kubernetes_figures.py": "tests/e2e/test_kubernetes.py",
     "tests/e2e/test_kubernetes_life.py": "tests/e2e/test_kubernetes.py",
+    "tests/e2e/test_kubernetes_operator.py": "tests/e2e/test_kubernetes.py",
     "tests/e2e/test_kubernetes_pods.py": "tests/e2e/test_kubernetes.py",
 }
 """Files that one worker runs with another: both use the built-in bridge, whose leases are in one directory; or all

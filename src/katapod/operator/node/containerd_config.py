@@ -22,13 +22,16 @@ PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 """Version of the file: the plugin with the runtime handlers."""
 
 TABLE = """[plugins."{plugin}".containerd.runtimes.{handler}]
-runtime_type = "io.containerd.kata.v2"
-runtime_path = "{shim}"
+{shim}
 # a privileged container gets all rights inside its VM, and no device of the host
 privileged_without_host_devices = true
 pod_annotations = ["io.katacontainers.*"]
 container_annotations = ["io.katacontainers.*"]
 """
+SHIMS = {
+    2: 'runtime_type = "{path}"',  # containerd 1.6 does not heed a runtime_path when it starts a pod's sandbox
+    3: 'runtime_type = "io.containerd.kata.v2"\nruntime_path = "{path}"',
+}
 BUILT_IN = "runc"
 DEFAULT = """[plugins."{plugin}".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
@@ -55,7 +58,8 @@ def with_handlers(text: str | None, handlers: Mapping[str, str], shim: str) -> s
     if taken := sorted(set(handlers) & (there or {BUILT_IN})):
         raise NodeError(f"the runtime handler {taken[0]} is configured already, and not by us: remove it from the file")
     tables = "" if there else DEFAULT.format(plugin=PLUGINS[version])
-    tables += "".join(_table(PLUGINS[version], name, config, shim) for name, config in handlers.items())
+    started = SHIMS[version].format(path=shim)
+    tables += "".join(_table(PLUGINS[version], name, config, started) for name, config in handlers.items())
     after = (before or "") + ("\n" if mark == ENDED else "") + f"{BEGIN}{mark}\n{head}{tables}{END}"
     try:
         if not set(handlers) <= set(_handlers(after, version)):
