@@ -146,7 +146,7 @@ def _refuse_rootless(call: Call) -> None:
         raise OciError(
             f"cannot create {call.id}: a virtual machine needs root on the host, for {STATE}, taps, cgroups and the "
             "users of its jail; rootless engines can run this container with runc or crun "
-            "(docs/adr/0065-rootless-engines.md)"
+            "(docs/adr/0062-rootless-engines.md)"
         )
 
 

@@ -3,7 +3,7 @@
 The disk is an ext4 file system with all files of the image, never written to again. Each container writes to
 an overlay over it (qcow2.py). One that ends with its sandbox has to survive no crash of guest or host, and so neither
 waits for the other (docs/adr/0009-root-file-system.md); one that is kept has to survive the guest's
-(docs/adr/0062-containers-that-start-again.md).
+(docs/adr/0060-containers-that-start-again.md).
 """
 
 import hashlib

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from katapod.host.state import StateStore
 from katapod.model.config import Config
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.record import SandboxRecord, State
@@ -38,6 +39,7 @@ from katapod.shim.events import EventPublisher
 from katapod.shim.pb import task_pb2
 from katapod.shim.service import SERVICES, TaskService
 from katapod.shim.tasks import Tasks
+from kit.library import layout_below
 from kit.loop_time import LIMIT_S
 
 __all__ = ["VMM_PID", "Guest", "GuestPod", "Shim", "bundle_at", "listening", "shim_at"]
@@ -149,9 +151,10 @@ class Guest:
 class GuestSandbox:
     """What containers need of their sandbox."""
 
-    def __init__(self, sandbox_id: str, agent: AgentClient) -> None:
+    def __init__(self, sandbox_id: str, agent: AgentClient, store: StateStore) -> None:
         self.sandbox_id = sandbox_id
         self.agent = agent
+        self.store = store
         self.vm = SimpleNamespace(pid=VMM_PID)
         self.clock = ClockKeeper(agent, sandbox_id)
         self.record = SandboxRecord(sandbox_id=sandbox_id, created_at=time.time(), supervisor_pid=0, boot_id="")
@@ -328,7 +331,8 @@ async def shim_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         path = str(folder / f"agent-{len(agents)}.sock")
         agents.append(await serve_ttrpc(listening(path), guest.handle))
         agent = AgentClient(await TtrpcClient.on_unix_path(path, "the agent"))
-        return GuestPod(request, config, GuestSandbox(request.sandbox_id, agent), servers)
+        sandbox = GuestSandbox(request.sandbox_id, agent, StateStore(layout_below(folder)))
+        return GuestPod(request, config, sandbox, servers)
 
     agents: list[TtrpcServer] = []
     monkeypatch.setattr(tasks_module, "open_sandbox", open_guest_pod)
