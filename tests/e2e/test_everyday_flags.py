@@ -121,7 +121,6 @@ def test_images(kata: Kata) -> None:
         ("--gpus all", "devices of the host are not passed through to VMs"),
         ("--pid host", "its processes are in a kernel of their own"),
         ("--ipc host", "its kernel's memory and semaphores are its own"),
-        ("--restart always", "nothing here outlives a container"),
         ("--link db", "names of other containers are not resolved"),
         ("--net host", "cannot share the host's network"),
     ],

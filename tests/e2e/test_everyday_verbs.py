@@ -11,7 +11,7 @@ from kit.kata import Kata, wait_for
 def test_wait_prints_how_containers_end(kata: Kata) -> None:
     name = kata.start("busybox", "sh", "-c", "until test -e /end; do sleep 0.1; done; exit 5")
     with kata.spawn("wait", name, stdout=-1) as waiting:
-        kata.ok("exec", name, "touch", "/end")
+        kata.let_end(name, "/end")
         assert waiting.stdout is not None
         assert waiting.stdout.read() == b"5\n"
     assert kata.ok("wait", name) == "5\n"  # one that has ended
@@ -22,7 +22,7 @@ def test_wait_prints_how_containers_end(kata: Kata) -> None:
 def test_wait_for_one_that_removes_itself(kata: Kata) -> None:
     name = kata.start("--rm", "busybox", "sh", "-c", "until test -e /end; do sleep 0.1; done; exit 6")
     with kata.spawn("wait", name, stdout=-1) as waiting:
-        kata.ok("exec", name, "touch", "/end")
+        kata.let_end(name, "/end")
         assert waiting.stdout is not None
         assert waiting.stdout.read() == b"6\n"
 
@@ -55,7 +55,7 @@ def test_attach_prints_what_comes_and_ends_with_it(kata: Kata) -> None:
     wait_for(lambda: kata.ok("logs", name) == "before\n", "its first line")
     with kata.spawn("attach", name, stdout=-1, stderr=-1) as attached:
         wait_for(lambda: follows(attached.pid), "a thread that follows the log")
-        kata.ok("exec", name, "touch", "/go")
+        kata.let_end(name, "/go")
         out, err = attached.communicate(timeout=180)
     assert (attached.returncode, out, err) == (4, b"after\n", b"err\n")
 
@@ -109,7 +109,7 @@ def test_logs_of_a_time(kata: Kata) -> None:
     name = kata.start("busybox", "sh", "-c", "echo one; until test -e /go; do sleep 0.1; done; echo two")
     wait_for(lambda: kata.ok("logs", name) == "one\n", "its first line")
     first = kata.ok("logs", "-t", name).split(" ")[0]
-    kata.ok("exec", name, "touch", "/go")
+    kata.let_end(name, "/go")
     kata.ok("wait", name)
     assert kata.ok("logs", "--since", first, name) == "one\ntwo\n"
     assert kata.ok("logs", "--until", first[:19] + "Z", name) == ""

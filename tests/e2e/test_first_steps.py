@@ -17,6 +17,7 @@ PAGE = SOURCES / "docs/how-to/first-steps.md"
 NETNS = f"{RUN_PREFIX}steps"
 LIMIT_S = 1800.0  # only against hanging
 MARK = "@@@"
+LISTED = ("NAME", "web")  # first words of what `list` says; other tests have containers, too
 
 
 class Step(NamedTuple):
@@ -107,7 +108,10 @@ def test_each_block_prints_what_the_page_says(host: list[str], accelerator: str)
     )
     outputs = done.stdout.split(f"{MARK}\n")[1:]
     assert len(outputs) == len(wanted), done.stdout
-    for step, output in zip(wanted, outputs, strict=True):
+    for step, said in zip(wanted, outputs, strict=True):
+        output = said
+        if step.command.startswith("kata-runtime list"):
+            output = "".join(line for line in said.splitlines(keepends=True) if line.split()[0] in LISTED)
         printed = step.printed
         if accelerator != "uml":  # the page has the figures of a machine without KVM
             printed = [re.sub(r"uml \(User-mode Linux\)|^6\.1\.\d+$", "...", line) for line in printed]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +26,17 @@ def kata() -> Kata:
 
 
 class Place:
-    """A mount namespace with /tmp and /run/netns of its own, where only the test's commands can have left something."""
+    """A mount namespace with a /run/netns of its own, and a directory for temporary files: where only the test's
+    commands can have left something."""
 
-    def __init__(self, holder: int) -> None:
+    def __init__(self, holder: int, temporary: Path) -> None:
         self._holder = Path(f"/proc/{holder}")
-        self._words = ("nsenter", f"--mount=/proc/{holder}/ns/mnt", "--")
+        self._temporary = temporary
         self._mounts = self._mounted()
 
     def command(self, *arguments: str) -> list[str]:
         """`kata-runtime ARGUMENTS` in there, as the process that is started."""
-        return [*self._words, KATA, *arguments]
+        return ["nsenter", f"--mount={self._holder}/ns/mnt", "--", "env", f"TMPDIR={self._temporary}", KATA, *arguments]
 
     def run(self, *arguments: str) -> Result:
         done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=LIMIT_S, check=False)
@@ -42,8 +44,7 @@ class Place:
 
     def left(self) -> list[str]:
         """Network namespaces, mounts and temporary files that are still there."""
-        root = self._holder / "root"
-        files = [*root.joinpath("run/netns").iterdir(), *root.joinpath("tmp").glob("katapod-*")]
+        files = [*(self._holder / "root/run/netns").iterdir(), *self._temporary.iterdir()]
         return [*map(str, files), *(self._mounted() - self._mounts)]
 
     def _mounted(self) -> set[str]:
@@ -52,13 +53,16 @@ class Place:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    script = "mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && mount -t tmpfs tmpfs /tmp && echo ready && cat"
+    script = "mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && echo ready && cat"
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with (
+        tempfile.TemporaryDirectory(prefix="kc") as temporary,  # a short path: there are sockets below it
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder,
+    ):
         assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
-        yield Place(holder.pid)
+        yield Place(holder.pid, Path(temporary))
         holder.stdin.close()
 
 
@@ -174,8 +178,10 @@ def test_engines_that_are_configured(tmp_path: Path) -> None:
 
 
 def script(*arguments: str, path: str = "", before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """In a mount namespace with a /dev/shm of its own, where `podman info` makes a file of locks."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
-    argv = [*before, "sh", str(SCRIPT), *arguments]
+    place = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
+    argv = [*place, *before, "sh", str(SCRIPT), *arguments]
     return subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
 
 

@@ -119,6 +119,11 @@ class Kata:
         assert len(found) == 1, f"{name} in {rows}"
         return found[0]
 
+    def let_end(self, name: str, path: str) -> None:
+        """Make the file that a container waits for with its last step. Who makes it may be killed with the container
+        before it has ended."""
+        self("exec", name, "touch", path)
+
     def remove_started(self) -> None:
         """Remove what `start` made, running or not."""
         results = {name: self("delete", "--force", name) for name in reversed(self._started)}
