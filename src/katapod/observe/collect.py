@@ -33,6 +33,7 @@ READ_MAX = 512 * 1024  # bytes read of one file
 LINE_MAX = 4096
 LIMIT_S = 60.0
 SANDBOXES_MAX = 30
+PODMAN_LOCKS = Path("/dev/shm/libpod_lock")  # noqa: S108 - Podman's own, made by its first call after a start of the host
 CGROUPS_MAX = 200
 PROBLEM = re.compile(
     r"\b(error|fail(ed|ure)?|fatal|panic|cannot|could not|unable|missing|no such|denied|refused|timeout|timed out|"
@@ -199,14 +200,22 @@ async def _managers() -> list[tuple[str, str]]:
         ["kubectl", "version", "--client"],
         ["crio", "--version"],
         ["containerd", "--version"],
-        ["podman", "version"],
+        ["podman", "--version"],  # "podman version" sets up all that it has
         ["podman", "info"],
     ):
-        items.append((" ".join(argv), await _command(argv) if shutil.which(argv[0]) else "not installed"))
+        items.append((" ".join(argv), await _manager(argv)))
     drop_ins = sorted(Path(CRIO_DROP_INS).glob("*")) if Path(CRIO_DROP_INS).is_dir() else []
     files = [CONTAINERD_CONFIG, *map(str, sorted(Path("/etc/containerd/conf.d").glob("*.toml")))]
     files += [CRIO_CONFIG, *map(str, drop_ins), "/etc/containers/containers.conf", "/etc/docker/daemon.json"]
     return [*items, *_files(files)]
+
+
+async def _manager(argv: list[str]) -> str:
+    if not shutil.which(argv[0]):
+        return "not installed"
+    if argv == ["podman", "info"] and not PODMAN_LOCKS.exists():
+        return f"not used since this host was started: asking would make {PODMAN_LOCKS} and more"
+    return await _command(argv)
 
 
 async def _packages() -> str:
