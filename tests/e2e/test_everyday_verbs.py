@@ -8,9 +8,16 @@ from pathlib import Path
 from kit.kata import Kata, wait_for
 
 
+def is_connected(pid: int) -> bool:
+    """To a supervisor: asyncio has a pair of sockets for itself."""
+    links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
+    return sum(link.startswith("socket:") for link in links) > 2
+
+
 def test_wait_prints_how_containers_end(kata: Kata) -> None:
     name = kata.start("busybox", "sh", "-c", "until test -e /end; do sleep 0.1; done; exit 5")
     with kata.spawn("wait", name, stdout=-1) as waiting:
+        wait_for(lambda: is_connected(waiting.pid), "who waits is heard")
         kata.let_end(name, "/end")
         assert waiting.stdout is not None
         assert waiting.stdout.read() == b"5\n"
@@ -22,6 +29,7 @@ def test_wait_prints_how_containers_end(kata: Kata) -> None:
 def test_wait_for_one_that_removes_itself(kata: Kata) -> None:
     name = kata.start("--rm", "busybox", "sh", "-c", "until test -e /end; do sleep 0.1; done; exit 6")
     with kata.spawn("wait", name, stdout=-1) as waiting:
+        wait_for(lambda: is_connected(waiting.pid), "who waits is heard")
         kata.let_end(name, "/end")
         assert waiting.stdout is not None
         assert waiting.stdout.read() == b"6\n"
