@@ -1,6 +1,7 @@
 """`network ls`, `inspect`, `create`, `rm`, `prune`: what `run --net` can name."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,19 +186,21 @@ def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
     Of the built-in network only the bridge is removed; the next container on it makes it again.
     """
     need_root("network rm")
+    return _remove_each(settings, names, may_be_gone=force)
+
+
+def _remove_each(settings: Globals, names: Sequence[str], *, may_be_gone: bool = False) -> int:
+    """All are tried, errors are printed, the status says."""
     from katapod.model.errors import NotFound
 
     failed = 0
     for name in names:
         try:
             _remove(settings, name)
-        except NotFound as exc:
-            if not force:
+        except KatapodError as exc:
+            if not (may_be_gone and isinstance(exc, NotFound)):
                 failed = 1
                 print_error(exc)
-        except KatapodError as exc:
-            failed = 1
-            print_error(exc)
     return failed
 
 
@@ -238,11 +241,4 @@ def prune(settings: Globals, force: bool) -> int:
     chosen = [each.name for each in configured if is_ours(each) and each.name not in users]
     if chosen and not agreed(f"remove {len(chosen)} networks that no container is on?", force):
         return 1
-    failed = 0
-    for name in chosen:
-        try:
-            _remove(settings, name)
-        except KatapodError as exc:
-            failed = 1
-            print_error(exc)
-    return failed
+    return _remove_each(settings, chosen)
