@@ -100,7 +100,7 @@ def _write(rows: Sequence[Row], machine: Machine, notes: dict[str, object], outp
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """The first signal ends the run; those that follow must not disturb the cleaning up."""
+    """The first signal ends the measuring; those that follow must not disturb the cleaning up."""
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -136,31 +136,36 @@ def main() -> int:
     board = Board()
     machine = describe_machine(options.accelerator)
     suites = [(suite, names) for suite in all_suites() if (names := selected(suite, options))]
+    failures: list[str] = []
+    status = 0
     try:
         wanted = {name for _, names in suites for name in names}
         with prepared(options.accelerator, wanted, missing) as stage:
+            failures = stage.failures
             _measure(stage, suites, options, board, say)
     except KeyboardInterrupt:
-        print("make bench: interrupted; nothing is written", file=sys.stderr)
-        return 130
+        say.print("make bench: interrupted; what follows is of the rounds until then", highlight=False)
+        status = 130
     except (BenchError, OSError, subprocess.SubprocessError) as error:
         print(f"make bench: cannot measure: {error}", file=sys.stderr)
         return 1
     rows = rows_of(board.series(), PEERS)
-    notes: dict[str, object] = {"missing": missing, "failures": stage.failures}
+    if status and not rows:
+        return status
+    notes: dict[str, object] = {"missing": missing, "failures": failures}
     _write(rows, machine, notes, output)
     print_results(rows, _titles(), console)
     for line in (*machine.lines(), STARTS):
         console.print(line, highlight=False)
     for who, why in missing.items():
         console.print(f"missing: {who}: {why}", highlight=False, markup=False)
-    for failure in stage.failures:
+    for failure in failures:
         console.print(f"failed: {failure}", highlight=False, markup=False)
-    if baseline:
+    if baseline and not status:  # a part is no baseline
         whole = {"machine": machine.to_json(), "rows": [row.to_json() for row in rows]}
         baseline.write_text(json.dumps(whole, indent=1) + "\n")
     console.print(f"{output} and {output.parent / 'bench'}/ written after {time.monotonic() - began:.0f} s")
-    return 0
+    return status
 
 
 if __name__ == "__main__":
