@@ -198,9 +198,9 @@ class Pod:
 
 
 def needs_of(request: SandboxRequest, config: Config, size: VmSize, store: StateStore) -> Needs:
-    """What the sandbox asks of its VMM. What later containers of a pod will ask for nobody knows, but for the memory
-    that an engine has announced."""
-    known = request.announced is not None and request.announced.memory_bytes is not None
+    """What the sandbox asks of its VMM. What later containers of a pod will ask for an engine announces; a pod that is
+    announced without a memory limit has none for which memory would have to be added."""
+    known = request.announced is not None
     return structs.replace(
         needs_of_config(config),
         vcpus=size.vcpus,

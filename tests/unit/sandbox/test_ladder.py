@@ -243,7 +243,8 @@ def test_a_pod_that_cannot_grow_is_whole_from_its_start(accelerator: Accelerator
     ("announced", "static", "resized"),
     [
         (None, False, True),
-        (ContainerLimits(cpus=1.0), False, True),
+        (ContainerLimits(), False, False),
+        (ContainerLimits(cpus=1.0), False, False),
         (ContainerLimits(memory_bytes=GIB), False, False),
         (None, True, False),
     ],
