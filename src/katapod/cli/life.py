@@ -12,8 +12,9 @@ from katapod.cli.command import argument, flag, option, verb
 from katapod.cli.containers import each, the_names
 from katapod.cli.settings import Globals, need_root
 from katapod.model.errors import InvalidState, KatapodError
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.ids import parse_container_name
-from katapod.model.record import KILLED_STATUS, State
+from katapod.model.record import State
 
 if TYPE_CHECKING:
     from katapod.host.state import StateStore

@@ -1,25 +1,21 @@
 """What is on disk about a sandbox. The supervisor writes it; every command reads it."""
 
-import signal
 from enum import Enum
 
 import msgspec
 
 from katapod.model.attachment import AttachmentRecord
 from katapod.model.devices import DeviceTable
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.network import NetworkRecord
 
 __all__ = [
     "DEFAULT_STOP_TIMEOUT_S",
-    "KILLED_STATUS",
     "ContainerRecord",
     "SandboxRecord",
     "State",
     "killed_containers",
 ]
-
-KILLED_STATUS = 128 + signal.SIGKILL
-"""The exit status of what SIGKILL has ended, and of what ended unseen with its VM. Source: bash(1), EXIT STATUS."""
 
 DEFAULT_STOP_TIMEOUT_S = 10
 """Docker's and Podman's."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from katapod.model.errors import KatapodError
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.record import State as Made
 from katapod.oci.errors import OciError
 from katapod.oci.processes import ExecProcess, ProcessStreams, ProxyLink

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from katapod.model import oci
 from katapod.model.errors import KatapodError
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.oci import wire
 from katapod.oci.connection import Connection
 from katapod.oci.container import OciContainer

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Callable, Collection, Coroutine
 from functools import partial
@@ -84,6 +85,7 @@ class Container:
         )
         self.ended = asyncio.Event()  # it has stopped, which is on record
         self.out_of_memory = asyncio.Event()  # its limit made the guest kill a process of it
+        self.killed = False  # by SIGKILL from here
         self.hooks = HookedContainer(plan.container_id, plan.bundle, plan.spec)
 
     @property
@@ -135,6 +137,8 @@ class Container:
         request = agent_pb2.SignalProcessRequest(
             container_id=self.container_id, exec_id="" if everyone else self.container_id, signal=signal_number
         )
+        if signal_number == signal.SIGKILL:
+            self.killed = True
         await self.sandbox.guard(self.sandbox.agent.call("SignalProcess", request))
 
     def note_stop_asked(self) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from katapod.model.errors import InvalidState, KatapodError, NotFound
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.layout import SandboxPaths
-from katapod.model.record import KILLED_STATUS
 from katapod.rpc.agent import AGENT_SERVICE
 from katapod.rpc.console import VM_ID
 from katapod.rpc.pb import agent_pb2

@@ -28,9 +28,10 @@ from katapod.host.removal import clear_away, sweep_aside
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.images import ImageStore
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.ids import ContainerId, parse_container_name
 from katapod.model.layout import Layout
-from katapod.model.record import KILLED_STATUS, SandboxRecord, State, killed_containers
+from katapod.model.record import SandboxRecord, State, killed_containers
 from katapod.sandbox.attachment import release_attachment
 from katapod.tasks import finish
 from katapod.vmm.processes import is_vm

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from katapod.host.allowance import Allowance
 from katapod.model.errors import KatapodError
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.rpc.pb import agent_pb2
 from katapod.rpc.status import RpcError
 from katapod.sandbox.container import Container
@@ -30,7 +30,8 @@ async def follow(container: Container, stdin: Source | None, stdout: Sink, stder
     nobody reads its output; KatapodError, why its sandbox died.
     """
     status = await container.carry(stdin, stdout, stderr)
-    if status == KILLED_STATUS and container.container_id == container.sandbox.sandbox_id:
+    alone = container.container_id == container.sandbox.sandbox_id
+    if status == KILLED_STATUS and alone and not container.killed:
         # the event travels beside the exit status, and the VM ends next: give it a moment
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OOM_WORD_S):

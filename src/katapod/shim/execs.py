@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from katapod.model import oci
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, UsageError
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.plan.guest_spec import process_for_guest
 from katapod.rpc.oci_message import process_to_message
 from katapod.rpc.status import StatusCode

@@ -22,8 +22,8 @@ from katapod.model import oci
 from katapod.model.annotations import PodAnnotations, parse_annotations
 from katapod.model.config import Config
 from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.model.ids import parse_container_name
-from katapod.model.record import KILLED_STATUS
 from katapod.observe.management_server import management_server
 from katapod.rpc.call_times import CallTimes
 from katapod.rpc.pb import agent_pb2

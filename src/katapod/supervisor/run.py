@@ -10,7 +10,7 @@ from typing import Any
 
 from katapod.host.own_mounts import leave_host_mounts
 from katapod.model.errors import KatapodError
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.sandbox.container import Container
 from katapod.sandbox.pool import ReadyMachine
 from katapod.sandbox.runner import Outcome, Streams, run_container

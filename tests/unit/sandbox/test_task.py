@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from katapod.model.errors import KatapodError, NoSpace
-from katapod.model.record import KILLED_STATUS
+from katapod.model.exit_status import KILLED_STATUS
 from katapod.rpc.pb import agent_pb2
 from katapod.sandbox import task
 from katapod.sandbox.stdio import NullSink
@@ -21,6 +21,7 @@ class Ends:
         self.container_id = container_id
         self.status = status
         self.out_of_memory = asyncio.Event()
+        self.killed = False
         self.sandbox = SimpleNamespace(sandbox_id="s1")
         self.saved: list[dict[str, Any]] = []
 
@@ -59,6 +60,13 @@ async def test_it_is_not_waited_for_long_nor_where_the_vm_goes_on() -> None:
         container = Ends(name, KILLED_STATUS)
         assert await ended(container) == KILLED_STATUS
         assert container.saved == []
+
+
+async def test_it_is_not_waited_for_after_a_kill_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "OOM_WORD_S", 3600.0)
+    container = Ends("s1", KILLED_STATUS)
+    container.killed = True
+    assert await ended(container) == KILLED_STATUS
 
 
 async def test_a_full_disk_does_not_hide_the_status(caplog: pytest.LogCaptureFixture) -> None:
