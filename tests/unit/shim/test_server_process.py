@@ -26,6 +26,7 @@ from katapod.model.layout import Layout
 from katapod.rpc.client import TtrpcClient
 from katapod.rpc.status import RpcError, StatusCode
 from katapod.shim import delete as delete_module
+from katapod.shim import leftovers
 from katapod.shim import serve as serve_module
 from katapod.shim import start as start_module
 from katapod.shim.arguments import parse_arguments
@@ -284,10 +285,12 @@ def test_delete_of_an_id_that_never_was_one(
     layout = Layout(*(root / "inner" for root in roots))
     for root in roots:
         (root / "inner" / "other").mkdir(parents=True)
-    monkeypatch.setattr(delete_module, "Layout", lambda: layout)
+    monkeypatch.setattr("katapod.model.layout.Layout", lambda: layout)
+    monkeypatch.setattr(leftovers, "Layout", lambda: layout)
     words = ["-namespace", NAMESPACE, "-id", container_id, "-bundle", str(engine.folder), "delete"]
     delete_module.delete(parse_arguments(words))
     assert task_pb2.DeleteResponse.FromString(capfdbinary.readouterr().out).exit_status == 137
+    leftovers.remove_leftovers(container_id, [])
     assert all((root / "inner" / "other").is_dir() for root in roots)
 
 
