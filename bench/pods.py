@@ -18,6 +18,7 @@ __all__ = ["CRI_EMULATED", "CRI_KATAPOD", "CRI_RUNC", "PodEngine", "pod_engine"]
 CRI_RUNC, CRI_KATAPOD, CRI_EMULATED = "CRI, runc", "CRI, Katapod", "CRI, Katapod by emulation"
 HANDLERS = {CRI_RUNC: "runc", CRI_KATAPOD: "kata", CRI_EMULATED: "kata-emulated"}
 OUTPUT_LIMIT_S = 120.0
+ANNOUNCED = {"cpu_shares": 2}  # by a kubelet, of a pod without limits and requests
 
 
 class PodEngine:
@@ -33,7 +34,7 @@ class PodEngine:
         cri = Cri(self._node, HANDLERS[who])
         try:
             began = time.monotonic()
-            pod = cri.run_pod()
+            pod = cri.run_pod(resources=ANNOUNCED)
             container = pod.start("sh", "-c", "echo ready; exec sleep 1000")
             log = Path(pod.container(container).log_path)
             while not (log.exists() and "ready" in log.read_text()):

@@ -155,7 +155,8 @@ def mount(host: Path | str, container: str, *, readonly: bool = False, propagati
 class Pod:
     """One pod sandbox, made as the kubelet would: with a cgroup and a folder for logs of its own.
 
-    `security`, `sysctls`: of the sandbox. `config`: further fields of its PodSandboxConfig.
+    `security`, `sysctls`: of the sandbox. `resources`: what its containers come to, as kubelets have announced it since
+    1.23 (2 CPU shares: nothing). `config`: further fields of its PodSandboxConfig.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Pod:
         *,
         security: Mapping[str, Any] | None = None,
         sysctls: Mapping[str, str] | None = None,
+        resources: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
         number = next(_numbers)
@@ -172,6 +174,8 @@ class Pod:
         self.cgroup = f"{CGROUP_PARENT}/{name}"
         self.logs = cri.node.data_dir / "logs" / name
         linux = {"cgroup_parent": self.cgroup, "security_context": dict(security or {}), "sysctls": dict(sysctls or {})}
+        if resources is not None:
+            linux["resources"] = dict(resources)
         self.config: dict[str, Any] = {
             "metadata": {"name": name, "uid": f"{name}-uid", "namespace": "tests", "attempt": 0},
             "hostname": name,
