@@ -35,7 +35,7 @@ PEERS = ("crun", "runc", "runsc")
 COLD, TEMPLATE, POOL = "Katapod cold", "Katapod template", "Katapod pool"  # QEMU
 UML, UML_POOL = "Katapod UML", "Katapod UML pool"
 DEFAULT = "Katapod default"  # what `auto` takes here
-MEMORY = "64m"  # a VM of 256 MiB
+MEMORY, SMALL_MIB = "64m", 256  # which makes a VM of so many MiB
 _numbers = itertools.count(1)
 
 
@@ -187,11 +187,15 @@ def katapod_variants(folder: Path, own: Path, accelerator: str) -> list[Katapod]
     def cache(name: str) -> dict[str, str]:
         return {"vm_cache_number": "1", "vm_cache_endpoint": f'"{own / name}"'}
 
+    uml_pool = variant(UML_POOL, cache("uml-cache.sock"), "vm_cache_number", pool=1, accelerator="uml")
+    # its machines are for containers without limits only, and get the size of the others by the configuration
+    uml_pool.sections["hypervisor.qemu"] = {"default_memory": str(SMALL_MIB)}
+    uml_pool = replace(uml_pool, memory="")
     return [
         variant(COLD, {"enable_template": "false"}),
         variant(TEMPLATE, {"enable_template": "true"}, "enable_template"),
         variant(POOL, {"enable_template": "true"} | cache("cache.sock"), "vm_cache_number", pool=1),
         variant(UML, {}, accelerator="uml"),
-        variant(UML_POOL, cache("uml-cache.sock"), "vm_cache_number", pool=1, accelerator="uml"),
+        uml_pool,
         replace(variant(DEFAULT, {}, accelerator="auto"), memory="", network=""),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.contestants import Contestant, Katapod, Peer
 from bench.measure import BenchError
+from katapod.kernel.process import share_memory
 
 __all__ = ["KATAPOD_PARTS", "descendants", "part_of", "pss_mib_by_part"]
 
@@ -88,8 +89,14 @@ def pss_mib_by_part(contestant: Contestant, name: str) -> dict[str, float]:
     else:
         raise TypeError(type(contestant))
     parts: dict[str, float] = {}
-    for pid in descendants(roots, parents()):
+    parent_of = parents()
+    family = descendants(roots, parent_of)
+    for pid in family:
         try:
+            if parent_of.get(pid) in family and share_memory(
+                parent_of[pid], pid
+            ):  # a helper of User-mode Linux: the same pages once more
+                continue
             size = parse_pss_mib((PROC / str(pid) / "smaps_rollup").read_text())
         except OSError:
             continue  # it has just ended
