@@ -24,7 +24,9 @@ def main() -> NoReturn:
     from katapod.supervisor.exec_client import exec_by_supervisor
     from katapod.supervisor.pool_client import run_in_pool
 
-    status = exec_by_supervisor(words) if words[:1] == ["exec"] else run_in_pool(words)
+    status = exec_by_supervisor(words)
+    if status is None:
+        status = run_in_pool(words)
     if status is not None:
         os._exit(status)  # nothing else is open or buffered here: the other process has written to our streams itself
     from katapod.cli.main import main as load_and_run

@@ -12,7 +12,7 @@ import sys
 
 from katapod import __version__
 from katapod.supervisor import pool_wire as wire
-from katapod.supervisor.pool_client import hand_over, receive
+from katapod.supervisor.pool_client import CONFIGURATION, hand_over, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ WITH_VALUE = ("-e", "--env", "-w", "--workdir", "-u", "--user")
 
 def exec_by_supervisor(words: list[str]) -> int | None:
     """Run the command and return its exit status; None if the caller has to do it."""
+    words = _behind_configuration(words)
     if words[:1] != ["exec"] or os.geteuid() != 0 or {"KATAPOD_TRACE", "_KATA_RUNTIME_COMPLETE"} & os.environ.keys():
         return None
     name = sandbox_named(words[1:])
@@ -88,6 +89,17 @@ def exec_by_supervisor(words: list[str]) -> int | None:
         cause = f"the command in {name} was cut off: {KILLED}"
     sys.stderr.write(f"kata-runtime: {cause}\n")
     return RUNTIME_FAILED
+
+
+def _behind_configuration(words: list[str]) -> list[str]:
+    """Without the options that name a configuration: what runs in a container has been configured with its sandbox."""
+    place = 0
+    while place < len(words):
+        name, equals, _ = words[place].partition("=")
+        if name not in CONFIGURATION:
+            break
+        place += 1 if equals else 2
+    return words[place:]
 
 
 def sandbox_named(words: list[str]) -> str:

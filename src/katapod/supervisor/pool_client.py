@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-__all__ = ["endpoint_of", "exchange", "hand_over", "receive", "run_in_pool"]
+__all__ = ["CONFIGURATION", "endpoint_of", "exchange", "hand_over", "receive", "run_in_pool"]
 
 DEFAULT_ENDPOINT = "/var/run/kata-containers/cache.sock"
+CONFIGURATION = ("--config", "--kata-config")
 TAKE_LIMIT_S = 10.0  # for a member to answer: on a host that is so slow, a start without the pool takes longer
 SIGNALS = (
     signal.SIGINT,
@@ -68,7 +69,7 @@ def _leading_words(words: list[str]) -> tuple[str, str]:
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
-        if name in ("--config", "--kata-config"):
+        if name in CONFIGURATION:
             config = value if equals else next(rest, "")
         elif not word.startswith("-"):
             return word, config

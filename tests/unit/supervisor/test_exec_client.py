@@ -95,6 +95,31 @@ def test_the_socket_is_the_layouts() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands over")
+@pytest.mark.parametrize(
+    "options", [["--config", "no-such.toml"], ["--config=no-such.toml"], ["--kata-config", "a", "--config", "b"]]
+)
+def test_a_configuration_is_not_for_what_runs_already(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exec_client, "STATE_ROOT", str(tmp_path))
+    asked = []
+
+    def hand_over(server: socket.socket, path: str, data: bytes, *rest: object) -> bool:
+        asked.append((path, data))
+        return False
+
+    monkeypatch.setattr(exec_client, "hand_over", hand_over)
+    assert exec_by_supervisor([*options, "exec", "box", "true"]) is None
+    assert exec_by_supervisor(["exec", "box", "true"]) is None
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    assert exec_by_supervisor([*options, "--debug", "exec", "box", "true"]) is None
+    assert exec_by_supervisor([*options, "run", "box"]) is None
+    assert exec_by_supervisor(["--config"]) is None
+    assert len(asked) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands over")
 def test_without_a_server_an_exec_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_client, "STATE_ROOT", str(tmp_path))
     assert exec_by_supervisor(["exec", "box", "true"]) is None
