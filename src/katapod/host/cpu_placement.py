@@ -21,12 +21,12 @@ import contextlib
 import fcntl
 import logging
 import os
-import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from katapod.host.descendants import descendants
+from katapod.host.locks import FLOCK, free_byte, try_byte
 from katapod.host.thread_times import thread_times
 from katapod.model.tokens import random_below
 from katapod.plan.cpu_placement import CpuTimes, Patience, busy_shares, choose_cpu, consider, parse_cpu_times
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 5.0
 MACHINES_MAX = 4096  # that can be counted on one CPU
-FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit: l_type, l_whence, l_start, l_len, l_pid
 STAT = Path("/proc/stat")
 
 
@@ -129,7 +128,8 @@ class CpuPlacement:
     def _taken(self, cpu: int) -> Iterator[int]:
         at, end = cpu * MACHINES_MAX, (cpu + 1) * MACHINES_MAX
         while at < end:
-            kind, _, start, length, _ = FLOCK.unpack(self._lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, at, end - at))
+            asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, end - at, 0)
+            kind, _, start, length, _ = FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))
             if kind == fcntl.F_UNLCK:
                 return
             at = min(start + length, end)
@@ -139,18 +139,13 @@ class CpuPlacement:
         """Claim it, in place of what we had."""
         log.debug("on CPU %d", cpu)
         if self._slot is not None:
-            self._lock(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._slot)
+            free_byte(self._fd, self._slot)
         self.cpu, self._slot = cpu, None
         taken = set(self._taken(cpu))
         for slot in range(cpu * MACHINES_MAX, (cpu + 1) * MACHINES_MAX):
-            if slot not in taken:
-                with contextlib.suppress(BlockingIOError, PermissionError):  # another was faster: EAGAIN, EACCES
-                    self._lock(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, slot)
-                    self._slot = slot
-                    return
-
-    def _lock(self, command: int, kind: int, start: int, length: int = 1) -> bytes:
-        return fcntl.fcntl(self._fd, command, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+            if slot not in taken and try_byte(self._fd, slot):  # or another was faster
+                self._slot = slot
+                return
 
 
 def _cpu_times() -> dict[int, CpuTimes]:

@@ -5,19 +5,16 @@ process ends that holds it, however it ends, and there is nothing to clean up.
 """
 
 import contextlib
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from katapod.host.locks import free_byte, try_byte
 from katapod.model.errors import HostLacks
 from katapod.model.tokens import random_below
 from katapod.model.uid_range import UidRange
 
 __all__ = ["held_uid"]
-
-FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit: l_type, l_whence, l_start, l_len, l_pid
 
 
 @contextlib.contextmanager
@@ -38,22 +35,14 @@ def _take(fd: int, uids: UidRange) -> int:
     start = random_below(len(uids))
     for offset in range(len(uids)):
         uid = uids.first + (start + offset) % len(uids)
-        if not _lock(fd, uid, fcntl.F_WRLCK):
+        if not try_byte(fd, uid):
             continue
         if not _has_processes(uid):
             return uid
-        _lock(fd, uid, fcntl.F_UNLCK)
+        free_byte(fd, uid)
     raise HostLacks(
         f"cannot find a user id for a sandbox: all of {uids} are in use", hint="widen jail_uids in configuration.toml"
     )
-
-
-def _lock(fd: int, uid: int, kind: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, uid, 1, 0))
-    except (BlockingIOError, PermissionError):  # EAGAIN, EACCES: another has it
-        return False
-    return True
 
 
 def _has_processes(uid: int) -> bool:

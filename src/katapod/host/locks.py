@@ -1,18 +1,20 @@
-"""Locks by flock(2) between processes of this host: who has one, and waiting for one. A lock is free when its holder
-ends, however it ends; a holder that is stopped by a signal keeps it."""
+"""Locks between processes of this host, by flock(2) and on single bytes of a file: who has one, and waiting for one. A
+lock is free when its holder ends, however it ends; a holder that is stopped by a signal keeps it."""
 
 import asyncio
 import contextlib
 import fcntl
 import os
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from katapod.model.errors import KatapodError
 
-__all__ = ["LockTaken", "is_stopped", "lock_holder", "locked"]
+__all__ = ["FLOCK", "POLL_S", "LockTaken", "free_byte", "is_stopped", "lock_holder", "locked", "try_byte"]
 
 POLL_S = 0.02  # flock(2) has no limit of time, and a thread that waits in it cannot be called back
+FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit: l_type, l_whence, l_start, l_len, l_pid
 
 
 class LockTaken(KatapodError):
@@ -88,3 +90,18 @@ def _taken(path: Path, limit_s: float, what: str) -> LockTaken:
         )
     said = f"cannot {what}: process {holder} has been at it for {limit_s:g} s"
     return LockTaken(said, hint="try again", holder=holder)
+
+
+def try_byte(fd: int, place: int) -> bool:
+    """Lock one byte of a file for as long as the descriptor is open (fcntl(2), open file description locks); False if
+    another has it. Raises OSError."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
+    except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
+        return False
+    return True
+
+
+def free_byte(fd: int, place: int) -> None:
+    """Raises OSError."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, place, 1, 0))

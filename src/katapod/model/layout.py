@@ -146,6 +146,11 @@ class Layout(Struct, frozen=True):
         return self.state_root / ".events.log"
 
     @property
+    def starts_lock(self) -> Path:
+        """The file by whose locks starts take turns: see host/turns.py."""
+        return self.state_root.parent / "starts"
+
+    @property
     def sandbox_roots(self) -> tuple[Path, ...]:
         """Where sandboxes have directories, but for their state. What begins with a dot there is nobody's: see
         host/removal.py."""

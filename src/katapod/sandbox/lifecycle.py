@@ -25,6 +25,7 @@ from katapod.host.removal import clear_away
 from katapod.host.state import StateStore
 from katapod.host.trace import GUEST, add_span, span
 from katapod.host.trace import enabled as trace_enabled
+from katapod.host.turns import STARTS_A_CPU, turn
 from katapod.model.devices import DeviceTable
 from katapod.model.errors import KatapodError, NoSpace, NotFound
 from katapod.model.layout import SANDBOX_MOUNTS, SHARE_TAG, Layout, SandboxPaths
@@ -383,7 +384,8 @@ async def start_sandbox(
         if ready is not None:
             machine = await ready.take_over(plan, stack, note)
         else:
-            machine = await start_machine(plan, store, stack, note)
+            async with turn(store.layout.starts_lock, STARTS_A_CPU * (os.cpu_count() or 1)):
+                machine = await start_machine(plan, store, stack, note)
         sandbox = Sandbox(plan, store, machine)
         await stack.enter_async_context(beside(watch_health(sandbox), name="watch-health"))
         await stack.enter_async_context(beside(sandbox.clock.run(), name="keep-clock"))
