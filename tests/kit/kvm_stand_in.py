@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from katapod.host import facts
 from katapod.plan.jail import Access, Bind, JailPlan
+from katapod.sandbox import proof
 from katapod.vmm.qemu import jail, process
 from katapod.vmm.qemu.command_line import QemuPlan
 from katapod.vmm.qemu.jail import HostFiles
@@ -142,6 +143,7 @@ def kvm_answers() -> Iterator[None]:
 
     with (
         mock.patch.object(facts, "_kvm_answers", return_value=True),
+        mock.patch.object(proof, "instructions_a_second", return_value=None),
         mock.patch.object(process, "look_at_host", look_at_host),
         mock.patch.object(process, "plan_jail", plan_jail),
     ):

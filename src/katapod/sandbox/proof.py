@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from katapod.host.facts import HostFacts, cpu_vendor
 from katapod.host.logs import read_tail
 from katapod.host.patience import patient_timeout
+from katapod.kernel.kvm import instructions_a_second
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, HostLacks, KatapodError, UsageError
 from katapod.model.layout import Layout
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "KATAPOD_ACCELERATOR"
 WANTED = ("auto", *(each.value for each in Accelerator))
 FIRST_LIMIT_S = 10.0  # of one boot
+INTERPRETED_BELOW = 20e6  # instructions a second: a processor runs a hundred times as many, QEMU's emulation ten times
 ALL_LIMIT_S = 15.0  # of one boot and those with remedies
 TCG_LIMIT_S = 90.0
 TURN_LIMIT_S = 90.0  # for another who finds out: the longest dial_timeout that is in use, and more
@@ -362,6 +364,11 @@ async def _find_out(
     rung = plan.vm.accelerator
     if rung is Accelerator.KVM and not facts.kvm:
         return AcceleratorChoice(Accelerator.TCG, NO_KVM, fresh=True, key=plan.key), None
+    if rung is Accelerator.KVM and not forced:
+        speed = await asyncio.to_thread(instructions_a_second)
+        if speed is not None and speed < INTERPRETED_BELOW:
+            reason = f"/dev/kvm opens, but interprets the guest: {speed / 1e6:.1f} million instructions a second"
+            return AcceleratorChoice(Accelerator.TCG, reason, fresh=True, key=plan.key), Finding.FAILS
     first_s = float(config.agent.dial_timeout) if forced else FIRST_LIMIT_S
 
     async def boot(vm: VmSpec, limit_s: float) -> None:

@@ -52,6 +52,7 @@ class Host:
         )
         self.booted: list[tuple[VmSpec, float]] = []
         self._monkeypatch = monkeypatch
+        monkeypatch.setattr(proof, "instructions_a_second", lambda: None)  # whatever this host has
         monkeypatch.setattr(proof, "LADDER", (Accelerator.KVM, Accelerator.TCG))  # test_ladder.py has the whole
 
     def boots(self, fails: Callable[[VmSpec], BootFailure | None]) -> None:
@@ -170,6 +171,25 @@ async def test_a_host_without_qemu_is_no_verdict_on_kvm(host: Host) -> None:
     with pytest.raises(MissingProgram, match=r"cannot run .*/qemu"):  # it is there, but not executable
         await host.choose(facts=WITH_KVM)
     assert not host.proofs.exists()
+
+
+async def test_a_kvm_that_interprets_boots_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "instructions_a_second", lambda: 0.9e6)
+    host.boots(lambda vm: None)
+    choice = await host.choose(facts=WITH_KVM)
+    assert (choice.accelerator, choice.fresh) == (Accelerator.TCG, True)
+    assert choice.reason == "/dev/kvm opens, but interprets the guest: 0.9 million instructions a second"
+    host.pass_time(10 * 3600)
+    assert (await host.choose(facts=WITH_KVM)).reason == choice.reason, "it is not tried again before the reboot"
+    assert host.booted == []
+    assert (await host.choose("kvm", WITH_KVM)).accelerator is Accelerator.KVM, "who forces it has it tried"
+
+
+async def test_a_kvm_that_runs_is_booted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "instructions_a_second", lambda: 1e9)
+    host.boots(lambda vm: None)
+    assert (await host.choose(facts=WITH_KVM)).accelerator is Accelerator.KVM
+    assert len(host.booted) == 1
 
 
 async def test_starts_at_the_same_time_find_out_once(host: Host) -> None:
