@@ -27,6 +27,8 @@ from katapod.operator.names import (
 __all__ = ["JOB_LIMIT_S", "Settings", "class_selector", "closed_class", "node_change", "node_job", "runtime_class"]
 
 JOB_LIMIT_S = 3600  # a payload of 600 MB, a guest's boot and a proof under emulation, on a slow disk
+JOB_REQUESTS = {"cpu": "100m", "memory": "128Mi"}
+"""Of a node job: without requests it gets what pods with requests leave, which on a busy node is next to nothing."""
 Body = dict[str, Any]
 
 
@@ -65,6 +67,7 @@ def node_job(
         "image": settings.image,
         "imagePullPolicy": "IfNotPresent",
         "command": command,
+        "resources": {"requests": JOB_REQUESTS},
         "securityContext": {"privileged": True},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "host", "mountPath": "/host"}],
