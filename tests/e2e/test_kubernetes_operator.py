@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit.cluster_tour import ClusterTour, needs_images
+from kit.cluster_tour import KATACONFIG, ClusterTour, needs_images
 from kit.kubernetes import NODE, Kubernetes, kubernetes_running, needs_kubelet
 from kit.operator_cluster import CLASSES, CONFIGS, JOBS
 
@@ -85,6 +85,16 @@ def test_w01_from_one_kataconfig(installed: Before, tour: ClusterTour, cluster: 
 def status(cluster: Kubernetes) -> dict[str, Any]:
     found: dict[str, Any] = cluster.plane.ask("GET", CONFIG)["status"]
     return found
+
+
+def test_the_operators_pod_serves_the_webhook(installed: Before, cluster: Kubernetes) -> None:
+    """It is Ready by that, and the API server asks it by its Service."""
+    condition = ("--for=condition=Available", "deployment/katapod-operator", "--timeout=10m")
+    cluster.kubectl("wait", "--namespace", "katapod", *condition, limit_s=660)
+    second = KATACONFIG.replace("example-kataconfig", "second")
+    refused = cluster.plane.kubectl("apply", "-f", "-", text=second, check=False)
+    assert refused.returncode != 0
+    assert "there is one KataConfig already" in refused.stderr
 
 
 def test_w02_the_class(installed: Before, tour: ClusterTour, cluster: Kubernetes) -> None:
