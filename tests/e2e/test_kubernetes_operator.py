@@ -3,14 +3,17 @@
 What is typed is in kit.tour_steps: the walkthrough's rows W1 to W4, W9 and W21, which docs/walkthrough.md shows.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from kit.cluster_tour import ClusterTour, needs_images
-from kit.kubernetes import NODE, Kubernetes, kubernetes_running, needs_kubelet
+from kit.cluster_tour import KATACONFIG, ClusterTour, needs_images
+from kit.control_plane import version
+from kit.kata import wait_for
+from kit.kubernetes import NODE, Kubernetes, kubernetes_running, needs_kubelet, pod
 from kit.operator_cluster import CLASSES, CONFIGS, JOBS
 
 pytestmark = [needs_kubelet, needs_images, pytest.mark.timeout(5400)]
@@ -87,6 +90,16 @@ def status(cluster: Kubernetes) -> dict[str, Any]:
     return found
 
 
+def test_the_operators_pod_serves_the_webhook(installed: Before, cluster: Kubernetes) -> None:
+    """It is Ready by that, and the API server asks it by its Service."""
+    condition = ("--for=condition=Available", "deployment/katapod-operator", "--timeout=10m")
+    cluster.kubectl("wait", "--namespace", "katapod", *condition, limit_s=660)
+    second = KATACONFIG.replace("example-kataconfig", "second")
+    refused = cluster.plane.kubectl("apply", "-f", "-", text=second, check=False)
+    assert refused.returncode != 0
+    assert "there is one KataConfig already" in refused.stderr
+
+
 def test_w02_the_class(installed: Before, tour: ClusterTour, cluster: Kubernetes) -> None:
     assert "handler: kata" in tour("W2 class")
     found = cluster.plane.ask("GET", f"{CLASSES}/kata")
@@ -117,6 +130,60 @@ def test_w21_in_the_container(used: Before, tour: ClusterTour, cluster: Kubernet
     assert f"inet {pod['status']['podIP']}/" in tour("W21 address")
     commands = [line.split(None, 2)[2] for line in tour("W21 processes").splitlines()[1:]]
     assert commands == ["sleep infinity", "ps -o pid,tty,args"]
+
+
+def accelerators(cluster: Kubernetes) -> list[str]:
+    """By what the sandboxes of the node run."""
+    names = cluster.host("ls", "/run/vc/sbs").split()
+    records = [json.loads(cluster.host("cat", f"/run/vc/sbs/{name}/persist.json")) for name in names]
+    return [one["accelerator"] for one in records]
+
+
+def test_by_what_the_pod_runs(used: Before, cluster: Kubernetes) -> None:
+    """User-mode Linux takes pods whose memory is announced, as kubelets do since 1.23; others get the next best."""
+    (node,) = status(cluster)["nodes"]
+    announced = version("kubelet") >= (1, 23)
+    assert accelerators(cluster) == ["tcg" if node["accelerator"] == "uml" and not announced else node["accelerator"]]
+
+
+@pytest.fixture(scope="module")
+def before_own_class(used: Before, cluster: Kubernetes) -> dict[str, Any]:
+    """The Deployment's pod."""
+    (found,) = cluster.plane.items(PODS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def own_class(before_own_class: dict[str, Any], cluster: Kubernetes) -> str:
+    """A class with a configuration of its own, which has come while a pod runs.
+
+    Not in a test: its node job is runc's, of whose pods a kubelet of 1.20 leaves the cgroups in version 2's hierarchy.
+    """
+    plane, name = cluster.plane, "kata-own"
+    (node,) = status(cluster)["nodes"]
+    told = f'[katapod]\naccelerator = "{node["accelerator"]}"\n'
+    plane.merge(CONFIG, {"spec": {"runtimeClasses": [{"name": "kata"}, {"name": name, "configuration": told}]}})
+    wait_for(
+        lambda: [one for one in plane.items(CLASSES) if one["metadata"]["name"] == name], "there is a class", 1800, 1
+    )
+    return name
+
+
+def test_a_class_with_a_configuration_of_its_own(
+    before_own_class: dict[str, Any], own_class: str, cluster: Kubernetes
+) -> None:
+    """The pod that ran lives on; pods of the class run by what it says, whatever the kubelet announces."""
+    plane = cluster.plane
+    (node,) = status(cluster)["nodes"]
+    assert plane.ask("GET", f"{CLASSES}/{own_class}")["handler"] == own_class
+    cluster.apply(pod("own", "sleep", "infinity", runtimeClassName=own_class))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/own", "--timeout=30m", limit_s=1900)
+    assert node["accelerator"] in accelerators(cluster)
+    assert cluster.kubectl("exec", "own", "--", "uname", "-r").strip() not in ("", os.uname().release)
+    cluster.kubectl("delete", "pod", "own", "--wait=false")
+    wait_for(lambda: len(plane.items(PODS)) == 1, "its pod goes", 600, 1)
+    (after,) = plane.items(PODS)
+    assert after["status"]["containerStatuses"] == before_own_class["status"]["containerStatuses"]
 
 
 @pytest.fixture(scope="module")

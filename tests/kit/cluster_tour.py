@@ -19,7 +19,7 @@ from kit.oci_archive import BUSYBOX
 from kit.operator_cluster import operating, operator_plane
 from kit.tour_steps import CLUSTER, Place, Step
 
-__all__ = ["ClusterTour", "missing_images", "needs_images", "openshift_touring"]
+__all__ = ["KATACONFIG", "ClusterTour", "missing_images", "needs_images", "openshift_touring"]
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGES = (TOP / "build/katapod-operator.oci.tar", TOP / "build/katapod-node.oci.tar")

@@ -40,6 +40,7 @@ __all__ = [
     "NODE",
     "OVERHEAD_CPU_MILLIS",
     "OVERHEAD_MIB",
+    "RUNTIME_CLASS",
     "Kubernetes",
     "Namespace",
     "container",

@@ -17,10 +17,14 @@ from katapod.operator.cluster.machine_config.names import (
     POOL,
 )
 from katapod.operator.cluster.machine_config.objects import monitor
-from katapod.operator.cluster.objects import Settings
+from katapod.operator.cluster.objects import Settings, node_job
+from katapod.operator.cluster.views import parse_node
+from katapod.operator.handlers import default_settings
 from katapod.operator.names import GROUP
 
 DIRECTORY = Path(__file__).parents[3] / "packaging/operator"
+
+NODE = {"metadata": {"name": "node-a", "uid": "u"}, "spec": {}, "status": {}}
 
 
 def load(name: str) -> list[Any]:
@@ -117,6 +121,38 @@ def test_the_constraints_of_openshift_allow_what_the_monitor_asks_for() -> None:
     assert (pod["hostPID"], asked["readOnlyRootFilesystem"]) == (allowed["allowHostPID"], True)
     assert {kind for one in pod["volumes"] for kind in one if kind != "name"} == set(allowed["volumes"])
     assert allowed["users"] == [f"system:serviceaccount:katapod:{pod['serviceAccountName']}"]
+
+
+def pods_of_ours() -> dict[str, dict[str, Any]]:
+    """The specs of all pods that the operator's manifests and the operator itself have made."""
+    settings = Settings("katapod", "node", "1", monitor_image="m")
+    made = [monitor(settings), node_job(settings, "install", parse_node(NODE), ("kvm",), default_settings())]
+    made += [one for name in ("deployment", "monitoring/monitor") for one in load(f"{name}.yaml")]
+    return {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in made if "template" in one.get("spec", {})
+    }
+
+
+def test_pods_of_ours_are_not_the_first_to_starve() -> None:
+    """Without requests they get what others leave of a busy node; without a priority they are evicted for others."""
+    pods = pods_of_ours()
+    assert len(pods) == 4
+    for name, pod in pods.items():
+        assert pod["priorityClassName"] in ("system-node-critical", "system-cluster-critical"), name
+        for one in pod["containers"]:
+            assert set(one["resources"]["requests"]) == {"cpu", "memory"}, name
+
+
+def test_the_operators_probes_ask_what_it_serves() -> None:
+    (container,) = load("deployment.yaml")[0]["spec"]["template"]["spec"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    command = container["command"]
+    alive, ready = container["livenessProbe"]["httpGet"], container["readinessProbe"]["httpGet"]
+    assert command[command.index("--liveness") + 1].endswith(f":{alive['port']}{alive['path']}")
+    assert command[command.index("--webhook") + 1] == str(ports[ready["port"]])
+    assert ready["scheme"] == "HTTPS"
+    service = load("webhook.yaml")[0]["spec"]
+    assert {one["targetPort"] for one in service["ports"]} == {ready["port"]}, "its endpoints are those that are ready"
 
 
 def test_node_jobs_have_no_token() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -107,8 +107,12 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def serving(store: Store, *, leads: bool = True) -> AsyncIterator[Webhook]:
-    webhook = Webhook(store, free_port(), there=lambda: [parse_config(config())], leads=lambda: leads)
+async def serving(
+    store: Store, *, leads: bool = True, is_complete: Callable[[], bool] = lambda: True
+) -> AsyncIterator[Webhook]:
+    webhook = Webhook(
+        store, free_port(), there=lambda: [parse_config(config())], is_complete=is_complete, leads=lambda: leads
+    )
     task = asyncio.create_task(webhook.run())
     try:
         yield webhook
@@ -145,6 +149,23 @@ async def test_it_is_served_by_a_certificate_that_the_api_server_trusts() -> Non
             await reachable(other)
             assert (await post(other, review(new=config()), store.trusted()))["response"]["allowed"]
         assert store.versions == 1, "all of them have one certificate"
+
+
+async def test_it_is_ready_once_it_knows_all_kataconfigs() -> None:
+    """Before that it would take a second one."""
+    store, complete = Store(), False
+
+    async def status() -> int:
+        async with aiohttp.ClientSession() as session:
+            url = f"https://localhost:{webhook.port}/readyz"
+            async with session.get(url, ssl=store.trusted()) as answered:
+                return answered.status
+
+    async with serving(store, is_complete=lambda: complete) as webhook:
+        await reachable(webhook)
+        assert await status() == 503
+        complete = True
+        assert await status() == 200
 
 
 async def test_a_certificate_is_exchanged_before_it_ends_and_the_old_one_is_trusted_meanwhile() -> None:

@@ -84,6 +84,7 @@ class Controller:
         self._elector = Elector(client, identity, self._begin)
         self._settings = settings
         self._background = Background()
+        self._parts: list[asyncio.Task[None]] = []  # each runs for as long as the operator does
         self._changed = asyncio.Event()
         self._seen: dict[str, dict[str, Any]] = {kind: {} for kind in self._resources}  # views, by uid
         self._indices: Mapping[str, Any] = {}
@@ -100,16 +101,26 @@ class Controller:
         """An index of each resource: kopf calls no handler until all of them are complete."""
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
-        kopf.on.probe(registry=registry, id="passes")(lambda **_: self.passes)
+        kopf.on.probe(registry=registry, id="passes")(self.probe)
         for kind, (resource, parse) in self._resources.items():
             kopf.index(*resource, registry=registry, id=kind)(_indexer(parse))
             kopf.on.event(*resource, registry=registry, id=f"{kind}-changed")(self._watcher(kind))
 
     async def _start(self, **_: object) -> None:
-        self._background.start(self._loop(), name="reconcile")
-        self._background.start(self._elector.run(), name="election")
+        parts: dict[str, Coroutine[Any, Any, None]] = {"reconcile": self._loop(), "election": self._elector.run()}
         if self._webhook is not None:
-            self._background.start(self._webhook.run(), name="webhook")
+            parts["webhook"] = self._webhook.run()
+        self._parts = [self._background.start(work, name=name) for name, work in parts.items()]
+
+    async def probe(self, **_: object) -> int:
+        """What the liveness probe asks: how often something has been decided.
+
+        Raises kopf.PermanentError, an answer with the status 500, when one of our tasks has ended: an unexpected error
+        ends it alone, and an operator without it would look as one that has nothing to do.
+        """
+        if ended := [part.get_name() for part in self._parts if part.done()]:
+            raise kopf.PermanentError(f"the task {', '.join(ended)} has ended")
+        return self.passes
 
     async def _stop(self, **_: object) -> None:
         await self._background.close()
@@ -120,7 +131,13 @@ class Controller:
         def there() -> tuple[ConfigView, ...]:
             return tuple(self._seen["configs"].values())
 
-        return Webhook(self._client, port, there=there, leads=lambda: self._elector.left_s() > 0)
+        return Webhook(
+            self._client,
+            port,
+            there=there,
+            is_complete=lambda: bool(self._indices),
+            leads=lambda: self._elector.left_s() > 0,
+        )
 
     def _begin(self) -> None:
         """This operator acts from now on: another one may have written since it last did."""

@@ -26,7 +26,7 @@ BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 120))
 
 def operate(settings: Settings, *, identity: str, liveness: str | None, webhook: int | None) -> None:
     """Until a signal ends it. Raises NotFound if there is no cluster."""
-    for noisy in ("httpx2", "kopf.activities", "kopf.objects"):
+    for noisy in ("httpx2", "kopf.activities", "kopf.objects", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         config = KubeConfig.from_env()

@@ -51,14 +51,22 @@ class Store(Protocol):
 
 
 class Webhook:
-    """`there` gives the KataConfigs that are known, `leads` whether this operator acts; `port` 0 chooses one."""
+    """`there` gives the KataConfigs that are known, `is_complete` whether those are all that there are, `leads` whether
+    this operator acts; `port` 0 chooses one."""
 
     def __init__(
-        self, store: Store, port: int, *, there: Callable[[], Sequence[ConfigView]], leads: Callable[[], bool]
+        self,
+        store: Store,
+        port: int,
+        *,
+        there: Callable[[], Sequence[ConfigView]],
+        is_complete: Callable[[], bool],
+        leads: Callable[[], bool],
     ) -> None:
         self.port = port
         self._store = store
         self._there = there
+        self._is_complete = is_complete
         self._leads = leads
         self._names = (
             f"{SERVICE}.{store.namespace}.svc",
@@ -72,6 +80,7 @@ class Webhook:
     async def run(self) -> None:
         app = web.Application(client_max_size=REVIEW_BYTES)
         app.router.add_post("/validate", self._validate)
+        app.router.add_get("/readyz", self._readyz)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
@@ -119,6 +128,12 @@ class Webhook:
             key.write_text(one.key)
             self._context.load_cert_chain(chain, key)
         self._loaded = one.certificate
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        """What the readiness probe asks, by which the Service's endpoints are chosen."""
+        if self._is_complete():
+            return web.Response(text="ok")
+        return web.Response(status=503, text="the objects of the cluster have not been listed yet")
 
     async def _validate(self, request: web.Request) -> web.Response:
         try:

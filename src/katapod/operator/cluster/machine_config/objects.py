@@ -44,6 +44,7 @@ __all__ = [
 Body = dict[str, Any]
 IGNITION = "3.2.0"
 MONITOR_PORT = 8090
+MONITOR_REQUESTS = {"cpu": "10m", "memory": "60Mi"}
 
 POOL_CONFIGS = Selector(match_expressions=(Requirement(ROLE, "In", (POOL, WORKER)),))
 """What our pool has: all that workers get, and what is for it alone."""
@@ -137,6 +138,7 @@ def monitor(settings: Settings) -> Body:
         "imagePullPolicy": "IfNotPresent",
         "command": ["kata-monitor", "-listen-address", f"0.0.0.0:{MONITOR_PORT}"],
         "ports": [{"name": "metrics", "containerPort": MONITOR_PORT}],
+        "resources": {"requests": MONITOR_REQUESTS},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -154,6 +156,7 @@ def monitor(settings: Settings) -> Body:
         "serviceAccountName": "monitor",
         "automountServiceAccountToken": False,
         "hostPID": True,
+        "priorityClassName": "system-cluster-critical",
         "nodeSelector": {READY_LABEL: READY},
         "tolerations": [{"operator": "Exists"}],
         "containers": [container],
