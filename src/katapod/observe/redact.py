@@ -78,7 +78,8 @@ def redact(text: str) -> str:
             table = _is_secret(header[1].rpartition(".")[2].strip())
         elif table and "=" in line and not line.lstrip().startswith("#"):
             line = f"{line.partition('=')[0]}= {LEFT_OUT}"
-        line, block, closing = _redact_line(line, indentation)
+        if indentation < len(line):  # a line of blanks is as it should be
+            line, block, closing = _redact_line(line, indentation)
         kept.append(line)
     return "\n".join(kept)
 

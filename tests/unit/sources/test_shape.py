@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -29,18 +30,40 @@ def module_of(path: str) -> str:
     return ".".join(["katapod", *path.removesuffix(".py").removesuffix("__init__").strip("/").split("/")]).strip(".")
 
 
+class Function(NamedTuple):
+    name: str
+    lines: int
+    parameters: int  # without self
+    is_excused: bool
+
+
+class Shape(NamedTuple):
+    """What the tests ask of a file. Its tree is made once, which takes longest, and not kept."""
+
+    imports: list[tuple[str, str]]  # a name, and the module that has it if it is none itself
+    functions: list[Function]
+    tasks: list[str]  # see unowned_tasks()
+
+
+@cache
+def shape_of(path: str) -> Shape:
+    text = sources()[path]
+    lines = text.splitlines()
+    nodes = list(ast.walk(ast.parse(text)))
+    imports = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports += [(f"{node.module}.{alias.name}", str(node.module)) for alias in node.names]
+    functions = [function_of(node, lines) for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return Shape(imports, functions, unowned_tasks(nodes))
+
+
 def imported(path: str, modules: dict[str, str]) -> set[str]:
     """The files that a file imports: at its top, in functions, and for type checkers."""
-    found = set()
-    for node in ast.walk(ast.parse(sources()[path])):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in modules else str(node.module) for name in names]
-        found |= {modules[name] for name in names if name in modules}
-    return found
+    names = [name if name in modules else module for name, module in shape_of(path).imports]
+    return {modules[name] for name in names if name in modules}
 
 
 def test_no_circle_of_files() -> None:
@@ -60,16 +83,14 @@ def test_no_file_is_too_long() -> None:
     assert not long, f"split by purpose what has more than {LINES_MAX} lines: {long}"
 
 
-def functions(path: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(sources()[path])):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-
-
-def is_excused(path: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-    above = sources()[path].splitlines()[first - 2].strip()
-    return above.startswith("# long: ")
+def function_of(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> Function:
+    given = node.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    if names[:1] in (["self"], ["cls"]):
+        del names[0]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    is_excused = lines[first - 2].strip().startswith("# long: ")
+    return Function(node.name, (node.end_lineno or 0) - node.lineno + 1, len(names), is_excused)
 
 
 TASK_OWNER = "tasks.py"
@@ -77,10 +98,10 @@ TASKS_ELSEWHERE: dict[str, str] = {}
 """Files that may start tasks themselves, and why."""
 
 
-def task_groups(tree: ast.AST) -> set[str]:
+def task_groups(nodes: list[ast.AST]) -> set[str]:
     """Names of task groups: `async with asyncio.TaskGroup() as NAME`, or a parameter of that type."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
             if isinstance(node.context_expr, ast.Call) and ast.unparse(node.context_expr.func) == "asyncio.TaskGroup":
                 found.add(node.optional_vars.id)
@@ -89,31 +110,30 @@ def task_groups(tree: ast.AST) -> set[str]:
     return found
 
 
-def unowned_tasks(text: str) -> list[str]:
+def unowned_tasks(nodes: list[ast.AST]) -> list[str]:
     """Calls that start a task for which nobody waits for certain: a gather that fails goes on without the others."""
-    tree = ast.parse(text)
-    groups, found = task_groups(tree), []
-    for node in ast.walk(tree):
+    groups, found = task_groups(nodes), []
+    for node in nodes:
         if not isinstance(node, ast.Attribute | ast.Name):
             continue
         name = node.attr if isinstance(node, ast.Attribute) else node.id
         whole = name in ("create_task", "ensure_future")
         if whole and isinstance(node, ast.Attribute) and ast.unparse(node.value) in groups:
             continue
-        if whole or (name == "gather" and not waits_for_all(tree, node)):
+        if whole or (name == "gather" and not waits_for_all(nodes, node)):
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found
 
 
-def waits_for_all(tree: ast.AST, function: ast.expr) -> bool:
+def waits_for_all(nodes: list[ast.AST], function: ast.expr) -> bool:
     """Whether `function`, a gather, is called with return_exceptions=True."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.func is function]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.func is function]
     keywords = [keyword for call in calls for keyword in call.keywords]
     return any(each.arg == "return_exceptions" and ast.unparse(each.value) == "True" for each in keywords)
 
 
 def test_every_task_has_an_owner() -> None:
-    found = {path: unowned_tasks(text) for path, text in sources().items() if path != TASK_OWNER}
+    found = {path: shape_of(path).tasks for path in sources() if path != TASK_OWNER}
     left = {path: calls for path, calls in found.items() if calls and path not in TASKS_ELSEWHERE}
     assert not left, f"use katapod.tasks, so that somebody awaits them: {left}"
     stale = [path for path in TASKS_ELSEWHERE if not found.get(path)]
@@ -136,28 +156,26 @@ def test_every_task_has_an_owner() -> None:
     ],
 )
 def test_what_counts_as_a_task_without_an_owner(text: str, count: int) -> None:
-    assert len(unowned_tasks(text)) == count
+    assert len(unowned_tasks(list(ast.walk(ast.parse(text))))) == count
+
+
+def unexcused_functions() -> Iterator[tuple[str, Function]]:
+    return ((path, function) for path in sources() for function in shape_of(path).functions if not function.is_excused)
 
 
 def test_no_function_is_too_long() -> None:
     long = [
-        f"{path}: {function.name} has {length} lines"
-        for path in sources()
-        for function in functions(path)
-        if (length := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES_MAX
-        and not is_excused(path, function)
+        f"{path}: {function.name} has {function.lines} lines"
+        for path, function in unexcused_functions()
+        if function.lines > FUNCTION_LINES_MAX
     ]
     assert not long, long
 
 
 def test_no_function_takes_too_much() -> None:
-    long = []
-    for path in sources():
-        for function in functions(path):
-            given = function.args
-            names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-            if names[:1] in (["self"], ["cls"]):
-                del names[0]
-            if len(names) > PARAMETERS_MAX and not is_excused(path, function):
-                long.append(f"{path}: {function.name} takes {len(names)} parameters")
+    long = [
+        f"{path}: {function.name} takes {function.parameters} parameters"
+        for path, function in unexcused_functions()
+        if function.parameters > PARAMETERS_MAX
+    ]
     assert not long, long
