@@ -167,7 +167,10 @@ def test_an_ordinary_user_is_sent_to_root() -> None:
             [verb, "x1"]
             for verb in ("kill", "pause", "resume", "unpause", "delete", "rm", "logs", "inspect", "metrics")
         ),
-        *([verb, "x1"] for verb in ("wait", "stop", "attach", "export", "port", "top", "image rm", "rmi", "history")),
+        *(
+            [verb, "x1"]
+            for verb in ("wait", "stop", "attach", "export", "diff", "port", "top", "image rm", "rmi", "history")
+        ),
         *([verb, "x1"] for verb in ("create", "start -a", "restart")),
         *([verb, "x1"] for verb in ("volume create", "volume rm", "volume inspect", "image inspect")),
         *([verb, "x1", "true"] for verb in ("run", "exec")),

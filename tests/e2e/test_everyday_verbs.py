@@ -93,6 +93,23 @@ def test_copies(kata: Kata, tmp_path: Path) -> None:
     assert not any(each.startswith(("proc", "sys", "dev")) for each in names)
 
 
+def test_what_a_container_has_changed(kata: Kata, tmp_path: Path) -> None:
+    name = kata.start("-v", f"{tmp_path}:/mnt", "--tmpfs", "/scratch", "busybox", "sleep", "3600")
+    assert "passwd" not in kata.ok("diff", name)
+    script = (
+        "mkdir /srv/new; echo x > /srv/new/file; echo x >> /etc/passwd; rm /etc/group; touch /mnt/x /scratch/x /tmp/x"
+    )
+    kata.ok("exec", name, "sh", "-c", script)
+    told = kata.ok("diff", name).splitlines()
+    assert [line for line in told if "mnt" not in line and "scratch" not in line] == [
+        *("C /etc", "D /etc/group", "C /etc/passwd", "C /srv", "A /srv/new", "A /srv/new/file", "C /tmp", "A /tmp/x"),
+    ]
+    assert not any("/x" in line for line in told if "/tmp" not in line)
+    kata.ok("stop", "-t", "0", name)
+    stopped = kata("diff", name)
+    assert (stopped.code, "it does not run" in stopped.stderr) == (1, True)
+
+
 def test_exec_in_the_background_and_by_file(kata: Kata, tmp_path: Path) -> None:
     name = kata.start("busybox", "sleep", "3600")
     (tmp_path / "env").write_text("A=from a file\n")

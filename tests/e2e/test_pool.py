@@ -157,7 +157,7 @@ def test_a_detached_container_is_one_like_any_other(pool: Pool) -> None:
     assert conflict == pool.kata("run", "-d", "--name", name, "busybox", "true")
     assert conflict.code == 125
 
-    assert pool.kata("delete", "--force", name) == (0, "", "")
+    assert pool.kata("delete", "--force", name) == (0, f"{name}\n", "")
     assert left_of(name) + left_of(machine) == []
 
 
@@ -308,7 +308,7 @@ def test_what_is_taken_outlives_the_server(kata: Kata, tmp_path: Path) -> None:
     again = Pool(kata, tmp_path, 1)
     with running_pool(again):
         again.wait_full()  # nothing of the first server is in the way
-    assert kata("delete", "--force", name) == (0, "", "")
+    assert kata("delete", "--force", name) == (0, f"{name}\n", "")
     assert left_of(name) + left_of(machine) == []
 
 

@@ -60,7 +60,7 @@ def test_killed_container_ends_with_137(kata: Kata) -> None:
     with kata.spawn("run", "--rm", "--name", name, "busybox", *command, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
-        assert kata("kill", name) == (0, "", "")
+        assert kata("kill", name) == (0, f"{name}\n", "")
         assert running.wait(180) == 137
 
 

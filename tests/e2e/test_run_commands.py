@@ -52,13 +52,13 @@ def _count(kata: Kata, box: str) -> int:
 @pytest.mark.core
 def test_pause_and_resume(kata: Kata, box: str) -> None:
     began, before = time.monotonic(), _count(kata, box)
-    assert kata("pause", box) == (0, "", "")
+    assert kata("pause", box) == (0, f"{box}\n", "")
     assert kata.listed(box)["state"] == "paused"
     refused = kata("exec", box, "cat", "/count")
     assert refused.code != 0
     assert "paused" in refused.stderr
     time.sleep(3)
-    assert kata("resume", box) == (0, "", "")
+    assert kata("resume", box) == (0, f"{box}\n", "")
     after = _count(kata, box)
     awake_s = time.monotonic() - began - 3
     assert after - before <= 10 * awake_s + 3, "the three seconds have not been counted"
@@ -110,7 +110,7 @@ def test_life_of_a_detached_container(kata: Kata) -> None:
         assert kata("logs", "--tail", "0", name) == (0, "", "")
         stamped = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z out-\d\n){2}"
         assert re.fullmatch(stamped, kata("logs", "--timestamps", name).stdout)
-        assert kata("kill", "-s", "TERM", name) == (0, "", "")
+        assert kata("kill", "-s", "TERM", name) == (0, f"{name}\n", "")
         out, err = following.communicate(timeout=180)
         assert (out, err) == (b"out-1\nout-2\ncaught\n", b"err-1\n")
         assert following.returncode == 0
@@ -122,7 +122,7 @@ def test_life_of_a_detached_container(kata: Kata) -> None:
         assert refused.code != 0, verb
         assert "it is stopped" in refused.stderr, verb
     assert kata("run", "--rm", "--name", name, "busybox", "true").code == 125, "its name is taken until it is deleted"
-    assert kata("delete", name) == (0, "", "")
+    assert kata("delete", name) == (0, f"{name}\n", "")
     gone = kata("delete", name)
     assert gone.code == 1
     assert "no such container" in gone.stderr
@@ -131,13 +131,13 @@ def test_life_of_a_detached_container(kata: Kata) -> None:
 
 def test_force_ends_and_deletes(kata: Kata) -> None:
     name = kata.start("busybox", "sleep", "1000")
-    assert kata("delete", "--force", name) == (0, "", "")
+    assert kata("delete", "--force", name) == (0, f"{name}\n", "")
     assert name not in kata.ok("list", "-q").split()
 
 
 def test_detached_container_removes_itself(kata: Kata) -> None:
     name = kata.start("--rm", "busybox", "sleep", "1000")
-    assert kata("kill", name) == (0, "", "")
+    assert kata("kill", name) == (0, f"{name}\n", "")
     wait_for(lambda: name not in kata.ok("list", "-q").split(), "it is gone")
 
 

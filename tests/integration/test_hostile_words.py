@@ -145,6 +145,7 @@ async def test_no_verb_lets_a_guest_steer_the_terminal(tmp_path: Path) -> None:
         ("events", "--since", "1h", "--until", "0s"),
         ("cp", f"{NAME}:/etc/hostname", str(tmp_path / "copy")),
         ("export", NAME),
+        ("diff", NAME),
         ("commit", NAME, "made:1"),
         ("delete", NAME),
         ("rm", NAME),

@@ -1,4 +1,4 @@
-"""A dockerd with `kata-runtime` for its runtime: storage, state, socket and network namespace of the tests' own."""
+"""A dockerd with `kata-runtime`, or runc, for its runtime: storage, state, socket and network of the tests' own."""
 
 import contextlib
 import itertools
@@ -34,9 +34,10 @@ class Done(NamedTuple):
 
 
 class Docker:
-    """IMAGE is there."""
+    """IMAGE is there. `runtime`: kata, or runc as the reference."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = "kata") -> None:
+        self.runtime = runtime
         self.name = f"{RUN_PREFIX}d{next(_numbers)}"
         self.run_dir = Path("/run") / self.name  # short: it has sockets
         self.data_dir = Path("/var/lib") / self.name
@@ -104,14 +105,14 @@ class Docker:
             "oom-score-adjust": 0,  # without CAP_SYS_RESOURCE nobody may lower a score
             "live-restore": True,
             "runtimes": {"kata": {"path": KATA}},
-            "default-runtime": "kata",
+            "default-runtime": self.runtime,
         }
         for directory in (self.run_dir, self.data_dir, *self._cgroups()):
             directory.mkdir(exist_ok=True)
         (self.run_dir / "daemon.json").write_text(json.dumps(config))
         programs = self.data_dir / "bin"  # BuildKit takes what is `runc` to dockerd, whatever the default runtime is
         programs.mkdir(exist_ok=True)
-        if not (programs / "runc").is_symlink():
+        if self.runtime == "kata" and not (programs / "runc").is_symlink():
             (programs / "runc").symlink_to(KATA)
         with (self.data_dir / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
@@ -172,9 +173,9 @@ def _remove_cgroup(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def docker_here() -> Iterator[Docker]:
+def docker_here(runtime: str = "kata") -> Iterator[Docker]:
     """All that it has goes with the block."""
-    docker = Docker()
+    docker = Docker(runtime)
     with open_netns(docker.name):
         try:
             docker.open()

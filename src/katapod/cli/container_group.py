@@ -10,7 +10,7 @@ __all__ = ["container"]
 NAMES = {
     **{name: name for name in ("run", "create", "start", "restart", "exec", "wait", "stop", "kill", "pause", "resume")},
     **{name: name for name in ("unpause", "update", "attach", "cp", "export", "port", "top", "stats", "prune", "logs")},
-    **{name: name for name in ("inspect", "list", "commit", "rename", "rm")},
+    **{name: name for name in ("inspect", "list", "commit", "diff", "rename", "rm")},
     "ls": "list",
     "ps": "list",
 }

@@ -152,8 +152,8 @@ def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def each(names: tuple[str, ...], action: "Callable[[str], Awaitable[None]]") -> int:
-    """Run `action` for each name; all are tried, errors are printed, the status says."""
+def each(names: tuple[str, ...], action: "Callable[[str], Awaitable[None]]", *, echo: bool = False) -> int:
+    """Run `action` for each name, and print it then if `echo`; all are tried, errors are printed, the status says."""
     import asyncio
 
     async def go() -> int:
@@ -161,6 +161,8 @@ def each(names: tuple[str, ...], action: "Callable[[str], Awaitable[None]]") -> 
         for name in names:
             try:
                 await action(parse_container_name(name))
+                if echo:
+                    print(name, flush=True)
             except KatapodError as exc:
                 failed = 1
                 print_error(exc)
@@ -210,30 +212,30 @@ class _Kill(Command):
 )
 @click.pass_obj
 def kill(settings: Globals, names: tuple[str, ...], number: str) -> int:
-    """Send a signal to the main process of containers, KILL by default."""
+    """Send a signal to the main process of containers, KILL by default. Prints their names."""
     need_root("kill")
     from katapod.model.flags import parse_signal
 
     wanted = parse_signal(number)
-    return each(names, with_supervisor(settings, lambda client, name: client.kill(name, wanted)))
+    return each(names, with_supervisor(settings, lambda client, name: client.kill(name, wanted)), echo=True)
 
 
 @verb("pause")
 @the_names
 @click.pass_obj
 def pause(settings: Globals, names: tuple[str, ...]) -> int:
-    """Freeze all processes of containers until they are resumed."""
+    """Freeze all processes of containers until they are resumed. Prints their names."""
     need_root("pause")
-    return each(names, with_supervisor(settings, lambda client, name: client.pause(name)))
+    return each(names, with_supervisor(settings, lambda client, name: client.pause(name)), echo=True)
 
 
 @verb("resume")
 @the_names
 @click.pass_obj
 def resume(settings: Globals, names: tuple[str, ...]) -> int:
-    """Resume the processes of paused containers."""
+    """Resume the processes of paused containers. Prints their names."""
     need_root("resume")
-    return each(names, with_supervisor(settings, lambda client, name: client.resume(name)))
+    return each(names, with_supervisor(settings, lambda client, name: client.resume(name)), echo=True)
 
 
 @verb("delete")
@@ -242,7 +244,7 @@ def resume(settings: Globals, names: tuple[str, ...]) -> int:
 @flag("-v", "--volumes", help="Remove volumes that were made for them without a name, too.")
 @click.pass_obj
 def delete(settings: Globals, names: tuple[str, ...], force: bool, volumes: bool) -> int:
-    """Remove containers, in whatever state, with all that they have on this machine."""
+    """Remove containers, in whatever state, with all that they have on this machine. Prints their names."""
     need_root("delete")
     store = settings.states()
 
@@ -250,7 +252,8 @@ def delete(settings: Globals, names: tuple[str, ...], force: bool, volumes: bool
         from katapod.sandbox.deletion import delete_sandbox
 
         having = _volumes_of(settings, name) if volumes else ()
-        await delete_sandbox(store, name, force=force)
+        if await delete_sandbox(store, name, force=force):
+            print(name, flush=True)
         if having:
             from katapod.supervisor.named_volumes import drop_volumes
 

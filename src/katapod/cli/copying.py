@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from katapod.host.state import StateStore
 
-__all__ = ["copy", "export", "export_files"]
+__all__ = ["copy", "export", "export_files", "mounted_in", "read_files"]
 
 NO_PROGRAM = (126, 127)
 READ_SIZE = 1 << 20
@@ -82,13 +82,26 @@ def export(settings: Globals, name: str, output: str) -> int:
 
 
 async def export_files(store: "StateStore", name: str, out: BinaryIO) -> None:
-    """What is mounted at the top, such as /proc, is not even read: some of it has no end. Below, it is left out of what
-    comes: the tar of busybox cannot be told. Raises KatapodError."""
+    """What is mounted below the top is left out of what comes: the tar of busybox cannot be told. Raises
+    KatapodError."""
     from katapod.host.untar import copy_without
+
+    mounts = mounted_in(store, name)
+    await read_files(store, name, lambda stream: copy_without(stream, out, mounts))
+
+
+def mounted_in(store: "StateStore", name: str) -> set[str]:
+    """Paths in a container where something is mounted, without a slash at either end. Raises KatapodError."""
     from katapod.sandbox.execs import spec_on_disk
 
     spec = spec_on_disk(store.layout.sandbox(name), name)
-    mounts = {mount.destination.strip("/") for mount in spec.mounts} if spec else set()
+    return {mount.destination.strip("/") for mount in spec.mounts} if spec else set()
+
+
+async def read_files(store: "StateStore", name: str, take: "Callable[[BinaryIO], object]") -> None:
+    """Have `take` read a tar of a container's files. What is mounted at the top, such as /proc, is not even read: some
+    of it has no end. Raises KatapodError."""
+    mounts = mounted_in(store, name)
     with open(os.devnull, "wb") as null, os.fdopen(os.memfd_create("names"), "r+b") as names:
         status = await _exec(store, name, ("ls", "-A", "/"), None, names.fileno(), null.fileno())
         names.seek(0)
@@ -96,7 +109,7 @@ async def export_files(store: "StateStore", name: str, out: BinaryIO) -> None:
     if status:
         raise KatapodError(f"cannot list the files of container {name}: it has no ls")
     command = ("tar", "-c", "-f", "-", "-C", "/", "--", *top)
-    await _received(store, name, command, lambda stream: copy_without(stream, out, mounts))
+    await _received(store, name, command, take)
 
 
 async def _out(store: "StateStore", source: Place, target: str, *, follow_link: bool) -> int:

@@ -128,19 +128,29 @@ async def _stored(store: "ImageStore", name: str) -> "ImageRecord":
 @the_images
 @option("-f", "--format", "form", metavar="TEMPLATE", help="Go template for each; json: a line each.")
 @click.pass_obj
-def inspect(settings: Globals, names: tuple[str, ...], form: str) -> None:
-    """Print images as JSON, in Docker's words."""
+def inspect(settings: Globals, names: tuple[str, ...], form: str) -> int:
+    """Print images as JSON, in Docker's words. One that is not there is told of, and the others are printed."""
     need_root("image inspect")
+    from katapod.images import ImageNotFound
 
-    async def go() -> list[dict[str, Any]]:
+    failed, found = 0, list[dict[str, Any]]()
+
+    async def go() -> None:
+        nonlocal failed
         store = settings.image_store()
-        return [image_document(await _stored(store, name)) for name in names]
+        for name in names:
+            try:
+                found.append(image_document(await _stored(store, name)))
+            except ImageNotFound as exc:
+                failed = 1
+                print_error(exc)
 
-    found = asyncio.run(go())
+    asyncio.run(go())
     if form:
         print_each(found, form)
     else:
         print(json.dumps(found, indent=4))
+    return failed
 
 
 @verb("history")

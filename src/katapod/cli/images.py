@@ -141,7 +141,7 @@ def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
         failed = 0
         for name in names:
             try:
-                print(await settings.image_store().remove(name))
+                print(f"Untagged: {await settings.image_store().remove(name)}")
             except KatapodError as exc:
                 if force and isinstance(exc, ImageNotFound):
                     continue

@@ -1,7 +1,7 @@
 """`network ls`, `inspect`, `create`, `rm`, `prune`: what `run --net` can name."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,11 @@ import click
 
 from katapod.cli.asking import agreed
 from katapod.cli.command import argument, flag, group, option, repeatable
+from katapod.cli.filters import chosen
+from katapod.cli.formats import print_each, print_rows, the_format
 from katapod.cli.settings import Globals, need_root, print_error
 from katapod.cli.tables import Column, print_table
-from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, UsageError
+from katapod.model.errors import AlreadyExists, InvalidState, KatapodError, NotFound, UsageError
 from katapod.model.net_flags import parse_network
 
 if TYPE_CHECKING:
@@ -34,12 +36,52 @@ def _users(settings: Globals) -> dict[str, list[str]]:
     return found
 
 
+NOWHERE: dict[str, Any] = {"name": "none", "plugins": ["null"], "subnet": "", "source": "", "containers": []}
+FILTERS: dict[str, Callable[[dict[str, Any], str], bool]] = {
+    "name": lambda row, value: value in row["name"],
+    "driver": lambda row, value: value == row["plugins"][0],
+}
+
+
 @network.command("ls", short_help="List networks.")
 @flag("--json", "as_json", help="Print JSON.")
+@flag("-q", "--quiet", help="Print only names.")
+@flag("--no-trunc", help="Taken; nothing is shortened.")
+@repeatable("-f", "--filter", "wanted", metavar="K=V", help="Only those: name, driver.")
+@the_format
 @click.pass_obj
-def list_networks(settings: Globals, as_json: bool) -> None:
-    """List the built-in network and the configured ones."""
+def list_networks(
+    settings: Globals, /, as_json: bool, quiet: bool, wanted: tuple[str, ...], form: str, **_: Any
+) -> None:
+    """List the built-in network and the configured ones.
+
+    The fields of --format are docker's: .Name, .ID, .Driver, .Scope. They have a row for none, too.
+    """
     need_root("network ls")
+    by_docker = bool(form or quiet)
+    rows = chosen([*_networks(settings), *([NOWHERE] if by_docker else [])], wanted, FILTERS)
+    if by_docker:
+        documents = [_document(row) for row in rows]
+        titles = {"NETWORK ID": "ID", "NAME": "Name", "DRIVER": "Driver", "SCOPE": "Scope"}
+        print_rows(documents, "{{.Name}}" if quiet else form, titles)
+        return
+    if as_json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+        return
+    columns = [
+        Column("NAME", lambda row: row["name"]),
+        Column("PLUGINS", lambda row: ",".join(row["plugins"])),
+        Column("SUBNET", lambda row: row["subnet"] or "-"),
+        Column("CONTAINERS", lambda row: str(len(row["containers"]))),
+        Column("SOURCE", lambda row: row["source"] or "built in"),
+    ]
+    print_table(columns, rows)
+
+
+def _networks(settings: Globals) -> list[dict[str, Any]]:
+    """The built-in one first. Files that are wrong are told of."""
     from katapod.host.bridge import bridge_subnet
     from katapod.host.cni import load_networks
     from katapod.plan.bridge import BRIDGE
@@ -56,19 +98,20 @@ def list_networks(settings: Globals, as_json: bool) -> None:
             0,
             {"name": BRIDGE, "plugins": plugins, "subnet": subnet, "source": "", "containers": users.get(BRIDGE, [])},
         )
-    if as_json:
-        import json
+    return rows
 
-        print(json.dumps(rows, indent=2))
-        return
-    columns = [
-        Column("NAME", lambda row: row["name"]),
-        Column("PLUGINS", lambda row: ",".join(row["plugins"])),
-        Column("SUBNET", lambda row: row["subnet"] or "-"),
-        Column("CONTAINERS", lambda row: str(len(row["containers"]))),
-        Column("SOURCE", lambda row: row["source"] or "built in"),
-    ]
-    print_table(columns, rows)
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What docker prints of a network; a container's only ID is its name, as is a network's."""
+    return {
+        "Name": row["name"],
+        "Id": row["name"],
+        "ID": row["name"],
+        "Driver": row["plugins"][0],
+        "Scope": "local",
+        "IPAM": {"Config": [{"Subnet": row["subnet"]}] if row["subnet"] else []},
+        "Containers": {name: {"Name": name} for name in row["containers"]},
+    }
 
 
 def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, Any]:
@@ -85,17 +128,29 @@ def _describe(found: "NetworkConfig", users: dict[str, list[str]]) -> dict[str, 
 
 @network.command("inspect", short_help="Show what the plugins of a network are given.")
 @argument("name", metavar="NAME")
+@option(
+    "-f", "--format", "form", metavar="TEMPLATE", help="Go template over what docker prints of it; json: all of it."
+)
 @click.pass_obj
-def inspect(settings: Globals, name: str) -> None:
-    """Print a network as JSON, as `run --net NAME -p ...` would use it now."""
+def inspect(settings: Globals, name: str, form: str) -> None:
+    """Print a network as JSON, as `run --net NAME -p ...` would use it now.
+
+    The fields of --format are docker's: .Name, .Driver, .IPAM.Config, .Containers.
+    """
     need_root("network inspect")
+    if form:
+        found = [_document(row) for row in _networks(settings) if row["name"] == name]
+        if not found:
+            raise NotFound(f"cannot find network {name}", hint="see: kata-runtime network ls")
+        print_each(found, form)
+        return
     import msgspec
 
     from katapod.sandbox.attachment import find_config
 
     katapod = settings.load_config(need_files=False).katapod
-    found = asyncio.run(find_config(parse_network(name), katapod, publish=True))
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    config = asyncio.run(find_config(parse_network(name), katapod, publish=True))
+    print(msgspec.json.format(msgspec.json.encode(config), indent=2).decode())
 
 
 @network.command("create", short_help="Make a network with a bridge of its own.")
@@ -191,8 +246,6 @@ def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
 
 def _remove_each(settings: Globals, names: Sequence[str], *, may_be_gone: bool = False) -> int:
     """All are tried, errors are printed, the status says."""
-    from katapod.model.errors import NotFound
-
     failed = 0
     for name in names:
         try:
@@ -238,7 +291,7 @@ def prune(settings: Globals, force: bool) -> int:
 
     configured, _ = load_networks(Path(settings.load_config(need_files=False).katapod.cni_conf_dir))
     users = _users(settings)
-    chosen = [each.name for each in configured if is_ours(each) and each.name not in users]
-    if chosen and not agreed(f"remove {len(chosen)} networks that no container is on?", force):
+    unused = [each.name for each in configured if is_ours(each) and each.name not in users]
+    if unused and not agreed(f"remove {len(unused)} networks that no container is on?", force):
         return 1
-    return _remove_each(settings, chosen)
+    return _remove_each(settings, unused)

@@ -28,7 +28,6 @@ NOT_HERE = {
     "kube": ("pods are made by engines", "podman --runtime kata kube play FILE"),
     "generate": ("units are written by hand", "a systemd unit with ExecStart=kata-runtime run ..."),
     "healthcheck": ("nothing here runs health checks", "kata-runtime exec NAME COMMAND"),
-    "diff": ("a container's files are on a disk of its VM", "kata-runtime export NAME | tar -t"),
     "mount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR, or run -v DIR:DST"),
     "unmount": ("a container's files are on a disk of its VM", "kata-runtime cp NAME:PATH DIR"),
     "machine": ("each container has a machine of its own", "kata-runtime run"),

@@ -46,6 +46,7 @@ VERBS = {
     "attach": Verb("life:attach", "Print what a running container writes, until it ends."),
     "cp": Verb("copying:copy", "Copy files between a running container and this host."),
     "export": Verb("copying:export", "Write the files of a running container as a tar."),
+    "diff": Verb("diffing:diff", "Print what a running container has changed of its image's files."),
     "commit": Verb("committing:commit", "Make an image of the files of a running container."),
     "port": Verb("ports:port", "Print the published ports of a container."),
     "top": Verb("top:top", "List the processes of a container."),

@@ -10,6 +10,7 @@ from msgspec import Struct
 from katapod.cli.env_files import env_files, text_of
 from katapod.model.errors import UsageError
 from katapod.model.flags import (
+    check_swap,
     parse_accelerator,
     parse_cap,
     parse_cpus,
@@ -253,7 +254,7 @@ def _container_options(
     mounts = _mounts(flags)
     cpus, period_us = _cpus(flags)
     memory = parse_memory(flags.memory) if flags.memory else None
-    _check_swap(flags.memory_swap, memory)
+    check_swap(flags.memory_swap, memory)
     return ContainerOptions(
         args=command,
         entrypoint=flags.entrypoint,
@@ -314,20 +315,6 @@ def _cpus(flags: RunFlags) -> tuple[float | None, int]:
     if flags.cpus:
         return parse_cpus(flags.cpus), CPU_PERIOD_US
     return parse_cpu_quota(flags.cpu_quota, flags.cpu_period, CPU_PERIOD_US)
-
-
-def _check_swap(text: str, memory: int | None) -> None:
-    """A guest has no swap: the limit of both is the memory's. Raises UsageError for more."""
-    if text in ("", "0", "-1"):
-        return
-    size = parse_size(text, "--memory-swap")
-    if memory is None:
-        raise UsageError("cannot use --memory-swap: it needs a memory limit", hint="for example: -m 512m")
-    if size != memory:
-        raise UsageError(
-            f"cannot use --memory-swap {text}: a guest has no swap, so it can only be what -m is",
-            hint=f"-m {max(size, memory) >> 20}m gives the container as much memory",
-        )
 
 
 def _reservation(text: str, memory: int | None) -> int | None:

@@ -65,9 +65,8 @@ async def show_stats(store: StateStore, names: Sequence[str], how: Showing) -> i
         print_table(
             [
                 Column("NAME", lambda row: row[0].name),
-                Column("CPU", lambda row: f"{row[1]:.1f} %"),
-                Column("MEMORY", lambda row: shown_size(row[0].memory_bytes)),
-                Column("LIMIT", lambda row: _shown_limit(row[0].memory_limit_bytes)),
+                Column("CPU %", lambda row: f"{row[1]:.1f} %"),
+                Column("MEM USAGE / LIMIT", lambda row: _shown_memory(row[0])),
                 Column("PIDS", lambda row: str(row[0].pids)),
             ],
             rows,
@@ -117,6 +116,10 @@ def _shown_limit(limit_bytes: int) -> str:
     return shown_size(limit_bytes) if 0 < limit_bytes < UNLIMITED else "none"
 
 
+def _shown_memory(sample: Sample) -> str:
+    return f"{shown_size(sample.memory_bytes)} / {_shown_limit(sample.memory_limit_bytes)}"
+
+
 DOCKER_COLUMNS = {
     "NAME": "Name",
     "CPU %": "CPUPerc",
@@ -135,7 +138,7 @@ def _docker_row(sample: Sample, cpu_percent: float) -> dict[str, str]:
         "Name": sample.name,
         "ID": sample.name,
         "CPUPerc": f"{cpu_percent:.2f}%",
-        "MemUsage": f"{shown_size(sample.memory_bytes)} / {_shown_limit(sample.memory_limit_bytes)}",
+        "MemUsage": _shown_memory(sample),
         "MemPerc": percent,
         "NetIO": "--",
         "BlockIO": "--",

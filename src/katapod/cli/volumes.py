@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from katapod.cli.command import argument, flag, group, option, repeatable
+from katapod.cli.filters import chosen
 from katapod.cli.formats import print_each, print_rows, the_format
 from katapod.cli.settings import Globals, need_root, print_error
-from katapod.model.errors import InvalidState, KatapodError, UsageError
-from katapod.model.flags import parse_label
+from katapod.model.errors import InvalidState, KatapodError, NotFound, UsageError
+from katapod.model.flags import has_label, parse_label
 
 if TYPE_CHECKING:
     from katapod.host.volumes import VolumeRecord, VolumeStore
@@ -55,13 +56,24 @@ def _described(store: "VolumeStore", record: "VolumeRecord") -> dict[str, Any]:
 
 @volume.command("ls", short_help="List volumes.")
 @flag("-q", "--quiet", help="Print only names.")
+@repeatable("-f", "--filter", "wanted", metavar="K=V", help="Only those: name, label, dangling=true, driver.")
 @the_format
 @click.pass_obj
-def list_volumes(settings: Globals, quiet: bool, form: str) -> None:
+def list_volumes(settings: Globals, quiet: bool, wanted: tuple[str, ...], form: str) -> None:
     """List volumes, by name."""
     need_root("volume ls")
     store, users = _store(settings), _users(settings)
-    rows = [_described(store, record) | {"Containers": len(users.get(record.name, ()))} for record in store.list()]
+    records = chosen(
+        store.list(),
+        wanted,
+        {
+            "name": lambda record, value: value in record.name,
+            "label": lambda record, value: has_label(record.labels, value),
+            "dangling": lambda record, value: (record.name not in users) is (value in ("true", "1")),
+            "driver": lambda record, value: value == "local",
+        },
+    )
+    rows = [_described(store, record) | {"Containers": len(users.get(record.name, ()))} for record in records]
     if quiet:
         for row in rows:
             print(row["Name"])
@@ -87,26 +99,32 @@ def create(settings: Globals, name: str | None, label: tuple[str, ...], driver: 
         raise UsageError(
             f"cannot use --opt {opt[0]!r}: a volume is a plain directory", hint="mount, then run -v DIR:DST"
         )
-    chosen = parse_volume_name(name, "volume create") if name else str(new_id())
-    _store(settings).ensure(chosen, labels=dict(parse_label(item) for item in label))
-    print(chosen)
+    new = parse_volume_name(name, "volume create") if name else str(new_id())
+    _store(settings).ensure(new, labels=dict(parse_label(item) for item in label))
+    print(new)
 
 
 @volume.command("inspect", short_help="Show volumes.")
 @argument("names", nargs=-1, required=True, metavar="NAME...", help="Names of volumes.")
 @option("-f", "--format", "form", metavar="TEMPLATE", help="Go template for each; json: a line each.")
 @click.pass_obj
-def inspect(settings: Globals, names: tuple[str, ...], form: str) -> None:
-    """Print volumes as JSON, in Docker's words."""
+def inspect(settings: Globals, names: tuple[str, ...], form: str) -> int:
+    """Print volumes as JSON, in Docker's words. One that is not there is told of, and the others are printed."""
     need_root("volume inspect")
     from katapod.model.mount_flags import parse_volume_name
 
-    store = _store(settings)
-    found = [_described(store, store.read(parse_volume_name(name, "volume inspect"))) for name in names]
+    store, failed, found = _store(settings), 0, []
+    for name in names:
+        try:
+            found.append(_described(store, store.read(parse_volume_name(name, "volume inspect"))))
+        except NotFound as exc:
+            failed = 1
+            print_error(exc)
     if form:
         print_each(found, form)
     else:
         print(json.dumps(found, indent=4))
+    return failed
 
 
 @volume.command("rm", short_help="Remove volumes.")
@@ -116,7 +134,6 @@ def inspect(settings: Globals, names: tuple[str, ...], form: str) -> None:
 def remove(settings: Globals, names: tuple[str, ...], force: bool) -> int:
     """Remove volumes, with all in them. A volume that a container has is kept, also if that has stopped."""
     need_root("volume rm")
-    from katapod.model.errors import NotFound
     from katapod.model.mount_flags import parse_volume_name
 
     failed = 0
@@ -151,10 +168,10 @@ def prune(settings: Globals, force: bool, everything: bool) -> int:
 def _prune(store: "VolumeStore", names: Iterable[str], force: bool) -> int:
     from katapod.cli.asking import agreed
 
-    chosen = list(names)
-    if chosen and not agreed(f"remove {len(chosen)} volumes with all in them?", force):
+    unused = list(names)
+    if unused and not agreed(f"remove {len(unused)} volumes with all in them?", force):
         return 1
-    for name in chosen:
+    for name in unused:
         store.remove(name)
         print(name)
     store.sweep()

@@ -18,6 +18,8 @@ from katapod.model.text import need_text
 __all__ = [
     "ALL_CAPABILITIES",
     "UserName",
+    "check_swap",
+    "has_label",
     "is_number",
     "need_text",
     "parse_accelerator",
@@ -76,6 +78,26 @@ def parse_memory(text: str, flag: str = "-m") -> int | None:
     if size < MIN_MEMORY_BYTES:
         refuse(flag, text, "the least that a container can start with is 6m", "64m")
     return size
+
+
+def has_label(labels: Mapping[str, str], wanted: str) -> bool:
+    """Of a filter by label. `wanted`: K, or K=V."""
+    name, equals, value = wanted.partition("=")
+    return name in labels and (not equals or labels[name] == value)
+
+
+def check_swap(text: str, memory: int | None) -> None:
+    """Of --memory-swap. A guest has no swap: the limit of both is the memory's. Raises UsageError for another."""
+    if text in ("", "0", "-1"):
+        return
+    size = parse_size(text, "--memory-swap")
+    if memory is None:
+        raise UsageError("cannot use --memory-swap: it needs a memory limit", hint="for example: -m 512m")
+    if size != memory:
+        raise UsageError(
+            f"cannot use --memory-swap {text}: a guest has no swap, so it can only be what -m is",
+            hint=f"-m {max(size, memory) >> 20}m gives the container as much memory",
+        )
 
 
 def parse_cpus(text: str, flag: str = "--cpus") -> float | None:

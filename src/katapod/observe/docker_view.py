@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from katapod.model import oci
-from katapod.model.flags import refuse
+from katapod.model.flags import has_label, refuse
 from katapod.model.record import ContainerRecord, SandboxRecord, State
 
 __all__ = ["container_document", "container_row", "matches", "parse_filter", "state_of", "status_of"]
@@ -45,23 +45,11 @@ def matches(row: Mapping[str, Any], record: SandboxRecord, filters: Mapping[str,
     }
     for key, values in filters.items():
         if key == "label":
-            if not all(_has_label(record.labels, value) for value in values):
+            if not all(has_label(record.labels, value) for value in values):
                 return False
         elif not any(tests[key](value) for value in values):
             return False
     return True
-
-
-def _is_named(name: str, wanted: str) -> bool:
-    """A part of the name; all of it between ^ and $, as scripts write it."""
-    if wanted.startswith("^") and wanted.endswith("$"):
-        return name == wanted[1:-1].removeprefix("/")
-    return wanted.removeprefix("^").removeprefix("/") in name
-
-
-def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
-    name, equals, value = wanted.partition("=")
-    return name in labels and (not equals or labels[name] == value)
 
 
 def state_of(record: SandboxRecord, *, lost: bool) -> str:
@@ -124,7 +112,7 @@ def container_document(record: SandboxRecord, spec: oci.Spec | None, *, lost: bo
     command = list(container.command)
     return {
         "Id": record.sandbox_id,
-        "Name": record.sandbox_id,
+        "Name": f"/{record.sandbox_id}",
         "Created": _stamp(record.created_at),
         "Path": command[0] if command else "",
         "Args": command[1:],
@@ -206,14 +194,18 @@ def _host_config(record: SandboxRecord, spec: oci.Spec | None) -> dict[str, Any]
     }
 
 
+MADE_FILES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+"""Mounted, and made for the container by Docker, which does not list them, nor what --tmpfs asks for."""
+
+
 def _mounts(container: ContainerRecord, spec: oci.Spec | None) -> list[dict[str, Any]]:
     found = []
     for mount in spec.mounts if spec else ():
-        if oci.is_of_host(mount) or (mount.type == "tmpfs" and mount.destination not in ("/dev", "/dev/shm")):  # noqa: S108
+        if oci.is_of_host(mount) and mount.destination not in MADE_FILES:
             name = next((name for name in container.volumes if f"/{name}/_data" in mount.source), "")
             found.append(
                 {
-                    "Type": "tmpfs" if mount.type == "tmpfs" else "volume" if name else "bind",
+                    "Type": "volume" if name else "bind",
                     "Name": name,
                     "Source": mount.source,
                     "Destination": mount.destination,

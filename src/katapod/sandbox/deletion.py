@@ -12,16 +12,16 @@ __all__ = ["delete_sandbox"]
 ENDING_LIMIT_S = 60.0
 
 
-async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> None:
-    """Remove all that a sandbox has on this machine. With `force` what still runs is ended first, and one that is not
-    there is no error.
+async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = False) -> bool:
+    """Remove all that a sandbox has on this machine; returns whether it had anything. With `force` what still runs is
+    ended first, and one that is not there is no error.
 
     Raises NotFound, InvalidState if it runs, and as remove_sandbox.
     """
     paths = store.layout.sandbox(sandbox_id)
     if not any(path.exists() for path in paths.all):
         if force:
-            return
+            return False
         raise NotFound(f"cannot delete {sandbox_id}: no such container", hint="see: kata-runtime list")
     if supervisor_alive(paths) and not force and not await _ends(store, sandbox_id):
         raise InvalidState(
@@ -29,6 +29,7 @@ async def delete_sandbox(store: StateStore, sandbox_id: str, *, force: bool = Fa
             hint=f"kata-runtime delete --force {sandbox_id} kills it first",
         )
     await remove_sandbox(store, sandbox_id, force=force)
+    return True
 
 
 async def _ends(store: StateStore, sandbox_id: str) -> bool:

@@ -105,9 +105,9 @@ def test_ports(here: Here) -> None:
 
 
 def test_inspect_by_template(here: Here) -> None:
-    assert call(here, "inspect", "-f", "{{.Name}} {{.State.ExitCode}}", "web", "old")[1] == "web 0\nold 3\n"
+    assert call(here, "inspect", "-f", "{{.Name}} {{.State.ExitCode}}", "web", "old")[1] == "/web 0\n/old 3\n"
     status, said = call(here, "inspect", "--format", "{{.Name}}", "none", "web")
-    assert (status, "web\n" in said, "cannot find none" in said) == (1, True, True)
+    assert (status, "/web\n" in said, "cannot find none" in said) == (1, True, True)
     with pytest.raises(UsageError, match="several sandboxes as trees"):
         call(here, "inspect", "web", "old")
     with pytest.raises(UsageError, match="this inspects containers"):
@@ -253,6 +253,16 @@ def test_networks_of_ones_own(here: Here, tmp_path: Path, monkeypatch: pytest.Mo
     assert call(here, "network", "create", "--subnet", "10.20.0.0/24", "--internal", "db") == (0, "db\n")
     rows = {row["name"]: row["subnet"] for row in json.loads(call(here, "network", "ls", "--json")[1])}
     assert rows == {"bridge": "", "app": "10.187.0.0/16", "db": "10.20.0.0/24"}
+    assert call(here, "network", "ls", "-q") == (0, "bridge\napp\ndb\nnone\n")
+    assert (
+        call(here, "network", "ls", "-f", "name=d", "--format", "{{.Name}} {{.Driver}}")[1]
+        == "bridge bridge\ndb bridge\n"
+    )
+    assert call(here, "network", "inspect", "-f", "{{.Name}} {{.IPAM.Config}}", "db")[1].startswith("db ")
+    with pytest.raises(KatapodError, match="cannot find network none-such"):
+        call(here, "network", "inspect", "-f", "{{.Name}}", "none-such")
+    with pytest.raises(UsageError, match="a key of name, driver"):
+        call(here, "network", "ls", "-f", "colour=red")
     for words, told in (
         (("app",), "there is one of that name"),
         (("x1", "--subnet", "10.20.0.128/25"), "network db has addresses"),

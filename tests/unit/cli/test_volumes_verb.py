@@ -50,6 +50,9 @@ def test_a_volume_s_life(here: Here) -> None:
         f"{here.root}/volumes/db/_data",
     )
     assert call(here, "inspect", "-f", "{{.Mountpoint}}", "db")[1] == f"{here.root}/volumes/db/_data\n"
+    assert call(here, "ls", "-q", "-f", "name=d", "-f", "dangling=true") == (0, "db\n")
+    assert call(here, "ls", "-q", "-f", "label=none") == (0, "")
+    assert call(here, "inspect", "-f", "{{.Name}}", "none", "db")[0] == 1
     assert call(here, "rm", "db") == (0, "db\n")
     assert call(here, "rm", "db")[0] == 1
     assert call(here, "rm", "-f", "db")[0] == 0
@@ -77,7 +80,7 @@ def test_prune_leaves_named_ones_unless_it_is_told(here: Here) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("create", "a/b"), ("create", "-d", "nfs"), ("create", "-o", "x=y"), ("inspect", "no")]
+    "words", [("create", "a/b"), ("create", "-d", "nfs"), ("create", "-o", "x=y"), ("ls", "-f", "x=y")]
 )
 def test_refused(here: Here, words: tuple[str, ...]) -> None:
     with pytest.raises(KatapodError):
