@@ -91,8 +91,8 @@ def find_leaks(before: frozenset[str], seen_after: str = "") -> list[str]:
     """
     if not SHARED_HOST:
         return settle(before)
-    left = settle(before, _claimed)
-    for line in inventory() - before:
+    left, there = _settled(before, _claimed)
+    for line in there - before:
         _strangers.setdefault(line, seen_after)
     return left
 
@@ -104,6 +104,11 @@ def strangers() -> dict[str, str]:
 
 def settle(before: frozenset[str], names: Collection[str] | None = None) -> list[str]:
     """What is there beyond `before` (with `names`, of that what carries one) when it has had a moment to go."""
+    return _settled(before, names)[0]
+
+
+def _settled(before: frozenset[str], names: Collection[str] | None) -> tuple[list[str], frozenset[str]]:
+    """As settle(), and all that was there at the last look."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         there = inventory()
@@ -112,7 +117,7 @@ def settle(before: frozenset[str], names: Collection[str] | None = None) -> list
         if names is not None:
             left = lines_with(left, names)
         if not left or time.monotonic() > deadline:
-            return left
+            return left, there
         time.sleep(0.1)
 
 

@@ -212,8 +212,8 @@ class MachineConfigOperator:
             if "deletionTimestamp" not in pool["metadata"]:
                 self._render(pool)
         pools = self.api.items(POOLS)
-        nodes = self.api.items(NODES)
-        members = {pool["metadata"]["name"]: [one for one in nodes if _pool_of(one, pools) == pool] for pool in pools}
+        of_nodes = [(one, _pool_of(one, pools)) for one in self.api.items(NODES)]
+        members = {pool["metadata"]["name"]: [one for one, its in of_nodes if its == pool] for pool in pools}
         for pool in pools:
             self._begin_updates(pool, members[pool["metadata"]["name"]])
         for node in self.api.items(NODES):
