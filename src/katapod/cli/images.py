@@ -85,13 +85,13 @@ def import_image(settings: Globals, source: str, name: str | None) -> int:
 
 
 @image.command("pull", short_help="Pull an image from a registry.")
-@argument("source", metavar="docker://HOST/NAME:TAG", type=HOST_PATH, help="The image.")
+@argument("source", metavar="[docker://][HOST/]NAME[:TAG]", type=HOST_PATH, help="The image.")
 @the_name
 @option("--tls-verify", metavar="true|false", help="Verify the registry's certificate; default: true.")
 @option("--authfile", metavar="FILE", type=HOST_PATH, help="Credentials; default: skopeo's own.")
 @click.pass_obj
 def pull(settings: Globals, source: str, name: str | None, tls_verify: str, authfile: str) -> int:
-    """Pull an image from a registry into the store."""
+    """Pull an image from a registry into the store; one without HOST from the registries of the configuration."""
     need_root("image pull")
     return _bring_in(settings, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
 
@@ -115,7 +115,8 @@ def _bring_in(
     from katapod.cli.progress import image_progress
     from katapod.images import Access
 
-    access = Access(tls_verify=tls_verify, authfile=Path(authfile) if authfile else None)
+    registries = settings.load_config(need_files=False).katapod.registries if pull else None
+    access = Access(tls_verify=tls_verify, authfile=Path(authfile) if authfile else None, registries=registries)
 
     async def go() -> int:
         store = settings.image_store()
