@@ -84,7 +84,7 @@ def test_kata_runtime(kata: Kata, tmp_path: Path) -> None:
             told = run_all(tmp_path, in_netns(HOST, kata_command()))
             kata.remove_started()  # while their network is there
     finally:
-        kata("image", "rm", "-f", f"{PREFIX}lines:1", f"{PREFIX}lines:2")
+        kata("image", "rm", "-f", *(f"{PREFIX}lines:{number}" for number in range(1, 5)))
         kata("volume", "rm", "-f", f"{PREFIX}data")
     wrong = [str(each) for each in told if each.alike == bool(each.line.reason)]
     assert not wrong, "\n".join(wrong)

@@ -35,7 +35,7 @@ NOTHING_OF_A_GUEST = {
     "overhead": "measures",
     "cluster": "of the operator, and of nodes",
     "image": "names are checked when they come in",
-    **dict.fromkeys(("images", "rmi", "pull", "load", "save", "tag", "history"), "of images, as image"),
+    **dict.fromkeys(("images", "rmi", "pull", "import", "load", "save", "tag", "history"), "of images, as image"),
     "container": "the other verbs by another name",
     "info": "env",
     "prune": "names that were checked",

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from images_helper import CAP_NET_BIND, MTIME, Layout, children_of, directory, file, layer, node, skopeo_copy
@@ -21,6 +22,7 @@ from katapod.images import (
     StoreFull,
     WrongPlatform,
 )
+from katapod.images.committing import base_config, import_root
 from katapod.kernel.mount import mount, umount
 from katapod.model.errors import UsageError
 from katapod.model.ids import parse_container_name
@@ -146,6 +148,38 @@ async def test_other_transports(store: ImageStore, layout: Layout, tmp_path: Pat
     assert record.names == (name,)
     assert {path.name: path.read_text() for path in store.rootfs_path(record.digest).iterdir()} == {"b": "2"}
     assert rubbish(store) == []
+
+
+@pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz"])
+async def test_a_root_file_system_as_a_tar(
+    store: ImageStore, tmp_path: Path, mode: Literal["w:", "w:gz", "w:bz2", "w:xz"]
+) -> None:
+    (tmp_path / "root" / "bin").mkdir(parents=True)
+    (tmp_path / "root" / "bin" / "program").write_text("x")
+    os.link(tmp_path / "root" / "bin" / "program", tmp_path / "root" / "bin" / "name")
+    (tmp_path / "root" / "link").symlink_to("bin")
+    packed = tmp_path / "root.tar"
+    with tarfile.open(packed, mode) as archive:
+        archive.add(tmp_path / "root", ".")
+    document = {**base_config(store, ""), "config": {"Cmd": ["program"]}}
+    with packed.open("rb") as source:
+        record = await import_root(store, source, document, "made:1", "of a test")
+    assert (record.names, record.config.cmd, record.config.platform) == (("made:1",), ("program",), store.platform)
+    root = store.rootfs_path(record.digest)
+    assert sorted(os.listdir(root)) == ["bin", "link"]
+    assert (root / "bin" / "name").samefile(root / "bin" / "program")
+    assert os.readlink(root / "link") == "bin"
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, gzip.compress(b"no tar")[:-4]])
+async def test_what_is_no_tar(store: ImageStore, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with (
+        (tmp_path / "file").open("rb") as source,
+        pytest.raises(BrokenImage, match="cannot import the root file system"),
+    ):
+        await import_root(store, source, base_config(store, ""), "made:1", "of a test")
+    assert list(store.root.iterdir()) == []
 
 
 async def test_names_share_one_image_and_the_last_one_takes_it_along(store: ImageStore, layout: Layout) -> None:
@@ -367,8 +401,9 @@ async def test_missing_things_are_named(store: ImageStore, layout: Layout, tmp_p
     assert "second, t" in caught.value.hint
     with pytest.raises(UsageError, match="names no transport"):
         await store.import_image("debian:12")
-    with pytest.raises(UsageError, match="names no registry"):
-        await store.pull(layout.ref("t"))
+    for wanted in (layout.ref("t"), "debian:12"):
+        with pytest.raises(UsageError, match="names no registry"):
+            await store.pull(wanted)
     assert unpacked(store) == rubbish(store) == []
 
 

@@ -69,6 +69,33 @@ async def test_pull_by_tag_and_by_digest(store: ImageStore, layout: Layout, serv
     assert (await store.resolve("team/app:1.0")).digest == record.digest
 
 
+async def test_short_names(store: ImageStore, layout: Layout, server: Registry) -> None:
+    """Of a name without a registry each of the list is asked, and none once it is stored; one with a registry is asked
+    for there."""
+    layout.add("t", layer(file("a")))
+    server.push(layout.ref("t"), "team/app:1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        silent = f"127.0.0.1:{closed.getsockname()[1]}"
+        access = Access(registries=(silent, f"{server.address}/other", f"{server.address}/team"))
+        record = await store.resolve("app:1", access=access)
+        assert record.names == (f"{server.address}/team/app:1",)
+        with pytest.raises(ImageNotFound) as missing:
+            await store.resolve("none:1", access=access)
+        said = str(missing.value)
+        assert said.startswith("cannot find image none:1: it is not in the store; ")
+        assert all(each in said for each in (f"{silent}/none:1", "other/none:1", "team/none:1"))
+        assert (await store.pull("app:1", "mine:2", access=access)).digest == record.digest
+    await store.remove("mine:2")
+    await store.remove("app:1")
+    full = f"{server.address}/team/app:1"
+    with pytest.raises(ImageNotFound, match=r"it is not in the store$"):
+        await store.resolve(full)
+    assert (await store.resolve(full, access=Access(registries=()))).names == (full,)
+    server.stop()
+    assert (await store.resolve("app:1", access=access)).digest == record.digest
+
+
 async def test_same_manifest_is_not_transferred_again(store: ImageStore, layout: Layout, server: Registry) -> None:
     layout.add("t", layer(file("a")))
     server.push(layout.ref("t"), "app:1")

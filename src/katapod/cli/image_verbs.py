@@ -64,8 +64,8 @@ def image_document(record: "ImageRecord") -> dict[str, Any]:
         "Architecture": config.platform.architecture,
         "Source": record.source,
         "Config": {
-            "Entrypoint": list(config.entrypoint),
-            "Cmd": list(config.cmd),
+            "Entrypoint": list(config.entrypoint) or None,
+            "Cmd": list(config.cmd) or None,
             "Env": list(config.env),
             "WorkingDir": config.working_dir,
             "User": config.user,

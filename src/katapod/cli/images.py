@@ -4,6 +4,8 @@ image_verbs.py has what is done with those of the store, guest_images.py the gue
 """
 
 import asyncio
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from katapod.cli.tables import Column, print_table, shown_size
 from katapod.model.errors import KatapodError, UsageError
 
 __all__ = ["image", "list_images", "pull", "remove"]
+
+
+TRANSPORTS = ("oci", "oci-archive", "docker-archive", "dir", "docker")
 
 
 @group()
@@ -75,23 +80,68 @@ the_name = argument("name", required=False, help="Name in the store; default: ma
 
 
 @image.command("import", short_help="Import an image from an archive or a directory.")
-@argument("source", type=HOST_PATH, help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH.")
+@argument(
+    "source",
+    type=HOST_PATH,
+    help="oci:PATH[:TAG], oci-archive:FILE, docker-archive:FILE, dir:PATH; or a plain tar: FILE, or - for stdin.",
+)
 @the_name
+@repeatable(
+    "-c", "--change", "changes", metavar="LINE", help="Of a tar: CMD, ENV, ...: an instruction of a Dockerfile."
+)
+@option("-m", "--message", metavar="TEXT", help="Of a tar: a line of its history.")
 @click.pass_obj
-def import_image(settings: Globals, source: str, name: str | None) -> int:
-    """Copy an image into the store, unpack it, and give it a name."""
+def import_image(settings: Globals, source: str, name: str | None, changes: tuple[str, ...], message: str) -> int:
+    """Copy an image into the store, unpack it, and give it a name.
+
+    A plain tar is a root file system, as export writes it; gzip, bzip2 or xz may have compressed it. Its digest is
+    printed.
+    """
     need_root("image import")
+    if source == "-" or (source.partition(":")[0] not in TRANSPORTS and os.path.isfile(source)):
+        return _import_tar(settings, source, name, changes, message)
+    if changes or message:
+        raise UsageError(
+            "cannot use --change or --message: the image has a config of its own",
+            hint="they are for a plain tar: kata-runtime import -c 'CMD [\"sh\"]' FILE NAME",
+        )
     return _bring_in(settings, source, name)
 
 
+def _import_tar(settings: Globals, source: str, name: str | None, changes: tuple[str, ...], message: str) -> int:
+    from katapod.images.committing import base_config, import_root
+    from katapod.model.image import SkopeoReference, Transport, parse_image_name, suggest_name
+    from katapod.model.image_changes import apply_change
+
+    if name is None and source == "-":
+        raise UsageError("cannot import: a tar from standard input needs a name", hint="kata-runtime import - NAME")
+    if source == "-" and os.isatty(0):
+        raise UsageError("cannot read a tar from a terminal", hint="kata-runtime import FILE NAME")
+    target = parse_image_name(name) if name else suggest_name(SkopeoReference(Transport.OCI_ARCHIVE, source))
+    config: dict[str, Any] = {}
+    for text in changes:
+        apply_change(config, text)
+
+    async def go() -> int:
+        store = settings.image_store()
+        document = {**base_config(store, ""), "config": config}
+        with contextlib.ExitStack() as stack:
+            handle = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
+            made = await import_root(store, handle, document, target.text, message or f"import of {source}")
+        print(made.digest)
+        return 0
+
+    return interruptible(go())
+
+
 @image.command("pull", short_help="Pull an image from a registry.")
-@argument("source", metavar="docker://HOST/NAME:TAG", type=HOST_PATH, help="The image.")
+@argument("source", metavar="[docker://][HOST/]NAME[:TAG]", type=HOST_PATH, help="The image.")
 @the_name
 @option("--tls-verify", metavar="true|false", help="Verify the registry's certificate; default: true.")
 @option("--authfile", metavar="FILE", type=HOST_PATH, help="Credentials; default: skopeo's own.")
 @click.pass_obj
 def pull(settings: Globals, source: str, name: str | None, tls_verify: str, authfile: str) -> int:
-    """Pull an image from a registry into the store."""
+    """Pull an image from a registry into the store; one without HOST from the registries of the configuration."""
     need_root("image pull")
     return _bring_in(settings, source, name, tls_verify=_parse_truth(tls_verify), authfile=authfile, pull=True)
 
@@ -115,7 +165,8 @@ def _bring_in(
     from katapod.cli.progress import image_progress
     from katapod.images import Access
 
-    access = Access(tls_verify=tls_verify, authfile=Path(authfile) if authfile else None)
+    registries = settings.load_config(need_files=False).katapod.registries if pull else None
+    access = Access(tls_verify=tls_verify, authfile=Path(authfile) if authfile else None, registries=registries)
 
     async def go() -> int:
         store = settings.image_store()

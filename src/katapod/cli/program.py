@@ -70,6 +70,7 @@ VERBS = {
     "images": Verb("images:list_images", "List container images."),
     "rmi": Verb("images:remove", "Remove images.", hidden=True),
     "pull": Verb("images:pull", "Pull an image from a registry.", hidden=True),
+    "import": Verb("images:import_image", "Bring in an image, or a root file system as a tar.", hidden=True),
     "load": Verb("image_verbs:load", "Bring in the images of an archive.", hidden=True),
     "save": Verb("image_verbs:save", "Write images to an archive.", hidden=True),
     "tag": Verb("image_verbs:tag", "Give an image one more name.", hidden=True),

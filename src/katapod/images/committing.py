@@ -1,18 +1,24 @@
-"""An image of the store made from a container's files: one layer, as `image save` writes them."""
+"""An image of the store made from a container's files, or from a tar of a root file system: one layer, as `image save`
+writes them."""
 
+import asyncio
 import json
+import lzma
+import tarfile
+import zlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from katapod.images.errors import BrokenImage
 from katapod.images.saving import write_archive
 from katapod.images.store import ImageStore
 from katapod.model.errors import KatapodError
 from katapod.model.image import ImageRecord
 
-__all__ = ["base_config", "commit_image"]
+__all__ = ["base_config", "commit_image", "import_root"]
 
 
 def base_config(store: ImageStore, digest: str) -> dict[str, Any]:
@@ -44,3 +50,25 @@ async def commit_image(
             write_archive(out, document, layer, name, comment)
         layer.unlink()
         return await store.import_image(f"docker-archive:{archive}:{name}", name)
+
+
+async def import_root(
+    store: ImageStore, source: BinaryIO, document: dict[str, Any], name: str, comment: str
+) -> ImageRecord:
+    """Have a tar of a root file system, which gzip, bzip2 or xz may have compressed, as an image with this config,
+    under this name. Raises BrokenImage if it is no tar, and as commit_image."""
+    return await commit_image(
+        store, document, name, lambda out: asyncio.to_thread(_copy_uncompressed, source, out), comment
+    )
+
+
+def _copy_uncompressed(source: BinaryIO, out: BinaryIO) -> None:
+    try:
+        with (
+            tarfile.open(fileobj=source, mode="r|*") as archive,
+            tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as copy,
+        ):
+            for member in archive:
+                copy.addfile(member, archive.extractfile(member) if member.isreg() else None)
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as exc:
+        raise BrokenImage(f"cannot import the root file system: {exc}", hint="it has to be a tar") from exc

@@ -62,6 +62,8 @@ class Access(Struct, frozen=True):
     """None: verify, except on loopback, where test registries use plain HTTP (as in Docker)."""
     authfile: Path | None = None
     """Credentials in the format of containers-auth.json(5); None: where `skopeo login` puts them."""
+    registries: tuple[str, ...] | None = None
+    """Where a name is looked for that is not stored and has no registry; None: nothing is looked for by its name."""
 
     def flags(self, reference: SkopeoReference, *, prefix: str = "") -> list[str]:
         """skopeo's switches; `prefix` is "src-" for `copy`."""

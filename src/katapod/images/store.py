@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from katapod.images import busybox
-from katapod.images.errors import AmbiguousName, ImageNotFound, WrongPlatform
+from katapod.images.errors import AmbiguousName, ImageNotFound, RegistryDenied, RegistryUnreachable, WrongPlatform
 from katapod.images.files import NameEntry, Staging, StoreFiles, is_full, remove_trees
 from katapod.images.root_disk import make_root_disk
 from katapod.images.source import (
@@ -40,6 +40,7 @@ from katapod.model.image import (
     parse_image_name,
     parse_image_ref,
     parse_platform,
+    remote_names,
     suggest_name,
 )
 from katapod.tasks import finish
@@ -99,12 +100,13 @@ class ImageStore:
 
         An imported image is held for `holder` from the start; a stored one is not.
 
-        A registry is asked only when nothing is stored under that name; `oci:` and archives are
+        A registry is asked only when nothing is stored under that name, and for a mere name only with
+        `access.registries`; `oci:` and archives are
         imported again when they have changed. Raises ImageError or ImageParseError.
         """
         reference = parse_image_ref(text)
         if isinstance(reference, StoredName):
-            return await self._resolve_name(reference, holder)
+            return await self._resolve_name(reference, access, progress, holder)
         if reference.transport is Transport.DOCKER:
             stored = self._lookup(suggest_name(reference).text)
             return stored or await self.pull(text, access=access, progress=progress, holder=holder)
@@ -113,7 +115,9 @@ class ImageStore:
         stored = self._files.read_record(entry.digest, self._files.read_names()) if entry else None
         return stored or await self._import(source, str(source), access, progress, holder)
 
-    async def _resolve_name(self, wanted: StoredName, holder: ContainerId | None) -> ImageRecord:
+    async def _resolve_name(
+        self, wanted: StoredName, access: Access, progress: Progress | None, holder: ContainerId | None
+    ) -> ImageRecord:
         names = self._files.read_names()
         if wanted.text == busybox.BUSYBOX_NAME:
             entry = names.get(busybox.BUSYBOX_NAME)
@@ -121,12 +125,27 @@ class ImageStore:
                 return await self.ensure_busybox(holder)
         name = _one_name(wanted, names)
         record = self._lookup(name) if name else None
-        if record is None:
-            raise ImageNotFound(
-                f"cannot find image {wanted.text}: it is not in the store",
-                hint=f"see kata-runtime image ls, or pull it: kata-runtime image pull docker://{wanted.text}",
-            )
-        return record
+        return record or await self._pull_by_name(wanted, None, access, progress, holder)
+
+    async def _pull_by_name(
+        self,
+        wanted: StoredName,
+        name: str | None,
+        access: Access,
+        progress: Progress | None,
+        holder: ContainerId | None,
+    ) -> ImageRecord:
+        """From the first registry that has it. Raises ImageNotFound with what each has said."""
+        causes = list[str]()
+        for reference in () if access.registries is None else remote_names(wanted, access.registries):
+            try:
+                return await self._import(reference, name, access, progress, holder)
+            except (ImageNotFound, RegistryDenied, RegistryUnreachable) as exc:
+                causes.append(f"; {exc}")
+        raise ImageNotFound(
+            f"cannot find image {wanted.text}: it is not in the store{''.join(causes)}",
+            hint=f"see kata-runtime image ls, or pull it: kata-runtime image pull docker://{wanted.text}",
+        )
 
     def _lookup(self, name: str) -> ImageRecord | None:
         names = self._files.read_names()
@@ -166,8 +185,11 @@ class ImageStore:
         progress: Progress | None = None,
         holder: ContainerId | None = None,
     ) -> ImageRecord:
-        """import_image() for `docker://` references."""
+        """import_image() for `docker://` references, and for mere names with `access.registries`."""
         reference = parse_image_ref(source)
+        if isinstance(reference, StoredName) and access.registries is not None:
+            chosen = parse_image_name(name).text if name is not None else None
+            return await self._pull_by_name(reference, chosen, access, progress, holder)
         if isinstance(reference, StoredName) or reference.transport is not Transport.DOCKER:
             raise UsageError(f"cannot pull {source}: it names no registry", hint="use docker://HOST/NAME:TAG")
         return await self.import_image(source, name, access=access, progress=progress, holder=holder)

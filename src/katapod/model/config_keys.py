@@ -53,6 +53,13 @@ def _uids(value: str) -> str:
     return ""
 
 
+def _registries(value: tuple[str, ...]) -> str:
+    from katapod.model.image import is_registry
+
+    wrong = [each for each in value if not is_registry(each)]
+    return f"{wrong[0]!r} is not HOST[:PORT][/PATH]" if wrong else ""
+
+
 def _patterns(value: tuple[str, ...]) -> str:
     import re
 
@@ -389,6 +396,10 @@ class KatapodConfig(Struct, frozen=True, kw_only=True):
 
     cni_plugin_dirs: Annotated[tuple[str, ...], _EMPTY_IS_UNSET] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     """Where CNI plugins are looked for."""
+
+    registries: Annotated[tuple[str, ...], Key(check=_registries)] = ("docker.io",)
+    """Where an image is looked for that is not stored and whose name has no registry, such as debian:12: in this order,
+    HOST[:PORT][/PATH] each. None: nowhere, docs/how-to/images.md."""
 
     spoof_check: Literal["run", "all", "none"] = "run"
     """Whose frames are held to the MAC address and the IP addresses of their interface. run: those of containers of

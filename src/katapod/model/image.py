@@ -27,11 +27,13 @@ __all__ = [
     "StoredName",
     "Transport",
     "find_name",
+    "is_registry",
     "parse_digest",
     "parse_image_config",
     "parse_image_name",
     "parse_image_ref",
     "parse_platform",
+    "remote_names",
     "suggest_name",
 ]
 
@@ -211,6 +213,24 @@ def parse_image_ref(text: str) -> StoredName | SkopeoReference:
     return parse_image_name(text)
 
 
+def is_registry(text: str) -> bool:
+    """Whether it is HOST[:PORT][/PATH], where HOST looks like one: localhost, or with a dot or a port."""
+    return _has_host(f"{text}/x") and _NAME_RE.fullmatch(f"{text}/x") is not None
+
+
+def _has_host(name: str) -> bool:
+    """`library/debian`: the first part is only a registry if it looks like one (as in docker and podman)."""
+    first, slash, _ = name.partition("/")
+    return bool(slash) and ("." in first or ":" in first or first == "localhost")
+
+
+def remote_names(wanted: StoredName, registries: Iterable[str]) -> tuple[SkopeoReference, ...]:
+    """Where a name may come from that is not stored: the registry that it begins with, else each of `registries`.
+    Raises ImageParseError if a name becomes too long."""
+    places = ("",) if _has_host(wanted.text) else tuple(f"{each}/" for each in registries)
+    return tuple(_parse_docker(wanted.text, f"{place}{wanted.text}") for place in places)
+
+
 _FILE_TRANSPORTS = frozenset(item.value for item in Transport if item is not Transport.DOCKER)
 
 
@@ -219,8 +239,7 @@ def _parse_docker(text: str, rest: str) -> SkopeoReference:
     if match is None:
         raise ImageParseError(f"cannot use image reference {text!r}: it is not docker://HOST/NAME[:TAG|@sha256:DIGEST]")
     host, path = match["host"], match["path"]
-    if host is not None and not ("." in host or ":" in host or host == "localhost"):
-        # `library/debian`: the first part is only a registry if it looks like one (as in docker and podman).
+    if host is not None and not _has_host(f"{host}/"):
         host, path = None, f"{host}/{path}"
     if host is None:
         host = "docker.io"

@@ -71,7 +71,7 @@ async def prepare_container(
         store = context.image_store()
         progressing = contextlib.nullcontext() if request.image_policy.quiet else context.image_progress()
         with progressing as progress:
-            found = await bring_in(store, request, progress)
+            found = await bring_in(store, request, progress, config.katapod.registries)
         defaults = _defaults_of(found.config)
         if not has_files:
             disk = await _root_disk(store, found) if config.katapod.rootfs == "disk" else None

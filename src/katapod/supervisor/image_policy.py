@@ -10,12 +10,18 @@ from katapod.supervisor.run_request import RunRequest
 __all__ = ["bring_in"]
 
 
-async def bring_in(store: ImageStore, request: RunRequest, progress: Progress | None) -> ImageRecord:
-    """The image that is asked for, held for the sandbox from then on. Raises UsageError, and as ImageStore.acquire."""
+async def bring_in(
+    store: ImageStore, request: RunRequest, progress: Progress | None, registries: tuple[str, ...] = ()
+) -> ImageRecord:
+    """The image that is asked for, held for the sandbox from then on. `registries`: as Access has them.
+
+    Raises UsageError, and as ImageStore.acquire.
+    """
     if request.image_digest:
         return await held_image(store, request)
     policy = request.image_policy
-    access = Access(tls_verify=policy.tls_verify, authfile=policy.authfile)
+    asked = None if policy.pull == "never" else registries
+    access = Access(tls_verify=policy.tls_verify, authfile=policy.authfile, registries=asked)
     reference = parse_image_ref(request.image)
     remote = not isinstance(reference, StoredName) and reference.transport is Transport.DOCKER
     if policy.pull == "never" and remote:
@@ -35,7 +41,10 @@ async def bring_in(store: ImageStore, request: RunRequest, progress: Progress | 
 
 async def _origin(store: ImageStore, text: str) -> tuple[str, str | None]:
     """(reference, name) by which a stored image has come from a registry. Raises UsageError, and as resolve."""
-    record = await store.resolve(text)
+    try:
+        record = await store.resolve(text)
+    except ImageNotFound:
+        return text, None  # from the registries
     if not record.source.startswith("docker://"):
         raise UsageError(
             f"cannot pull {text}: it has not come from a registry, but from {record.source}",

@@ -17,7 +17,7 @@ __all__ = ["remove_image", "with_exposed_ports", "write_cid_file"]
 log = logging.getLogger(__name__)
 
 
-async def with_exposed_ports(context: RunContext, request: RunRequest) -> RunRequest:
+async def with_exposed_ports(context: RunContext, request: RunRequest, registries: tuple[str, ...]) -> RunRequest:
     """With --publish-all: its exposed ports and the image's are published, so the image is brought in before the
     network is made. Raises UsageError, and as bring_in."""
     if not request.publish_all or request.network.name == NO_NETWORK:
@@ -25,7 +25,7 @@ async def with_exposed_ports(context: RunContext, request: RunRequest) -> RunReq
     ports = list(request.exposed)
     if request.image:
         store = context.image_store()
-        image = await bring_in(store, request, None)
+        image = await bring_in(store, request, None, registries)
         if not request.image_digest:
             await store.release(request.sandbox_id)
         for text in image.config.exposed_ports:

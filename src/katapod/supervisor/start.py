@@ -45,7 +45,8 @@ async def created(
     if request.cpus_allowed:
         use_cpus(request.cpus_allowed)
         ready = None  # its machine runs already, on others
-    request = with_named_volumes(context.layout, await with_exposed_ports(context, request))
+    request = await with_exposed_ports(context, request, config.katapod.registries)
+    request = with_named_volumes(context.layout, request)
     if request.replace:
         await delete_sandbox(context.states(), request.container_id, force=True)
     again = None

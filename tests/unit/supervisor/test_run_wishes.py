@@ -106,6 +106,14 @@ async def test_what_a_registry_may_not_be_asked_for_is_not_there(tmp_path: Path)
         await bring_in(store, request("docker://registry.invalid/x:1", "never"), None)
 
 
+@pytest.mark.parametrize("pull", ["missing", "always", "never"])
+async def test_a_name_that_is_not_stored(tmp_path: Path, pull: str) -> None:
+    """Without registries nobody is asked, and with --pull never neither."""
+    registries = ("127.0.0.1:1",) if pull == "never" else ()
+    with pytest.raises(ImageNotFound, match=r"cannot find image none:1: it is not in the store$"):
+        await bring_in(ImageStore(tmp_path), request("none:1", pull), None, registries)
+
+
 async def test_what_has_not_come_from_a_registry_cannot_be_pulled(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
     with pytest.raises(UsageError, match="it has not come from a registry, but from host:busybox"):
