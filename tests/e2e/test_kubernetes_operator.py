@@ -14,7 +14,7 @@ from kit.cluster_tour import KATACONFIG, ClusterTour, needs_images
 from kit.control_plane import version
 from kit.kata import wait_for
 from kit.kubernetes import NODE, Kubernetes, kubernetes_running, needs_kubelet, pod
-from kit.operator_cluster import CLASSES, CONFIGS, JOBS
+from kit.operator_cluster import CLASSES, CONFIGS, JOBS, TOP
 
 pytestmark = [needs_kubelet, needs_images, pytest.mark.timeout(5400)]
 
@@ -144,6 +144,34 @@ def test_by_what_the_pod_runs(used: Before, cluster: Kubernetes) -> None:
     (node,) = status(cluster)["nodes"]
     announced = version("kubelet") >= (1, 23)
     assert accelerators(cluster) == ["tcg" if node["accelerator"] == "uml" and not announced else node["accelerator"]]
+
+
+@pytest.fixture(scope="module")
+def figures(used: Before, cluster: Kubernetes) -> str:
+    """What kata-monitor's pod has said on the node, where it is no more. Not in a test, as `own_class` is not."""
+    manifest = str(TOP / "packaging/operator/monitoring/monitor.yaml")
+    pods = "/api/v1/namespaces/katapod/pods"
+    cluster.kubectl("apply", "-f", manifest)
+    cluster.kubectl("rollout", "status", "-n", "katapod", "daemonset/katapod-monitor", "--timeout=10m", limit_s=660)
+    (name,) = (
+        one["metadata"]["name"]
+        for one in cluster.plane.items(f"{pods}?labelSelector=app.kubernetes.io/name%3Dkatapod-monitor")
+    )
+    found: str = wait_for(
+        lambda: cluster.plane.kubectl("get", "--raw", f"{pods}/{name}:8090/proxy/metrics", check=False).stdout,
+        "it is served",
+        period_s=1,
+    )
+    cluster.kubectl("delete", "-f", manifest, "--wait=false")
+    wait_for(lambda: len(cluster.plane.items(pods)) == 1, "its pod goes", 600, 1)
+    return found
+
+
+def test_a_monitor_that_has_no_rights(used: Before, figures: str, cluster: Kubernetes) -> None:
+    """The DaemonSet's pod comes to the node that has Katapod, and has figures of the sandbox there."""
+    assert "kata_monitor_running_shim_count 1" in figures
+    (sandbox,) = cluster.host("ls", "/run/vc/sbs").split()
+    assert f'sandbox_id="{sandbox}"' in figures
 
 
 @pytest.fixture(scope="module")

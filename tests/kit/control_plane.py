@@ -49,6 +49,7 @@ NEEDED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubect
 NAMESPACE = "katapod"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:katapod-operator"
 CONTROLLERS = "job,garbagecollector,serviceaccount,namespace"  # none that would miss the heartbeats of kubelets
+API_END_S = 3.0
 START_LIMIT_S = 600.0
 
 
@@ -189,10 +190,11 @@ class ControlPlane:
         return in_netns(self.placement.netns, argv) if self.placement else list(argv)
 
     def _end(self, name: str) -> None:
+        """An API server that is asked to end waits a minute for those who watch; that is cut short, as by a host."""
         process = self._processes.pop(name)
         process.send_signal(signal.SIGKILL if name == "etcd" else signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(API_END_S if name == "kube-apiserver" else 60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
