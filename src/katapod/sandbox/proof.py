@@ -21,9 +21,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from katapod.host.facts import HostFacts, cpu_vendor
+from katapod.host.kvm_speed import instructions_a_second
 from katapod.host.logs import read_tail
 from katapod.host.patience import patient_timeout
-from katapod.kernel.kvm import instructions_a_second
 from katapod.model.config import Config
 from katapod.model.errors import DeviceMissing, HostLacks, KatapodError, UsageError
 from katapod.model.layout import Layout

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from katapod.kernel.kvm import instructions_a_second
+from katapod.host.kvm_speed import instructions_a_second
 
 
 def descriptors() -> list[str]:
