@@ -11,7 +11,12 @@ from katapod.kernel.process import share_memory
 
 __all__ = ["KATAPOD_PARTS", "descendants", "part_of", "pss_mib_by_part"]
 
-KATAPOD_PARTS = ("QEMU", "User-mode Linux", "virtiofsd", "qemu-storage-daemon", "kata-runtime")
+KATAPOD_PARTS = (
+    ("linux.uml", "User-mode Linux"),
+    ("qemu-system", "QEMU"),
+    ("qemu-storage-daemon", "qemu-storage-daemon"),
+    ("virtiofsd", "virtiofsd"),
+)
 PROC = Path("/proc")
 
 
@@ -65,14 +70,18 @@ def _peer_roots(contestant: Peer, name: str) -> set[int]:
     return {first, *(pid for pid in parents() if state in _command(pid))}
 
 
-_PARTS = (("qemu-system", "QEMU"), ("qemu-storage-daemon", "qemu-storage-daemon"), ("virtiofsd", "virtiofsd"))
+_PARTS = (
+    ("linux.uml", "User-mode Linux"),
+    ("qemu-system", "QEMU"),
+    ("qemu-storage-daemon", "qemu-storage-daemon"),
+    ("virtiofsd", "virtiofsd"),
+)
 
 
 def part_of(program: str) -> str:
-    """Of Katapod, by the first word of a command line; a kernel of User-mode Linux names its directory there, too."""
-    if program.startswith("linux.uml "):
-        return "User-mode Linux"
-    return next((part for start, part in _PARTS if Path(program).name.startswith(start)), "kata-runtime")
+    """Of Katapod, by the first word of a command line; some name the directory of their machine there, too."""
+    name = Path(program.partition(" /")[0]).name
+    return next((part for start, part in _PARTS if name.startswith(start)), "kata-runtime")
 
 
 def _part(pid: int) -> str:

@@ -69,6 +69,7 @@ def test_processes_belong_to_parts() -> None:
         "linux.uml /run/vc/vm/qemu-system",
     )
     assert [part_of(each) for each in programs] == ["QEMU", "virtiofsd", "qemu-storage-daemon", "User-mode Linux"]
+    assert part_of("qemu-storage-daemon /run/vc/vm/a1") == "qemu-storage-daemon", "as the jail names it"
     assert part_of("/usr/bin/python3") == part_of("") == "kata-runtime"
 
 
