@@ -105,7 +105,8 @@ def test_the_page_is_what_the_declarations_say() -> None:
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    for path, tables in ((tool.PAGE, tool.command_tables()), (tool.LINES_PAGE, tool.line_tables())):
+        assert tool.render(path, tables) == path.read_text(), "run: make configuration"
     page = tool.PAGE.read_text()
-    assert tool.render(page) == page, "run: make configuration"
     for each in RUN_OPTIONS:
         assert all(f"`{name}`" in page for name in each.names if name.startswith("-"))
