@@ -171,7 +171,9 @@ async def test_a_root_file_system_as_a_tar(
     assert os.readlink(root / "link") == "bin"
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, gzip.compress(b"no tar")[:-4]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no tar at all" * 100, gzip.compress(b"no tar")[:-4]], ids=["nothing", "text", "cut off"]
+)
 async def test_what_is_no_tar(store: ImageStore, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with (
