@@ -11,12 +11,7 @@ from katapod.kernel.process import share_memory
 
 __all__ = ["KATAPOD_PARTS", "descendants", "part_of", "pss_mib_by_part"]
 
-KATAPOD_PARTS = (
-    ("linux.uml", "User-mode Linux"),
-    ("qemu-system", "QEMU"),
-    ("qemu-storage-daemon", "qemu-storage-daemon"),
-    ("virtiofsd", "virtiofsd"),
-)
+KATAPOD_PARTS = ("QEMU", "User-mode Linux", "virtiofsd", "qemu-storage-daemon", "kata-runtime")
 PROC = Path("/proc")
 
 
