@@ -86,7 +86,7 @@ def test_stats(kata: Kata, box: str) -> None:
     assert busy["cpu_percent"] > sample["cpu_percent"] + 5, "others use the CPU too"
     assert 4 <= busy["pids"] - sample["pids"] <= 6, "five more, give or take the counter's own child"
     header, row = kata.ok("stats", "--no-stream", box).splitlines()
-    assert header.split() == ["NAME", "CPU", "MEMORY", "LIMIT", "PIDS"]
+    assert header.split() == ["NAME", "CPU", "%", "MEM", "USAGE", "/", "LIMIT", "PIDS"], "as docker's"
     assert row.split()[0] == box
 
 
