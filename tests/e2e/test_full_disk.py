@@ -74,4 +74,4 @@ def test_a_log_and_a_shared_layer_that_cannot_be_written(kata: Kata, tmp_path: P
     assert said.startswith("dd: error writing '/big': No space left on device\n")
     assert said.endswith("100000\nend\n"), "nothing of what it wrote is lost to who reads it"
     assert done.stderr.splitlines() == [f"kata-runtime: WARNING: {incomplete}"]
-    assert kept.endswith(f"kata-runtime: {name}: {incomplete}\n")
+    assert kept.endswith(f"kata-runtime: {name}: {incomplete}\n{name}\n"), "logs, then delete"
