@@ -134,6 +134,8 @@ class Containerd:
         self.netns = self.name
         self.namespace = f"{self.name}-ns"  # of containerd, for what ctr runs; it names the cgroup as well
         self.log = self.data_dir / "containerd.log"
+        # of another process with our number, killed: in a PID namespace numbers come again soon
+        shutil.rmtree(self.data_dir, ignore_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._transcript: list[str] = []
         self._ids = itertools.count(1)
