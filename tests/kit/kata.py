@@ -129,7 +129,7 @@ class Kata:
         if self._started:
             names = list(reversed(self._started))
             self._started.clear()
-            result = self("delete", "--force", *names)
+            result = self("delete", "--force", "--volumes", *names)
             assert result.code == 0, f"cannot remove {names}: {result}"
 
     @property
