@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from vm_helper import Owned, cloned_plan, needs_guest_image, needs_vm, resources, sandbox_plan, settled
 
-from katapod.host.mounts import mounts_below
+from katapod.host.mountinfo import mounts_below
 from katapod.host.state import StateStore
 from katapod.model.errors import KatapodError, MissingProgram, NotFound
 from katapod.model.record import State

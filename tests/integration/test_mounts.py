@@ -2,19 +2,22 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from katapod.host.mountinfo import mounts_below
 from katapod.host.mounts import (
     bind,
     export_directory,
     mount_given,
     mount_overlay,
-    mounts_below,
     shared_memory_size,
     unmount_below,
 )
@@ -292,3 +295,27 @@ def test_what_an_engine_mounts_as_shared_memory_is_the_guests(host: Path) -> Non
     assert carried(host / "shm", "ro").options == ("ro", *own.options)
     for volume in (host / "tmpfs", host):
         assert carried(volume).source == str(volume)
+
+
+@pytest.mark.parametrize("kind", ["link", "with a blank"])
+def test_the_shims_delete_unmounts_wherever_the_bundle_is(kind: str, tmp_path: Path) -> None:
+    """By a path as an engine names it; the kernel's list has another form of it. Of a container of a pod, whose server
+    was killed."""
+    folder = tmp_path / kind
+    rootfs = folder / "bundle" / "rootfs"
+    rootfs.mkdir(parents=True)
+    annotations = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
+    (folder / "bundle" / "config.json").write_text(json.dumps({"annotations": annotations}))
+    named = folder
+    if kind == "link":
+        named = tmp_path / "named"
+        named.symlink_to(folder)
+    mount("rootfs", str(rootfs), "tmpfs", 0, "size=1m")
+    try:
+        words = ["-namespace", "tests", "-id", "c1", "-bundle", str(named / "bundle"), "delete"]
+        shim = [sys.executable, "-c", "from katapod.shim.main import main; main()"]
+        done = subprocess.run([*shim, *words], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert mounts_below(folder) == []
+    finally:
+        unmount_below(folder)

@@ -9,7 +9,8 @@ import pytest
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from katapod.host.mounts import bind, mount_given, mounts_below
+from katapod.host.mountinfo import mounts_below
+from katapod.host.mounts import bind, mount_given
 from katapod.host.own_mounts import in_host_mounts, leave_host_mounts
 from katapod.host.process import run
 from katapod.kernel.mount import MS_BIND, MS_PRIVATE, MS_REC, MS_SHARED, mount, umount

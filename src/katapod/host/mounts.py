@@ -11,12 +11,11 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from msgspec import Struct
-
 from katapod.host.hints import hint_for
+from katapod.host.mountinfo import mounts_below, read_mounts
 from katapod.host.own_mounts import in_host_mounts
 from katapod.host.own_thread import in_own_thread
 from katapod.kernel.mount import (
@@ -43,13 +42,10 @@ from katapod.model.errors import KatapodError, NotFound
 from katapod.model.mount_options import Access
 
 __all__ = [
-    "MountEntry",
     "bind",
     "export_directory",
     "mount_given",
     "mount_overlay",
-    "mounts_below",
-    "read_mounts",
     "topmost",
     "unmount_below",
 ]
@@ -190,34 +186,6 @@ def _mount_from_above(source: str, target: str, kind: str, flags: int, data: str
     in_own_thread(work, name="mount")
 
 
-def mounts_below(directory: Path) -> list[str]:
-    """Mount points at or below `directory`, newest first. Source: proc(5), mountinfo."""
-    prefix = os.path.realpath(directory)  # mountinfo knows no symbolic links
-    found = [each.point for each in read_mounts() if each.point == prefix or each.point.startswith(prefix + "/")]
-    found.reverse()
-    return found
-
-
-class MountEntry(Struct, frozen=True):
-    """A mount: where it is, and what."""
-
-    point: str
-    fstype: str
-    source: str
-    read_only: bool
-
-
-def read_mounts(process: int | str = "thread-self") -> Iterator[MountEntry]:
-    """The mounts that a process, or the calling thread, sees, oldest first. Raises OSError. Source: proc(5)."""
-    with open(f"/proc/{process}/mountinfo", "rb") as handle:
-        for line in handle:
-            fields, _, rest = line.partition(b" - ")
-            words = fields.split(b" ")
-            point, options = os.fsdecode(_unescape(words[4])), words[5].split(b",")
-            fstype, source = (os.fsdecode(_unescape(word)) for word in rest.split(b" ")[:2])
-            yield MountEntry(point, fstype, source, b"ro" in options)
-
-
 def shared_memory_size(directory: Path) -> int | None:
     """Bytes that the shared memory mounted there can hold; None if it is none. Engines make one for all containers of a
     pod: a tmpfs that is called shm, where the kubelet's volumes and the host's own /dev/shm are called otherwise."""
@@ -227,15 +195,6 @@ def shared_memory_size(directory: Path) -> int | None:
         return None
     held = os.statvfs(place)
     return held.f_blocks * held.f_frsize
-
-
-def _unescape(field: bytes) -> bytes:
-    """mountinfo writes blank, tab, newline and backslash as octal."""
-    if b"\\" not in field:
-        return field
-    for escaped, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(escaped, char)
-    return field
 
 
 def topmost(points: Sequence[str]) -> dict[str, bool]:

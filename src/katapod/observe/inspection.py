@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from katapod.host.mounts import read_mounts
+from katapod.host.mountinfo import read_mounts
 from katapod.host.state import StateStore, supervisor_alive
 from katapod.model.errors import KatapodError, NotFound
 from katapod.model.inspection import (

@@ -21,7 +21,7 @@ from katapod.host.direct_volumes import forget_volumes
 from katapod.host.event_log import note_event
 from katapod.host.facts import boot_time
 from katapod.host.locks import is_stopped, lock_holder
-from katapod.host.mounts import mounts_below
+from katapod.host.mountinfo import mounts_below
 from katapod.host.named_netns import current_netns, netns_path, remove_netns
 from katapod.host.netns import detach_recorded
 from katapod.host.removal import clear_away, sweep_aside

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from katapod.host.mounts import bind, mount_given, mounts_below
+from katapod.host.mountinfo import mounts_below
+from katapod.host.mounts import bind, mount_given
 from katapod.host.own_mounts import in_host_mounts
 from katapod.host.removal import remove_tree
 from katapod.model import oci

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 
+from katapod.host.mountinfo import mounts_below
 from katapod.model.exit_status import KILLED_STATUS
 from katapod.shim.arguments import Arguments
 from katapod.shim.pb import task_pb2
@@ -62,11 +63,9 @@ def _something_is_left(sandbox_id: str, sockets: list[str]) -> bool:
 
 def _unmount(rootfs: str) -> None:
     """Raises KatapodError."""
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        if os.fsencode(rootfs) not in mounts.read():  # the server has done so, unless it was killed
-            return
-    from pathlib import Path
+    if mounts_below(rootfs):  # the server has unmounted it, unless it was killed
+        from pathlib import Path
 
-    from katapod.host.mounts import unmount_below
+        from katapod.host.mounts import unmount_below
 
-    unmount_below(Path(rootfs))
+        unmount_below(Path(rootfs))
