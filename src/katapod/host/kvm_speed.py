@@ -4,6 +4,7 @@ Source: linux/kvm.h and the kernel's Documentation/virt/kvm/api.rst; the instruc
 Architectures Software Developer's Manual", volume 2.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -47,35 +48,30 @@ def instructions_a_second(device: str = "/dev/kvm") -> float | None:
 
 def _measure(device: str) -> float:
     """Raises OSError; ValueError if the guest ends in another way than meant."""
-    opened: list[int] = []
     memory = mmap.mmap(-1, PAGE)
     memory[: len(CODE)] = CODE
-    try:
-        kvm = _open(opened, os.open(device, os.O_RDWR | os.O_CLOEXEC))
-        vm = _open(opened, fcntl.ioctl(kvm, KVM_CREATE_VM, 0))
+    with contextlib.ExitStack() as stack:
+
+        def opened(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        kvm = opened(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+        vm = opened(fcntl.ioctl(kvm, KVM_CREATE_VM, 0))
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("=IIQQQ", 0, 0, PAGE, PAGE, address))
-        vcpu = _open(opened, fcntl.ioctl(vm, KVM_CREATE_VCPU, 0))
-        size = fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE)
-        with mmap.mmap(vcpu, size) as run:
-            sregs = bytearray(SREGS)
-            fcntl.ioctl(vcpu, KVM_GET_SREGS, sregs)
-            struct.pack_into("=QIH", sregs, 0, 0, 0xFFFF, 0)
-            fcntl.ioctl(vcpu, KVM_SET_SREGS, bytes(sregs))
-            registers = [0] * 18
-            registers[RCX], registers[RIP], registers[RFLAGS] = STEPS, PAGE, RFLAGS_ALWAYS
-            fcntl.ioctl(vcpu, KVM_SET_REGS, REGS.pack(*registers))
-            began = time.thread_time()
-            fcntl.ioctl(vcpu, KVM_RUN, 0)
-            took = time.thread_time() - began
-            if struct.unpack_from("=I", run, EXIT_REASON)[0] != KVM_EXIT_HLT:
-                raise ValueError("the guest did not halt")
-    finally:
-        for fd in reversed(opened):
-            os.close(fd)
+        vcpu = opened(fcntl.ioctl(vm, KVM_CREATE_VCPU, 0))
+        run = stack.enter_context(mmap.mmap(vcpu, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE)))
+        sregs = bytearray(SREGS)
+        fcntl.ioctl(vcpu, KVM_GET_SREGS, sregs)
+        struct.pack_into("=QIH", sregs, 0, 0, 0xFFFF, 0)
+        fcntl.ioctl(vcpu, KVM_SET_SREGS, bytes(sregs))
+        registers = [0] * 18
+        registers[RCX], registers[RIP], registers[RFLAGS] = STEPS, PAGE, RFLAGS_ALWAYS
+        fcntl.ioctl(vcpu, KVM_SET_REGS, REGS.pack(*registers))
+        began = time.thread_time()
+        fcntl.ioctl(vcpu, KVM_RUN, 0)
+        took = time.thread_time() - began
+        if struct.unpack_from("=I", run, EXIT_REASON)[0] != KVM_EXIT_HLT:
+            raise ValueError("the guest did not halt")
     return STEPS * STEP / max(took, 1e-9)
-
-
-def _open(opened: list[int], fd: int) -> int:
-    opened.append(fd)
-    return fd
