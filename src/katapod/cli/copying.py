@@ -87,7 +87,7 @@ async def export_files(store: "StateStore", name: str, out: BinaryIO) -> None:
     from katapod.host.untar import copy_without
 
     mounts = mounted_in(store, name)
-    await read_files(store, name, lambda stream: copy_without(stream, out, mounts))
+    await read_files(store, name, mounts, lambda stream: copy_without(stream, out, mounts))
 
 
 def mounted_in(store: "StateStore", name: str) -> set[str]:
@@ -98,10 +98,9 @@ def mounted_in(store: "StateStore", name: str) -> set[str]:
     return {mount.destination.strip("/") for mount in spec.mounts} if spec else set()
 
 
-async def read_files(store: "StateStore", name: str, take: "Callable[[BinaryIO], object]") -> None:
+async def read_files(store: "StateStore", name: str, mounts: set[str], take: "Callable[[BinaryIO], object]") -> None:
     """Have `take` read a tar of a container's files. What is mounted at the top, such as /proc, is not even read: some
-    of it has no end. Raises KatapodError."""
-    mounts = mounted_in(store, name)
+    of it has no end. `mounts`: as of mounted_in(). Raises KatapodError."""
     with open(os.devnull, "wb") as null, os.fdopen(os.memfd_create("names"), "r+b") as names:
         status = await _exec(store, name, ("ls", "-A", "/"), None, names.fileno(), null.fileno())
         names.seek(0)

@@ -56,6 +56,7 @@ async def _changes(settings: Globals, name: str) -> "list[Change]":
     def take(stream: BinaryIO) -> None:
         after.update(entries_of_tar(stream))
 
-    await read_files(store, name, take)
+    mounts = mounted_in(store, name)
+    await read_files(store, name, mounts, take)
     before = await asyncio.to_thread(entries_of_tree, settings.image_store().rootfs_path(container.image_digest))
-    return file_changes(before, after, mounted_in(store, name))
+    return file_changes(before, after, mounts)
