@@ -97,9 +97,8 @@ def pss_mib_by_part(contestant: Contestant, name: str) -> dict[str, float]:
     family = descendants(roots, parent_of)
     for pid in family:
         try:
-            if parent_of.get(pid) in family and share_memory(
-                parent_of[pid], pid
-            ):  # a helper of User-mode Linux: the same pages once more
+            # a helper of User-mode Linux has its kernel's address space: the same pages once more
+            if parent_of.get(pid) in family and share_memory(parent_of[pid], pid):
                 continue
             size = parse_pss_mib((PROC / str(pid) / "smaps_rollup").read_text())
         except OSError:

@@ -30,9 +30,8 @@ def debian_archive(packages: Sequence[str] = PACKAGES, suite: str = SUITE) -> Pa
     key = hashlib.sha256(" ".join([suite, *packages]).encode()).hexdigest()[:12]
     archive = CACHE / f"debian-{suite}-{key}.tar"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with archive.with_suffix(".lock").open(
-        "w"
-    ) as lock:  # all who run tests here make it once; who makes another goes on
+    # all who run tests here make it once; who makes another goes on
+    with archive.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             _make(archive, packages, suite)
